@@ -1,0 +1,71 @@
+"""The exception tree. Every message says what was wrong, the nearest fix, and what to set; the CLI prints it as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RareclassError(Exception):
+    """Something the user can mend. The CLI prints the message as one line and exits with ``exit_code``."""
+
+    exit_code = 2
+
+
+class ConfigError(RareclassError):
+    """A setting is unknown, misspelt, out of range or contradicts another one."""
+
+
+class DataError(RareclassError):
+    """The rows cannot be used as they are."""
+
+
+class NoPositives(DataError):
+    """No row of the rare class: only one-class methods could work, and they are not part of this recipe."""
+
+
+class ConstantScores(DataError):
+    """Every score is the same: no cut-off separates anything."""
+
+
+class Infeasible(RareclassError):
+    """No threshold meets the constraints; the message says what is reachable."""
+
+
+class TooLarge(DataError):
+    """The operation is quadratic in rows and was asked for more rows than its documented bound."""
+
+
+class ModelError(RareclassError):
+    """A model cannot be found, loaded or verified."""
+
+
+class InputError(RareclassError):
+    """A request to a served model does not fit its signature (HTTP 400)."""
+
+
+class StoreError(RareclassError):
+    """The store of predictions, labels and the ledger is unreachable or refused a write."""
+
+
+class AlreadyDone(RareclassError):
+    """The ledger already has this action: doing it twice was refused."""
+
+
+class MissingExtra(RareclassError):
+    """An optional dependency is needed for what was asked."""
+
+    def __init__(self, package: str, extra: str, why: str) -> None:
+        super().__init__(f"{why} needs the package '{package}'. Install it with: pip install 'rareclass[{extra}]'")
+
+
+def nearest(value: object, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest choice, or an empty string."""
+    close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(kind: str, value: object, choices: Iterable[str], setting: str, error: type[RareclassError] = ConfigError) -> RareclassError:
+    """Build the one-line error for a value outside a table of choices."""
+    names = sorted(choices)
+    return error(f"unknown {kind} '{value}'.{nearest(value, names)} Set {setting} to one of: {', '.join(names)}")
