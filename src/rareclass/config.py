@@ -62,55 +62,91 @@ class Checks(Section):
     duplicate_ids: Severity = Field("error", description="The same `data.id` on more than one row")
     infinite_values: Severity = Field("error", description="Plus or minus infinity in a numeric feature")
     unparsable_time: Severity = Field("error", description="A value of `data.time` that is not a time")
-    missing_target: Severity = Field("error", description="Rows without a target (`warning` drops them and says how many)")
+    missing_target: Severity = Field(
+        "error", description="Rows without a target (`warning` drops them and says how many)"
+    )
     all_missing: Severity = Field("warning", description="A column without any value (dropped)")
     leak: Severity = Field("warning", description="A feature, or its missingness, that alone reaches `leak_ap`")
     leak_ap: Share = Field(0.99, description="Average precision from which one feature alone is suspect")
-    identical_rows: Severity = Field("warning", description="Rows equal in every feature (kept on one side of every split)")
+    identical_rows: Severity = Field(
+        "warning", description="Rows equal in every feature (kept on one side of every split)"
+    )
 
 
 class Data(Section):
     """Where the labelled history is and what its columns mean."""
 
-    path: str = Field(description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), SQL URL (sqlite:// postgresql://) or demo:NAME")
+    path: str = Field(
+        description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), SQL URL (sqlite:// postgresql://) or demo:NAME"
+    )
     query: str | None = Field(None, description="SELECT statement, when `path` is a SQL URL")
     target: str = Field(description="Column with the truth")
-    positive: Any = Field(None, description="Value of the target that is the rare class; default: the rarer of two values")
+    positive: Any = Field(
+        None, description="Value of the target that is the rare class; default: the rarer of two values"
+    )
     time: str | None = Field(None, description="Column with the time a row was known (UTC); gives a split by time")
-    entity: str | None = Field(None, description="Column naming who a row belongs to (card, patient); keeps it on one side of a split")
-    id: str | None = Field(None, description="Column that identifies a row; used for stable splits and never as a feature")
+    entity: str | None = Field(
+        None, description="Column naming who a row belongs to (card, patient); keeps it on one side of a split"
+    )
+    id: str | None = Field(
+        None, description="Column that identifies a row; used for stable splits and never as a feature"
+    )
     label_delay: Duration = Field(timedelta(0), description="How long after a row its label is known")
     drop: tuple[str, ...] = Field((), description="Columns that are not features (ids, leaks)")
     columns: tuple[str, ...] | None = Field(None, description="Only these columns are features; default: all others")
     categorical: tuple[str, ...] = Field((), description="Numeric columns that are categories; text columns always are")
-    filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field((), description="Rows to keep, as [column, operator, value] conditions joined by and (a list of such lists: or); holds at serving too, may not see the target")
+    filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
+        (),
+        description="Rows to keep, as [column, operator, value] conditions joined by and (a list of such lists: or); holds at serving too, may not see the target",
+    )
     drop_empty: bool = Field(False, description="Drop rows in which every feature is missing")
     amount: str | None = Field(None, description="Column with the amount at stake in a row, in `costs.currency`")
-    propensity: str | None = Field(None, description="Column with the probability that a row's label could be observed (1 = always, control groups < 1)")
+    propensity: str | None = Field(
+        None,
+        description="Column with the probability that a row's label could be observed (1 = always, control groups < 1)",
+    )
     private: tuple[str, ...] = Field((), description="Columns never written to the prediction store")
-    max_categories: int = Field(64, ge=2, description="Levels kept per category, most frequent first; the rest is pooled")
+    max_categories: int = Field(
+        64, ge=2, description="Levels kept per category, most frequent first; the rest is pooled"
+    )
     checks: Checks = Checks()
 
 
 class Split(Section):
     """How rows are set apart."""
 
-    kind: Literal["auto", "time", "stratified", "grouped"] = Field("auto", description="auto: time if `data.time`, grouped if `data.entity`, else stratified")
+    kind: Literal["auto", "time", "stratified", "grouped"] = Field(
+        "auto", description="auto: time if `data.time`, grouped if `data.entity`, else stratified"
+    )
     test: float = Field(0.2, gt=0, lt=0.9, description="Share of rows that judge the model once")
-    validation: float = Field(0.25, gt=0, lt=0.9, description="Share of the other rows: scored forward in time where there is time")
+    validation: float = Field(
+        0.25, gt=0, lt=0.9, description="Share of the other rows: scored forward in time where there is time"
+    )
     folds: int = Field(5, ge=2, le=20, description="Folds of cross-fitting where there is no time")
-    windows: int = Field(3, ge=1, le=20, description="Forward windows that the validation rows are cut into, where there is time")
+    windows: int = Field(
+        3, ge=1, le=20, description="Forward windows that the validation rows are cut into, where there is time"
+    )
     repeats: int = Field(1, ge=1, le=20, description="Repeats of the folds; raised by itself where positives are few")
-    drop_known_entities: bool = Field(False, description="Drop test rows of entities already known positive in training")
-    prequential: int = Field(0, ge=0, le=50, description="Additional prequential folds reported by `evaluate`; 0 is none")
+    drop_known_entities: bool = Field(
+        False, description="Drop test rows of entities already known positive in training"
+    )
+    prequential: int = Field(
+        0, ge=0, le=50, description="Additional prequential folds reported by `evaluate`; 0 is none"
+    )
 
 
 class Train(Section):
     """What only training sees."""
 
-    filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field((), description="Training rows to keep; may see the target; its effect on prevalence is corrected")
-    majority_quantile: float = Field(1.0, gt=0.5, le=1, description="Majority rows with a numeric feature above this quantile leave training")
-    refit: Literal["all", "train", "none"] = Field("all", description="Rows of the final fit: every labelled row, training rows only, or no refit")
+    filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
+        (), description="Training rows to keep; may see the target; its effect on prevalence is corrected"
+    )
+    majority_quantile: float = Field(
+        1.0, gt=0.5, le=1, description="Majority rows with a numeric feature above this quantile leave training"
+    )
+    refit: Literal["all", "train", "none"] = Field(
+        "all", description="Rows of the final fit: every labelled row, training rows only, or no refit"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random")
 
 
@@ -119,7 +155,9 @@ class ResampleStep(Section):
 
     name: str = Field(description="A member of RESAMPLERS")
     ratio: float | None = Field(None, gt=0, description="Majority rows per minority row after this step (5 = 1:5)")
-    rows: int | None = Field(None, gt=0, description="Absolute number of rows of the class that changes, instead of a ratio")
+    rows: int | None = Field(
+        None, gt=0, description="Absolute number of rows of the class that changes, instead of a ratio"
+    )
     params: dict[str, Any] = Field({}, description="Further settings of the resampler")
 
 
@@ -137,12 +175,20 @@ class CandidateSpec(Section):
 class Search(Section):
     """What is tried and how long."""
 
-    seconds: float = Field(60, gt=0, description="Wall-clock seconds for fitting candidates; the first is always finished")
+    seconds: float = Field(
+        60, gt=0, description="Wall-clock seconds for fitting candidates; the first is always finished"
+    )
     trials: int | None = Field(None, ge=1, description="Number of fits instead of seconds: repeatable exactly")
-    candidates: tuple[CandidateSpec, ...] = Field((), description="Tried after the plan's candidate 0 instead of the plan")
+    candidates: tuple[CandidateSpec, ...] = Field(
+        (), description="Tried after the plan's candidate 0 instead of the plan"
+    )
     extra: tuple[CandidateSpec, ...] = Field((), description="Tried in addition to the plan")
-    tune: bool = Field(True, description="Search the hyper-parameters of the leading learner with what is left of the budget")
-    ensemble: Literal["auto", "none", "voting", "weighted", "stacking"] = Field("auto", description="Combination of fitted candidates")
+    tune: bool = Field(
+        True, description="Search the hyper-parameters of the leading learner with what is left of the budget"
+    )
+    ensemble: Literal["auto", "none", "voting", "weighted", "stacking"] = Field(
+        "auto", description="Combination of fitted candidates"
+    )
     replay: str | None = Field(None, description="A recorded trials.json: fit exactly what it lists, in its order")
 
 
@@ -160,7 +206,9 @@ class Costs(Section):
 
     false_negative: float | None = Field(None, gt=0, description="Cost of one missed positive, in `currency`")
     false_positive: float | None = Field(None, gt=0, description="Cost of one false alarm, in `currency`")
-    amount_share: float | None = Field(None, gt=0, description="Share of `data.amount` lost by a missed positive, instead of `false_negative`")
+    amount_share: float | None = Field(
+        None, gt=0, description="Share of `data.amount` lost by a missed positive, instead of `false_negative`"
+    )
     currency: str = Field("cost units", description="Name of the unit of money")
 
 
@@ -168,11 +216,16 @@ class OperatingPoint(Section):
     """One named threshold."""
 
     name: str = Field(description="Name of the operating point")
-    objective: str = Field("cost", description="A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, alerts_per_day")
+    objective: str = Field(
+        "cost",
+        description="A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, alerts_per_day",
+    )
     beta: float = Field(1.0, gt=0, description="beta of fbeta")
     min_precision: Share | None = Field(None, description="Constraint: precision at least this")
     min_recall: Share | None = Field(None, description="Constraint: recall at least this")
-    max_alerts_per_day: float | None = Field(None, gt=0, description="Constraint: at most this many decisions 1 a day (capacity)")
+    max_alerts_per_day: float | None = Field(
+        None, gt=0, description="Constraint: at most this many decisions 1 a day (capacity)"
+    )
 
 
 class Threshold(Section):
@@ -184,7 +237,9 @@ class Threshold(Section):
     min_recall: Share | None = Field(None, description="Constraint: recall at least this")
     max_alerts_per_day: float | None = Field(None, gt=0, description="Constraint: at most this many decisions 1 a day")
     points: tuple[OperatingPoint, ...] = Field((), description="Further named operating points")
-    calibration: Literal["auto", "none", "isotonic", "platt", "beta"] = Field("auto", description="auto: chosen by cross-fitted log loss, none if none is better")
+    calibration: Literal["auto", "none", "isotonic", "platt", "beta"] = Field(
+        "auto", description="auto: chosen by cross-fitted log loss, none if none is better"
+    )
 
 
 class Evaluate(Section):
@@ -193,27 +248,37 @@ class Evaluate(Section):
     bootstraps: int = Field(200, ge=50, le=5000, description="Bootstrap resamples behind each interval")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval")
     slices: tuple[str, ...] = Field((), description="Columns to report by; default: up to three categories")
-    test_ratio: float | None = Field(None, gt=0, description="Also report on a test thinned to this many negatives per positive")
+    test_ratio: float | None = Field(
+        None, gt=0, description="Also report on a test thinned to this many negatives per positive"
+    )
     top_k: tuple[int, ...] = Field((10, 100), description="k of precision@k per day")
 
 
 class Gate(Section):
     """When a recipe is good enough."""
 
-    mode: Literal["disabled", "dry_run", "enabled"] = Field("enabled", description="dry_run judges and registers anyway")
+    mode: Literal["disabled", "dry_run", "enabled"] = Field(
+        "enabled", description="dry_run judges and registers anyway"
+    )
     min_positives: int = Field(50, ge=1, description="Test positives below which the verdict is 'not enough evidence'")
     min_ap_lift: float = Field(2.0, ge=1, description="AP at least this many times the prevalence (lower bound)")
     min_ap: Share | None = Field(None, description="AP at least this (lower bound)")
     max_ap_loss: Share = Field(0.05, description="Relative AP that may be lost against the champion")
-    max_calibration_error: float = Field(0.5, gt=0, description="|mean score / prevalence - 1| at most this, where its interval excludes 1")
+    max_calibration_error: float = Field(
+        0.5, gt=0, description="|mean score / prevalence - 1| at most this, where its interval excludes 1"
+    )
     max_slice_recall_gap: Share | None = Field(None, description="Recall of any slice at most this below the whole")
 
 
 class Promotion(Section):
     """What happens to an approved version."""
 
-    mode: Literal["immediate", "shadow"] = Field("immediate", description="immediate: champion at once; shadow: wins on live labels first")
-    probation: Duration = Field(timedelta(days=14), description="How long the previous champion keeps scoring as shadow")
+    mode: Literal["immediate", "shadow"] = Field(
+        "immediate", description="immediate: champion at once; shadow: wins on live labels first"
+    )
+    probation: Duration = Field(
+        timedelta(days=14), description="How long the previous champion keeps scoring as shadow"
+    )
 
 
 class Tracking(Section):
@@ -221,13 +286,17 @@ class Tracking(Section):
 
     uri: str = Field("sqlite:///.rareclass/mlflow.db", description="MLflow tracking and registry URI")
     experiment: str | None = Field(None, description="MLflow experiment; default: `name`")
-    artifacts: str | None = Field(None, description="Artifact root of a new experiment; default: beside a SQLite store, the server's otherwise")
+    artifacts: str | None = Field(
+        None, description="Artifact root of a new experiment; default: beside a SQLite store, the server's otherwise"
+    )
 
 
 class Store(Section):
     """Predictions, labels and the ledger."""
 
-    url: str = Field("sqlite:///.rareclass/store.db", description="SQLAlchemy URL: sqlite:///... or postgresql+psycopg://...")
+    url: str = Field(
+        "sqlite:///.rareclass/store.db", description="SQLAlchemy URL: sqlite:///... or postgresql+psycopg://..."
+    )
     retention: Duration = Field(timedelta(days=400), description="Predictions older than this are deleted")
 
 
@@ -240,24 +309,39 @@ class Serve(Section):
     metrics_port: int = Field(8082, ge=0, lt=65536, description="Prometheus port; 0 picks a free one")
     max_rows: int = Field(10_000, ge=1, description="Rows in one request at most")
     spool: str = Field(".rareclass/spool", description="Folder of the durable prediction spool")
-    spool_limit_bytes: int = Field(1 << 30, ge=1 << 16, description="Spool size from which rows decided 0 are sampled, in bytes")
-    sample_rate: float = Field(0.1, gt=0, le=1, description="Share of rows decided 0 that is kept above the limit (weights kept)")
-    durability: Literal["process", "power"] = Field("process", description="What an answered row survives: the process or a power cut")
+    spool_limit_bytes: int = Field(
+        1 << 30, ge=1 << 16, description="Spool size from which rows decided 0 are sampled, in bytes"
+    )
+    sample_rate: float = Field(
+        0.1, gt=0, le=1, description="Share of rows decided 0 that is kept above the limit (weights kept)"
+    )
+    durability: Literal["process", "power"] = Field(
+        "process", description="What an answered row survives: the process or a power cut"
+    )
     sync_milliseconds: float = Field(50, gt=0, description="Window between group fsyncs, in milliseconds")
     operating_point: str | None = Field(None, description="Operating point; default: the first")
-    operating_point_file: str | None = Field(None, description="Watched file that names the operating point or a threshold (JSON)")
+    operating_point_file: str | None = Field(
+        None, description="Watched file that names the operating point or a threshold (JSON)"
+    )
     shadows: bool = Field(True, description="Score challenger and previous champion in the shadow")
     shadow_seconds: float = Field(5, gt=0, description="A shadow slower than this is skipped")
-    token_env: str = Field("RARECLASS_SERVE_TOKEN", description="Environment variable with the bearer token; unset: open")
+    token_env: str = Field(
+        "RARECLASS_SERVE_TOKEN", description="Environment variable with the bearer token; unset: open"
+    )
     refresh_seconds: float = Field(10, gt=0, description="How often aliases and operating points are looked up")
 
 
 class Labels(Section):
     """Late ground truth."""
 
-    missing: Literal["unknown", "negative"] = Field("unknown", description="What a label that never came means, after `horizon`")
+    missing: Literal["unknown", "negative"] = Field(
+        "unknown", description="What a label that never came means, after `horizon`"
+    )
     horizon: Duration = Field(timedelta(days=90), description="When a missing label counts as never coming")
-    token_env: str = Field("RARECLASS_LABELS_TOKEN", description="Environment variable with the bearer token of POST /labels; unset: the route is closed")
+    token_env: str = Field(
+        "RARECLASS_LABELS_TOKEN",
+        description="Environment variable with the bearer token of POST /labels; unset: the route is closed",
+    )
     max_batch: int = Field(10_000, ge=1, description="Labels in one POST at most")
     requests_per_minute: int = Field(120, ge=1, description="POST /labels requests a minute at most")
 
@@ -272,21 +356,31 @@ class Monitor(Section):
     windows: int = Field(5, ge=1, le=60, description="Windows kept in view")
     min_positives: int = Field(20, ge=1, description="Positives below which a window's quality is not reported")
     min_rows: int = Field(200, ge=1, description="Rows below which drift is not judged")
-    max_ap_loss: Share = Field(0.2, description="Relative AP loss at the reference prevalence that counts as a violation")
+    max_ap_loss: Share = Field(
+        0.2, description="Relative AP loss at the reference prevalence that counts as a violation"
+    )
     psi: float = Field(0.2, gt=0, description="Decile PSI from which a feature has drifted")
     missing_jump: Share = Field(0.2, description="Rise of a missing rate that counts as broken data")
     unknown_share: Share = Field(0.05, description="Share of unknown categories that counts as broken data")
     prevalence_ratio: float = Field(1.5, gt=1, description="Change of prevalence, either way, that counts as a shift")
     starvation: Share = Field(0.2, description="Share of matured rows with a label below which labels have stopped")
     bootstraps: int = Field(200, ge=50, le=5000, description="Bootstrap resamples behind each interval")
-    token_env: str = Field("RARECLASS_MONITOR_TOKEN", description="Environment variable with the bearer token of the status page; unset: open")
+    token_env: str = Field(
+        "RARECLASS_MONITOR_TOKEN",
+        description="Environment variable with the bearer token of the status page; unset: open",
+    )
 
 
 class Retrain(Section):
     """What a retrain learns from."""
 
-    source: Literal["store", "data"] = Field("store", description="store: served features joined with matured labels, after the training rows; data: `data.path` again")
-    windows: tuple[Literal["all", "since_change", "recent", "weighted"], ...] = Field(("all", "since_change", "weighted"), description="How much history is tried, decided forward in time")
+    source: Literal["store", "data"] = Field(
+        "store",
+        description="store: served features joined with matured labels, after the training rows; data: `data.path` again",
+    )
+    windows: tuple[Literal["all", "since_change", "recent", "weighted"], ...] = Field(
+        ("all", "since_change", "weighted"), description="How much history is tried, decided forward in time"
+    )
     min_positives: int = Field(30, ge=1, description="New positives needed since the last training")
 
 
@@ -301,7 +395,9 @@ class Governor(Section):
 class Replay(Section):
     """History through the whole loop on a virtual clock."""
 
-    train_until: date | None = Field(None, description="Rows before this date train the first model; default: the first 60 %")
+    train_until: date | None = Field(
+        None, description="Rows before this date train the first model; default: the first 60 %"
+    )
     step: Duration = Field(timedelta(days=7), description="Length of one step")
     peers: bool = Field(True, description="Also play 'never retrain' and 'retrain every week'")
 
@@ -316,7 +412,9 @@ class Regime(Section):
 class Config(Section):
     """Everything a project sets. The smallest useful one: name, data.path, data.target and data.time if there is one."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", description="Name of the model: lower case, digits and dashes")
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", description="Name of the model: lower case, digits and dashes"
+    )
     data: Data
     split: Split = Split()
     train: Train = Train()
@@ -341,17 +439,27 @@ class Config(Section):
     def _consistent(self) -> Config:
         data = self.data
         if self.split.kind == "time" and data.time is None:
-            raise ValueError("split.kind is 'time' but there is no time column. Set data.time, or split.kind: stratified")
+            raise ValueError(
+                "split.kind is 'time' but there is no time column. Set data.time, or split.kind: stratified"
+            )
         if self.split.kind == "grouped" and data.entity is None:
-            raise ValueError("split.kind is 'grouped' but there is no entity column. Set data.entity, or split.kind: stratified")
+            raise ValueError(
+                "split.kind is 'grouped' but there is no entity column. Set data.entity, or split.kind: stratified"
+            )
         if self.costs.amount_share is not None and data.amount is None:
             raise ValueError("costs.amount_share needs the amounts. Set data.amount to the column that holds them")
         if self.costs.amount_share is not None and self.costs.false_negative is not None:
-            raise ValueError("costs.amount_share and costs.false_negative are two ways to say the same. Keep one of them")
+            raise ValueError(
+                "costs.amount_share and costs.false_negative are two ways to say the same. Keep one of them"
+            )
         if data.target in (data.time, data.entity, data.id, data.amount):
-            raise ValueError(f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount to other columns")
+            raise ValueError(
+                f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount to other columns"
+            )
         if any(column == data.target for column in _columns_of(data.filter)):
-            raise ValueError(f"data.filter may not see the target '{data.target}', because it holds at serving too. Use train.filter")
+            raise ValueError(
+                f"data.filter may not see the target '{data.target}', because it holds at serving too. Use train.filter"
+            )
         if data.columns is not None and data.target in data.columns:
             raise ValueError(f"data.columns lists the target '{data.target}' as a feature. Take it out")
         names = [point.name for point in self.threshold.points]
@@ -373,14 +481,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"configuration '{path}' is not a file. Pass -c PATH to a YAML or JSON file; `rareclass schema` lists the settings")
+        raise ConfigError(
+            f"configuration '{path}' is not a file. Pass -c PATH to a YAML or JSON file; `rareclass schema` lists the settings"
+        )
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"configuration '{path}' is not valid YAML or JSON: {reason}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"configuration '{path}' must be a mapping of settings, like 'name: my-model'; it is {type(raw).__name__}")
+        raise ConfigError(
+            f"configuration '{path}' must be a mapping of settings, like 'name: my-model'; it is {type(raw).__name__}"
+        )
     for override in overrides:
         _apply(raw, override)
     return parse(raw)

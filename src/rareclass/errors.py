@@ -65,7 +65,9 @@ def nearest(value: object, choices: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def unknown(kind: str, value: object, choices: Iterable[str], setting: str, error: type[RareclassError] = ConfigError) -> RareclassError:
+def unknown(
+    kind: str, value: object, choices: Iterable[str], setting: str, error: type[RareclassError] = ConfigError
+) -> RareclassError:
     """Build the one-line error for a value outside a table of choices."""
     names = sorted(choices)
     return error(f"unknown {kind} '{value}'.{nearest(value, names)} Set {setting} to one of: {', '.join(names)}")

@@ -75,12 +75,18 @@ def infer_schema(frame: pd.DataFrame, *, categorical: Sequence[str] = (), max_ca
     for name in frame.columns:
         column = frame[name]
         if pd.api.types.is_datetime64_any_dtype(column.dtype):
-            raise DataError(f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers first")
-        if str(name) in categorical or not (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)):
+            raise DataError(
+                f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers first"
+            )
+        if str(name) in categorical or not (
+            pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+        ):
             counts = text_of(column).value_counts(dropna=True, sort=False)
             levels = sorted(counts.index, key=lambda level: (-int(counts[level]), str(level)))
             kept = tuple(str(level) for level in levels[:max_categories])
-            features.append(Feature(str(name), "categorical", kept + ((OTHER,) if len(levels) > max_categories else ())))
+            features.append(
+                Feature(str(name), "categorical", kept + ((OTHER,) if len(levels) > max_categories else ()))
+            )
         else:
             features.append(Feature(str(name)))
     return Schema(tuple(features))
@@ -94,13 +100,17 @@ def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
     matrix = np.empty((len(frame), len(schema.features)), dtype=np.float32)
     for position, feature in enumerate(schema.features):
         if feature.name not in frame.columns:
-            raise DataError(f"column '{feature.name}' is missing.{nearest(feature.name, map(str, frame.columns))} The model needs: {', '.join(schema.names)}")
+            raise DataError(
+                f"column '{feature.name}' is missing.{nearest(feature.name, map(str, frame.columns))} The model needs: {', '.join(schema.names)}"
+            )
         column = frame[feature.name]
         if feature.kind == "numeric":
             try:
                 matrix[:, position] = pd.to_numeric(column).to_numpy(dtype=np.float32, na_value=np.nan)
             except (ValueError, TypeError):
-                raise DataError(f"column '{feature.name}' must hold numbers; it holds {column.dtype} values like {column.dropna().iloc[0]!r}") from None
+                raise DataError(
+                    f"column '{feature.name}' must hold numbers; it holds {column.dtype} values like {column.dropna().iloc[0]!r}"
+                ) from None
         else:
             text = text_of(column)
             codes = pd.Categorical(text, categories=list(feature.categories)).codes.astype(np.float32)
@@ -120,7 +130,9 @@ def decode(matrix: FloatMatrix, schema: Schema) -> pd.DataFrame:
             columns[feature.name] = values
         else:
             codes = np.where(np.isnan(values), -1, values).astype(np.int64)
-            columns[feature.name] = pd.Categorical.from_codes(codes, categories=list(feature.categories))
+            columns[feature.name] = pd.Categorical.from_codes(
+                codes, categories=pd.Index(feature.categories, dtype=object)
+            )
     return pd.DataFrame(columns)
 
 
@@ -163,7 +175,8 @@ class Rows:
     def take(self, index: AnyArray) -> Rows:
         """Return the rows at an index or mask."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schema"}
-        return replace(self, **{name: None if array is None else array[index] for name, array in arrays.items()})
+        taken: dict[str, Any] = {name: None if array is None else array[index] for name, array in arrays.items()}
+        return replace(self, **taken)
 
     def block(self) -> NDArray[np.int64] | None:
         """(n,) bootstrap block: the day where there is time, else the entity, else None (rows are independent)."""

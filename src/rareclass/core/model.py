@@ -1,0 +1,235 @@
+"""A model version: learner, calibrator, thresholds, reference profile and golden rows, as one thing that scores rows.
+
+The only module of core that touches files: a version is a folder, and only the version knows what belongs into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
+from rareclass.errors import ModelError, unknown
+
+FORMAT = 1
+_LEARNER, _PARTS, _GOLDEN, _SUMS = "learner.joblib", "model.json", "golden.json", "sha256.json"
+
+
+class Scorer(Protocol):
+    """What a fitted learner can do."""
+
+    def score(self, x: FloatMatrix) -> FloatArray: ...
+
+
+class Calibrator(Protocol):
+    """A strictly monotone map of scores to probabilities."""
+
+    def __call__(self, score: FloatArray) -> FloatArray: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class RareModel:
+    """One deployable version.
+
+    thresholds : operating point -> cut-off on the calibrated score; a row is decided 1 when score >= cut-off
+    primary : the operating point that decides when none is named
+    profile : reference profile for drift (JSON, see core.drift)
+    golden : rows with the score this version gives them; a server is ready only when it reproduces them
+    meta : name, config, data hash, time range and ids of the training rows, metrics
+    """
+
+    schema: Schema
+    learner: Scorer
+    calibrator: Calibrator
+    thresholds: Mapping[str, float]
+    primary: str = "default"
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    golden: pd.DataFrame | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def matrix(self, rows: pd.DataFrame | FloatMatrix) -> FloatMatrix:
+        """Return the (n, n_features) float32 matrix of a table, or the matrix itself. Raises DataError, ModelError."""
+        if isinstance(rows, pd.DataFrame):
+            return encode(rows, self.schema)
+        if rows.ndim != 2 or rows.shape[1] != len(self.schema.features):
+            raise ModelError(
+                f"a matrix of shape {rows.shape} does not fit: the model needs {len(self.schema.features)} columns: {', '.join(self.schema.names)}"
+            )
+        return np.asarray(rows, dtype=np.float32)
+
+    def raw(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray:
+        """Return the learner's (n,) scores before calibration."""
+        return self.learner.score(self.matrix(rows))
+
+    def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray:
+        """Return the (n,) calibrated probability of the rare class."""
+        matrix = self.matrix(rows)
+        if not len(matrix):
+            return np.empty(0)
+        return np.asarray(self.calibrator(self.learner.score(matrix)), dtype=np.float64)
+
+    def threshold(self, point: str | None = None) -> float:
+        """Return the cut-off of an operating point. Raises ModelError with the known ones."""
+        name = point or self.primary
+        if name not in self.thresholds:
+            raise unknown("operating point", name, self.thresholds, "the operating point", ModelError)
+        return float(self.thresholds[name])
+
+    def decide(self, score: FloatArray, point: str | None = None) -> BoolArray:
+        """Return (n,) decisions at an operating point."""
+        return np.asarray(score >= self.threshold(point), dtype=bool)
+
+    def contributions(self, rows: pd.DataFrame | FloatMatrix) -> FloatMatrix:
+        """Return (n, n_features) contributions to the log-odds of the raw score.
+
+        Trees of XGBoost give their own SHAP values. Other learners are asked by occlusion: the change of the log-odds
+        when a feature takes its reference value (the median, the commonest category), which ignores interactions.
+        """
+        matrix = self.matrix(rows)
+        own = getattr(self.learner, "contributions", None)
+        if own is not None and (values := own(matrix)) is not None:
+            return np.asarray(values, dtype=np.float32)
+        typical = np.asarray(self.meta.get("typical", [np.nan] * matrix.shape[1]), dtype=np.float32)
+        base = _logit(self.learner.score(matrix))
+        out = np.empty_like(matrix)
+        for position in range(matrix.shape[1]):
+            changed = matrix.copy()
+            changed[:, position] = typical[position]
+            out[:, position] = base - _logit(self.learner.score(changed))
+        return out
+
+    def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]:
+        """Return for each row its ``top`` features by absolute contribution: name, value, contribution to the log-odds."""
+        matrix = self.matrix(rows)
+        values = self.contributions(matrix)
+        order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :top]
+        shown = decode(matrix, self.schema)
+        return [
+            [
+                {
+                    "feature": self.schema.names[j],
+                    "value": _plain(shown.iat[i, j]),
+                    "contribution": round(float(values[i, j]), 6),
+                }
+                for j in order[i]
+            ]
+            for i in range(len(matrix))
+        ]
+
+    def with_golden(self, x: FloatMatrix) -> RareModel:
+        """Return the version with golden rows: the given rows beside the scores it gives them."""
+        frame = decode(x, self.schema)
+        return replace(self, golden=frame.assign(score=self.score(x)))
+
+    def check_golden(self, tolerance: float = 1e-6) -> None:
+        """Score the golden rows again. Raises ModelError when any score differs by more than ``tolerance``."""
+        if self.golden is None:
+            return
+        found = self.score(self.golden)
+        worst = float(np.max(np.abs(found - self.golden["score"].to_numpy(dtype=np.float64)), initial=0.0))
+        if not worst <= tolerance:
+            raise ModelError(
+                f"the golden rows score differently here by {worst:.2g} (at most {tolerance:g}): wrong library versions or a damaged model. Use the versions in requirements.txt of the model"
+            )
+
+    def save(self, folder: str | Path) -> str:
+        """Write the version into ``folder`` (created) and return its hash."""
+        import joblib
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        joblib.dump(self.learner, buffer, compress=3)
+        parts = {
+            "format": FORMAT, "schema": self.schema.to_json(), "calibrator": self.calibrator.to_json(), "thresholds": dict(self.thresholds),
+            "primary": self.primary, "profile": self.profile, "meta": dict(self.meta),
+        }  # fmt: skip
+        files = {_LEARNER: buffer.getvalue(), _PARTS: json.dumps(parts, default=str, indent=1).encode()}
+        if self.golden is not None:
+            files[_GOLDEN] = self.golden.to_json(orient="split", double_precision=15, index=False).encode()
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+        (target / _SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        return digest(sums)
+
+    @staticmethod
+    def load(folder: str | Path) -> RareModel:
+        """Read a version after checking every file against its hash. Raises ModelError."""
+        import joblib
+
+        from rareclass.core import calibration
+
+        source = Path(folder)
+        files = _verified(source)
+        parts = json.loads(files[_PARTS])
+        if parts["format"] > FORMAT:
+            raise ModelError(
+                f"the model in '{source}' was written by a newer rareclass (format {parts['format']}, this one reads {FORMAT}). Upgrade rareclass"
+            )
+        schema = Schema.from_json(parts["schema"])
+        return RareModel(
+            schema=schema,
+            learner=joblib.load(io.BytesIO(files[_LEARNER])),
+            calibrator=calibration.from_json(parts["calibrator"]),
+            thresholds=parts["thresholds"],
+            primary=parts["primary"],
+            profile=parts["profile"],
+            golden=_golden(files[_GOLDEN], schema) if _GOLDEN in files else None,
+            meta=parts["meta"],
+        )
+
+
+def digest(sums: Mapping[str, str]) -> str:
+    """Return the one hash of a version from the hashes of its files."""
+    return hashlib.sha256(json.dumps(dict(sorted(sums.items()))).encode()).hexdigest()
+
+
+def digest_of(folder: str | Path) -> str:
+    """Return the hash of the version in a folder after checking its files. Raises ModelError."""
+    files = _verified(Path(folder))
+    return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+
+
+def _verified(source: Path) -> dict[str, bytes]:
+    try:
+        sums = json.loads((source / _SUMS).read_text(encoding="utf-8"))
+        files = {name: (source / name).read_bytes() for name in sums if Path(name).name == name}
+    except (OSError, json.JSONDecodeError):
+        raise ModelError(
+            f"'{source}' is not a whole rareclass model ({_SUMS} or a file it lists is missing). Pass the uri that summary.json names"
+        ) from None
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != sums[name]:
+            raise ModelError(
+                f"'{source / name}' does not match its hash: the file was changed or damaged. Register the model again"
+            )
+    return files
+
+
+def _golden(content: bytes, schema: Schema) -> pd.DataFrame:
+    frame = pd.read_json(io.BytesIO(content), orient="split", precise_float=True, convert_dates=False, dtype=False)
+    for feature in schema.features:
+        if feature.kind == "numeric":
+            frame[feature.name] = pd.to_numeric(frame[feature.name]).astype(np.float32)
+    return frame
+
+
+def _logit(score: FloatArray) -> FloatArray:
+    clipped = np.clip(score, 1e-9, 1 - 1e-9)
+    return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return None if np.isnan(value) else float(value)
+    return None if pd.isna(value) else str(value)
