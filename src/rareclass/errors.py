@@ -48,6 +48,14 @@ class StoreError(RareclassError):
     """The store of predictions, labels and the ledger is unreachable or refused a write."""
 
 
+class SpoolError(RareclassError):
+    """The durable spool between an answer and the store cannot be used."""
+
+
+class SpoolFull(SpoolError):
+    """The disk of the spool is full: the answer must be refused (HTTP 503), because it could not be logged."""
+
+
 class AlreadyDone(RareclassError):
     """The ledger already has this action: doing it twice was refused."""
 
