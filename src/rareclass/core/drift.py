@@ -1,0 +1,590 @@
+"""What serving rows look like against the rows a model learned from: distribution drift, and signs of broken data.
+
+Drift of numbers is the population stability index (PSI) over the deciles of the reference, and the Kolmogorov-Smirnov
+distance on its percentiles; both come out of one histogram per column, so the stored profile is all that is compared
+against. How much a column usually moves from one window to the next inside the reference is kept with it: what every
+season does is no drift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rareclass.config import Monitor
+from rareclass.core.rows import OTHER, FloatArray, FloatMatrix, Rows, Schema, text_of
+
+Float32 = NDArray[np.float32]
+
+USUAL_MARGIN = 1.5
+"""PSI counts as drift above this many times what the reference windows reach among themselves."""
+
+CONVERSIONS: dict[str, float] = {
+    "tens": 10,
+    "percent or cents": 100,
+    "thousands": 1000,
+    "millions": 1e6,
+    "bytes and kibibytes": 1024,
+    "minutes or seconds": 60,
+    "hours and seconds": 3600,
+    "days and hours": 24,
+    "days and seconds": 86400,
+    "weeks": 7,
+    "months": 12,
+    "Celsius and Fahrenheit": 1.8,
+    "inches and centimetres": 2.54,
+    "feet and metres": 3.28084,
+    "miles and kilometres": 1.609344,
+    "pounds and kilograms": 2.20462,
+    "metres per second and km/h": 3.6,
+}
+"""Factors between units in common use; a column that is another one's multiple by one of them (or its inverse) is
+suspected of a changed unit. Any other factor of ``LARGE_FACTOR`` or more is suspect as well."""
+LARGE_FACTOR = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureProfile:
+    """One column of the reference.
+
+    edges : (k,) ascending cut-offs; a value falls in the first bin whose edge is not below it, the last bin is open
+    shares : (k + 1,) share of the non-missing values per bin; for categories (n_categories,), without edges
+    decile : (k,) True where an edge is also a decile
+    usual_psi, usual_missing, usual_unknown : the most that one window of the reference shows against all of it
+    may_be_constant : some window of the reference has one value only
+    """
+
+    name: str
+    kind: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    decile: tuple[bool, ...]
+    categories: tuple[str, ...]
+    rows: int
+    missing: float
+    low: float
+    high: float
+    usual_psi: float = 0.0
+    usual_missing: float = 0.0
+    may_be_constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything later windows are compared with; stored with the model version.
+
+    prevalence, ap, ap_low, ap_high : of the reference scores; NaN without labels
+    window_ap, window_prevalence, window_alert_rate : the same by window of the reference (AP at ``prevalence``)
+    score_ratio : mean score / prevalence
+    """
+
+    features: tuple[FeatureProfile, ...]
+    score: FeatureProfile
+    rows: int
+    positives: int
+    prevalence: float
+    ap: float
+    ap_low: float
+    ap_high: float
+    roc_auc: float
+    threshold: float
+    alert_rate: float
+    precision: float
+    recall: float
+    score_ratio: float
+    window_seconds: float
+    window_ap: tuple[float, ...] = ()
+    window_prevalence: tuple[float, ...] = ()
+    window_alert_rate: tuple[float, ...] = ()
+    start: str | None = None
+    end: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values; NaN becomes null."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Profile:
+        def column(values: Mapping[str, Any]) -> FeatureProfile:
+            return FeatureProfile(**_read(FeatureProfile, values))
+
+        known = _read(Profile, raw)
+        known["features"] = tuple(column(values) for values in raw["features"])
+        known["score"] = column(raw["score"])
+        return Profile(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDrift:
+    """One column of a window against its reference. ``broken`` lists, in words, why the data looks damaged."""
+
+    name: str
+    kind: str
+    psi: float
+    ks: float
+    missing: float
+    missing_reference: float
+    unknown: float
+    drifted: bool
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """All columns and the score of a window against their reference; ``judged`` is False with too few rows."""
+
+    rows: int
+    judged: bool
+    features: tuple[FeatureDrift, ...]
+    score: FeatureDrift | None
+
+    @property
+    def drifted(self) -> list[str]:
+        return [f.name for f in self.features if f.drifted]
+
+    @property
+    def drifted_share(self) -> float:
+        return len(self.drifted) / len(self.features) if self.features else 0.0
+
+    @property
+    def broken(self) -> dict[str, tuple[str, ...]]:
+        """Column -> why it looks damaged."""
+        return {f.name: f.broken for f in self.features if f.broken}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**_plain(asdict(self)), "drifted": self.drifted, "drifted_share": self.drifted_share}
+
+
+def reference_profile(
+    rows: Rows,
+    score: FloatArray,
+    *,
+    threshold: float,
+    window: timedelta = timedelta(days=7),
+    ap_low: float = math.nan,
+    ap_high: float = math.nan,
+) -> Profile:
+    """Describe the reference rows and the deployed scores on them.
+
+    rows : the rows whose out-of-sample scores are known; their time, where there is one, cuts them into windows
+    score : (n,) deployed (calibrated) scores of a model that has not seen the row; NaN where there is none
+    threshold : the cut-off that decides
+    ap_low, ap_high : interval of the reference's average precision, where it has been estimated
+    """
+    known = np.isfinite(score)
+    y, s, weight = rows.y[known], score[known], None if rows.weight is None else rows.weight[known]
+    parts = _windows(rows.time, window)
+    names = zip(rows.schema.features, np.ascontiguousarray(rows.x.T), strict=True)
+    features = tuple(_profile_column(f.name, f.kind, f.categories, column, parts) for f, column in names)
+    score_parts = [part[known[part]] for part in parts]
+    prevalence = _mean(y.astype(np.float64), weight)
+    alerts = (s >= threshold).astype(np.float64)
+    caught = _mean(alerts * y, weight)
+    return Profile(
+        features=features,
+        score=_profile_column("score", "numeric", (), score.astype(np.float32), score_parts),
+        rows=len(y),
+        positives=int(y.sum()),
+        prevalence=prevalence,
+        ap=weighted_ap(y, s, weight),
+        ap_low=ap_low,
+        ap_high=ap_high,
+        roc_auc=_roc_auc(y, s, weight),
+        threshold=float(threshold),
+        alert_rate=_mean(alerts, weight),
+        precision=_ratio(caught, _mean(alerts, weight)),
+        recall=_ratio(caught, prevalence),
+        score_ratio=_ratio(_mean(s, weight), prevalence),
+        window_seconds=window.total_seconds(),
+        start=None if rows.time is None or not len(rows) else str(rows.time.min()),
+        end=None if rows.time is None or not len(rows) else str(rows.time.max()),
+        **_by_window(rows, score, threshold, prevalence, score_parts),
+    )
+
+
+def compare(
+    profile: Profile,
+    x: FloatMatrix,
+    score: FloatArray | None = None,
+    *,
+    limits: Monitor | None = None,
+    unknown: Mapping[str, float] | None = None,
+    weight: FloatArray | None = None,
+) -> DriftReport:
+    """Compare a window of served rows with the reference.
+
+    x : (n, n_features) float32, encoded with the model's schema
+    score : (n,) scores of these rows
+    limits : bounds of the configuration's `monitor` section
+    unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at hand
+    weight : (n,) sampling weights, None = 1
+    """
+    limits = limits or Monitor()
+    judged = len(x) >= limits.min_rows
+    if not len(x):
+        return DriftReport(0, False, (), None)
+    columns = np.ascontiguousarray(x.T)
+    unknown = unknown or {}
+    found = tuple(
+        _compare_column(reference, column, weight, limits, unknown.get(reference.name, 0.0), judged)
+        for reference, column in zip(profile.features, columns, strict=True)
+    )
+    score_drift = None
+    if score is not None:
+        score_drift = _compare_column(profile.score, score.astype(np.float32), weight, limits, 0.0, judged)
+        score_drift = replace(score_drift, broken=())
+    return DriftReport(len(x), judged, found, score_drift)
+
+
+def unknown_shares(frame: pd.DataFrame, schema: Schema) -> dict[str, float]:
+    """Return, for each categorical feature in ``frame``, the share of its values that no known category matches.
+
+    A schema whose categories end in OTHER pools the rare levels, which are unknown by design: they are left out.
+    """
+    shares = {}
+    for feature in schema.features:
+        if feature.kind == "categorical" and feature.name in frame.columns and OTHER not in feature.categories:
+            text = text_of(frame[feature.name]).dropna()
+            shares[feature.name] = float((~text.isin(feature.categories)).sum() / max(len(frame), 1))
+    return shares
+
+
+def psi(reference: FloatArray, current: FloatArray) -> float:
+    """Return the population stability index of two vectors of bin counts (add-half smoothed, so that it is finite)."""
+    a = (reference + 0.5) / (reference.sum() + 0.5 * len(reference))
+    b = (current + 0.5) / (current.sum() + 0.5 * len(current))
+    return float(np.sum((b - a) * np.log(b / a)))
+
+
+def psi_noise(bins: int, rows: float, reference_rows: float) -> float:
+    """Return what PSI exceeds once in a thousand times between two samples of one distribution.
+
+    Source: PSI * n m / (n + m) is asymptotically chi-squared with bins - 1 degrees of freedom (Yurdakul, 2018).
+    """
+    from scipy.stats import chi2
+
+    if bins < 2 or rows <= 0 or reference_rows <= 0:
+        return math.inf
+    return float(chi2.ppf(0.999, bins - 1) * (1 / rows + 1 / reference_rows))
+
+
+def weighted_ap(y: NDArray[Any], score: FloatArray, weight: FloatArray | None = None) -> float:
+    """Return the average precision with row weights; NaN without positives."""
+    if not len(y) or not y.any():
+        return math.nan
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(y, score, sample_weight=weight))
+
+
+def at_prevalence(y: NDArray[Any], prevalence: float, weight: FloatArray | None = None) -> FloatArray:
+    """Return (n,) row weights under which the share of positives is ``prevalence`` (negatives are rescaled)."""
+    base = np.ones(len(y)) if weight is None else weight.astype(np.float64)
+    positive, negative = float(base[y == 1].sum()), float(base[y == 0].sum())
+    if positive == 0 or negative == 0 or not 0 < prevalence < 1:
+        return base
+    return np.where(y == 1, base, base * positive * (1 - prevalence) / (prevalence * negative))
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def _windows(time: NDArray[np.datetime64] | None, window: timedelta) -> list[NDArray[np.int64]]:
+    """Cut rows into windows of time; the ones less than a fifth full are left out. Without time: none."""
+    if time is None or not len(time):
+        return []
+    position = ((time - time.min()) / np.timedelta64(window)).astype(np.int64)
+    order = np.argsort(position, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(position[order])) + 1)
+    typical = float(np.median([len(part) for part in parts]))
+    return [part for part in parts if len(part) >= typical / 5]
+
+
+def _profile_column(
+    name: str, kind: str, categories: tuple[str, ...], column: Float32, parts: list[NDArray[np.int64]]
+) -> FeatureProfile:
+    present = column[np.isfinite(column)]
+    edges, decile = (np.empty(0, np.float32), np.empty(0, bool)) if kind == "categorical" else _edges(present)
+    counts = _counts(column, edges, len(categories), None)
+    profile = FeatureProfile(
+        name=name,
+        kind=kind,
+        edges=tuple(float(edge) for edge in edges),
+        shares=tuple((counts / max(counts.sum(), 1)).tolist()),
+        decile=tuple(bool(flag) for flag in decile),
+        categories=categories,
+        rows=len(present),
+        missing=1 - len(present) / len(column) if len(column) else 0.0,
+        low=float(present.min()) if len(present) else math.nan,
+        high=float(present.max()) if len(present) else math.nan,
+    )
+    return replace(profile, **_usual(profile, column, counts, parts))
+
+
+def _usual(
+    profile: FeatureProfile, column: Float32, counts: FloatArray, parts: list[NDArray[np.int64]]
+) -> dict[str, Any]:
+    """How far the reference's own windows lie from all of it, beyond what chance does."""
+    whole = _coarse(profile, counts)
+    moved, missing, constant = 0.0, profile.missing, profile.low == profile.high
+    for part in parts if len(parts) > 1 else ():
+        values = column[part]
+        present = values[np.isfinite(values)]
+        missing = max(missing, 1 - len(present) / len(values) if len(values) else 0.0)
+        if not len(present):
+            continue
+        constant = constant or bool(present.min() == present.max())
+        seen = _coarse(profile, _counts(values, np.asarray(profile.edges, np.float32), len(profile.categories), None))
+        moved = max(moved, psi(whole, seen) - (len(whole) - 1) * (1 / len(present) + 1 / max(profile.rows, 1)))
+    return {"usual_psi": max(moved, 0.0), "usual_missing": missing, "may_be_constant": constant}
+
+
+def _edges(present: Float32) -> tuple[Float32, NDArray[np.bool_]]:
+    """Percentiles as distinct cut-offs; a value that fills a whole percentile gets a bin of its own."""
+    if not len(present):
+        return np.empty(0, np.float32), np.empty(0, bool)
+    percentiles = np.quantile(present, np.arange(1, 100) / 100, method="inverted_cdf").astype(np.float32)
+    values, repeats = np.unique(percentiles, return_counts=True)
+    atoms = np.nextafter(values[repeats > 1], np.float32(-np.inf))
+    fine = np.unique(np.concatenate([values, atoms]))
+    deciles = np.unique(percentiles[9::10])
+    heavy = np.nextafter(values[repeats >= 10], np.float32(-np.inf))
+    return fine, np.isin(fine, np.concatenate([deciles, heavy]))
+
+
+def _by_window(
+    rows: Rows, score: FloatArray, threshold: float, prevalence: float, parts: list[NDArray[np.int64]]
+) -> dict[str, tuple[float, ...]]:
+    aps, shares, alerts = [], [], []
+    for part in parts if len(parts) > 1 else ():
+        if not len(part):
+            continue
+        y, s, weight = rows.y[part], score[part], None if rows.weight is None else rows.weight[part]
+        shares.append(_mean(y.astype(np.float64), weight))
+        alerts.append(_mean((s >= threshold).astype(np.float64), weight))
+        if y.sum() >= 20 and y.sum() < len(y):
+            aps.append(weighted_ap(y, s, at_prevalence(y, prevalence, weight)))
+    return {"window_ap": tuple(aps), "window_prevalence": tuple(shares), "window_alert_rate": tuple(alerts)}
+
+
+# --- one column ------------------------------------------------------------------------------------------------------
+
+
+def _counts(column: Float32, edges: Float32, categories: int, weight: FloatArray | None) -> FloatArray:
+    """Histogram of the finite values of a column: by edges, or by category code where there are no edges."""
+    finite = np.isfinite(column)
+    if categories:
+        finite &= column < categories
+        w = None if weight is None else weight[finite]
+        return np.bincount(column[finite].astype(np.int64), weights=w, minlength=categories).astype(np.float64)
+    everything = bool(finite.all())
+    values = column if everything else column[finite]
+    w = weight if weight is None or everything else weight[finite]
+    return np.bincount(np.searchsorted(edges, values), weights=w, minlength=len(edges) + 1).astype(np.float64)
+
+
+def _coarse(profile: FeatureProfile, counts: FloatArray) -> FloatArray:
+    """Add the percentile bins up to decile bins."""
+    if not profile.edges:
+        return counts
+    starts = np.concatenate([[0], np.flatnonzero(np.asarray(profile.decile)) + 1])
+    return np.add.reduceat(counts, starts)
+
+
+def _compare_column(
+    profile: FeatureProfile,
+    column: Float32,
+    weight: FloatArray | None,
+    limits: Monitor,
+    unknown: float,
+    judged: bool,
+) -> FeatureDrift:
+    edges = np.asarray(profile.edges, np.float32)
+    counts = _counts(column, edges, len(profile.categories), weight)
+    total = float(len(column)) if weight is None else float(weight.sum())
+    missing = max(0.0, 1 - float(counts.sum()) / total)
+    if not counts.sum() or not profile.rows:
+        moved, distance = (0.0 if profile.rows == 0 and not counts.sum() else math.nan), math.nan
+    else:
+        moved = psi(_coarse(profile, np.asarray(profile.shares)) * profile.rows, _coarse(profile, counts))
+        distance = _distance(np.asarray(profile.shares), counts / counts.sum())
+    noise = psi_noise(len(_coarse(profile, counts)), float(counts.sum()), profile.rows)
+    bound = max(limits.psi, noise, USUAL_MARGIN * profile.usual_psi + noise)
+    drifted = judged and moved >= bound
+    broken = _broken(profile, column, counts, missing, unknown, limits, drifted) if judged else ()
+    return FeatureDrift(profile.name, profile.kind, moved, distance, missing, profile.missing, unknown, drifted, broken)
+
+
+def _distance(reference: FloatArray, current: FloatArray) -> float:
+    return float(np.max(np.abs(np.cumsum(reference) - np.cumsum(current))))
+
+
+def _broken(
+    profile: FeatureProfile,
+    column: Float32,
+    counts: FloatArray,
+    missing: float,
+    unknown: float,
+    limits: Monitor,
+    drifted: bool,
+) -> tuple[str, ...]:
+    """Why a column looks damaged rather than changed."""
+    found = []
+    if missing - unknown - max(profile.missing, profile.usual_missing) >= limits.missing_jump:
+        found.append(f"{missing:.0%} missing, {profile.missing:.0%} in the reference")
+    pooled = _pooled(profile, counts)
+    if max(unknown, pooled) >= limits.unknown_share:
+        found.append(f"{max(unknown, pooled):.0%} of the values are unknown categories")
+    if not counts.sum() or not profile.rows:
+        return tuple(found)
+    if not profile.may_be_constant and (stuck := _stuck(profile, column, counts)):
+        found.append(stuck)
+    elif drifted and profile.kind == "numeric" and (unit := suspected_unit(profile, column)):
+        found.append(unit)
+    elif drifted and _relabelled(profile, counts, limits):
+        found.append("the categories kept their shares but changed their names")
+    return tuple(found)
+
+
+def _pooled(profile: FeatureProfile, counts: FloatArray) -> float:
+    """Rise of the pooled rest category, where another one vanished: a renamed level that the schema pools."""
+    if not profile.categories or profile.categories[-1] != OTHER or not counts.sum():
+        return 0.0
+    now, before = counts / counts.sum(), np.asarray(profile.shares)
+    vanished = bool(np.any((before[:-1] >= 0.02) & (now[:-1] < 0.1 * before[:-1])))
+    return float(max(now[-1] - before[-1], 0.0)) if vanished else 0.0
+
+
+def _stuck(profile: FeatureProfile, column: Float32, counts: FloatArray) -> str | None:
+    """One value fills the column (or half of it, where the reference had almost none of it)."""
+    shares = counts / counts.sum()
+    top = int(np.argmax(shares))
+    before = profile.shares[top]
+    if shares[top] < 0.5 or (shares[top] - before < 0.5 and before >= 0.99):
+        return None
+    value, share = _commonest(profile, column, top, float(shares[top]))
+    surprise = before < 0.99 and counts.sum() * math.log(max(before, 1e-12)) < -14
+    if share >= 0.999 and surprise:
+        return f"constant: {_value(profile, value)} on every row"
+    if profile.kind == "numeric" and share - before >= 0.5 and before < 0.2:
+        return f"stuck at {_value(profile, value)} on {share:.0%} of the rows, {before:.0%} in the reference"
+    return None
+
+
+def _commonest(profile: FeatureProfile, column: Float32, position: int, share: float) -> tuple[float, float]:
+    """The most common value inside one bin that holds ``share`` of the rows, and its own share of the rows."""
+    if profile.categories:
+        return float(position), share
+    finite = column[np.isfinite(column)]
+    inside = finite[np.searchsorted(np.asarray(profile.edges, np.float32), finite) == position]
+    values, repeats = np.unique(inside, return_counts=True)
+    return float(values[repeats.argmax()]), share * float(repeats.max()) / len(inside)
+
+
+def _value(profile: FeatureProfile, value: float) -> str:
+    return f"'{profile.categories[int(value)]}'" if profile.categories else f"{value:g}"
+
+
+def _relabelled(profile: FeatureProfile, counts: FloatArray, limits: Monitor) -> bool:
+    """The shares are the same ones, sorted, but belong to other categories."""
+    if profile.kind != "categorical" or len(counts) < 2:
+        return False
+    now, before = counts / counts.sum(), np.asarray(profile.shares)
+    moved, sorted_moved = np.abs(now - before).sum(), np.abs(np.sort(now) - np.sort(before)).sum()
+    return bool(moved > 0.3 and sorted_moved < 0.1 * moved)
+
+
+def suspected_unit(profile: FeatureProfile, column: Float32) -> str | None:
+    """Say by which conversion a drifted numeric column looks like the reference, or None.
+
+    The quantiles of the window are a straight line over those of the reference when only the unit changed; the slope
+    is then the factor. A shift without a change of scale is no unit, except a change of sign.
+    """
+    reference = np.asarray(profile.edges, np.float64)
+    cumulative = np.cumsum(profile.shares)[:-1]
+    if len(reference) < 8:
+        return None
+    current = np.quantile(column[np.isfinite(column)].astype(np.float64), np.clip(cumulative, 0, 1))
+    middle = (cumulative > 0.02) & (cumulative < 0.98)
+    if middle.sum() < 8 or np.ptp(reference[middle]) == 0:
+        return None
+    for sign, quantiles in ((1.0, current), (-1.0, np.interp(1 - cumulative, cumulative, current))):
+        slope, offset = np.polyfit(reference[middle], quantiles[middle], 1)
+        if np.sign(slope) != sign or not _straight(reference[middle], quantiles[middle], slope, offset):
+            continue
+        name = _conversion(abs(float(slope)), float(offset), reference, sign)
+        if name is not None:
+            return name
+    return None
+
+
+def _straight(x: FloatArray, y: FloatArray, slope: float, offset: float) -> bool:
+    spread = float(np.ptp(y))
+    return spread > 0 and float(np.max(np.abs(y - slope * x - offset))) < 0.1 * spread
+
+
+def _conversion(factor: float, offset: float, reference: FloatArray, sign: float) -> str | None:
+    through_zero = abs(offset) <= 0.1 * factor * float(np.max(np.abs(reference)))
+    if sign < 0:
+        same = through_zero and abs(factor - 1) < 0.1
+        return "the sign changed" if same and reference.min() * reference.max() >= 0 else None
+    ratio = max(factor, 1 / factor)
+    for name, known in CONVERSIONS.items():
+        temperature = known == 1.8 and (abs(offset - 32) < 4 or abs(offset + 32 / 1.8) < 3)
+        if abs(ratio / known - 1) < 0.05 and (temperature or (through_zero and known != 1.8)):
+            return f"the unit changed by a factor of {factor:.4g} ({name})"
+    if ratio >= LARGE_FACTOR and through_zero:
+        return f"the unit changed by a factor of {factor:.4g}"
+    return None
+
+
+# --- small helpers ---------------------------------------------------------------------------------------------------
+
+
+def _mean(values: FloatArray, weight: FloatArray | None) -> float:
+    return float(np.average(values, weights=weight)) if len(values) else math.nan
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _roc_auc(y: NDArray[Any], score: FloatArray, weight: FloatArray | None) -> float:
+    if not len(y) or y.min() == y.max():
+        return math.nan
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(y, score, sample_weight=weight))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _read(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick a dataclass's fields from JSON: lists become tuples and null becomes NaN where a number is meant."""
+    found = {}
+    for item in fields(kind):
+        if item.name not in raw:
+            continue
+        value = raw[item.name]
+        if isinstance(value, list):
+            value = tuple(value)
+        elif value is None and item.type == "float":
+            value = math.nan
+        found[item.name] = value
+    return found
