@@ -1,0 +1,359 @@
+"""MLflow model versions and their aliases.
+
+A version counts only once its ``rareclass.complete`` tag holds the hash of its files: a process killed before that
+leaves something that nobody sees and the next registration removes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.adapters import _mlflow
+from rareclass.core.model import RareModel, digest_of
+from rareclass.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+FOLDER = "model"
+COMPLETE, HASH, OWNER = "rareclass.complete", "rareclass.hash", "rareclass.owner"
+ALIASES = ("champion", "challenger", "previous")
+# What scoring needs; everything else of this package is for training and operating.
+_REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "joblib")
+_ABANDONED_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A complete registered version. ``uri`` is the absolute artifact location, ``hash`` that of its files."""
+
+    name: str
+    version: str
+    uri: str
+    run_id: str
+    hash: str
+    created: datetime
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+
+
+class Registry:
+    """The versions of all models behind one tracking URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = _mlflow.absolute(uri)
+        self.client: MlflowClient = _mlflow.client(uri)
+
+    def log(
+        self, run_id: str, model: RareModel, *, card: str = "", metadata: Mapping[str, Any] | None = None
+    ) -> tuple[str, str]:
+        """Keep a version's folder with a run as a pyfunc; returns (absolute artifact URI, hash). Registers nothing."""
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work) / FOLDER
+            digest = save_pyfunc(model, folder, card=card, metadata=metadata)
+            with _mlflow.told(f"the model cannot be kept with run '{run_id}'"):
+                self.client.log_artifacts(run_id, str(folder), FOLDER)
+                root = self.client.get_run(run_id).info.artifact_uri
+        local = _mlflow.local_path(root)
+        return (str(local / FOLDER) if local is not None else f"{root.rstrip('/')}/{FOLDER}"), digest
+
+    def register(
+        self,
+        name: str,
+        uri: str,
+        *,
+        run_id: str,
+        digest: str,
+        tags: Mapping[str, Any] | None = None,
+        description: str = "",
+    ) -> Version:
+        """Make the logged model at ``uri`` the next version of ``name``; doing it again returns the version that is there."""
+        self.clean(name)
+        for known in self.versions(name):
+            if known.run_id == run_id and known.hash == digest:
+                return known
+        with self._told(name):
+            self._ensure(name)
+            made = self.client.create_model_version(
+                name, source=uri, run_id=run_id, description=description or None,
+                tags={**{key: str(value) for key, value in (tags or {}).items()}, HASH: digest, OWNER: f"{socket.gethostname()}:{os.getpid()}"},
+            )  # fmt: skip
+            self.client.set_model_version_tag(name, str(made.version), COMPLETE, digest)
+            return _version(self.client.get_model_version(name, str(made.version)))
+
+    def _ensure(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def clean(self, name: str, *, now: float | None = None) -> list[str]:
+        """Delete versions that were never completed and whose process is gone; returns their numbers.
+
+        A registration that another live process of this machine is busy with, or one of another machine that is
+        younger than an hour, is left alone.
+        """
+        seconds = time.time() if now is None else now
+        removed = []
+        for found in self._all(name):
+            if _complete(found):
+                continue
+            host, _, pid = found.tags.get(OWNER, "").rpartition(":")
+            here = host == socket.gethostname() and pid.isdigit()
+            if (here and not _mlflow.alive(int(pid))) or seconds - found.creation_timestamp / 1000 > _ABANDONED_SECONDS:
+                with self._told(name):
+                    self.client.delete_model_version(name, str(found.version))
+                removed.append(str(found.version))
+        return removed
+
+    def versions(self, name: str) -> list[Version]:
+        """List the complete versions, newest first; empty for an unknown model."""
+        return [_version(found) for found in self._all(name) if _complete(found)]
+
+    def _all(self, name: str) -> list[Any]:
+        with self._told(name):
+            pages, token = [], None
+            while True:
+                page = self.client.search_model_versions(f"name = '{name}'", page_token=token)
+                pages += list(page)
+                token = page.token
+                if not token:
+                    break
+            aliases = self._aliases(name) if pages else {}
+        for found in pages:  # a search leaves aliases out
+            found._aliases = [alias for alias, version in aliases.items() if version == str(found.version)]
+        return sorted(pages, key=lambda found: -int(found.version))
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
+
+    def version(self, name: str, number: str | int) -> Version:
+        """Return one complete version. Raises ModelError with the ones there are."""
+        known = {each.version: each for each in self.versions(name)}
+        if str(number) not in known:
+            there = ", ".join(sorted(known, key=int)) or "none: `rareclass run` registers the first"
+            raise ModelError(
+                f"model '{name}' has no version {number} in '{self.uri}'. Set the version to one of: {there}"
+            )
+        return known[str(number)]
+
+    def at(self, name: str, alias: str) -> Version | None:
+        """Return the version that an alias points to, None when there is none."""
+        return next((each for each in self.versions(name) if alias in each.aliases), None)
+
+    def point(self, name: str, targets: Mapping[str, str | None]) -> None:
+        """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half done."""
+        with self._told(name):
+            present = self._aliases(name)
+            for alias in sorted(targets, key=lambda each: each == "champion"):
+                wanted = targets[alias]
+                if wanted is None and alias in present:
+                    self.client.delete_registered_model_alias(name, alias)
+                elif wanted is not None and present.get(alias) != str(wanted):
+                    self.client.set_registered_model_alias(name, alias, str(wanted))
+
+    def tag(self, name: str, number: str | int, tags: Mapping[str, Any]) -> None:
+        """Set tags of a version, for example re-tuned thresholds."""
+        with self._told(name):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(name, str(number), key, str(value))
+
+    def load(self, version: Version) -> RareModel:
+        """Load a version after checking that its files are the ones that were registered. Raises ModelError."""
+        return load_model(version.uri, self.uri, expect=version.hash)
+
+    def resolve(self, uri: str) -> Version:
+        """Return the version behind ``models:/name@alias`` or ``models:/name/number``. Raises ModelError."""
+        match = re.fullmatch(r"models:/([^/@]+)(?:@([\w.-]+)|/(\d+))", uri)
+        if match is None:
+            raise ModelError(
+                f"'{uri}' is not a model. Write models:/NAME@champion, models:/NAME/3, or the uri that summary.json names"
+            )
+        name, alias, number = match.groups()
+        if number is not None:
+            return self.version(name, number)
+        found = self.at(name, alias)
+        if found is None:
+            known = self._aliases(name) if self._all(name) else {}
+            there = ", ".join(sorted(known)) or "none"
+            raise ModelError(f"model '{name}' has no '{alias}' in '{self.uri}'.{nearest(alias, known)} It has: {there}")
+        return found
+
+    def _told(self, name: str) -> Any:
+        return _mlflow.told(f"the registry '{self.uri}' refused model '{name}'")
+
+
+def save_pyfunc(model: RareModel, folder: Path, *, card: str = "", metadata: Mapping[str, Any] | None = None) -> str:
+    """Write ``model`` as an MLflow pyfunc folder that scores without this project's configuration; returns its hash.
+
+    Nothing of the wrapper is pickled: MLflow calls ``_load_pyfunc`` of this module. Requirements are given explicitly,
+    because inferring them takes MLflow 6 to 18 s.
+    """
+    _mlflow.quiet()
+    import mlflow.pyfunc
+
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work) / "rareclass"
+        digest = model.save(source)
+        mlflow.pyfunc.save_model(
+            path=str(folder), loader_module="rareclass.adapters.registry", data_path=str(source), signature=_signature(model),
+            pip_requirements=requirements(), metadata={**(metadata or {}), HASH: digest},
+        )  # fmt: skip
+    (folder / "README.md").write_text(card or model_card(model), encoding="utf-8")
+    return digest
+
+
+def requirements() -> list[str]:
+    """Exact versions of what scoring imports, as installed here."""
+    return [f"{package}=={installed(package)}" for package in _REQUIREMENTS]
+
+
+def _signature(model: RareModel) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    # MLflow refuses whole numbers in a 'double' and booleans or categories in a 'string' column. The model takes all
+    # of them and says itself what it cannot read, so the signature fixes the columns and leaves their type open.
+    columns = [ColSpec(AnyType(), name) for name in model.schema.names]
+    return ModelSignature(
+        inputs=Schema(columns),
+        outputs=Schema([ColSpec(DataType.double, "score"), ColSpec(DataType.long, "decision")]),
+        params=ParamSchema([ParamSpec("operating_point", DataType.string, model.primary)]),
+    )
+
+
+def model_card(model: RareModel) -> str:
+    """A page of Markdown that says what the version is, what it needs and how good it was on rows it had not seen."""
+    meta = dict(model.meta)
+    features = [
+        f"| {f.name} | {f.kind} | {', '.join(f.categories[:8])}{' …' if len(f.categories) > 8 else ''} |"
+        for f in model.schema.features
+    ]
+    facts = [f"- {key}: {value}" for key, value in sorted(meta.items()) if isinstance(value, str | int | float | bool)]
+    metrics = meta.get("metrics")
+    numbers = [f"- {key}: {value}" for key, value in sorted(metrics.items())] if isinstance(metrics, Mapping) else []
+    lines = [
+        f"# {meta.get('name', 'rareclass model')}", "",
+        "Answers `score` (calibrated probability of the rare class) and `decision` (1 when the score reaches the threshold).", "",
+        "## Operating points", "",
+        *[f"- {name}: {value:.6g}{' (decides)' if name == model.primary else ''}" for name, value in model.thresholds.items()], "",
+        *(["## Quality on rows not used for training", "", *numbers, ""] if numbers else []),
+        *(["## Facts", "", *facts, ""] if facts else []),
+        "## Features", "", "| name | kind | values |", "|---|---|---|", *features, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+class _Scorer:
+    """What ``mlflow.pyfunc.load_model`` hands out."""
+
+    def __init__(self, model: RareModel) -> None:
+        self.model = model
+
+    def predict(self, data: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Return columns score and decision for a table with the model's features; params: operating_point."""
+        import pandas as pd
+
+        score = self.model.score(data)
+        decision = self.model.decide(score, (params or {}).get("operating_point"))
+        return pd.DataFrame({"score": score, "decision": decision.astype("int64")}, index=getattr(data, "index", None))
+
+
+def _load_pyfunc(path: str) -> _Scorer:
+    return _Scorer(RareModel.load(path))
+
+
+def load_model(uri: str | Path, tracking_uri: str | None = None, *, expect: str | None = None) -> RareModel:
+    """Load a version from where it lies, verified by its hashes; needs no configuration.
+
+    uri : the ``uri`` of summary.json (absolute path, s3://...), the --out folder of a run, ``runs:/ID``,
+        ``models:/NAME@alias`` or ``models:/NAME/3``; the last three with ``tracking_uri`` or MLFLOW_TRACKING_URI
+    expect : hash that the files must have
+    Raises ModelError.
+    """
+    text = str(uri)
+    if text.startswith("models:/"):
+        registry = Registry(_tracking(text, tracking_uri))
+        return registry.load(registry.resolve(text))
+    with fetched(text, tracking_uri) as folder:
+        found = digest_of(folder)
+        if expect is not None and found != expect:
+            raise ModelError(
+                f"the files at '{text}' are not the ones that were registered (hash {found[:12]}, registered {expect[:12]}). Register the model again"
+            )
+        return RareModel.load(folder)
+
+
+@contextmanager
+def fetched(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Give the local folder of the RareModel at ``uri``, downloaded for the time of the block where it is remote."""
+    local = _mlflow.local_path(uri)
+    if local is not None:
+        yield _inner(local, uri)
+        return
+    _mlflow.quiet()
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith("runs:/"):
+        tracking_uri = _tracking(uri, tracking_uri)
+        uri = uri if uri.count("/") > 1 else f"{uri}/{FOLDER}"
+    with tempfile.TemporaryDirectory() as work:
+        with _mlflow.told(f"the model '{uri}' cannot be read"):
+            try:
+                path = download_artifacts(
+                    uri, dst_path=work, tracking_uri=None if tracking_uri is None else _mlflow.absolute(tracking_uri)
+                )
+            except ImportError as error:
+                raise ModelError(
+                    f"the model '{uri}' needs the package '{error.name}' to be read. Install it with: pip install {error.name}"
+                ) from None
+        yield _inner(Path(path), uri)
+
+
+def _inner(folder: Path, uri: str) -> Path:
+    """Find the RareModel inside a pyfunc folder or beside a run's summary."""
+    if (folder / "summary.json").is_file():
+        import json
+
+        return _inner(Path(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["uri"]), uri)
+    for inner in (folder, folder / "data" / "rareclass", folder / FOLDER / "data" / "rareclass"):
+        if (inner / "model.json").is_file():
+            return inner
+    what = "holds no rareclass model" if folder.is_dir() else "does not exist"
+    raise ModelError(
+        f"'{uri}' {what}. Pass the uri that summary.json names, or models:/NAME@champion with --tracking-uri or -c"
+    )
+
+
+def _tracking(uri: str, tracking_uri: str | None) -> str:
+    found = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not found:
+        raise ModelError(f"'{uri}' needs a registry. Pass -c CONFIG or --tracking-uri URI, or set MLFLOW_TRACKING_URI")
+    return found
+
+
+def _complete(found: Any) -> bool:
+    return bool(found.tags.get(COMPLETE)) and found.tags.get(COMPLETE) == found.tags.get(HASH)
+
+
+def _version(found: Any) -> Version:
+    return Version(
+        name=found.name, version=str(found.version), uri=str(found.source), run_id=str(found.run_id or ""), hash=found.tags[HASH],
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC), tags=dict(found.tags), aliases=tuple(sorted(found.aliases or ())),
+    )  # fmt: skip
