@@ -1,0 +1,233 @@
+"""Bootstrap resamples as weights, and the resampled counts that ranking metrics and thresholds need.
+
+Rows of one day, or of one entity, are not independent: where a block is known, whole blocks are drawn. A resample is a
+whole-number weight per *unit* (a block, or a row where rows are independent), so nothing is copied and nothing is sorted
+again. What lies between two neighbouring positives matters only as a sum, so a metric of the ranking needs as many
+numbers as there are distinct positive scores, however many negatives there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rareclass.core.estimate import Estimate
+from rareclass.core.rows import FloatArray, IntArray
+from rareclass.errors import DataError
+
+MIN_BLOCKS = 5
+"""With fewer blocks than this a bootstrap over blocks has too few distinct resamples to mean anything; rows are drawn."""
+
+_CHUNK = 4_000_000
+"""Numbers held at once for a chunk of resamples (32 MB of float64)."""
+
+
+def as_scores(
+    y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
+) -> tuple[IntArray, FloatArray, FloatArray | None]:
+    """Return (y, score, weight) as int64 / float64 arrays of one length.
+
+    Raises DataError when lengths differ, a label is not 0 or 1, a score is not finite or a weight is negative.
+    """
+    labels = np.asarray(y).astype(np.int64, copy=False)
+    scores = np.asarray(score, dtype=np.float64)
+    if labels.ndim != 1 or scores.shape != labels.shape:
+        raise DataError(f"labels have shape {labels.shape} and scores {scores.shape}. Give one score per label")
+    if len(labels) and (labels.min() < 0 or labels.max() > 1):
+        raise DataError("labels must be 0 or 1, 1 = the rare class. Encode the target first")
+    if not np.isfinite(scores).all():
+        raise DataError(
+            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite. Leave rows without a score out first"
+        )
+    if weight is None:
+        return labels, scores, None
+    weights = np.asarray(weight, dtype=np.float64)
+    if weights.shape != labels.shape or not np.isfinite(weights).all() or bool((weights < 0).any()):
+        raise DataError("weights must be finite, not negative, and one per label. Mend data.propensity")
+    return labels, scores, weights
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """``n_boot`` resamples of ``n`` rows, the same for everything that is computed from them (paired).
+
+    block : (n,) any integers, rows that are drawn together; None where rows are independent
+    """
+
+    n: int
+    block: NDArray[Any] | None = None
+    n_boot: int = 200
+    seed: int = 0
+
+    @cached_property
+    def unit(self) -> IntArray | None:
+        """(n,) unit of each row as 0..units-1, or None where every row is its own unit."""
+        if self.block is None:
+            return None
+        if len(self.block) != self.n:
+            raise DataError(f"{len(self.block)} blocks were given for {self.n} rows. Give one block per row")
+        unit = np.unique(self.block, return_inverse=True)[1].astype(np.int64)
+        blocks = int(unit.max()) + 1 if self.n else 0
+        return None if blocks < MIN_BLOCKS or blocks == self.n else unit
+
+    @cached_property
+    def units(self) -> int:
+        return self.n if self.unit is None else int(self.unit.max()) + 1
+
+    def chunks(self, width: int = 1) -> Iterator[FloatArray]:
+        """Yield (c, units) draws per unit, ``n_boot`` lines in all; c is bounded so that c * width stays in memory."""
+        rng = np.random.default_rng(self.seed)
+        step = max(1, _CHUNK // max(self.units, width, 1))
+        for start in range(0, self.n_boot, step):
+            size = min(step, self.n_boot - start)
+            draws = np.empty((size, self.units))
+            for line in draws:
+                line[:] = np.bincount(rng.integers(0, self.units, self.units), minlength=self.units)
+            yield draws
+
+    def weights(self) -> Iterator[FloatArray]:
+        """Yield (c, n) weights per row: how often each row is in the resample."""
+        for draws in self.chunks(self.n):
+            yield draws if self.unit is None else draws[:, self.unit]
+
+    def sums(self, values: ArrayLike) -> FloatArray:
+        """Return the (n_boot,) or (n_boot, d) resampled sums of (n,) or (n, d) values."""
+        table = np.asarray(values, dtype=np.float64)
+        flat = table.reshape(self.n, -1)
+        if self.unit is not None:
+            flat = np.stack([np.bincount(self.unit, weights=column, minlength=self.units) for column in flat.T], axis=1)
+        total = (
+            np.concatenate([draws @ flat for draws in self.chunks()])
+            if self.n
+            else np.zeros((self.n_boot, flat.shape[1]))
+        )
+        return total[:, 0] if table.ndim == 1 else total
+
+
+def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of resampled values; NaN values (nothing to judge in a resample) are left out.
+
+    (NaN, NaN) when fewer than half of the resamples could be judged.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    finite = found[~np.isnan(found)]
+    if len(finite) == 0 or 2 * len(finite) < len(found):
+        return float("nan"), float("nan")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def estimate(value: float, values: ArrayLike, confidence: float, positives: int, rows: int) -> Estimate:
+    """Return a value with the percentile interval of its resamples."""
+    low, high = (float("nan"), float("nan")) if np.isnan(value) else interval(values, confidence)
+    return Estimate(float(value), low, high, int(positives), int(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The ranking of n rows, cut down to the rungs that matter: the K distinct scores of positives, best first.
+
+    For a fixed number of positives found, every metric of a decision gets no better with more false alarms, and average
+    precision counts negatives only where a positive is met. So a row needs only its rung: a positive's own score, a
+    negative's next lower (or equal) positive score; negatives below the last positive are in the tail, rung K.
+
+    cut : (K,) distinct scores with a positive, descending
+    below : (K,) the next lower distinct score of any row; -inf where there is none
+    negatives : scores of the negatives, ascending
+    """
+
+    y: IntArray
+    score: FloatArray
+    weight: FloatArray | None
+    cut: FloatArray
+    below: FloatArray
+    negatives: FloatArray
+
+    @staticmethod
+    def build(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Ladder:
+        """Sort once. Raises DataError as `as_scores`."""
+        labels, scores, weights = as_scores(y, score, weight)
+        cut = np.unique(scores[labels == 1])[::-1]
+        negatives = np.sort(scores[labels == 0])
+        place = np.searchsorted(negatives, cut, side="left")
+        below = np.where(place > 0, negatives[np.maximum(place - 1, 0)] if len(negatives) else -np.inf, -np.inf)
+        below = np.maximum(below, np.append(cut[1:], -np.inf))
+        return Ladder(labels, scores, weights, cut, below, negatives)
+
+    @property
+    def rungs(self) -> int:
+        return len(self.cut)
+
+    @cached_property
+    def rung(self) -> IntArray:
+        """(n,) rung of each row, K for the tail."""
+        return (self.rungs - np.searchsorted(self.cut[::-1], self.score, side="right")).astype(np.int64)
+
+    def totals(self, values: FloatArray | None, positive: bool) -> FloatArray:
+        """Return the (K + 1,) sums by rung of ``values`` (weights where None) over the positives or the negatives."""
+        if values is None and self.weight is None and not positive:
+            place = np.searchsorted(self.negatives, self.cut, side="left")
+            return -np.diff(np.concatenate([[len(self.negatives)], place, [0]])).astype(np.float64)
+        rows = self.y == int(positive)
+        amounts = self.weight if values is None else values
+        return np.bincount(self.rung[rows], None if amounts is None else amounts[rows], self.rungs + 1).astype(
+            np.float64
+        )
+
+    def resampled(
+        self, resamples: Resamples, *, columns: Sequence[tuple[FloatArray | None, bool]]
+    ) -> Iterator[list[FloatArray]]:
+        """Yield chunks of resampled sums by rung, one (c, K + 1) array per (values, positive) column."""
+        matrices = [self._by_unit(resamples, values, positive) for values, positive in columns]
+        for draws in resamples.chunks(self.rungs + 1):
+            across = np.ascontiguousarray(draws.T)
+            yield [(matrix @ across).T for matrix in matrices]
+
+    def _by_unit(self, resamples: Resamples, values: FloatArray | None, positive: bool) -> Any:
+        from scipy.sparse import coo_array
+
+        rows = np.flatnonzero(self.y == int(positive))
+        amounts = self.weight if values is None else values
+        data = np.ones(len(rows)) if amounts is None else amounts[rows]
+        unit = rows if resamples.unit is None else resamples.unit[rows]
+        return coo_array((data, (self.rung[rows], unit)), shape=(self.rungs + 1, resamples.units)).tocsr()
+
+    def counted(self, resamples: Resamples) -> Iterator[list[FloatArray]]:
+        """Yield chunks of resampled (positives, negatives) by rung, each (c, K + 1).
+
+        With independent rows of weight 1 the counts are multinomial, and drawn as such: no row is touched. This gives
+        the distribution of `resampled`, not the same draws, so paired comparisons use `resampled`.
+        """
+        if self.weight is not None or resamples.unit is not None:
+            yield from self.resampled(resamples, columns=[(None, True), (None, False)])
+            return
+        rng = np.random.default_rng(resamples.seed)
+        positive, negative = self.totals(None, True), self.totals(None, False)
+        n, step = len(self.y), max(1, _CHUNK // (self.rungs + 1))
+        for start in range(0, resamples.n_boot, step):
+            size = min(step, resamples.n_boot - start)
+            found = rng.binomial(n, positive.sum() / n, size) if n else np.zeros(size, dtype=np.int64)
+            yield [_scatter(rng, found, positive), _scatter(rng, n - found, negative)]
+
+
+def _scatter(rng: np.random.Generator, total: IntArray, counts: FloatArray) -> FloatArray:
+    """Return (len(total), K) multinomial draws with probabilities in the proportion of ``counts``."""
+    used = np.flatnonzero(counts)
+    drawn = np.zeros((len(total), len(counts)))
+    if len(used) == 0:
+        return drawn
+    if counts.sum() <= 4 * len(used):
+        # Cells of a few rows each: drawing the rows is faster than one binomial per cell.
+        owner = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
+        for line, size in zip(drawn, total, strict=True):
+            line[:] = np.bincount(owner[rng.integers(0, len(owner), size)], minlength=len(counts))
+        return drawn
+    shares = counts[used] / counts.sum()
+    drawn[:, used] = rng.multinomial(total, shares)
+    return drawn

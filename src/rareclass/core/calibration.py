@@ -1,0 +1,404 @@
+"""Scores to probabilities: prior-shift correction, strictly monotone calibrators, and label shift.
+
+Everything works on the logit, where rare-class scores have room: a calibrator is an increasing map of logits, continued
+with a positive slope beyond what was seen, so it never changes the ranking (down to the resolution of float64).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq, minimize
+from scipy.special import expit
+
+from rareclass.core.bootstrap import as_scores
+from rareclass.core.estimate import Estimate
+from rareclass.core.rows import AnyArray, FloatArray, IntArray
+from rareclass.errors import DataError, ModelError, NoPositives, unknown
+
+MIN_SLOPE = 1e-3
+"""Least slope of a calibrator on the logit: below it, neighbouring scores could meet in floating point."""
+
+FEW_POSITIVES = 30
+"""Positives below which only maps of two parameters are tried."""
+
+_LOWEST, _HIGHEST = 1e-300, 1 - 2.0**-53
+_FAR = 16.0
+"""Logits beyond this (1e-7) count as this when a map is fitted, so that scores of exactly 0 do not steer it."""
+
+
+def logit(score: ArrayLike) -> FloatArray:
+    """Return log(p / (1 - p)), finite for every p in [0, 1]."""
+    p = np.clip(np.asarray(score, dtype=np.float64), _LOWEST, _HIGHEST)
+    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
+
+
+def probability(log_odds: ArrayLike) -> FloatArray:
+    """Return 1 / (1 + exp(-z)), kept inside (0, 1)."""
+    return np.asarray(np.clip(expit(np.asarray(log_odds, dtype=np.float64)), _LOWEST, _HIGHEST), dtype=np.float64)
+
+
+def prior_correction(score: ArrayLike, kept: float) -> FloatArray:
+    """Undo the shift of the prior by sampling or class weights: p = b ps / (b ps - ps + 1).
+
+    score : (n,) probability of the rare class as learnt from resampled rows
+    kept : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor on positives)
+    Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
+    Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
+    """
+    if not kept > 0:
+        raise DataError(f"the share of negatives kept is {kept}; it must be above 0. Use 1 where nothing was sampled")
+    return np.asarray(score, dtype=np.float64) if kept == 1 else probability(logit(score) + math.log(kept))
+
+
+class Calibrator(Protocol):
+    """A strictly increasing map of raw scores to probabilities."""
+
+    @property
+    def kind(self) -> str: ...
+    def __call__(self, score: ArrayLike) -> FloatArray:
+        """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1)."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What the calibrators share; ``offset`` is log b of the prior correction, applied first."""
+
+    offset: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+    def __call__(self, score: ArrayLike) -> FloatArray:
+        """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1), in the same order."""
+        return probability(self.on_logit(logit(score) + self.offset))
+
+    def on_logit(self, z: FloatArray) -> FloatArray:
+        return z
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+
+@dataclass(frozen=True)
+class Identity(_Map):
+    """The prior correction alone."""
+
+
+@dataclass(frozen=True)
+class Platt(_Map):
+    """A straight line on the logit. Source: Platt 1999, on log-odds."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def on_logit(self, z: FloatArray) -> FloatArray:
+        return self.slope * z + self.intercept
+
+
+@dataclass(frozen=True)
+class Beta(_Map):
+    """a ln p - b ln(1 - p) + c with a, b > 0. Source: Kull, Silva Filho and Flach, AISTATS 2017."""
+
+    a: float = 1.0
+    b: float = 1.0
+    c: float = 0.0
+
+    def on_logit(self, z: FloatArray) -> FloatArray:
+        return -self.a * np.logaddexp(0, -z) + self.b * np.logaddexp(0, z) + self.c
+
+
+@dataclass(frozen=True)
+class Isotonic(_Map):
+    """Isotonic regression, its steps joined at their centres so that it rises everywhere.
+
+    x, y : logits of the centres and of their rates, both strictly increasing; beyond the ends the slope is 1
+    Source: Oron and Flournoy, Statistics in Biopharmaceutical Research 2017 (centred isotonic regression).
+    """
+
+    x: tuple[float, ...] = (0.0,)
+    y: tuple[float, ...] = (0.0,)
+
+    def on_logit(self, z: FloatArray) -> FloatArray:
+        x, y = np.array(self.x), np.array(self.y)
+        return np.interp(z, x, y) + np.minimum(z - x[0], 0) + np.maximum(z - x[-1], 0)
+
+
+_KINDS: dict[str, Callable[..., Calibrator]] = {
+    "identity": Identity,
+    "platt": Platt,
+    "beta": Beta,
+    "isotonic": Isotonic,
+}
+
+
+def from_json(raw: Mapping[str, Any]) -> Calibrator:
+    """Return the calibrator that `to_json` wrote. Raises ModelError for an unknown kind."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "kind"}
+    if raw.get("kind") not in _KINDS:
+        raise ModelError(
+            f"unknown calibrator '{raw.get('kind')}' in the model. It was written by another version: train again"
+        )
+    return _KINDS[raw["kind"]](**values)
+
+
+def _fit_line(columns: FloatArray, y: IntArray, weight: FloatArray) -> FloatArray:
+    """Minimise the log loss of expit(columns @ w + c) with w >= MIN_SLOPE; returns (w..., c).
+
+    A pull of one pseudo-row towards slope 1 keeps few positives from bending the map.
+    """
+    signs = np.where(y == 1, 1.0, -1.0)
+
+    def loss(w: FloatArray) -> tuple[float, FloatArray]:
+        margin = signs * (columns @ w[:-1] + w[-1])
+        pull = w[:-1] - 1
+        residual = -signs * weight * expit(-margin)
+        gradient = np.append(columns.T @ residual + pull, residual.sum())
+        return float(weight @ np.logaddexp(0, -margin) + 0.5 * pull @ pull), gradient
+
+    k = columns.shape[1]
+    bounds = [(MIN_SLOPE, 20.0)] * k + [(None, None)]
+    start = np.append(np.ones(k), 0.0)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-12})
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _compressed(
+    z: FloatArray, y: IntArray, weight: FloatArray, cells: int = 4000
+) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Pool negatives of nearly the same logit, so that a fit costs the same for a million rows."""
+    negative = np.flatnonzero(y == 0)
+    if len(negative) <= 2 * cells:
+        return z, y, weight
+    order = negative[np.argsort(z[negative], kind="stable")]
+    starts = np.unique(np.linspace(0, len(order), cells + 1).astype(np.int64)[:-1])
+    total = np.add.reduceat(weight[order], starts)
+    centre = np.add.reduceat(weight[order] * z[order], starts) / np.where(total > 0, total, 1)
+    positive = y == 1
+    labels = np.concatenate([np.ones(int(positive.sum()), dtype=np.int64), np.zeros(len(starts), dtype=np.int64)])
+    return np.concatenate([z[positive], centre]), labels, np.concatenate([weight[positive], total])
+
+
+def _fit_identity(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
+    return Identity(offset)
+
+
+def _fit_platt(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
+    z, y, weight = _compressed(np.clip(z, -_FAR, _FAR), y, weight)
+    slope, intercept = _fit_line(z[:, None], y, weight)
+    return Platt(offset, float(slope), float(intercept))
+
+
+def _fit_beta(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
+    z, y, weight = _compressed(np.clip(z, -_FAR, _FAR), y, weight)
+    a, b, c = _fit_line(np.stack([-np.logaddexp(0, -z), np.logaddexp(0, z)], axis=1), y, weight)
+    return Beta(offset, float(a), float(b), float(c))
+
+
+def _fit_isotonic(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
+    from scipy.optimize import isotonic_regression
+
+    near = np.clip(z, -_FAR, _FAR)
+    x, where = np.unique(near, return_inverse=True)
+    mass = np.bincount(where, weight)
+    hits = np.bincount(where, weight * y)
+    used = mass > 0
+    x, mass, hits = x[used], mass[used], hits[used]
+    starts = isotonic_regression(hits / mass, weights=mass).blocks[:-1]
+    size, found = np.add.reduceat(mass, starts), np.add.reduceat(hits, starts)
+    centre = np.add.reduceat(mass * x, starts) / size
+    # A step without positives (or of positives only) has no finite logit: half a row of the other kind gives it one.
+    rate = np.clip(found / size, np.minimum(0.5 / (size + 1), 0.5), 1 - 0.5 / (size + 1))
+    knots = _rising(centre, np.maximum.accumulate(logit(rate)))
+    shape = Isotonic(offset, tuple(centre.tolist()), tuple(knots.tolist()))
+    shift = _matching_shift(shape.on_logit(z), float(hits.sum() / mass.sum()), weight)
+    return Isotonic(offset, shape.x, tuple((knots + shift).tolist()))
+
+
+def _rising(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Lift ``y`` where it rises by less than MIN_SLOPE between neighbours."""
+    return np.asarray(np.maximum.accumulate(y - MIN_SLOPE * x) + MIN_SLOPE * x, dtype=np.float64)
+
+
+def _matching_shift(z: FloatArray, rate: float, weight: FloatArray) -> float:
+    """The addition to all logits that makes the mean probability the observed rate."""
+    total = weight.sum()
+    return float(brentq(lambda shift: float(weight @ expit(z + shift)) / total - rate, -40, 40, xtol=1e-9))
+
+
+METHODS: dict[str, Callable[[FloatArray, IntArray, FloatArray, float], Calibrator]] = {
+    "none": _fit_identity,
+    "platt": _fit_platt,
+    "beta": _fit_beta,
+    "isotonic": _fit_isotonic,
+}
+"""In order of flexibility: a more flexible one has to be better, not equal."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chosen calibrator (prior correction included) and what it was chosen from.
+
+    table : cross-fitted log loss in nats per row, by method
+    kept : the sampling factor that was corrected; NaN where only the calibrator could learn it
+    """
+
+    calibrator: Calibrator
+    chosen: str
+    table: dict[str, float]
+    kept: float = 1.0
+
+    def __call__(self, score: ArrayLike) -> FloatArray:
+        return self.calibrator(score)
+
+    def to_json(self) -> dict[str, Any]:
+        kept = None if math.isnan(self.kept) else self.kept
+        return {"calibrator": self.calibrator.to_json(), "chosen": self.chosen, "table": self.table, "kept": kept}
+
+
+def fit(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    method: str = "auto",
+    kept: float = 1.0,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    seed: int = 0,
+    folds: int = 5,
+) -> Calibration:
+    """Fit a calibrator on scores of rows the model was not fitted on.
+
+    y, score : (n,) labels and raw scores in [0, 1]
+    method : auto | none | platt | beta | isotonic. auto takes the lowest cross-fitted log loss; none (the prior correction
+        alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not tried
+    kept : b of `prior_correction`; NaN where the resampling has no exact correction, then the calibrator learns it
+    block : (n,) rows that stay together in cross-fitting
+    Raises NoPositives without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
+    """
+    labels, scores, weights = as_scores(y, score, weight)
+    if method not in ("auto", *METHODS):
+        raise unknown("calibration", method, ("auto", *METHODS), "threshold.calibration")
+    if labels.sum() == 0:
+        raise NoPositives("no row of the rare class among the rows that calibrate. Give more rows: split.validation")
+    if scores.min() < 0 or scores.max() > 1:
+        raise DataError(f"scores run from {scores.min():g} to {scores.max():g}; a calibrator needs them in [0, 1]")
+    offset = 0.0 if math.isnan(kept) or kept == 1 else math.log(_positive(kept))
+    z = logit(scores) + offset
+    mass = np.ones(len(labels)) if weights is None else weights
+    both = 0 < labels.sum() < len(labels)
+    names = list(METHODS) if labels.sum() >= FEW_POSITIVES else ["none", "platt"]
+    if method != "auto" and method not in names:
+        names.append(method)
+    fold = _folds(labels, block, folds, seed)
+    table = {name: _cross_fitted(METHODS[name], z, labels, mass, fold) for name in names} if both else {}
+    chosen = method if method != "auto" else _simplest_best(table)
+    if not both:
+        chosen = "none"
+    return Calibration(METHODS[chosen](z, labels, mass, offset), chosen, table, kept)
+
+
+def _positive(kept: float) -> float:
+    if not kept > 0:
+        raise DataError(f"the share of negatives kept is {kept}; it must be above 0. Use 1 where nothing was sampled")
+    return kept
+
+
+def _folds(y: IntArray, block: AnyArray | None, folds: int, seed: int) -> IntArray:
+    """(n,) cross-fitting fold: whole blocks where there are enough, else both classes dealt out evenly."""
+    rng = np.random.default_rng(seed)
+    if block is not None:
+        unit = np.unique(block, return_inverse=True)[1]
+        if unit.max() + 1 >= 2 * folds:
+            # Blocks are dealt by descending positives, so that no fold is left without.
+            found = np.bincount(unit, y)
+            order = np.lexsort((rng.random(len(found)), -found))
+            deal = np.empty(len(found), dtype=np.int64)
+            deal[order] = np.arange(len(found)) % folds
+            return np.asarray(deal[unit], dtype=np.int64)
+    fold = np.empty(len(y), dtype=np.int64)
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        fold[rows] = np.arange(len(rows)) % folds
+    return fold
+
+
+def _cross_fitted(
+    method: Callable[[FloatArray, IntArray, FloatArray, float], Calibrator],
+    z: FloatArray,
+    y: IntArray,
+    weight: FloatArray,
+    fold: IntArray,
+) -> float:
+    """Mean log loss in nats of rows scored by a map fitted on the other folds."""
+    total = 0.0
+    for k in np.unique(fold):
+        held, rest = fold == k, fold != k
+        if y[rest].sum() == 0 or y[rest].all():
+            mapped = z[held]
+        else:
+            calibrator = method(z[rest], y[rest], weight[rest], 0.0)
+            mapped = calibrator.on_logit(z[held])  # type: ignore[attr-defined]
+        total += float(weight[held] @ np.logaddexp(0, np.where(y[held] == 1, -mapped, mapped)))
+    return total / float(weight.sum())
+
+
+def _simplest_best(table: Mapping[str, float]) -> str:
+    """The first method that none beats by more than 0.05 %."""
+    if not table:
+        return "none"
+    best = min(table.values())
+    return next(name for name in METHODS if name in table and table[name] <= best * 1.0005)
+
+
+def at_prevalence(score: ArrayLike, old: float, new: float) -> FloatArray:
+    """Move calibrated scores from one prevalence to another (the classes themselves unchanged)."""
+    return probability(logit(score) + float(logit(new)) - float(logit(old)))
+
+
+def label_shift_em(
+    score: ArrayLike, prevalence: float, *, n_boot: int = 200, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Estimate the prevalence of unlabelled rows from calibrated scores, were only the prevalence to change.
+
+    score : (n,) probabilities calibrated at ``prevalence``
+    ``positives`` of the result is the expected number, rounded. Rows are pooled into 1000 cells of equal logit.
+    Raises DataError without rows or for a prevalence outside (0, 1). Source: Saerens, Latinne and Decaestecker 2002.
+    """
+    z = logit(score)
+    if len(z) == 0 or not 0 < prevalence < 1:
+        raise DataError(
+            f"label shift needs rows and a prevalence between 0 and 1; there are {len(z)} rows and prevalence {prevalence}"
+        )
+    edges = np.linspace(z.min(), z.max(), 1001)
+    cell = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, 999)
+    counts = np.bincount(cell, minlength=1000)
+    centre = np.bincount(cell, z, 1000)[counts > 0] / counts[counts > 0]
+    counts = counts[counts > 0]
+    ratio = centre - float(logit(prevalence))
+    draws = np.random.default_rng(seed).multinomial(len(z), counts / len(z), size=n_boot)
+    found = _em(ratio, np.vstack([counts, draws]).astype(np.float64), prevalence)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found[1:], [tail, 1 - tail])
+    return Estimate(float(found[0]), float(low), float(high), round(float(found[0]) * len(z)), len(z))
+
+
+def _em(ratio: FloatArray, counts: FloatArray, prevalence: float) -> FloatArray:
+    """(m,) fixed points of p = mean posterior at prior p, by EM; ``ratio`` is the log likelihood ratio of each cell."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    prior = np.full(len(counts), prevalence)
+    for _ in range(2000):
+        new = (shares * probability(logit(prior)[:, None] + ratio)).sum(axis=1)
+        if np.abs(new - prior).max() <= 1e-9:
+            break
+        prior = new
+    return np.asarray(new, dtype=np.float64)

@@ -1,0 +1,117 @@
+"""What mistakes cost: one number each, or one per row where an amount is at stake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rareclass.config import Costs
+from rareclass.core.rows import AnyArray, FloatArray
+from rareclass.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class CostArrays:
+    """Costs of mistakes, in ``currency``.
+
+    false_negative, false_positive : a number, or (n,) one per row
+    given : False where both are defaults, so that nobody takes them for money
+    note : one sentence about what was derived, empty where all was given
+    """
+
+    false_negative: float | FloatArray = 1.0
+    false_positive: float | FloatArray = 1.0
+    currency: str = "cost units"
+    given: bool = True
+    note: str = ""
+
+    def take(self, index: AnyArray) -> CostArrays:
+        """Return the costs of the rows at an index or mask."""
+        return replace(
+            self,
+            false_negative=_take(self.false_negative, index),
+            false_positive=_take(self.false_positive, index),
+        )
+
+    def misses(self, n: int) -> FloatArray:
+        """(n,) cost of missing each row, were it positive."""
+        return _spread(self.false_negative, n, "false_negative")
+
+    def alarms(self, n: int) -> FloatArray:
+        """(n,) cost of a false alarm on each row, were it negative."""
+        return _spread(self.false_positive, n, "false_positive")
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers for reports; a per-row cost is given as its mean."""
+        return {
+            "false_negative": float(np.mean(self.false_negative)),
+            "false_positive": float(np.mean(self.false_positive)),
+            "per_row": isinstance(self.false_negative, np.ndarray) or isinstance(self.false_positive, np.ndarray),
+            "currency": self.currency,
+            "given": self.given,
+            "note": self.note,
+        }
+
+
+def _take(cost: float | FloatArray, index: AnyArray) -> float | FloatArray:
+    return cost[index] if isinstance(cost, np.ndarray) else cost
+
+
+def _spread(cost: float | FloatArray, n: int, name: str) -> FloatArray:
+    values = np.asarray(cost, dtype=np.float64)
+    if values.ndim and len(values) != n:
+        raise DataError(f"{len(values)} {name} costs were given for {n} rows. Give one number, or one per row")
+    return np.broadcast_to(values, (n,)).astype(np.float64)
+
+
+def cost_arrays(config: Costs, y_prevalence: float, amount: ArrayLike | None = None) -> CostArrays:
+    """Return the costs of rows, with what is missing derived from the prevalence of the rare class.
+
+    amount : (n,) amount at stake per row, needed by ``costs.amount_share``; a missing one counts as the mean
+    Without any setting a false alarm costs 1 and a miss (1 - prevalence) / prevalence, so that doing nothing and flagging
+    everything cost the same. Raises ConfigError when an amount share has no amounts, DataError for negative amounts.
+    """
+    balance = (1 - y_prevalence) / y_prevalence if 0 < y_prevalence < 1 else 1.0
+    if config.amount_share is not None:
+        return _by_amount(config, amount)
+    miss, alarm = config.false_negative, config.false_positive
+    if miss is not None and alarm is not None:
+        return CostArrays(miss, alarm, config.currency)
+    if miss is not None:
+        alarm = miss / balance
+        note = f"costs.false_positive was not set: {alarm:g}, false_negative * prevalence / (1 - prevalence)"
+    elif alarm is not None:
+        miss = alarm * balance
+        note = f"costs.false_negative was not set: {miss:g}, false_positive * (1 - prevalence) / prevalence"
+    else:
+        miss, alarm = balance, 1.0
+        note = f"no costs were set: a false alarm counts 1 and a miss {balance:g}, (1 - prevalence) / prevalence"
+    given = config.false_negative is not None or config.false_positive is not None
+    return CostArrays(miss, alarm, config.currency, given, note)
+
+
+def _by_amount(config: Costs, amount: ArrayLike | None) -> CostArrays:
+    if amount is None or config.amount_share is None:
+        raise ConfigError("costs.amount_share needs the amounts. Set data.amount to the column that holds them")
+    amounts = np.array(amount, dtype=np.float64)
+    missing = ~np.isfinite(amounts)
+    if bool((amounts[~missing] < 0).any()):
+        raise DataError(
+            f"{int((amounts[~missing] < 0).sum())} amounts are negative: a cost cannot be. Set data.amount to a column of amounts from 0"
+        )
+    notes = []
+    if missing.any():
+        if missing.all():
+            raise DataError(
+                "no amount is known: every value of data.amount is missing. Set data.amount to another column"
+            )
+        amounts[missing] = amounts[~missing].mean()
+        notes.append(f"{int(missing.sum())} missing amounts count as the mean, {amounts[missing][0]:g}")
+    alarm = config.false_positive
+    if alarm is None:
+        alarm = 1.0
+        notes.append("costs.false_positive was not set: 1")
+    return CostArrays(config.amount_share * amounts, alarm, config.currency, True, "; ".join(notes))

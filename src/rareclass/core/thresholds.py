@@ -1,0 +1,433 @@
+"""Exact threshold tuning: every distinct score is a candidate cut-off, for any objective, under constraints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rareclass import config
+from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, interval
+from rareclass.core.costs import CostArrays
+from rareclass.core.estimate import Estimate
+from rareclass.core.rows import BoolArray, FloatArray
+from rareclass.errors import ConfigError, NoPositives, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What each cut-off decides: line 0 flags nothing, line i the rows with score >= cutoff[i].
+
+    cutoff : (m + 1,) inf, then the distinct scores, descending
+    tp, fp : (m + 1,) weight of positives and negatives at or above the cut-off
+    """
+
+    cutoff: FloatArray
+    tp: FloatArray
+    fp: FloatArray
+    positives: float
+    negatives: float
+
+
+def sweep(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Sweep:
+    """Return the counts at every distinct cut-off. Raises DataError for labels or scores that cannot be swept."""
+    labels, scores, weights = as_scores(y, score, weight)
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    hit = labels[order] if weights is None else labels[order] * weights[order]
+    every = np.ones(len(order)) if weights is None else weights[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, dtype=np.int64)
+    tp = np.concatenate([[0.0], np.cumsum(hit)[last]])
+    fp = np.concatenate([[0.0], np.cumsum(every)[last]]) - tp
+    return Sweep(np.concatenate([[np.inf], ranked[last]]), tp, fp, float(tp[-1]), float(fp[-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Counts behind cut-offs; arrays of any one shape (cut-offs last), totals broadcast against them.
+
+    cost : total cost at each cut-off, in the currency; None where the objective does not ask for it
+    days : days that the rows span; NaN where there is no time
+    """
+
+    tp: FloatArray
+    fp: FloatArray
+    positives: FloatArray
+    negatives: FloatArray
+    cost: FloatArray | None = None
+    days: float = math.nan
+    beta: float = 1.0
+
+    @property
+    def alerts(self) -> FloatArray:
+        return self.tp + self.fp
+
+    @property
+    def precision(self) -> FloatArray:
+        """Share of alerts that are right; 0 where nothing is flagged."""
+        return _ratio(self.tp, self.alerts)
+
+    @property
+    def recall(self) -> FloatArray:
+        return _ratio(self.tp, self.positives)
+
+
+def _ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    top, bottom = np.broadcast_arrays(top, bottom)
+    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
+
+
+def f_beta(counts: Counts, beta: float) -> FloatArray:
+    """(1 + b2) tp / ((1 + b2) tp + b2 fn + fp); 0 where nothing is found."""
+    square = beta * beta
+    return _ratio((1 + square) * counts.tp, square * counts.positives + counts.alerts)
+
+
+def matthews(counts: Counts) -> FloatArray:
+    """Matthews correlation; 0 where a row or a column of the confusion matrix is empty."""
+    total = counts.positives + counts.negatives
+    top = counts.tp * total - counts.alerts * counts.positives
+    return _ratio(top, np.sqrt(counts.alerts * (total - counts.alerts) * counts.positives * counts.negatives))
+
+
+def _cost(counts: Counts) -> FloatArray:
+    assert counts.cost is not None
+    return counts.cost
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a cut-off is chosen for.
+
+    value : counts -> the number reported, per cut-off
+    sign : 1 where more is better, -1 where less is
+    needs : the constraint without which it has no meaning
+    text : what it says in a sentence
+    """
+
+    value: Callable[[Counts], FloatArray]
+    sign: int = 1
+    needs: str | None = None
+    text: str = ""
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "f1": Objective(lambda c: f_beta(c, 1.0), text="F1"),
+    "f2": Objective(lambda c: f_beta(c, 2.0), text="F2"),
+    "fbeta": Objective(lambda c: f_beta(c, c.beta), text="F-beta"),
+    "mcc": Objective(matthews, text="Matthews correlation"),
+    "cost": Objective(_cost, sign=-1, text="total cost"),
+    "recall_at_precision": Objective(lambda c: c.recall, needs="min_precision", text="recall"),
+    "precision_at_recall": Objective(lambda c: c.precision, needs="min_recall", text="precision"),
+    "alerts_per_day": Objective(lambda c: c.recall, needs="max_alerts", text="recall"),
+}
+
+_SETTINGS = {"min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day"}
+
+
+@dataclass(frozen=True)
+class TunedThreshold:
+    """A cut-off on the deployed score (decision = score >= value) and what it rests on.
+
+    low, high : percentile interval of the cut-off, tuned again on each resample
+    objective_value, precision, recall : at ``value``, with intervals over the resamples (cut-off held)
+    alerts_per_day : NaN where there is no time
+    feasible : False where no cut-off meets the constraints; ``value`` then misses them least, ``message`` says what is reachable
+    """
+
+    value: float
+    low: float
+    high: float
+    objective: str
+    objective_value: Estimate
+    precision: Estimate
+    recall: Estimate
+    alerts_per_day: float
+    feasible: bool
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready values, NaN as None."""
+        return {
+            "value": self.value,
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "objective": self.objective,
+            "objective_value": self.objective_value.to_json(),
+            "precision": self.precision.to_json(),
+            "recall": self.recall.to_json(),
+            "alerts_per_day": _finite(self.alerts_per_day),
+            "feasible": self.feasible,
+            "message": self.message,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def place(ladder: Ladder) -> FloatArray:
+    """Return the (K + 1,) thresholds behind "flag nothing" and each rung: midway to the next lower score.
+
+    Decisions on the ladder's own rows are those of the sweep; between rows the cut lies as far from either as it can.
+    """
+    top = float(ladder.score.max()) if len(ladder.score) else 1.0
+    nothing = (top + 1) / 2 if top < 1 else np.inf
+    nothing = nothing if top < nothing < np.inf else float(np.nextafter(top, np.inf))
+    below = np.where(np.isfinite(ladder.below), ladder.below, np.where(ladder.cut > 0, 0.0, ladder.cut))
+    middle = below + (ladder.cut - below) / 2
+    return np.concatenate([[nothing], np.where((middle > below) & (middle < ladder.cut), middle, ladder.cut)])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One tuning: the objective, its constraints, and what the counts need."""
+
+    objective: Objective
+    constraints: Mapping[str, float]
+    days: float
+    beta: float
+
+    def violation(self, counts: Counts) -> FloatArray:
+        """How far each cut-off misses its constraints, as a sum of relative shortfalls; 0 where it meets all."""
+        total = np.zeros(np.broadcast_shapes(counts.tp.shape, counts.positives.shape))
+        for name, bound in self.constraints.items():
+            if name == "max_alerts":
+                total = total + np.maximum(counts.alerts / self.days / bound - 1, 0)
+            elif bound > 0:
+                share = counts.precision if name == "min_precision" else counts.recall
+                total = total + np.maximum(1 - share / bound, 0)
+        return np.where(total < 1e-12, 0.0, total)
+
+    def choose(self, counts: Counts) -> NDArray[np.intp]:
+        """Index of the best cut-off on the last axis: least violation, then the objective, then the higher cut-off."""
+        worth = self.objective.sign * self.objective.value(counts)
+        if self.constraints:
+            missed = self.violation(counts)
+            worth = np.where(missed <= missed.min(axis=-1, keepdims=True), worth, -np.inf)
+        # Sums of the same costs in another order differ in the last digits: that is a tie, and the higher cut-off wins.
+        best = worth.max(axis=-1, keepdims=True)
+        chosen: NDArray[np.intp] = np.argmax(worth >= best - 1e-12 * np.abs(best), axis=-1)
+        return chosen
+
+
+def tune(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    objective: str = "f1",
+    beta: float = 1.0,
+    min_precision: float | None = None,
+    min_recall: float | None = None,
+    max_alerts: float | None = None,
+    costs: CostArrays | None = None,
+    days: float | None = None,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> TunedThreshold:
+    """Return the cut-off that is best for the objective among those that meet the constraints, exactly.
+
+    y, score : (n,) labels and deployed scores of rows the model was not fitted on; all distinct scores are candidates,
+        and flagging nothing is. Ties go to the higher cut-off.
+    max_alerts : alerts a day at most, over the ``days`` that the rows span
+    Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
+    Raises NoPositives without a positive, ConfigError for an unknown objective or one that lacks its constraint.
+    Source: Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
+    """
+    task = _task(
+        objective, beta, {"min_precision": min_precision, "min_recall": min_recall, "max_alerts": max_alerts}, days
+    )
+    ladder = Ladder.build(y, score, weight)
+    if ladder.rungs == 0:
+        raise NoPositives(
+            "no row of the rare class among the rows that tune the threshold. Give more rows: split.validation"
+        )
+    resamples = Resamples(len(ladder.y), block, n_boot, seed)
+    money = (costs or CostArrays()) if objective == "cost" else None
+    exact = _exact(ladder, task, money)
+    chosen = int(task.choose(exact))
+    thresholds = place(ladder)
+    drawn: list[FloatArray] = []
+    for counts in _resampled(ladder, resamples, task, money):
+        values = [task.objective.value(counts), counts.precision, counts.recall]
+        drawn.append(np.stack([thresholds[task.choose(counts)], *(v[:, chosen] for v in values)]))
+    draws = np.concatenate(drawn, axis=1)
+    found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
+    positives, rows = int(ladder.y.sum()), len(ladder.y)
+    estimates = [
+        estimate(float(v), line, confidence, positives, rows) for v, line in zip(found, draws[1:], strict=True)
+    ]
+    low, high = interval(draws[0], confidence)
+    feasible = not task.constraints or float(task.violation(exact)[chosen]) == 0
+    message = _message(objective, task, exact, chosen, thresholds, feasible)
+    value = float(thresholds[chosen])
+    alerts = float(exact.alerts[chosen] / task.days)
+    return TunedThreshold(value, low, high, objective, worth, precision, recall, alerts, feasible, message)
+
+
+def _task(objective: str, beta: float, constraints: Mapping[str, float | None], days: float | None) -> _Task:
+    """Check what was asked for. Raises ConfigError."""
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES, "threshold.objective")
+    given = {name: bound for name, bound in constraints.items() if bound is not None}
+    needs = OBJECTIVES[objective].needs
+    if needs and needs not in given:
+        raise ConfigError(f"objective '{objective}' needs a bound. Set threshold.{_SETTINGS[needs]}")
+    span = math.nan if days is None or days <= 0 else float(days)
+    if "max_alerts" in given and math.isnan(span):
+        raise ConfigError(
+            "threshold.max_alerts_per_day needs days to count by. Set data.time to the column with the time of a row"
+        )
+    return _Task(OBJECTIVES[objective], given, span, beta)
+
+
+def _cumulated(by_rung: FloatArray) -> FloatArray:
+    """(..., K + 1) sums by rung -> (..., K + 1) sums at "flag nothing" and at each rung."""
+    total = np.zeros_like(by_rung)
+    np.cumsum(by_rung[..., :-1], axis=-1, out=total[..., 1:])
+    return total
+
+
+def _counts(task: _Task, positive: FloatArray, negative: FloatArray, cost: FloatArray | None) -> Counts:
+    return Counts(
+        _cumulated(positive),
+        _cumulated(negative),
+        positive.sum(axis=-1, keepdims=True),
+        negative.sum(axis=-1, keepdims=True),
+        cost,
+        task.days,
+        task.beta,
+    )
+
+
+def _total_cost(missed: FloatArray, alarmed: FloatArray) -> FloatArray:
+    """Total cost at each cut-off from the costs of missing and of flagging, by rung."""
+    total: FloatArray = missed.sum(axis=-1, keepdims=True) - _cumulated(missed) + _cumulated(alarmed)
+    return total
+
+
+def _columns(ladder: Ladder, costs: CostArrays) -> list[tuple[FloatArray, bool]]:
+    n = len(ladder.y)
+    weight = 1.0 if ladder.weight is None else ladder.weight
+    return [(costs.misses(n) * weight, True), (costs.alarms(n) * weight, False)]
+
+
+def _exact(ladder: Ladder, task: _Task, costs: CostArrays | None) -> Counts:
+    positive, negative = ladder.totals(None, True), ladder.totals(None, False)
+    cost = None
+    if costs is not None:
+        if _fixed(costs):
+            cost = _total_cost(positive * costs.false_negative, negative * costs.false_positive)
+        else:
+            cost = _total_cost(*(ladder.totals(values, is_positive) for values, is_positive in _columns(ladder, costs)))
+    return _counts(task, positive, negative, cost)
+
+
+def _fixed(costs: CostArrays) -> bool:
+    return not (isinstance(costs.false_negative, np.ndarray) or isinstance(costs.false_positive, np.ndarray))
+
+
+def _resampled(ladder: Ladder, resamples: Resamples, task: _Task, costs: CostArrays | None) -> Any:
+    """Yield the counts of chunks of resamples."""
+    if costs is None or _fixed(costs):
+        for positive, negative in ladder.counted(resamples):
+            cost = None
+            if costs is not None:
+                cost = _total_cost(positive * costs.false_negative, negative * costs.false_positive)
+            yield _counts(task, positive, negative, cost)
+        return
+    columns: list[tuple[FloatArray | None, bool]] = [(None, True), (None, False), *_columns(ladder, costs)]
+    for positive, negative, missed, alarmed in ladder.resampled(resamples, columns=columns):
+        yield _counts(task, positive, negative, _total_cost(missed, alarmed))
+
+
+def _message(objective: str, task: _Task, exact: Counts, chosen: int, thresholds: FloatArray, feasible: bool) -> str:
+    """One sentence: what the cut-off reaches, or why the constraints cannot be met and what is reachable."""
+    reached = f"precision {exact.precision[chosen]:.3f}, recall {exact.recall[chosen]:.3f}"
+    if not math.isnan(task.days):
+        reached += f", {exact.alerts[chosen] / task.days:.3g} alerts a day"
+    used = f"threshold {thresholds[chosen]:.4g} gives {reached}"
+    if feasible:
+        return f"{used}; it flags nothing" if chosen == 0 else used
+    asked = " and ".join(_asked(name, bound) for name, bound in task.constraints.items())
+    return f"no threshold reaches {asked}: {'; '.join(_reachable(task, exact))}. Nearest: {used}"
+
+
+def _asked(name: str, bound: float) -> str:
+    return {"min_precision": "precision >=", "min_recall": "recall >=", "max_alerts": "alerts a day <="}[
+        name
+    ] + f" {bound:g}"
+
+
+def _reachable(task: _Task, exact: Counts) -> list[str]:
+    """For each constraint, the best that the others leave reachable."""
+    parts = []
+    for name in task.constraints:
+        others = {other: bound for other, bound in task.constraints.items() if other != name}
+        open_: BoolArray = _Task(task.objective, others, task.days, task.beta).violation(exact) == 0
+        under = f" with {' and '.join(_asked(*item) for item in others.items())}" if others else ""
+        if not open_.any():
+            parts.append(f"{' and '.join(_asked(*item) for item in others.items())} cannot be met at all")
+        elif name == "max_alerts":
+            parts.append(f"the fewest alerts a day{under} are {exact.alerts[open_].min() / task.days:.3g}")
+        else:
+            share = exact.precision if name == "min_precision" else exact.recall
+            parts.append(
+                f"the highest {'precision' if name == 'min_precision' else 'recall'}{under} is {share[open_].max():.3f}"
+            )
+    return parts
+
+
+def tune_points(
+    y: ArrayLike,
+    score: ArrayLike,
+    settings: config.Threshold,
+    *,
+    costs: CostArrays | None = None,
+    days: float | None = None,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, TunedThreshold]:
+    """Return the tuned threshold of each operating point, in order; the first, "default", is the one that decides.
+
+    ``objective: auto`` is the cost where costs were given, else F1.
+    """
+    wanted = settings.objective
+    if wanted == "auto":
+        wanted = "cost" if costs is not None and costs.given else "f1"
+    asked: dict[str, tuple[str, config.Threshold | config.OperatingPoint]] = {"default": (wanted, settings)}
+    for point in settings.points:
+        if point.name in asked:
+            raise ConfigError(
+                f"operating point '{point.name}' is named twice. Give each of threshold.points its own name (not 'default')"
+            )
+        asked[point.name] = (point.objective, point)
+    return {
+        name: tune(
+            y,
+            score,
+            objective=objective,
+            beta=point.beta,
+            min_precision=point.min_precision,
+            min_recall=point.min_recall,
+            max_alerts=point.max_alerts_per_day,
+            costs=costs,
+            days=days,
+            weight=weight,
+            block=block,
+            n_boot=n_boot,
+            confidence=confidence,
+            seed=seed,
+        )
+        for name, (objective, point) in asked.items()
+    }
