@@ -48,6 +48,10 @@ class StoreError(RareclassError):
     """The store of predictions, labels and the ledger is unreachable or refused a write."""
 
 
+class StoreRefused(StoreError):
+    """The store was reached and will never accept this write: trying again does not help."""
+
+
 class SpoolError(RareclassError):
     """The durable spool between an answer and the store cannot be used."""
 
