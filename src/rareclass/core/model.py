@@ -15,12 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
 from rareclass.errors import ModelError, unknown
 
 FORMAT = 1
 _LEARNER, _PARTS, _GOLDEN, _SUMS = "learner.joblib", "model.json", "golden.json", "sha256.json"
+_IDS = "trained_ids.npy"
 
 
 class Scorer(Protocol):
@@ -44,6 +46,7 @@ class RareModel:
     primary : the operating point that decides when none is named
     profile : reference profile for drift (JSON, see core.drift)
     golden : rows with the score this version gives them; a server is ready only when it reproduces them
+    trained_ids : sorted ids of the training rows, where no time tells which rows a version has seen
     meta : name, config, data hash, time range and ids of the training rows, metrics
     """
 
@@ -55,6 +58,7 @@ class RareModel:
     profile: Mapping[str, Any] = field(default_factory=dict)
     golden: pd.DataFrame | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    trained_ids: NDArray[np.uint64] | None = None
 
     def matrix(self, rows: pd.DataFrame | FloatMatrix) -> FloatMatrix:
         """Return the (n, n_features) float32 matrix of a table, or the matrix itself. Raises DataError, ModelError."""
@@ -156,6 +160,8 @@ class RareModel:
         files = {_LEARNER: buffer.getvalue(), _PARTS: json.dumps(parts, default=str, indent=1).encode()}
         if self.golden is not None:
             files[_GOLDEN] = self.golden.to_json(orient="split", double_precision=15, index=False).encode()
+        if self.trained_ids is not None:
+            files[_IDS] = _bytes(self.trained_ids)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         for name, content in files.items():
             (target / name).write_bytes(content)
@@ -186,6 +192,7 @@ class RareModel:
             profile=parts["profile"],
             golden=_golden(files[_GOLDEN], schema) if _GOLDEN in files else None,
             meta=parts["meta"],
+            trained_ids=np.load(io.BytesIO(files[_IDS])) if _IDS in files else None,
         )
 
 
@@ -222,6 +229,12 @@ def _golden(content: bytes, schema: Schema) -> pd.DataFrame:
         if feature.kind == "numeric":
             frame[feature.name] = pd.to_numeric(frame[feature.name]).astype(np.float32)
     return frame
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def _logit(score: FloatArray) -> FloatArray:

@@ -1,0 +1,81 @@
+# The only entry: CI calls the same targets. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
+unexport PYTHONDONTWRITEBYTECODE
+DEMO ?= out/demo
+
+.PHONY: help setup packages demo replay test check lint types layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "rareclass needs Python 3.11. Install it, or set PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "setting up $(VENV) (once, about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv 2>&1 | grep -v -i '^warning' || true
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q -r requirements.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q --no-deps -e .
+	@touch $@
+
+setup: $(VENV)/.installed ## make the virtual environment from requirements.lock
+
+packages: ## install the Debian packages that tests need (root on Debian), or say what is missing
+	@tools/debian-packages
+
+demo: setup ## train on the real 2013 New York flights: diagnose, train, gate, register, report
+	@$(BIN)/rareclass run -c examples/flights/config.yaml --out $(DEMO)
+
+replay: setup ## play months of flights through the whole loop: serve, late labels, drift, triage, repair
+	@$(BIN)/rareclass replay -c examples/flights/config.yaml --out out/replay
+
+test: setup packages ## run all tests that need no cluster
+	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy
+
+layers: setup
+	@$(BIN)/lint-imports
+
+goldens: setup ## fail where a golden file is not what the code makes
+	@$(BIN)/python tools/goldens.py --check
+
+golden: setup ## rewrite the golden files (compiled pipeline, dashboards, rendered chart)
+	@$(BIN)/python tools/goldens.py
+
+check: lint types layers goldens test ## what CI runs
+
+bench: setup ## the short benchmarks; the README's tables are their output
+	@$(BIN)/python -m benchmarks short
+
+bench-full: setup ## every benchmark
+	@$(BIN)/python -m benchmarks all
+
+images: ## build the container images with docker, podman or buildah
+	@tools/images
+
+cluster-up: ## start a Kubernetes with the platform (CLUSTER_KIT=/path/to/kit, else kind)
+	@tools/cluster up
+
+install: ## install the chart on the cluster that kubectl reaches
+	@tools/cluster install
+
+e2e: setup ## the whole loop on a real Kubernetes, from nothing
+	@tools/cluster e2e
+
+cluster-down: ## stop that Kubernetes
+	@tools/cluster down
+
+clean: ## remove what make made
+	@rm -rf $(VENV) out .rareclass .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,13 @@
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def detect_imbalance(
+    config: str, train: dsl.Input[dsl.Dataset], validation: dsl.Input[dsl.Dataset], plan: dsl.Output[dsl.Artifact]
+) -> list:
+    """Say how rare and how hard, and plan the candidates; the groups share a resampling chain."""
+    from rareclass.services import steps
+
+    return steps.detect_imbalance(config, train.path, validation.path, plan.path)

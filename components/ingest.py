@@ -1,0 +1,20 @@
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(
+    config: str,
+    ingested: dsl.Output[dsl.Artifact],
+    train: dsl.Output[dsl.Dataset],
+    validation: dsl.Output[dsl.Dataset],
+    test: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Read the source once, check it, and split it into three Parquet files."""
+    from rareclass.services import steps
+
+    found = steps.ingest(config, ingested.path, train.path, validation.path, test.path)
+    for name, value in found.items():
+        metrics.log_metric(name, value)

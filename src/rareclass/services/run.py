@@ -1,0 +1,102 @@
+"""The whole training pipeline in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config
+from rareclass.services import publish, train
+from rareclass.services.train import Progress, silent
+
+if TYPE_CHECKING:
+    from rareclass.adapters.tables import Ingested
+    from rareclass.core.model import RareModel
+
+
+class Stopwatch:
+    """Seconds by step, in the order the steps first ran."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + self.clock() - start
+
+
+def run(
+    config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
+) -> dict[str, Any]:
+    """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
+    watch = Stopwatch()
+    with watch("ingest"):
+        ingested = train.ingest(config, progress)
+    return run_rows(config, ingested, out, watch=watch, progress=progress, now=now or train.utc_now(), reason=reason)
+
+
+def run_rows(
+    config: Config, ingested: Ingested, out: Path | None, *, now: datetime, watch: Stopwatch | None = None, progress: Progress = silent,
+    reason: str = "retrain",
+) -> dict[str, Any]:  # fmt: skip
+    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version."""
+    watch = watch or Stopwatch()
+    made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=champion(config))
+    with watch("register"):
+        details = publish.register(made, now=now, reason=reason, progress=progress)
+    with watch("promote"):
+        role = publish.promote(config, details["summary"]["version"], now=now, reason=reason, progress=progress)
+    details["summary"]["seconds"] = publish.clean(watch.seconds)
+    if out is None:
+        return {**details["summary"], "role": role}
+    return publish.leave(details, role, out)
+
+
+def fit(
+    config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent, champion: tuple[str, RareModel] | None = None,
+) -> publish.Run:  # fmt: skip
+    """Everything up to the refitted model; writes nothing."""
+    with watch("detect_imbalance"):
+        plan = train.detect_imbalance(config, ingested.train, ingested.validation, progress)
+        dev, folds = train.development(config, ingested.train, ingested.validation)
+    trained = []
+    saved = 0.0
+    for name, members in plan.groups.items():
+        with watch("resample"):
+            resampled = train.resample(config, dev, folds, members, progress)
+        start = time.monotonic()
+        with watch("train"):
+            trained += train.train(
+                config, dev, folds, members, resampled, plan.seconds[name] + saved, progress=progress
+            )
+        # What one group leaves of its budget the next ones may use.
+        saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
+    with watch("select"):
+        chosen = train.select(config, dev, trained, progress)
+    with watch("tune_threshold"):
+        tuning = train.tune_threshold(config, dev, chosen, train.kept(trained, chosen, ingested), progress)
+    with watch("evaluate"):
+        judged = train.evaluate(
+            config, dev, ingested.test, trained, chosen, tuning, champion=champion, progress=progress
+        )
+    with watch("refit"):
+        model = train.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
+    return publish.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
+
+
+def champion(config: Config) -> tuple[str, RareModel] | None:
+    """Return the registered champion and its name, None when there is none yet."""
+    from rareclass.adapters.registry import Registry
+
+    registry = Registry(config.tracking.uri)
+    version = registry.at(config.name, "champion")
+    return None if version is None else (f"version {version.version}", registry.load(version))
