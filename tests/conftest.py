@@ -1,0 +1,127 @@
+"""Fixtures that start the real outside systems."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def missing(what: str) -> None:
+    """Skip by name on a machine that lacks something; fail where CI runs, because CI allows no skip."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI needs {what}")
+    pytest.skip(f"needs {what}")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+class PostgresServer:
+    """A private cluster of the machine's PostgreSQL, on a free port, run as `postgres` when the tests run as root."""
+
+    def __init__(self, bin_dir: Path, root: Path) -> None:
+        self.bin, self.root, self.port = bin_dir, root, free_port()
+        self.data = root / "data"
+        self.as_user: dict[str, object] = {}
+        if os.getuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(root, account.pw_uid, account.pw_gid)
+            self.as_user = {"user": "postgres", "group": account.pw_gid, "extra_groups": []}
+        self._run("initdb", "-D", self.data, "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    def _run(self, tool: str, *arguments: object) -> None:
+        command = [str(self.bin / tool), *map(str, arguments)]
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, **self.as_user)  # type: ignore[call-overload]
+        assert done.returncode == 0, f"{tool}: {done.stderr}"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.root}"
+        self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self.root / "log", "-o", options, "start")
+
+    def kill(self) -> None:
+        """kill -9 of every process of the server, as a power cut would."""
+        pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        group = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+        for one in [pid, *map(int, group)]:
+            try:
+                os.kill(one, 9)
+            except ProcessLookupError:
+                continue
+
+    def stop(self) -> None:
+        if (self.data / "postmaster.pid").exists():
+            subprocess.run(
+                [str(self.bin / "pg_ctl"), "-D", str(self.data), "-m", "immediate", "-w", "stop"],
+                cwd=self.root,
+                capture_output=True,
+                **self.as_user,  # type: ignore[call-overload]
+            )
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql+psycopg://tester@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self) -> str:
+        """URL of a fresh database."""
+        name = f"t{os.urandom(6).hex()}"
+        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "tester", name)
+        return self.url(name)
+
+
+def _new_server() -> PostgresServer:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = found[-1] if found else shutil.which("initdb")
+    if initdb is None:
+        missing("PostgreSQL's server (Debian: apt-get install postgresql)")
+    root = Path(tempfile.mkdtemp(prefix="rareclass-postgres-"))
+    server = PostgresServer(Path(str(initdb)).parent, root)
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL."""
+    server = _new_server()
+    yield server
+    server.stop()
+    shutil.rmtree(server.root, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """URL of a fresh database in the session's real PostgreSQL."""
+    return postgres_server.new_database()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of this test alone, which it may kill."""
+    server = _new_server()
+    yield server
+    server.stop()
+    shutil.rmtree(server.root, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """A fresh store URL of each dialect in turn."""
+    wanted: Callable[[str], str] = request.getfixturevalue
+    return wanted("sqlite_url" if request.param == "sqlite" else "postgres_url")
