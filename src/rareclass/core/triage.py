@@ -1,0 +1,327 @@
+"""What happened to a live model, and the cheapest thing that repairs it.
+
+The order is the argument. Broken data comes first, because every other symptom follows from it and a model learned from
+it would make the damage permanent. A fallen ranking at equal prevalence needs a new model. With the ranking intact, a
+moved prevalence or moved costs need another threshold, and scores that are off need another calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from rareclass.config import Gate, Monitor
+from rareclass.core.drift import DriftReport, Profile
+from rareclass.core.estimate import Estimate
+from rareclass.core.liveness import Liveness, Paired, Window
+
+EXIT_CODES = {"nothing": 0, "rethreshold": 10, "recalibrate": 11, "retrain": 12, "page": 13}
+
+SLOPE = (0.6, 1.6)
+"""Slope of the calibration line outside of which scores are distorted by more than a shift of prevalence."""
+
+DRIFTED_SHARE = 0.3
+"""Share of drifted features from which the population counts as another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything a verdict rests on.
+
+    live : windows of the version that answers
+    drift : newest full stretch of rows against the reference;  fresh : the newest day of them
+    schema_errors : rows that could not be scored or columns that are gone, in words
+    prevalence_baseline : prevalence the thresholds in force were fitted at (after a re-threshold: of its rows)
+    costs_moved : in words, when the configured costs are not those the threshold was tuned for
+    new_positives : matured positives since the training rows ended
+    """
+
+    live: Liveness
+    drift: DriftReport | None = None
+    fresh: DriftReport | None = None
+    profile: Profile | None = None
+    schema_errors: Sequence[str] = ()
+    prevalence_baseline: float | None = None
+    estimated_prevalence: float | None = None
+    costs_moved: str = ""
+    new_positives: int = 0
+    min_new_positives: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything one evaluation of the live system found; the exporter, triage and the replay read the same one.
+
+    champion : version that answers (None before the first);  roles : version -> champion, challenger or previous
+    live : version -> its windows;  paired : version -> shadow against the champion on the same rows
+    """
+
+    model: str
+    now: datetime
+    champion: str | None
+    roles: Mapping[str, str]
+    live: Mapping[str, Liveness]
+    paired: Mapping[str, Paired]
+    drift: DriftReport | None
+    fresh: DriftReport | None
+    profile: Profile | None
+    schema_errors: tuple[str, ...]
+    prevalence_baseline: float | None
+    estimated_prevalence: float | None
+    costs_moved: str
+    new_positives: int
+    min_new_positives: int
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What triage judges; None before anything answered."""
+        if self.champion is None or self.champion not in self.live:
+            return None
+        return Evidence(
+            live=self.live[self.champion],
+            drift=self.drift,
+            fresh=self.fresh,
+            profile=self.profile,
+            schema_errors=self.schema_errors,
+            prevalence_baseline=self.prevalence_baseline,
+            estimated_prevalence=self.estimated_prevalence,
+            costs_moved=self.costs_moved,
+            new_positives=self.new_positives,
+            min_new_positives=self.min_new_positives,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "now": self.now.isoformat(),
+            "champion": self.champion,
+            "roles": dict(self.roles),
+            "live": {version: live.to_json() for version, live in self.live.items()},
+            "paired": {version: pair.to_json() for version, pair in self.paired.items()},
+            "drift": None if self.drift is None else self.drift.to_json(),
+            "fresh": None if self.fresh is None else self.fresh.to_json(),
+            "schema_errors": list(self.schema_errors),
+            "prevalence_baseline": _finite(self.prevalence_baseline),
+            "estimated_prevalence": _finite(self.estimated_prevalence),
+            "costs_moved": self.costs_moved,
+            "new_positives": self.new_positives,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One of nothing, rethreshold, recalibrate, retrain, page; why, and the numbers behind it."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+    fingerprint: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "reasons": list(self.reasons),
+            "evidence": dict(self.evidence),
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def triage(evidence: Evidence, limits: Monitor, gate: Gate | None = None) -> Verdict:
+    """Return the verdict: the first of page, retrain, rethreshold, recalibrate whose evidence holds, else nothing."""
+    gate = gate or Gate()
+    steps = (
+        ("page", broken_data(evidence)),
+        ("retrain", fallen_ranking(evidence, limits)),
+        ("recalibrate", distorted_scores(evidence)),
+        ("rethreshold", moved_prevalence(evidence, limits)),
+        ("recalibrate", scores_off(evidence, gate)),
+    )
+    found = next(((name, reasons) for name, reasons in steps if reasons), ("nothing", (_quiet(evidence),)))
+    verdict, reasons = found
+    if verdict == "retrain" and evidence.new_positives < evidence.min_new_positives:
+        few = f"only {evidence.new_positives} positives since the last training, {evidence.min_new_positives} needed to learn from"
+        verdict, reasons = "page", (*reasons, few)
+    return Verdict(verdict, tuple(reasons), summary(evidence), evidence.live.version, _fingerprint(verdict, evidence))
+
+
+def broken_data(evidence: Evidence) -> list[str]:
+    """Signs of damaged input, of a schema that does not fit, of labels that stopped."""
+    found = list(evidence.schema_errors)
+    for report, when in ((evidence.drift, ""), (evidence.fresh, " (newest rows)")):
+        for column, reasons in (report.broken if report is not None else {}).items():
+            text = f"column '{column}'{when}: {'; '.join(reasons)}"
+            if not any(line.startswith(f"column '{column}'") for line in found):
+                found.append(text)
+    live = evidence.live
+    if live.starved:
+        found.append(
+            f"labels stopped: {live.recent_coverage:.0%} of the newest {live.recent_rows} matured rows have one"
+        )
+    return found
+
+
+def fallen_ranking(evidence: Evidence, limits: Monitor) -> list[str]:
+    """The ranking fell at equal prevalence, by the 2-of-5 rule, or with a moved population and a fall beyond chance."""
+    live = evidence.live
+    judged = live.judged
+    if not judged:
+        return []
+    latest = judged[-1]
+    fall = _fall(latest, live.reference_ap)
+    if live.degraded:
+        return [
+            f"average precision at the reference prevalence fell {fall} in {live.violations} of the last {live.of} windows "
+            f"and in the latest"
+        ]
+    moved = evidence.drift.drifted if evidence.drift is not None else []
+    share = evidence.drift.drifted_share if evidence.drift is not None else 0.0
+    below = [window for window in judged[-2:] if window.metric("difference").high < 0]
+    point = latest.metric("difference").value < -limits.max_ap_loss / 2 * live.reference_ap
+    if share >= DRIFTED_SHARE and len(below) == 2 and point:
+        names = ", ".join(moved[:5])
+        return [f"the population moved ({names}) and average precision fell {fall}, beyond chance in two windows"]
+    return []
+
+
+def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
+    """Prevalence beyond chance, beyond the bound and beyond what windows of the reference show; or moved costs."""
+    found = [evidence.costs_moved] if evidence.costs_moved else []
+    baseline = evidence.prevalence_baseline
+    if baseline is None or not math.isfinite(baseline) or baseline <= 0:
+        return found
+    usual = evidence.profile.window_prevalence if evidence.profile is not None else ()
+    shifts = [
+        _shift(window, baseline, usual, limits)
+        for window in evidence.live.matured
+        if _countable(window, baseline, limits)
+    ]
+    if shifts and shifts[-1] != 0 and (len(shifts) == 1 or shifts[-2] in (0, shifts[-1])):
+        window = next(w for w in reversed(evidence.live.matured) if _countable(w, baseline, limits))
+        now = window.metric("prevalence")
+        found.append(
+            f"prevalence went from {baseline:.3%} to {now.value:.3%} [{now.low:.3%}, {now.high:.3%}] "
+            f"(x{now.value / baseline:.2f}); the ranking holds"
+        )
+    return found
+
+
+def _countable(window: Window, baseline: float, limits: Monitor) -> bool:
+    """Enough labels for a prevalence: as many positives as would be needed, expected or seen."""
+    expected = window.labelled * baseline
+    return max(expected, window.positives) >= limits.min_positives and window.coverage >= 0.5
+
+
+def _shift(window: Window, baseline: float, usual: Sequence[float], limits: Monitor) -> int:
+    now = window.metric("prevalence")
+    high = max([baseline, *usual]) if len(usual) >= 3 else baseline
+    low = min([baseline, *usual]) if len(usual) >= 3 else baseline
+    if now.value >= limits.prevalence_ratio * baseline and now.low > high:
+        return 1
+    if now.value <= baseline / limits.prevalence_ratio and now.high < low:
+        return -1
+    return 0
+
+
+def distorted_scores(evidence: Evidence) -> list[str]:
+    """The slope of the calibration line is off: no shift of prevalence does that."""
+    window = _latest_judged(evidence.live)
+    if window is None:
+        return []
+    slope, ratio = window.metric("calibration_slope"), window.metric("score_ratio")
+    if slope.high < SLOPE[0] or slope.low > SLOPE[1]:
+        return [
+            f"scores are distorted: slope {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] of the calibration line, "
+            f"mean score {ratio.value:.2f} times the prevalence; the ranking holds"
+        ]
+    return []
+
+
+def scores_off(evidence: Evidence, gate: Gate) -> list[str]:
+    """Mean score against prevalence beyond the bound and beyond chance, in the two latest judged windows."""
+    judged = evidence.live.judged[-2:]
+    bound = gate.max_calibration_error
+    if len(judged) < 2:
+        return []
+    sides = [_side(window.metric("score_ratio"), 1 + bound) for window in judged]
+    if sides[0] == 0 or sides[0] != sides[1]:
+        return []
+    ratio = judged[-1].metric("score_ratio")
+    return [
+        f"mean score is {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times the prevalence in two windows; "
+        f"the ranking holds"
+    ]
+
+
+def _side(ratio: Estimate, bound: float) -> int:
+    if ratio.value > bound and ratio.low > 1:
+        return 1
+    return -1 if ratio.value < 1 / bound and ratio.high < 1 else 0
+
+
+def _latest_judged(live: Liveness) -> Window | None:
+    return live.judged[-1] if live.judged else None
+
+
+def _fall(window: Window, reference: float) -> str:
+    d = window.metric("difference")
+    return f"by {-d.value:.3f} [{-d.high:.3f}, {-d.low:.3f}] from {reference:.3f}"
+
+
+def _quiet(evidence: Evidence) -> str:
+    live = evidence.live
+    if not live.matured:
+        return "no matured rows yet: nothing to judge"
+    if not live.judged:
+        return f"not enough evidence: {live.matured[-1].reason}"
+    return "the ranking, the prevalence, the calibration and the data hold"
+
+
+def summary(evidence: Evidence) -> dict[str, Any]:
+    """The numbers behind a verdict, JSON-ready."""
+    live, latest = evidence.live, _latest_judged(evidence.live)
+    found: dict[str, Any] = {
+        "windows_judged": len(live.judged),
+        "windows_violated": live.violations,
+        "windows_in_view": live.of,
+        "reference_ap": live.reference_ap,
+        "reference_prevalence": live.reference_prevalence,
+        "label_coverage": live.recent_coverage,
+        "new_positives": evidence.new_positives,
+    }
+    if latest is not None:
+        for name in ("ap", "ap_reference", "difference", "prevalence", "score_ratio", "calibration_slope"):
+            found[name] = latest.metric(name).to_json()
+        found["window_end"] = latest.end.isoformat()
+    if evidence.drift is not None and evidence.drift.judged:
+        found["drifted_features"] = evidence.drift.drifted
+        found["drifted_share"] = evidence.drift.drifted_share
+        if evidence.drift.score is not None:
+            found["score_psi"] = evidence.drift.score.psi
+        found["broken"] = {name: list(reasons) for name, reasons in evidence.drift.broken.items()}
+    if evidence.estimated_prevalence is not None:
+        found["estimated_prevalence"] = evidence.estimated_prevalence
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _fingerprint(verdict: str, evidence: Evidence) -> str:
+    """Names the cause: the same verdict on the same version from the same window is the same alert."""
+    import hashlib
+
+    latest = evidence.live.matured[-1].end.isoformat() if evidence.live.matured else "none"
+    broken = sorted(evidence.drift.broken) if verdict == "page" and evidence.drift is not None else []
+    text = "|".join([verdict, evidence.live.version, "" if verdict == "page" else latest, *broken])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
