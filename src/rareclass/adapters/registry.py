@@ -289,7 +289,7 @@ def load_model(uri: str | Path, tracking_uri: str | None = None, *, expect: str 
     """
     text = str(uri)
     if text.startswith("models:/"):
-        registry = Registry(_tracking(text, tracking_uri))
+        registry = Registry(tracking_of(text, tracking_uri))
         return registry.load(registry.resolve(text))
     with fetched(text, tracking_uri) as folder:
         found = digest_of(folder)
@@ -311,7 +311,7 @@ def fetched(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
     from mlflow.artifacts import download_artifacts
 
     if uri.startswith("runs:/"):
-        tracking_uri = _tracking(uri, tracking_uri)
+        tracking_uri = tracking_of(uri, tracking_uri)
         uri = uri if uri.count("/") > 1 else f"{uri}/{FOLDER}"
     with tempfile.TemporaryDirectory() as work:
         with _mlflow.told(f"the model '{uri}' cannot be read"):
@@ -329,9 +329,7 @@ def fetched(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
 def _inner(folder: Path, uri: str) -> Path:
     """Find the RareModel inside a pyfunc folder or beside a run's summary."""
     if (folder / "summary.json").is_file():
-        import json
-
-        return _inner(Path(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["uri"]), uri)
+        return _inner(Path(of_summary(folder)), uri)
     for inner in (folder, folder / "data" / "rareclass", folder / FOLDER / "data" / "rareclass"):
         if (inner / "model.json").is_file():
             return inner
@@ -341,7 +339,20 @@ def _inner(folder: Path, uri: str) -> Path:
     )
 
 
-def _tracking(uri: str, tracking_uri: str | None) -> str:
+def of_summary(folder: Path) -> str:
+    """Return the model's URI that the summary in a run's --out folder names. Raises ModelError."""
+    import json
+
+    try:
+        return str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["uri"])
+    except (OSError, ValueError, KeyError):
+        raise ModelError(
+            f"'{folder / 'summary.json'}' names no model. Run `rareclass run` again, or pass the uri of a version"
+        ) from None
+
+
+def tracking_of(uri: str, tracking_uri: str | None) -> str:
+    """Return the tracking URI to use for ``uri``: the given one, else MLFLOW_TRACKING_URI. Raises ModelError without."""
     found = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not found:
         raise ModelError(f"'{uri}' needs a registry. Pass -c CONFIG or --tracking-uri URI, or set MLFLOW_TRACKING_URI")

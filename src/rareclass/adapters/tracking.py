@@ -248,6 +248,14 @@ def scores(uri: str, tracking_uri: str | None = None) -> pd.DataFrame:
         return pd.read_parquet(download_artifacts(f"{uri.rstrip('/')}/{SCORES}", dst_path=folder, tracking_uri=full))
 
 
+def artifact_uri(run_id: str, tracking_uri: str) -> str:
+    """Return the absolute artifact folder of a run: a path for a local store. Raises ModelError for an unknown run."""
+    with _mlflow.told(f"run '{run_id}' is not in MLflow at '{tracking_uri}'"):
+        root = str(_mlflow.client(tracking_uri).get_run(run_id).info.artifact_uri)
+    local = _mlflow.local_path(root)
+    return str(local) if local is not None else root.rstrip("/")
+
+
 def _key(name: object) -> str:
     """MLflow allows letters, digits and some signs in a name."""
     return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in str(name))[:250]

@@ -1,0 +1,337 @@
+"""Registering, promoting and rolling back versions: a ledger line first, the registry's aliases follow it.
+
+The ledger is the truth. Each move writes the whole alias map that it leads to; a process killed between the ledger
+line and the aliases is made good by the next call, whatever that is.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from rareclass.config import Config
+from rareclass.core.model import RareModel
+from rareclass.errors import AlreadyDone, ModelError
+
+if TYPE_CHECKING:
+    from rareclass.adapters.registry import Registry, Version
+    from rareclass.adapters.store import LedgerEntry, Store
+
+Aliases = Mapping[str, str | None]
+_EMPTY: Aliases = {"champion": None, "challenger": None, "previous": None}
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a promotion or rollback led to. ``aliases`` holds champion, challenger and previous (None: nobody)."""
+
+    kind: str
+    version: str
+    role: str
+    before: Aliases
+    aliases: Aliases
+    reason: str
+
+    def __str__(self) -> str:
+        was = f", was version {self.before['champion']}" if self.before["champion"] and self.role == "champion" else ""
+        return f"version {self.version} is {self.role}{was}"
+
+
+def register(
+    config: Config,
+    model: RareModel,
+    run_id: str,
+    *,
+    now: datetime,
+    actor: str | None = None,
+    reason: str = "",
+    card: str = "",
+    tags: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> Version:
+    """Keep ``model`` with its run and make it the next complete version; doing it again returns the same version.
+
+    tags : small values shown in the registry; evidence : what the ledger keeps (gate numbers, data hash, row range)
+    """  # fmt: skip
+    with _opened(config) as (registry, store):
+        uri, digest = registry.log(run_id, model, card=card)
+        return _registered(
+            config,
+            registry,
+            store,
+            uri,
+            digest,
+            run_id,
+            now=now,
+            actor=actor,
+            reason=reason,
+            tags=tags,
+            evidence=evidence,
+        )
+
+
+def register_logged(
+    config: Config,
+    uri: str,
+    digest: str,
+    run_id: str,
+    *,
+    now: datetime,
+    actor: str | None = None,
+    reason: str = "",
+    tags: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> Version:
+    """Make a model that a run has already logged (``Registry.log``) the next complete version; idempotent."""  # fmt: skip
+    with _opened(config) as (registry, store):
+        return _registered(
+            config,
+            registry,
+            store,
+            uri,
+            digest,
+            run_id,
+            now=now,
+            actor=actor,
+            reason=reason,
+            tags=tags,
+            evidence=evidence,
+        )
+
+
+def _registered(
+    config: Config, registry: Registry, store: Store, uri: str, digest: str, run_id: str, *, now: datetime, actor: str | None,
+    reason: str, tags: Mapping[str, Any] | None, evidence: Mapping[str, Any] | None,
+) -> Version:  # fmt: skip
+    version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
+    payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
+    try:
+        store.append(
+            config.name, f"register:{version.version}:{digest[:16]}", "register", actor or _me(), reason, payload, now
+        )
+    except AlreadyDone:  # an earlier attempt got as far as the ledger
+        pass
+    return version
+
+
+def promote(
+    config: Config,
+    version: str | int | None = None,
+    *,
+    now: datetime,
+    mode: Literal["immediate", "shadow"] | None = None,
+    actor: str | None = None,
+    reason: str = "",
+    evidence: Mapping[str, Any] | None = None,
+) -> Move:
+    """Make a version champion (``immediate``) or challenger (``shadow``); without a champion it becomes champion anyway.
+
+    version : number; default: the challenger, else the newest version
+    Raises AlreadyDone when it has that role, ModelError when the version is not there or is damaged.
+    """  # fmt: skip
+    how = mode or config.promotion.mode
+    with _opened(config) as (registry, store):
+        for _ in range(_TRIES):
+            entries = _moves(store, config.name)
+            before = _follow(registry, config.name, entries)
+            number = _chosen(registry, config.name, version, before, how)
+            role = "champion" if how == "immediate" or before["champion"] is None else "challenger"
+            if before[role] == number:
+                raise AlreadyDone(
+                    f"version {number} of '{config.name}' is {role} already. `rareclass history` shows since when"
+                )
+            if role == "challenger" and before["champion"] == number:
+                raise AlreadyDone(
+                    f"version {number} of '{config.name}' is champion already, so it cannot challenge itself"
+                )
+            _check(registry, config.name, number)
+            after = _after_promotion(before, number, role)
+            move = Move("promote", number, role, before, after, reason)
+            if _write(store, config.name, len(entries), move, actor, now, evidence):
+                registry.point(config.name, after)
+                return move
+    raise ModelError(
+        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
+    )
+
+
+def _after_promotion(before: Aliases, number: str, role: str) -> Aliases:
+    if role == "challenger":
+        return {**before, "challenger": number}
+    challenger = before["challenger"]
+    return {
+        "champion": number,
+        "challenger": None if challenger == number else challenger,
+        "previous": before["champion"],
+    }
+
+
+def rollback(
+    config: Config,
+    *,
+    now: datetime,
+    actor: str | None = None,
+    reason: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    expect: str | None = None,
+) -> Move:
+    """Make the previous version champion again: its model, threshold and calibrator together.
+
+    The one before it, if any, becomes the previous one, so that a second rollback goes one further back.
+    expect : the champion to leave; AlreadyDone when it is no longer champion, so that a repeated call does nothing
+    Raises ModelError when there is no previous version.
+    """  # fmt: skip
+    with _opened(config) as (registry, store):
+        for _ in range(_TRIES):
+            entries = _moves(store, config.name)
+            before = _follow(registry, config.name, entries)
+            if expect is not None and before["champion"] != str(expect):
+                raise AlreadyDone(
+                    f"version {expect} of '{config.name}' is no longer champion; version {before['champion']} is"
+                )
+            number = before["previous"]
+            if number is None:
+                raise ModelError(
+                    f"'{config.name}' has no previous version to go back to. Promote one with: rareclass promote -c CONFIG VERSION"
+                )
+            _check(registry, config.name, number)
+            after = {"champion": number, "challenger": before["challenger"], "previous": _predecessor(entries, number)}
+            move = Move("rollback", number, "champion", before, after, reason)
+            if _write(store, config.name, len(entries), move, actor, now, evidence):
+                registry.point(config.name, after)
+                return move
+    raise ModelError(
+        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
+    )
+
+
+def _predecessor(entries: list[LedgerEntry], number: str) -> str | None:
+    """The version that was previous when ``number`` was last promoted to champion."""
+    for entry in reversed(entries):
+        if entry.kind == "promote" and entry.payload["version"] == number and entry.payload["role"] == "champion":
+            return entry.payload["aliases"]["previous"]
+    return None
+
+
+def retire(
+    config: Config,
+    role: Literal["challenger", "previous"],
+    *,
+    now: datetime,
+    actor: str | None = None,
+    reason: str = "",
+) -> Move:
+    """Take the challenger or the previous version out of the shadow. Raises AlreadyDone when there is none."""
+    with _opened(config) as (registry, store):
+        for _ in range(_TRIES):
+            entries = _moves(store, config.name)
+            before = _follow(registry, config.name, entries)
+            number = before[role]
+            if number is None:
+                raise AlreadyDone(f"'{config.name}' has no {role}")
+            after = {**before, role: None}
+            move = Move("retire", number, f"no longer {role}", before, after, reason)
+            if _write(store, config.name, len(entries), move, actor, now, None):
+                registry.point(config.name, after)
+                return move
+    raise ModelError(
+        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
+    )
+
+
+def state(config: Config) -> Aliases:
+    """Return who is champion, challenger and previous, after making the aliases follow the ledger."""
+    with _opened(config) as (registry, store):
+        return _follow(registry, config.name, _moves(store, config.name))
+
+
+def history(config: Config, *, kind: str | None = None) -> list[LedgerEntry]:
+    """Return the ledger of the model, oldest first: who did what, when, why, on which numbers."""
+    with _store(config) as store:
+        return list(store.entries(config.name, kind))
+
+
+def _write(
+    store: Store,
+    name: str,
+    count: int,
+    move: Move,
+    actor: str | None,
+    now: datetime,
+    evidence: Mapping[str, Any] | None,
+) -> bool:
+    """Append the move as number ``count + 1``; False when somebody else was faster."""
+    payload = {
+        **(evidence or {}),
+        "version": move.version,
+        "role": move.role,
+        "before": dict(move.before),
+        "aliases": dict(move.aliases),
+    }
+    try:
+        store.append(name, f"move:{count + 1}", move.kind, actor or _me(), move.reason, payload, now)
+    except AlreadyDone:
+        return False
+    return True
+
+
+def _moves(store: Store, name: str) -> list[LedgerEntry]:
+    return [entry for entry in store.entries(name) if entry.key.startswith("move:")]
+
+
+def _follow(registry: Registry, name: str, entries: list[LedgerEntry]) -> Aliases:
+    """Return the aliases by the ledger and set them so; a model without moves keeps the aliases it has."""
+    if not entries:
+        present = {alias: each.version for each in registry.versions(name) for alias in each.aliases}
+        return {alias: present.get(alias) for alias in _EMPTY}
+    wanted = {**_EMPTY, **entries[-1].payload["aliases"]}
+    registry.point(name, wanted)
+    return wanted
+
+
+def _chosen(registry: Registry, name: str, version: str | int | None, before: Aliases, how: str) -> str:
+    if version is not None:
+        return registry.version(name, version).version
+    if how == "immediate" and before["challenger"] is not None:
+        return before["challenger"]
+    known = registry.versions(name)
+    if not known:
+        raise ModelError(f"model '{name}' has no version yet. Train one with: rareclass run -c CONFIG --out DIR")
+    return known[0].version
+
+
+def _check(registry: Registry, name: str, number: str) -> None:
+    """A version takes over only when its files are whole and it still gives its golden rows their scores."""
+    registry.load(registry.version(name, number)).check_golden()
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this uid, as in a container
+        return "unknown"
+
+
+@contextmanager
+def _store(config: Config) -> Iterator[Store]:
+    from rareclass.adapters.store import Store
+
+    store = Store(config.store.url)
+    try:
+        store.migrate()
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[tuple[Registry, Store]]:
+    from rareclass.adapters.registry import Registry
+
+    with _store(config) as store:
+        yield Registry(config.tracking.uri), store
