@@ -607,7 +607,7 @@ def _merge_labels(rows: pd.DataFrame, current: pd.DataFrame) -> tuple[pd.DataFra
     )
     keep = pd.concat([both.loc[wins & ~same, names], confirmed], ignore_index=True)
     history = pd.concat([past[old & wins & ~same], both.loc[~wins & ~same, names]], ignore_index=True)
-    whole = {name: "int64" for name in ("label", "observed_at", "confirmed_at", "received_at")}
+    whole = dict.fromkeys(("label", "observed_at", "confirmed_at", "received_at"), "int64")
     counts = {"inserted": int((~old).sum()), "corrected": int((old & wins & ~same).sum())}
     counts["unchanged"] = len(rows) - counts["inserted"] - counts["corrected"]
     return keep.astype(whole), history.astype(whole), counts
@@ -671,7 +671,7 @@ def _clean_text(values: pd.Series[Any]) -> pd.Series[Any]:
     """Text as both databases can hold it: neither NUL nor half a surrogate pair."""
     texts = [value if value is None or isinstance(value, str) else str(value) for value in values.tolist()]
     joined = "".join(filter(None, texts))
-    if "\x00" in joined or not joined.isascii() and any("\ud800" <= letter <= "\udfff" for letter in joined):
+    if "\x00" in joined or (not joined.isascii() and any("\ud800" <= letter <= "\udfff" for letter in joined)):
         texts = [t if t is None else t.replace("\x00", "�").encode("utf-8", "replace").decode() for t in texts]
     return pd.Series(texts, index=values.index, dtype=object)
 
