@@ -493,9 +493,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"configuration '{path}' must be a mapping of settings, like 'name: my-model'; it is {type(raw).__name__}"
         )
+    return parse(with_overrides(raw, overrides))
+
+
+def with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set ``a.b=v`` in ``raw`` and return it; values are read as YAML. Raises ConfigError."""
     for override in overrides:
         _apply(raw, override)
-    return parse(raw)
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

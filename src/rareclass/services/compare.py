@@ -169,7 +169,7 @@ def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed
                 float(found["recall"]),
                 float(found["f1"]),
                 int(scored.decisions[position].sum()),
-            )  # fmt: skip
+            )
         )
     curves = {entrant.name: _curves(y, score) for entrant, score in zip(entrants, scored.scores, strict=True)}
     return Comparison(

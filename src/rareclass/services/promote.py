@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rareclass.config import Config
 from rareclass.core.model import RareModel
-from rareclass.errors import AlreadyDone, ModelError
+from rareclass.errors import AlreadyDone, ModelError, unknown
 
 if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry, Version
     from rareclass.adapters.store import LedgerEntry, Store
 
 Aliases = Mapping[str, str | None]
+Mode = Literal["immediate", "shadow"]
+MODES = ("immediate", "shadow")
 _EMPTY: Aliases = {"champion": None, "challenger": None, "previous": None}
 _TRIES = 5
 
@@ -110,12 +112,10 @@ def _registered(
 ) -> Version:  # fmt: skip
     version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
     payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
-    try:
+    with suppress(AlreadyDone):  # an earlier attempt got as far as the ledger
         store.append(
             config.name, f"register:{version.version}:{digest[:16]}", "register", actor or _me(), reason, payload, now
         )
-    except AlreadyDone:  # an earlier attempt got as far as the ledger
-        pass
     return version
 
 
@@ -124,7 +124,7 @@ def promote(
     version: str | int | None = None,
     *,
     now: datetime,
-    mode: Literal["immediate", "shadow"] | None = None,
+    mode: Mode | None = None,
     actor: str | None = None,
     reason: str = "",
     evidence: Mapping[str, Any] | None = None,
@@ -254,6 +254,13 @@ def history(config: Config, *, kind: str | None = None) -> list[LedgerEntry]:
     """Return the ledger of the model, oldest first: who did what, when, why, on which numbers."""
     with _store(config) as store:
         return list(store.entries(config.name, kind))
+
+
+def checked_mode(mode: str | None) -> Mode | None:
+    """Return the mode when it is one. Raises ConfigError with the choices."""
+    if mode not in (None, *MODES):
+        raise unknown("mode", mode, MODES, "--mode")
+    return cast("Mode | None", mode)
 
 
 def _write(

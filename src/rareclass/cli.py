@@ -1,0 +1,565 @@
+"""The command line: every command a few lines over one service. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from rareclass import _terminal as terminal
+from rareclass.errors import ConfigError, RareclassError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rareclass.config import Config
+
+app = typer.Typer(
+    name="rareclass", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Rare-class models: train, judge, register, serve, watch with late labels, repair.",
+    epilog="Start with: rareclass diagnose DATA --target COLUMN, then rareclass run -c CONFIG --out DIR",
+)  # fmt: skip
+labels_app = typer.Typer(no_args_is_help=True, help="Late ground truth.", rich_markup_mode="markdown")
+app.add_typer(labels_app, name="labels")
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "-c", "--config", metavar="CONFIG", help="YAML or JSON configuration; `rareclass schema` lists the settings."
+    ),
+]
+MaybeConfig = Annotated[
+    str | None,
+    typer.Option("-c", "--config", metavar="CONFIG", help="Configuration that names the model and its registry."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Override a setting, like `--set search.seconds=30`. May be repeated."),
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made when absent.")]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow registry of `models:/` and `runs:/` names; default: the configuration's, else MLFLOW_TRACKING_URI.",
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only the result.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the ledger.")]
+ActorOption = Annotated[
+    str | None, typer.Option("--actor", metavar="NAME", help="Who; default: the user of this process.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rareclass {version('rareclass')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Rare-class models: train, judge, register, serve, watch with late labels, repair."""
+
+
+def _config(path: str, overrides: Sequence[str] | None = None) -> Config:
+    from rareclass import config
+
+    return config.load(path, overrides or ())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@app.command()
+def diagnose(
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="CSV, Parquet, folder, glob, URL or demo:NAME.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="COL", help="Column with the truth.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="COL", help="Column with the time a row was known.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", metavar="COL", help="Column naming who a row belongs to.")
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option("--positive", metavar="VALUE", help="Value of the target that is the rare class.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="COL", help="Column that is not a feature. May be repeated.")
+    ] = None,
+    config: MaybeConfig = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say how rare the rare class is, how hard it looks, and what would be tried.
+
+    Example: `rareclass diagnose history.parquet --target fraud --time ts`
+    """
+    from rareclass.services import diagnose as service
+
+    if config is not None:
+        settings = _config(config, overrides)
+    elif data is None or target is None:
+        raise ConfigError("diagnose needs rows and their truth. Pass DATA --target COLUMN, or -c CONFIG")
+    else:
+        settings = service.settings_for(
+            data, target=target, time=time, entity=entity, positive=positive, drop=drop or (), overrides=overrides or ()
+        )
+    with terminal.steps(quiet=quiet) as progress:
+        found = service.diagnose(settings, progress=progress)
+    if as_json:
+        terminal.dump(found.to_json())
+    else:
+        terminal.lines(found.lines())
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    out: OutOption,
+    overrides: SetOption = None,
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="local|kfp",
+            help="This process, or the compiled pipeline under KFP's local runner: same steps, same result.",
+        ),
+    ] = "local",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train on this machine: ingest, diagnose, try, select, tune, judge once, refit, register, promote.
+
+    Writes `DIR/summary.json` and `DIR/report.html`. Example: `rareclass run -c my.yaml --out out --set search.seconds=30`
+    """
+    from rareclass.errors import unknown
+
+    settings = _config(config, overrides)
+    if runner not in ("local", "kfp"):
+        raise unknown("runner", runner, ("local", "kfp"), "--runner")
+    with terminal.steps(quiet=quiet) as progress:
+        if runner == "kfp":
+            from rareclass.services import pipeline
+
+            summary = pipeline.run(settings, out, progress=progress)
+        else:
+            from rareclass.services import run as service
+
+            summary = service.run(settings, out, progress=progress)
+    if as_json:
+        terminal.dump(summary)
+        return
+    terminal.summary(summary)
+    terminal.lines(
+        [
+            f"  model       {summary['uri']}",
+            f"  report      {out / 'report.html'}",
+            f"  MLflow      {settings.tracking.uri}",
+        ]
+    )
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Parquet or CSV file with the model's features.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Parquet or CSV file to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="URI",
+            help="`uri` of summary.json, `models:/NAME@champion`, `models:/NAME/3`; default: the configuration's champion.",
+        ),
+    ] = None,
+    config: MaybeConfig = None,
+    overrides: SetOption = None,
+    tracking_uri: TrackingOption = None,
+    point: Annotated[
+        str | None,
+        typer.Option("--point", metavar="NAME", help="Operating point that decides; default: the version's own."),
+    ] = None,
+    reasons: Annotated[
+        int,
+        typer.Option("--reasons", min=0, metavar="N", help="Also write the N features that count most in each row."),
+    ] = 0,
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="TEXT", help="Put before the names of the new columns.")
+    ] = "",
+    log: Annotated[
+        bool,
+        typer.Option(
+            "--log", help="Also put the rows into the prediction log, where labels and monitoring find them (needs -c)."
+        ),
+    ] = False,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id", metavar="COL", help="With --log: column of request ids; default: `data.id`, else a hash of the row."
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a file of rows: adds the columns `score` and `decision`.
+
+    Example: `rareclass score --model models:/flights@champion -c my.yaml new.parquet scored.parquet`
+    """
+    from rareclass.services import score as service
+
+    settings = _config(config, overrides) if config is not None else None
+    service.check_paths(source, output)
+    if log and (settings is None or model is not None):
+        raise ConfigError("--log scores with the configuration's champion. Pass -c CONFIG, and no --model")
+    if model is None and settings is None:
+        raise ConfigError("no model was named. Pass --model URI, or -c CONFIG for its champion")
+    with terminal.steps(quiet=quiet) as progress:
+        progress("score", source)
+        if log and settings is not None:
+            done = service.score_and_log(
+                settings, source, output, now=_now(), point=point, id_column=id_column, reasons=reasons, prefix=prefix
+            )
+        else:
+            uri = tracking_uri or (settings.tracking.uri if settings is not None else None)
+            name = model if model is not None else service.champion_uri(settings)  # type: ignore[arg-type]
+            done = service.score(name, source, output, tracking_uri=uri, point=point, reasons=reasons, prefix=prefix)
+    more = f", {done.logged:,} new in the prediction log of version {done.version}" if log else ""
+    terminal.lines(
+        [
+            f"{done.rows:,} rows, {done.flagged:,} flagged at {done.threshold:.4g} ({done.operating_point}), mean score {done.mean_score:.4g}{more}: {done.output}"
+        ]
+    )
+
+
+@app.command()
+def serve(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
+    from rareclass.services import serve as service
+
+    service.serve(_config(config, overrides))
+
+
+@app.command()
+def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Watch live quality and drift; `/metrics`, `/healthz`, `/labels` and a status page."""
+    from rareclass.services import monitor as service
+
+    service.monitor(_config(config, overrides))
+
+
+@labels_app.command("import")
+def labels_import(
+    config: ConfigOption,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or Parquet with request_id, label, observed_at.")],
+    overrides: SetOption = None,
+) -> None:
+    """Import late ground truth; importing the same file again changes nothing."""
+    from rareclass.services import labels as service
+
+    report = service.import_file(_config(config, overrides), file, received_at=_now())
+    terminal.lines(
+        [
+            f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, {report.unknown:,} waiting for their prediction"
+        ]
+    )
+
+
+@app.command()
+def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+    """Play months of history through the whole loop on a virtual clock and print the money saved."""
+    from rareclass.services import replay as service
+
+    with terminal.steps(quiet=quiet) as progress:
+        service.replay(_config(config, overrides), out, progress=progress)
+
+
+@app.command()
+def triage(config: ConfigOption, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Say what happened live and what to do, with the evidence.
+
+    Exit code: 0 nothing, 10 rethreshold, 11 recalibrate, 12 retrain, 13 page.
+    """
+    from rareclass.services import govern as service
+
+    verdict = service.triage(_config(config, overrides), _now())
+    if as_json:
+        terminal.dump({"verdict": verdict.verdict, "reasons": list(verdict.reasons), "evidence": verdict.evidence})
+    else:
+        terminal.lines([verdict.verdict, *(f"  {reason}" for reason in verdict.reasons)])
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def promote(
+    config: ConfigOption,
+    version: Annotated[
+        int | None,
+        typer.Argument(metavar="[VERSION]", help="Number of the version; default: the challenger, else the newest."),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode", metavar="immediate|shadow", help="Champion at once, or challenger; default: promotion.mode."
+        ),
+    ] = None,
+    reason: ReasonOption = "by hand",
+    actor: ActorOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make a registered version champion or challenger. Doing it twice is refused."""
+    from rareclass.services import promote as service
+
+    move = service.promote(
+        _config(config, overrides), version, now=_now(), mode=service.checked_mode(mode), actor=actor, reason=reason
+    )
+    terminal.lines([str(move)])
+
+
+@app.command()
+def rollback(
+    config: ConfigOption, reason: ReasonOption = "by hand", actor: ActorOption = None, overrides: SetOption = None
+) -> None:
+    """Make the previous version champion again: model, threshold and calibrator together."""
+    from rareclass.services import promote as service
+
+    terminal.lines([str(service.rollback(_config(config, overrides), now=_now(), actor=actor, reason=reason))])
+
+
+@app.command()
+def history(
+    config: ConfigOption,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="Only lines of this kind, like promote.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the ledger: who did what, when and why."""
+    from rareclass.services import promote as service
+
+    entries = service.history(_config(config, overrides), kind=kind)
+    if as_json:
+        terminal.dump(
+            [
+                {
+                    "id": e.id,
+                    "at": e.at.isoformat(),
+                    "kind": e.kind,
+                    "actor": e.actor,
+                    "reason": e.reason,
+                    "key": e.key,
+                    "payload": e.payload,
+                }
+                for e in entries
+            ]
+        )
+    elif not entries:
+        terminal.lines(["the ledger is empty"])
+    else:
+        lines = [
+            (
+                e.id,
+                f"{e.at:%Y-%m-%d %H:%M}",
+                e.kind,
+                e.payload.get("version", ""),
+                e.payload.get("role", ""),
+                e.actor,
+                e.reason,
+            )
+            for e in entries
+        ]
+        terminal.table("", ("#", "when (UTC)", "what", "version", "role", "who", "why"), lines, left=7)
+
+
+@app.command()
+def compare(
+    uris: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URI URI ...",
+            help="2 to 10 of: `uri` of summary.json, --out folder, run id, models:/NAME@alias, models:/NAME/3.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="PATH", help="Labelled rows to score; default: the test rows logged with the runs."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="COL", help="With --data: column with the truth; default: the first model's."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="HTML page with the PR and ROC curves overlaid.")
+    ] = Path("compare.html"),
+    config: MaybeConfig = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare up to 10 runs or versions on the same rows, paired; the first is the reference.
+
+    Example: `rareclass compare models:/flights/1 models:/flights/2 -c my.yaml --out compare.html`
+    """
+    from rareclass.services import compare as service
+
+    settings = _config(config) if config is not None else None
+    uri = tracking_uri or (settings.tracking.uri if settings is not None else None)
+    found = service.compare(
+        uris, tracking_uri=uri, data=data, target=target, config=settings.evaluate if settings is not None else None
+    )
+    found.write_html(out)
+    if as_json:
+        terminal.dump(found.to_json())
+        return
+    terminal.table("", found.head, [line.cells() for line in found.lines])
+    terminal.lines(
+        [
+            f"{found.rows:,} rows, {found.positives:,} positives",
+            *found.notes,
+            "* significant after correction for the number of models",
+            f"curves: {out}",
+        ]
+    )
+
+
+@app.command()
+def export(
+    config: ConfigOption,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Folder or object-store URL.")],
+    format: Annotated[str, typer.Option("--format", metavar="parquet|csv", help="Format of the files.")] = "parquet",
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the prepared splits (train, validation, test) as files that anybody can read."""
+    from rareclass.services import export as service
+
+    settings = _config(config, overrides)
+    with terminal.steps(quiet=quiet) as progress:
+        written = service.export(
+            settings, destination, format=format, progress=lambda message: progress("export", message)
+        )  # type: ignore[arg-type]
+    terminal.lines([f"{name}: {path}" for name, path in written.items()])
+
+
+@app.command()
+def submit(
+    config: ConfigOption,
+    recurring: Annotated[
+        str | None,
+        typer.Option("--recurring", metavar="CRON", help="Run on a schedule with six fields, like '0 0 2 * * *'."),
+    ] = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the same pipeline on a Kubeflow cluster and follow it."""
+    from rareclass.services import submit as service
+
+    with terminal.steps(quiet=quiet) as progress:
+        service.submit(_config(config, overrides), recurring=recurring, progress=progress)
+
+
+@app.command()
+def forget(
+    config: ConfigOption,
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", metavar="ID", help="Request whose rows are erased.")
+    ] = None,
+    entity: Annotated[str | None, typer.Option("--entity", metavar="ID", help="Entity whose rows are erased.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Erase what is stored about one request or one entity."""
+    from rareclass.services import labels as service
+
+    if (request_id is None) == (entity is None):
+        raise ConfigError("forget needs to know what. Pass either --request-id ID or --entity ID")
+    erased = service.forget(_config(config, overrides), request_id=request_id, entity=entity)
+    terminal.lines([f"{erased:,} stored rows erased"])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    from rareclass import config
+
+    terminal.dump(config.schema())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 done, 2 something to mend (one line), 1 a fault (one line, --debug for more)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_run([each for each in given if each != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    usage_error = typer.BadParameter.__bases__[0]
+    try:
+        result = app(arguments, prog_name="rareclass", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except RareclassError as error:
+        return _failed(error, str(error), error.exit_code, debug)
+    except usage_error as error:
+        return _failed(error, _usage(error), 2, debug)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("\ninterrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader, like `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        return _failed(
+            error, f"unexpected {type(error).__name__}: {reason}. Run it again with --debug for the traceback", 1, debug
+        )
+
+
+def _failed(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    one_line = " ".join(message.split())
+    print(f"error: {one_line}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Any) -> str:
+    """One line for a wrong command or option, with the nearest one there is."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "rareclass"
+    message = error.format_message().split(" (Possible options")[0].rstrip(".")
+    choices: list[str] = []
+    asked = getattr(error, "option_name", None)
+    if asked is not None and context is not None:
+        choices = [name for parameter in context.command.params for name in parameter.opts]
+    elif context is not None and "No such command" in message:
+        choices = list(context.command.list_commands(context))
+        asked = message.split("'")[1]
+        message = f"unknown command '{asked}'"
+    close = nearest(asked, choices) if asked else ""
+    return f"{message}.{close} Look at: {where} --help"
+
+
+if __name__ == "__main__":
+    main()

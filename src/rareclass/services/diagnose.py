@@ -1,0 +1,59 @@
+"""How rare, how hard, what regime, and what a run would try: nothing is trained, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config, parse, with_overrides
+
+if TYPE_CHECKING:
+    from rareclass.core.candidates import Candidate
+    from rareclass.core.diagnosis import Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The diagnosis of all rows, the plan, and what the checks of the data had to say."""
+
+    diagnosis: Diagnosis
+    plan: Sequence[Candidate]
+    warnings: Sequence[str]
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        tried = [f"  {number}. {each.name}: {each.reason}" for number, each in enumerate(self.plan)]
+        return [*self.diagnosis.lines(), *(f"warning: {each}" for each in self.warnings), "would be tried:", *tried]
+
+    def to_json(self) -> dict[str, Any]:
+        plan = [each.to_json() for each in self.plan]
+        return {"diagnosis": self.diagnosis.to_json(), "plan": plan, "warnings": list(self.warnings)}
+
+
+def settings_for(
+    data: str,
+    *,
+    target: str,
+    time: str | None = None,
+    entity: str | None = None,
+    positive: str | None = None,
+    drop: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Make a configuration from what the command line says."""  # fmt: skip
+    section = {"path": data, "target": target, "time": time, "entity": entity, "positive": positive, "drop": list(drop)}
+    raw: dict[str, Any] = {"name": "diagnosis", "data": {key: value for key, value in section.items() if value}}
+    return parse(with_overrides(raw, overrides))
+
+
+def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda step, message: None) -> Report:
+    """Read the source once and say how rare the rare class is. Raises DataError, NoPositives."""
+    from rareclass.core import diagnosis, rows
+    from rareclass.services import train
+
+    ingested = train.ingest(config, progress)
+    known = rows.concatenate([ingested.train, ingested.validation, ingested.test])
+    progress("diagnose", f"{len(known):,} rows")
+    found = diagnosis.diagnose(known, config)
+    return Report(found, diagnosis.plan(found, config, known.schema), [each.message for each in ingested.warnings])
