@@ -1,0 +1,80 @@
+"""Hashes that are the same in every run, on every platform and whatever the order of the rows."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rareclass.core.rows import AnyArray, FloatMatrix, text_of
+
+HashArray = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MISSING = np.uint64(0xA5A5A5A5DEADBEEF)
+
+
+def mix(values: HashArray, salt: int = 0) -> HashArray:
+    """Return (n,) well mixed uint64 of (n,) uint64; another ``salt`` gives an unrelated order.
+
+    Source: Steele, Lea and Flood, OOPSLA 2014 (splitmix64).
+    """
+    with np.errstate(over="ignore"):
+        z = values + _GOLDEN * np.uint64((salt + 1) & 0xFFFFFFFFFFFFFFFF)
+        z ^= z >> np.uint64(30)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return z
+
+
+def unit(values: HashArray, salt: int = 0) -> NDArray[np.float64]:
+    """Return (n,) numbers in [0, 1), uniform and independent of the row order."""
+    return np.asarray((mix(values, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53, dtype=np.float64)
+
+
+def name_hash(name: str) -> np.uint64:
+    """Return the hash of one text."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+
+
+def text_hash(values: pd.Series[Any]) -> HashArray:
+    """Return (n,) uint64 hash of values as text, so that 7, 7.0 and '7' are the same; missing gets one value of its own."""
+    text = text_of(values)
+    missing = text.isna().to_numpy(dtype=bool)
+    hashed = pd.util.hash_array(text.fillna("").to_numpy(dtype=object), categorize=True)
+    return np.asarray(np.where(missing, MISSING, hashed), dtype=np.uint64)
+
+
+def number_hash(values: AnyArray) -> HashArray:
+    """Return (n,) uint64 hash of float32 values; -0 equals 0 and every NaN is the same."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    bits[np.isnan(values)] = MISSING
+    return bits
+
+
+def combine(total: HashArray, column: HashArray, name: str) -> None:
+    """Add one column's hash to the rows' hash in place; the order of the columns does not matter."""
+    with np.errstate(over="ignore"):
+        total += mix(column ^ name_hash(name))
+
+
+def content_groups(x: FloatMatrix) -> HashArray:
+    """Return (n,) uint64 that is equal where two rows of ``x`` are equal in every column (NaN equals NaN)."""
+    total = np.zeros(len(x), dtype=np.uint64)
+    for position in range(x.shape[1]):
+        combine(total, number_hash(x[:, position]), str(position))
+    return total
+
+
+def set_hash(rows: HashArray, names: list[str]) -> str:
+    """Return the hex hash of a set of rows with multiplicity, independent of their order."""
+    with np.errstate(over="ignore"):
+        total = int(mix(rows).sum(dtype=np.uint64)) if len(rows) else 0
+        other = int(mix(rows, 1).sum(dtype=np.uint64)) if len(rows) else 0
+    text = f"{len(rows)}|{total:016x}|{other:016x}|{'|'.join(sorted(names))}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,396 @@
+"""Set rows apart: by time with a gap of one label delay, stratified, or grouped by entity; and folds inside a part.
+
+A row's side depends on its own hash (or its time) alone, so that a later run with more rows keeps test rows test rows.
+Rows that are equal in every feature, and rows of one entity where rows are grouped, are one *unit* and stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rareclass import config as settings
+from rareclass.core.hashing import HashArray, content_groups, mix, unit
+from rareclass.core.rows import BoolArray, IntArray, Rows, concatenate
+from rareclass.errors import DataError, NoPositives
+
+TimeArray = NDArray[np.datetime64]
+
+FEW, SOME = 30, 100  # positives below which folds are repeated five and three times
+_LARGEST_UNIT = 0.05  # a unit with more of the rows than this is not a duplicate but a coarse table
+_SALTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Positions of the rows of each part.
+
+    train, validation, test : ascending positions; rows in none of them are counted in ``dropped`` by reason
+    boundaries : what decided (first times of validation and test, or the salt and shares of the hash)
+    """
+
+    train: IntArray
+    validation: IntArray
+    test: IntArray
+    kind: str
+    dropped: dict[str, int] = field(default_factory=dict)
+    boundaries: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Positions of the rows that fit and of the rows that are scored; ``repeat`` numbers independent partitions."""
+
+    train: IntArray
+    score: IntArray
+    repeat: int = 0
+
+
+def resolve_kind(config: settings.Split, *, has_time: bool, has_entity: bool) -> str:
+    """Return 'time', 'grouped' or 'stratified' for ``split.kind: auto``. Raises DataError when the rows lack what it needs."""
+    if config.kind == "time" and not has_time:
+        raise DataError("split.kind is 'time' but the rows have no time. Set data.time, or split.kind: stratified")
+    if config.kind == "grouped" and not has_entity:
+        raise DataError(
+            "split.kind is 'grouped' but the rows have no entity. Set data.entity, or split.kind: stratified"
+        )
+    if config.kind != "auto":
+        return config.kind
+    return "time" if has_time else "grouped" if has_entity else "stratified"
+
+
+def split(
+    *,
+    y: NDArray[Any],
+    row_id: HashArray,
+    time: TimeArray | None = None,
+    entity: HashArray | None = None,
+    groups: HashArray | None = None,
+    config: settings.Split,
+    label_delay: timedelta = timedelta(0),
+    seed: int = 0,
+) -> Split:
+    """Set training, validation and test rows apart.
+
+    y : (n,) 0 or 1 · row_id : (n,) uint64, stable · time : (n,) datetime64 · entity, groups : (n,) uint64, rows that
+    belong together (``groups``: equal in every feature; not used where time decides, a later equal row is a new event).
+    Raises NoPositives or DataError when a part would lack one of the two classes.
+    """
+    kind = resolve_kind(config, has_time=time is not None, has_entity=entity is not None)
+    if not y.any():
+        raise NoPositives(
+            "no row of the rare class: there is nothing to learn from. Check data.positive and data.filter"
+        )
+    if kind == "time":
+        assert time is not None
+        result = _by_time(y, time, config, label_delay)
+    else:
+        keys = units(row_id if groups is None else groups, entity if kind == "grouped" else None)
+        result = _by_hash(y, keys, config, kind, seed)
+    if config.drop_known_entities and entity is not None:
+        result = _without_known(result, y, entity)
+    for name in ("train", "validation", "test"):
+        _need_both(y[getattr(result, name)], name, result)
+    return result
+
+
+def _need_both(y: NDArray[Any], name: str, result: Split) -> None:
+    positives = int(np.count_nonzero(y))
+    if 0 < positives < len(y):
+        return
+    what = "no rows" if not len(y) else "no positive" if not positives else "no negative"
+    way = {
+        "time": "Set split.test and split.validation higher, data.label_delay lower, or split.kind: stratified",
+        "grouped": "Set split.test or split.validation higher, or split.kind: stratified",
+        "stratified": "Bring more labelled rows, or set split.test and split.validation higher",
+    }[result.kind]
+    raise DataError(f"the {name} part of the {result.kind} split has {what} (of {len(y)} rows). {way}")
+
+
+def _cut(time: TimeArray, y: NDArray[Any], share: float, days: bool) -> Any:
+    """Return the first time of the last ``share`` of rows, moved back until a positive is behind it."""
+    position = min(len(time) - 1, max(1, round(len(time) * (1 - share))))
+    cut = np.partition(time, position)[position]
+    positive = time[y == 1]
+    if len(positive) and not (positive >= cut).any():
+        rank = max(0, min(len(positive) - 1, int(len(positive) * (1 - share))))
+        cut = np.partition(positive, rank)[rank]
+    whole = cut.astype("datetime64[D]").astype(time.dtype)
+    return whole if days and (time < whole).any() else cut
+
+
+def _by_time(y: NDArray[Any], time: TimeArray, config: settings.Split, delay: timedelta) -> Split:
+    """train < gap < validation < gap < test; equal times stay together, and days where there are 30 or more."""
+    gap = np.timedelta64(delay)
+    first, last = time.min(), time.max()
+    if first == last:
+        raise DataError(
+            f"every row has the same time {first}: rows cannot be split by time. Set split.kind: stratified"
+        )
+    days = bool(last - first >= np.timedelta64(30, "D"))
+    test_from = _cut(time, y, config.test, days)
+    before = time < test_from - gap
+    if not before.any():
+        raise _gap_too_long(delay, last - first)
+    validation_from = _cut(time[before], y[before], config.validation, days)
+    train = time < validation_from - gap
+    if not train.any():
+        raise _gap_too_long(delay, last - first)
+    validation = before & (time >= validation_from)
+    test = time >= test_from
+    return Split(
+        train=np.flatnonzero(train),
+        validation=np.flatnonzero(validation),
+        test=np.flatnonzero(test),
+        kind="time",
+        dropped={"gap": int(len(y) - train.sum() - validation.sum() - test.sum())},
+        boundaries={"validation_from": str(validation_from), "test_from": str(test_from)},
+    )
+
+
+def _gap_too_long(delay: timedelta, span: np.timedelta64) -> DataError:
+    whole = float(span / np.timedelta64(1, "D"))
+    return DataError(
+        f"the gap of one label delay ({settings.format_duration(delay)}) leaves no rows before it: the data span {whole:.1f} days. "
+        "Set data.label_delay lower, or bring a longer history"
+    )
+
+
+def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.Split, kind: str, seed: int) -> Split:
+    """Assign whole units by their hash. The first salt under which no part lacks a class is taken: 0 unless rows are few."""
+    edge = config.test + (1 - config.test) * config.validation
+    for attempt in range(_SALTS):
+        place = unit(keys, _salt(seed, attempt))
+        test, train = place < config.test, place >= edge
+        validation = ~test & ~train
+        if all(0 < np.count_nonzero(y[part]) < np.count_nonzero(part) for part in (train, validation, test)):
+            break
+    return Split(
+        train=np.flatnonzero(train),
+        validation=np.flatnonzero(validation),
+        test=np.flatnonzero(test),
+        kind=kind,
+        boundaries={"salt": attempt, "test_below": config.test, "validation_below": edge},
+    )
+
+
+def _salt(seed: int, attempt: int) -> int:
+    return seed * 1_000_003 + attempt
+
+
+def _without_known(parts: Split, y: NDArray[Any], entity: HashArray) -> Split:
+    """Drop test rows of entities that are positive in training or validation rows (Fraud Detection Handbook, ch. 5)."""
+    seen = np.concatenate([parts.train, parts.validation])
+    known = np.unique(entity[seen[y[seen] == 1]])
+    keep = ~np.isin(entity[parts.test], known)
+    dropped = {**parts.dropped, "known_entities": int((~keep).sum())}
+    return Split(parts.train, parts.validation, parts.test[keep], parts.kind, dropped, parts.boundaries)
+
+
+def units(identical: HashArray, entity: HashArray | None) -> HashArray:
+    """Return (n,) keys that are equal for rows that must stay together.
+
+    With an entity, rows of one entity and rows that are equal in every feature are joined (connected components),
+    unless that chains more than 5 % of the rows together: then the entity alone decides. Without one, a group of
+    equal rows larger than that is no duplicate but a coarse table: its rows are told apart by their number.
+    """
+    if entity is not None:
+        joined = _components(entity, identical)
+        return joined if _largest(joined) <= max(_LARGEST_UNIT, _largest(entity)) else entity
+    if _largest(identical) <= _LARGEST_UNIT:
+        return identical
+    _, code, counts = np.unique(identical, return_inverse=True, return_counts=True)
+    order = np.argsort(code, kind="stable")
+    number = np.empty(len(code), dtype=np.uint64)
+    number[order] = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
+    large = counts[code] > _LARGEST_UNIT * len(code)
+    return np.where(large, mix(identical ^ mix(number)), identical)
+
+
+def _largest(keys: HashArray) -> float:
+    """Share of the rows in the largest unit."""
+    if len(keys) < 2 / _LARGEST_UNIT:
+        return 0.0
+    return float(np.unique(keys, return_counts=True)[1].max() / len(keys))
+
+
+def _components(entity: HashArray, identical: HashArray) -> HashArray:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    entities, left = np.unique(entity, return_inverse=True)
+    contents, right = np.unique(identical, return_inverse=True)
+    if len(contents) == len(identical):
+        return entity
+    size = len(entities) + len(contents)
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right + len(entities))), shape=(size, size))
+    _, label = connected_components(graph, directed=False)
+    key = np.full(label.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(key, label[: len(entities)], entities)
+    return np.asarray(key[label[left]], dtype=np.uint64)
+
+
+def development(
+    train: Rows, validation: Rows, config: settings.Split, *, label_delay: timedelta = timedelta(0), seed: int = 0
+) -> tuple[Rows, tuple[Fold, ...]]:
+    """Return the rows on which candidates are compared, and the folds that score them out of sample.
+
+    Time: forward windows over the validation rows, each fitted on everything that was labelled before it. Otherwise
+    stratified (or grouped) folds over all rows, repeated where positives are few: under 30 five times, under 100 three.
+    """
+    dev = concatenate([train, validation])
+    kind = resolve_kind(config, has_time=dev.time is not None, has_entity=dev.entity is not None)
+    if kind == "time":
+        assert dev.time is not None
+        scored = np.arange(len(dev)) >= len(train)
+        folds = forward_folds(dev.time, dev.y, scored, windows=config.windows, label_delay=label_delay)
+    else:
+        repeats = max(config.repeats, 5 if dev.positives < FEW else 3 if dev.positives < SOME else 1)
+        keys = units(content_groups(dev.x), dev.entity if kind == "grouped" else None)
+        folds = stratified_folds(dev.y, keys, folds=config.folds, repeats=repeats, seed=seed)
+    if config.drop_known_entities and dev.entity is not None:
+        folds = tuple(_unknown_only(fold, dev.y, dev.entity) for fold in folds)
+    return dev, folds
+
+
+def _unknown_only(fold: Fold, y: IntArray, entity: HashArray) -> Fold:
+    known = np.unique(entity[fold.train[y[fold.train] == 1]])
+    keep = ~np.isin(entity[fold.score], known)
+    usable = keep if y[fold.score[keep]].any() else np.ones(len(keep), dtype=bool)
+    return Fold(fold.train, fold.score[usable], fold.repeat)
+
+
+def forward_folds(
+    time: TimeArray, y: IntArray, scored: BoolArray, *, windows: int, label_delay: timedelta = timedelta(0)
+) -> tuple[Fold, ...]:
+    """Cut the ``scored`` rows into windows of about equal size; each is fitted on all rows one label delay before it.
+
+    Windows without a positive are joined with the next one. Raises DataError when nothing can be fitted or scored.
+    """
+    span = time[scored]
+    if not len(span):
+        raise DataError("there are no rows to score forward in time. Set split.validation higher")
+    days = bool(span.max() - span.min() >= np.timedelta64(10 * windows, "D"))
+    edges = _window_edges(span, y[scored], windows, days)
+    gap = np.timedelta64(label_delay)
+    folds = []
+    for position, start in enumerate(edges):
+        inside = scored & (time >= start)
+        if position + 1 < len(edges):
+            inside &= time < edges[position + 1]
+        fit = np.flatnonzero(time < start - gap)
+        if 0 < np.count_nonzero(y[fit]) < len(fit):
+            folds.append(Fold(fit, np.flatnonzero(inside)))
+    if not folds or not any(y[fold.score].any() for fold in folds):
+        raise DataError(
+            "no window of the validation rows has positives both before and inside it. "
+            "Set split.validation higher, split.windows lower, or split.kind: stratified"
+        )
+    return tuple(folds)
+
+
+def _window_edges(time: TimeArray, y: IntArray, windows: int, days: bool) -> list[np.datetime64]:
+    """First times of the windows: distinct, and each window with at least one positive."""
+    ordered = np.sort(time)
+    starts = [ordered[len(ordered) * number // windows] for number in range(windows)]
+    if days:
+        starts = [starts[0], *(start.astype("datetime64[D]").astype(time.dtype) for start in starts[1:])]
+    positive = np.sort(time[y == 1])
+    edges = [starts[0]]
+    for start in sorted(set(starts[1:])):
+        in_last = np.searchsorted(positive, start) - np.searchsorted(positive, edges[-1])
+        if start > edges[-1] and in_last > 0 and np.searchsorted(positive, start) < len(positive):
+            edges.append(start)
+    return edges
+
+
+def stratified_folds(y: IntArray, keys: HashArray, *, folds: int, repeats: int = 1, seed: int = 0) -> tuple[Fold, ...]:
+    """Return ``repeats`` partitions into ``folds`` (fewer where fewer units have positives); units stay together.
+
+    y : (n,) 0 or 1 · keys : (n,) equal for rows that stay together
+    Units are dealt out in the order of their positives, then size, then hash, back and forth over the folds.
+    Raises DataError when fewer than two units hold a positive or a negative.
+    """
+    distinct, code = np.unique(keys, return_inverse=True)
+    size = np.bincount(code)
+    positives = np.bincount(code, weights=y).astype(np.int64)
+    count = min(folds, int(np.count_nonzero(positives)))
+    if count < 2 or np.count_nonzero(positives < size) < 2:
+        raise DataError(
+            f"only {np.count_nonzero(positives)} group(s) of rows hold a positive outside the test part: two are needed "
+            "for cross-fitting. Bring more labelled positives, or set split.test lower"
+        )
+    found = []
+    for repeat in range(repeats):
+        order = np.lexsort((mix(distinct, _salt(seed, 7919 + repeat)), -size, -positives))
+        fold_of_unit = np.empty(len(distinct), dtype=np.int64)
+        fold_of_unit[order] = _deal(len(distinct), count)
+        fold_of = fold_of_unit[code]
+        found += [Fold(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k), repeat) for k in range(count)]
+    return tuple(found)
+
+
+def _deal(length: int, folds: int) -> IntArray:
+    """0 1 2 2 1 0 0 1 2 ...: no fold is always first."""
+    cycle = np.concatenate([np.arange(folds), np.arange(folds)[::-1]])
+    return np.asarray(np.resize(cycle, length), dtype=np.int64)
+
+
+def inner_split(
+    rows: Rows, *, seed: int = 0, share: float = 0.2, label_delay: timedelta = timedelta(0)
+) -> tuple[IntArray, IntArray]:
+    """Return (fit, stop): positions of the rows to fit on and of those that end the fit early.
+
+    By time where there is time (the last ``share``, one label delay later), else stratified by units. ``stop`` is
+    empty when there are too few positives to have some on both sides.
+    """
+    if rows.time is not None:
+        found = _inner_by_time(rows.y, rows.time, share, np.timedelta64(label_delay))
+        if found is not None:
+            return found
+    keys = units(content_groups(rows.x), rows.entity)
+    try:
+        folds = stratified_folds(rows.y, keys, folds=max(2, round(1 / share)), seed=seed + 1)
+    except DataError:
+        return np.arange(len(rows)), np.empty(0, dtype=np.int64)
+    return folds[0].train, folds[0].score
+
+
+def _inner_by_time(y: IntArray, time: TimeArray, share: float, gap: np.timedelta64) -> tuple[IntArray, IntArray] | None:
+    cut = _cut(time, y, share, bool(time.max() - time.min() >= np.timedelta64(30, "D")))
+    fit, stop = np.flatnonzero(time < cut - gap), np.flatnonzero(time >= cut)
+    both = all(0 < np.count_nonzero(y[part]) < len(part) for part in (fit, stop))
+    return (fit, stop) if both else None
+
+
+def prequential(
+    rows: Rows, *, windows: int, label_delay: timedelta = timedelta(0), share: float = 0.5
+) -> tuple[Fold, ...]:
+    """Return folds over the last ``share`` of the rows, each fitted on everything labelled before its window.
+
+    Source: Gama, Sebastiao and Rodrigues, Machine Learning 2013; with the delay of Dal Pozzolo et al., 2018.
+    Raises DataError when the rows have no time.
+    """
+    if rows.time is None:
+        raise DataError("prequential folds need a time. Set data.time, or split.prequential: 0")
+    first = _cut(rows.time, rows.y, share, False)
+    return forward_folds(rows.time, rows.y, rows.time >= first, windows=windows, label_delay=label_delay)
+
+
+def describe(parts: Sequence[tuple[str, Rows]]) -> dict[str, dict[str, Any]]:
+    """Return rows, positives, prevalence and the range of times of each named part."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, rows in parts:
+        table[name] = {
+            "rows": len(rows),
+            "positives": rows.positives,
+            "prevalence": rows.prevalence if len(rows) else None,
+        }
+        if rows.time is not None and len(rows):
+            table[name] |= {"from": str(rows.time.min()), "to": str(rows.time.max())}
+    return table
