@@ -1,0 +1,229 @@
+"""Checks of labelled rows before anything is learned from them; what a failed one does is set in `data.checks`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from rareclass.config import Checks, Data
+from rareclass.core.hashing import content_groups
+from rareclass.core.rows import Feature, FloatArray, FloatMatrix, IntArray, Rows
+from rareclass.errors import DataError
+
+_SCREEN_POSITIVES = 5_000
+_SCREEN_NEGATIVES = 50_000
+_SCREEN_SLACK = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found. ``check`` is its name in `data.checks`; ``column`` is None when it is about rows."""
+
+    check: str
+    severity: Literal["error", "warning"]
+    column: str | None
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def settle(found: Sequence[Finding]) -> list[Finding]:
+    """Return the warnings. Raises DataError with one line when there is an error among them."""
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].message}{more}")
+    return list(found)
+
+
+def check_rows(rows: Rows, data: Data) -> list[Finding]:
+    """Check encoded rows: infinite values, columns without any value, identical rows, features that give the target away.
+
+    Returns the warnings. Raises DataError with one line for the first check whose severity is "error".
+    """
+    checks = data.checks
+    found = [*check_infinite(rows, checks), *check_all_missing(rows, checks)]
+    settle(found)
+    found += [*check_identical(rows, checks), *check_leaks(rows, checks)]
+    return settle(found)
+
+
+def _finding(checks: Checks, check: str, column: str | None, message: str) -> Iterator[Finding]:
+    severity = getattr(checks, check)
+    if severity != "off":
+        yield Finding(check, severity, column, message)
+
+
+def check_target(target: pd.Series[Any], data: Data) -> list[Finding]:
+    """Check the raw target for missing values; rows without one are the caller's to drop.
+
+    Raises DataError when no row has a target, whatever the severity.
+    """
+    missing = int(target.isna().sum())
+    if missing == len(target):
+        raise DataError(
+            f"column '{data.target}' has no value in any of {len(target):,} rows. Set data.target to another column"
+        )
+    if not missing:
+        return []
+    message = (
+        f"column '{data.target}' (the target) is missing in {missing:,} of {len(target):,} rows. "
+        "Fill it in, or set data.checks.missing_target: warning to leave those rows out"
+    )
+    return settle(list(_finding(data.checks, "missing_target", data.target, message)))
+
+
+def check_ids(ids: pd.Series[Any], data: Data) -> list[Finding]:
+    """Check that no two rows have the same id; missing ids count as equal."""
+    repeated = ids.duplicated(keep=False)
+    if data.checks.duplicate_ids == "off" or not repeated.any():
+        return []
+    first = ids[repeated].iloc[0]
+    message = (
+        f"column '{data.id}' (the id) repeats in {int(repeated.sum()):,} of {len(ids):,} rows, like {first!r}. "
+        "Set data.id to a column that differs on every row, or data.checks.duplicate_ids: warning"
+    )
+    return settle(list(_finding(data.checks, "duplicate_ids", data.id, message)))
+
+
+def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: Data) -> list[Finding]:
+    """Check that every value of the time column became a time; ``parsed`` is NaT where it did not."""
+    bad = parsed.isna()
+    if data.checks.unparsable_time == "off" or not bad.any():
+        return []
+    example = raw[bad].iloc[0]
+    what = "is missing" if pd.isna(example) else f"is not a time, like {example!r},"
+    message = (
+        f"column '{data.time}' (the time) {what} in {int(bad.sum()):,} of {len(raw):,} rows. "
+        "Write times as 2024-05-31T12:00:00, or set data.time to another column, or data.checks.unparsable_time: warning"
+    )
+    return settle(list(_finding(data.checks, "unparsable_time", data.time, message)))
+
+
+def check_infinite(rows: Rows, checks: Checks) -> Iterator[Finding]:
+    """Columns with plus or minus infinity, also from numbers too large for float32."""
+    for feature, column in _columns(rows):
+        count = int(np.isinf(column).sum())
+        if count:
+            yield from _finding(
+                checks,
+                "infinite_values",
+                feature.name,
+                (
+                    f"column '{feature.name}' is infinite (or beyond 3.4e38) in {count:,} of {len(rows):,} rows. "
+                    "Make those values missing, or drop the column with data.drop, or set data.checks.infinite_values: warning"
+                ),
+            )
+
+
+def check_all_missing(rows: Rows, checks: Checks) -> Iterator[Finding]:
+    """Columns without any value."""
+    for feature, column in _columns(rows):
+        if len(rows) and bool(np.isnan(column).all()):
+            yield from _finding(
+                checks,
+                "all_missing",
+                feature.name,
+                (
+                    f"column '{feature.name}' has no value in any row; it is left out. Fill it, or take it out with data.drop"
+                ),
+            )
+
+
+def check_identical(rows: Rows, checks: Checks) -> Iterator[Finding]:
+    """Rows equal in every feature; says also how many of them have both labels."""
+    if checks.identical_rows == "off" or len(rows) < 2:
+        return
+    group, size = np.unique(content_groups(rows.x), return_inverse=True, return_counts=True)[1:]
+    repeated = int(size[size > 1].sum())
+    if not repeated:
+        return
+    positives = np.bincount(group, rows.y, minlength=len(size))
+    torn = int(size[(positives > 0) & (positives < size)].sum())
+    both = f", {torn:,} of them with both labels: no model can tell these apart" if torn else ""
+    yield from _finding(
+        checks,
+        "identical_rows",
+        None,
+        (
+            f"{repeated:,} of {len(rows):,} rows equal another one in every feature{both}. "
+            "They stay on one side of every split; remove repeats in the source if they are not meant"
+        ),
+    )
+
+
+def check_leaks(rows: Rows, checks: Checks) -> Iterator[Finding]:
+    """Features that alone, or whose missingness alone, rank the rare class with an AP of `leak_ap` or more.
+
+    Screened on at most 5,000 positives and 50,000 weighted negatives, evenly spaced; a suspect is confirmed on all rows.
+    """
+    if checks.leak == "off" or not 0 < rows.positives < len(rows):
+        return
+    index, weight = _screen(rows.y)
+    everything = np.arange(len(rows))
+    for feature, column in _columns(rows):
+        value, how = _alone(column[index], rows.y[index], weight, feature)
+        if value >= checks.leak_ap - _SCREEN_SLACK and len(index) < len(rows):
+            value, how = _alone(column[everything], rows.y, np.ones(len(rows)), feature)
+        if value >= checks.leak_ap:
+            yield from _finding(
+                checks,
+                "leak",
+                feature.name,
+                (
+                    f"column '{feature.name}' ({how}) alone reaches an average precision of {value:.3f}: it may be known only "
+                    "after the target. Drop it with data.drop, or set data.checks.leak: off if it is known in time"
+                ),
+            )
+
+
+def _columns(rows: Rows) -> Iterator[tuple[Feature, FloatMatrix]]:
+    for position, feature in enumerate(rows.schema.features):
+        yield feature, rows.x[:, position]
+
+
+def _screen(y: IntArray) -> tuple[IntArray, FloatArray]:
+    """Positions of the screened rows and how many rows each stands for."""
+    index, weight = [], []
+    for label, bound in ((1, _SCREEN_POSITIVES), (0, _SCREEN_NEGATIVES)):
+        rows = np.flatnonzero(y == label)
+        taken = rows[np.linspace(0, len(rows) - 1, min(bound, len(rows))).astype(np.int64)]
+        index.append(taken)
+        weight.append(np.full(len(taken), len(rows) / len(taken)))
+    return np.concatenate(index), np.concatenate(weight)
+
+
+def _alone(column: FloatMatrix, y: IntArray, weight: FloatArray, feature: Feature) -> tuple[float, str]:
+    """Best AP of the column as a score, and how it gets it."""
+    missing = np.isnan(column)
+    ways = []
+    if missing.any():
+        ways += [(_ap(y, missing.astype(np.float64), weight), "being missing")]
+        ways += [(_ap(y, 1.0 - missing, weight), "being present")]
+    if feature.kind == "categorical":
+        ways.append((_ap(y, _level_prevalence(column, y, weight), weight), "its levels"))
+    elif not missing.all():
+        values = column.astype(np.float64)
+        ways.append((_ap(y, np.where(missing, -np.inf, values), weight), "high values"))
+        ways.append((_ap(y, np.where(missing, -np.inf, -values), weight), "low values"))
+    return max(ways, default=(0.0, ""))
+
+
+def _level_prevalence(column: FloatMatrix, y: IntArray, weight: FloatArray) -> FloatArray:
+    level = np.unique(column, return_inverse=True)[1]
+    return np.asarray((np.bincount(level, weight * y) / np.bincount(level, weight))[level], dtype=np.float64)
+
+
+def _ap(y: IntArray, score: FloatArray, weight: FloatArray) -> float:
+    """Weighted average precision, ties as one step; as in sklearn.metrics.average_precision_score."""
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    hits = np.cumsum((weight * y)[order])[ends]
+    precision = hits / np.cumsum(weight[order])[ends]
+    return float(np.sum(np.diff(hits, prepend=0.0) * precision) / hits[-1])
