@@ -114,7 +114,8 @@ class Beta(_Map):
     c: float = 0.0
 
     def on_logit(self, z: FloatArray) -> FloatArray:
-        return -self.a * np.logaddexp(0, -z) + self.b * np.logaddexp(0, z) + self.c
+        mapped: FloatArray = self.b * np.logaddexp(0, z) - self.a * np.logaddexp(0, -z) + self.c
+        return mapped
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Isotonic(_Map):
 
     def on_logit(self, z: FloatArray) -> FloatArray:
         x, y = np.array(self.x), np.array(self.y)
-        return np.interp(z, x, y) + np.minimum(z - x[0], 0) + np.maximum(z - x[-1], 0)
+        mapped: FloatArray = np.interp(z, x, y) + np.minimum(z - x[0], 0) + np.maximum(z - x[-1], 0)
+        return mapped
 
 
 _KINDS: dict[str, Callable[..., Calibrator]] = {

@@ -261,9 +261,9 @@ def tune(
     draws = np.concatenate(drawn, axis=1)
     found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
     positives, rows = int(ladder.y.sum()), len(ladder.y)
-    estimates = [
+    worth, precision, recall = (
         estimate(float(v), line, confidence, positives, rows) for v, line in zip(found, draws[1:], strict=True)
-    ]
+    )
     low, high = interval(draws[0], confidence)
     feasible = not task.constraints or float(task.violation(exact)[chosen]) == 0
     message = _message(objective, task, exact, chosen, thresholds, feasible)

@@ -1,0 +1,740 @@
+"""What a model is worth on rows it has not seen: ranking, decisions, calibration and money, all with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
+
+from rareclass import config
+from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate
+from rareclass.core.costs import CostArrays
+from rareclass.core.estimate import Estimate
+from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray, Rows
+from rareclass.core.thresholds import sweep
+from rareclass.errors import ConfigError, DataError, nearest
+
+UNTUNED = 0.5
+"""The threshold of somebody who tunes none."""
+
+_CURVE_POINTS = 400
+_BINS = 15
+_MAX_LEVELS = 20
+
+
+# ------------------------------------------------------------------------------------------------- ranking
+
+
+def _ap(tp: FloatArray, fp: FloatArray) -> FloatArray:
+    """Average precision from (..., K + 1) positives and negatives by rung; NaN without positives."""
+    found = np.cumsum(tp, axis=-1)
+    alerts = found + np.cumsum(fp, axis=-1)
+    precision = np.divide(found, alerts, out=np.zeros_like(found), where=alerts > 0)
+    total = found[..., -1]
+    hits = np.einsum("...k,...k->...", tp, precision)
+    return np.asarray(np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0))
+
+
+def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Return the exact average precision: mean precision over the positives, equal scores taken together.
+
+    y, score : (n,); NaN without positives. The same number as scikit-learn's, without its thresholds.
+    """
+    ladder = Ladder.build(y, score, weight)
+    return float(_ap(ladder.totals(None, True), ladder.totals(None, False)))
+
+
+def bootstrap_average_precision(
+    y: ArrayLike,
+    scores: ArrayLike | Sequence[FloatArray],
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    seed: int = 0,
+    weight: ArrayLike | None = None,
+) -> FloatArray:
+    """Return the (m, n_boot) resampled average precision of m scores, the same resamples for all of them.
+
+    scores : (m, n), or one (n,)
+    block : (n,) rows drawn together; None where rows are independent
+    """
+    lines = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    ladders = [Ladder.build(y, line, weight) for line in lines]
+    resamples = Resamples(lines.shape[1], block, n_boot, seed)
+    if len(ladders) == 1:
+        return np.concatenate([_ap(tp, fp) for tp, fp in ladders[0].counted(resamples)])[None, :]
+    both = [(None, True), (None, False)]
+    drawn = [[_ap(tp, fp) for tp, fp in ladder.resampled(resamples, columns=both)] for ladder in ladders]
+    return np.stack([np.concatenate(parts) for parts in drawn])
+
+
+def estimate_ap(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weight: ArrayLike | None = None,
+) -> Estimate:
+    """Return average precision with its bootstrap interval."""
+    ladder = Ladder.build(y, score, weight)
+    value = float(_ap(ladder.totals(None, True), ladder.totals(None, False)))
+    resamples = Resamples(len(ladder.y), block, n_boot, seed)
+    drawn = np.concatenate([_ap(tp, fp) for tp, fp in ladder.counted(resamples)]) if ladder.rungs else np.zeros(0)
+    return estimate(value, drawn, confidence, int(ladder.y.sum()), len(ladder.y))
+
+
+def compare(
+    y: ArrayLike,
+    score_a: ArrayLike,
+    score_b: ArrayLike,
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weight: ArrayLike | None = None,
+) -> Estimate:
+    """Return the difference of average precision, a - b, paired: both on the same resamples of the same rows."""
+    pair = np.stack([np.asarray(score_a, dtype=np.float64), np.asarray(score_b, dtype=np.float64)])
+    drawn = bootstrap_average_precision(y, pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
+    value = average_precision(y, pair[0], weight) - average_precision(y, pair[1], weight)
+    labels = np.asarray(y)
+    return estimate(value, drawn[0] - drawn[1], confidence, int(labels.sum()), len(labels))
+
+
+def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Return the area under the ROC curve; NaN where one class is missing."""
+    swept = sweep(y, score, weight)
+    if swept.positives == 0 or swept.negatives == 0:
+        return math.nan
+    return float(np.trapezoid(swept.tp, swept.fp) / (swept.positives * swept.negatives))
+
+
+def ap_at_prevalence(y: ArrayLike, score: ArrayLike, prevalence: float, weight: ArrayLike | None = None) -> float:
+    """Return average precision as it would be at another prevalence, the classes themselves unchanged."""
+    return average_precision(y, score, at_prevalence(y, prevalence, weight))
+
+
+def at_prevalence(y: ArrayLike, prevalence: float, weight: ArrayLike | None = None) -> FloatArray:
+    """Return (n,) weights that give the rows a prevalence: positives keep theirs, negatives are scaled.
+
+    Raises DataError when the prevalence is not inside (0, 1) or a class is missing.
+    """
+    labels = np.asarray(y)
+    mass = np.ones(len(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
+    positive, negative = float(mass[labels == 1].sum()), float(mass[labels == 0].sum())
+    if not 0 < prevalence < 1 or positive == 0 or negative == 0:
+        raise DataError(
+            f"{positive:g} positives and {negative:g} negatives cannot be weighted to prevalence {prevalence}. Both classes and a prevalence between 0 and 1 are needed"
+        )
+    return np.where(labels == 1, mass, mass * (1 - prevalence) / prevalence * positive / negative)
+
+
+def thinned(y: ArrayLike, ratio: float, seed: int = 0) -> IntArray:
+    """Return the sorted index of all positives and of at most ``ratio`` random negatives for each."""
+    labels = np.asarray(y)
+    positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    size = min(len(negative), round(ratio * len(positive)))
+    chosen = np.random.default_rng(seed).choice(negative, size, replace=False) if size else negative[:0]
+    return np.sort(np.concatenate([positive, chosen])).astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------------- calibration
+
+
+def _mean(values: FloatArray, weight: FloatArray | None) -> float:
+    if len(values) == 0:
+        return math.nan
+    return float(values.mean()) if weight is None else float(values @ weight / weight.sum())
+
+
+def _row_log_loss(y: IntArray, score: FloatArray) -> FloatArray:
+    p = np.clip(score, 1e-15, 1 - 1e-15)
+    return np.asarray(-(xlogy(y, p) + xlogy(1 - y, 1 - p)), dtype=np.float64)
+
+
+def brier(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Return the mean squared error of the scores as probabilities."""
+    labels, scores, weights = as_scores(y, score, weight)
+    return _mean((scores - labels) ** 2, weights)
+
+
+def log_loss(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Return the mean log loss in nats per row; scores are kept 1e-15 away from 0 and 1."""
+    labels, scores, weights = as_scores(y, score, weight)
+    return _mean(_row_log_loss(labels, scores), weights)
+
+
+def equal_mass_bins(score: ArrayLike, bins: int = _BINS) -> IntArray:
+    """Return (n,) bin 0..bins-1 of about equally many rows, in the order of the scores; equal scores share a bin."""
+    scores = np.asarray(score, dtype=np.float64)
+    if len(scores) == 0:
+        return np.zeros(0, dtype=np.int64)
+    edges = np.quantile(scores, np.arange(1, bins) / bins, method="inverted_cdf")
+    return np.searchsorted(edges, scores, side="left").astype(np.int64)
+
+
+def ece(y: ArrayLike, score: ArrayLike, bins: int = _BINS, weight: ArrayLike | None = None) -> float:
+    """Return the expected calibration error: mean |observed rate - mean score| over bins of equal mass."""
+    labels, scores, weights = as_scores(y, score, weight)
+    mass = np.ones(len(labels)) if weights is None else weights
+    where = equal_mass_bins(scores, bins)
+    found, expected = np.bincount(where, mass * labels, bins), np.bincount(where, mass * scores, bins)
+    return float(np.abs(found - expected).sum() / mass.sum()) if len(labels) else math.nan
+
+
+def mean_score_ratio(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """Return mean score / prevalence: 1 where calibrated in the large, NaN without positives."""
+    labels, scores, weights = as_scores(y, score, weight)
+    prevalence = _mean(labels.astype(np.float64), weights)
+    return _mean(scores, weights) / prevalence if prevalence > 0 else math.nan
+
+
+# ----------------------------------------------------------------------------------------------- decisions
+
+
+def _share(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
+
+
+def confusion_metrics(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, tn: ArrayLike) -> dict[str, FloatArray]:
+    """Return the metrics of a decision from its confusion, for numbers or arrays of them.
+
+    precision without alerts, recall without positives and specificity without negatives are NaN (nothing to judge);
+    the F measures, MCC and G-mean are then 0 where the rare class was missed, as scikit-learn has it.
+    """
+    tp, fp, fn, tn = (np.asarray(part, dtype=np.float64) for part in (tp, fp, fn, tn))
+    alerts, positives, negatives = tp + fp, tp + fn, tn + fp
+    precision, recall, specificity = _share(tp, alerts), _share(tp, positives), _share(tn, negatives)
+    f1 = np.where(positives > 0, np.nan_to_num(_share(2 * tp, positives + alerts)), np.nan)
+    f2 = np.where(positives > 0, np.nan_to_num(_share(5 * tp, 4 * positives + alerts)), np.nan)
+    other = np.nan_to_num(_share(2 * tn, 2 * tn + fp + fn))
+    scale = np.sqrt(alerts * positives * negatives * (tn + fn))
+    return {
+        "precision": precision,
+        "recall": recall,
+        "specificity": specificity,
+        "f1": f1,
+        "f2": f2,
+        "mcc": np.nan_to_num(_share(tp * tn - fp * fn, scale)),
+        "gmean": np.sqrt(recall * specificity),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "macro_precision": (np.nan_to_num(precision) + np.nan_to_num(_share(tn, tn + fn))) / 2,
+        "macro_recall": (np.nan_to_num(recall) + np.nan_to_num(specificity)) / 2,
+        "macro_f1": (np.nan_to_num(f1) + other) / 2,
+        "micro_f1": _share(tp + tn, alerts + tn + fn),
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "alerts": alerts,
+    }
+
+
+def decision_metrics(y: ArrayLike, decision: ArrayLike, weight: ArrayLike | None = None) -> dict[str, float]:
+    """Return precision, recall, specificity, f1, f2, mcc, gmean, macro and micro averages and the (weighted) confusion."""
+    labels, flags, weights = as_scores(y, np.asarray(decision, dtype=np.float64), weight)
+    mass = np.ones(len(labels)) if weights is None else weights
+    yes, rare = flags > 0, labels == 1
+    cells = [float(mass[cell].sum()) for cell in (rare & yes, ~rare & yes, rare & ~yes, ~rare & ~yes)]
+    return {name: float(value) for name, value in confusion_metrics(*cells).items()}
+
+
+@dataclass(frozen=True)
+class Money:
+    """What decisions cost, in ``currency``, against doing nothing (every positive missed) and flagging every row."""
+
+    cost: Estimate
+    cost_nothing: Estimate
+    cost_everything: Estimate
+    saving_vs_nothing: Estimate
+    saving_vs_everything: Estimate
+    per_1000_rows: Estimate
+    currency: str = "cost units"
+    given: bool = True
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
+
+
+def money(
+    y: ArrayLike,
+    decision: ArrayLike,
+    *,
+    costs: CostArrays,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Money:
+    """Return the cost of decisions with intervals; savings are paired on the same resamples."""
+    labels, flags, weights = as_scores(y, np.asarray(decision, dtype=np.float64), weight)
+    mass = np.ones(len(labels)) if weights is None else weights
+    columns = np.stack([mass, *_cost_columns(labels, flags > 0, costs, mass)], axis=1)
+    drawn = Resamples(len(labels), block, n_boot, seed).sums(columns)
+    return _money(columns.sum(axis=0), drawn, costs, confidence, int(labels.sum()), len(labels))
+
+
+def _cost_columns(y: IntArray, flagged: BoolArray, costs: CostArrays, mass: FloatArray) -> list[FloatArray]:
+    """(n,) each: cost of the decision, of doing nothing, of flagging everything."""
+    miss = np.where(y == 1, costs.misses(len(y)), 0.0) * mass
+    alarm = np.where(y == 0, costs.alarms(len(y)), 0.0) * mass
+    return [np.where(flagged, alarm, miss), miss, alarm]
+
+
+def _money(
+    total: FloatArray, drawn: FloatArray, costs: CostArrays, confidence: float, positives: int, rows: int
+) -> Money:
+    """Money from sums of (mass, cost, nothing, everything) and their resamples."""
+
+    def judged(pick: Any) -> Estimate:
+        return estimate(float(pick(total[None])[0]), pick(drawn), confidence, positives, rows)
+
+    return Money(
+        judged(lambda s: s[:, 1]),
+        judged(lambda s: s[:, 2]),
+        judged(lambda s: s[:, 3]),
+        judged(lambda s: s[:, 2] - s[:, 1]),
+        judged(lambda s: s[:, 3] - s[:, 1]),
+        judged(lambda s: _share(1000 * s[:, 1], s[:, 0])),
+        costs.currency,
+        costs.given,
+        costs.note,
+    )
+
+
+def precision_at_k_per_day(
+    y: ArrayLike,
+    score: ArrayLike,
+    time: NDArray[np.datetime64],
+    k: int,
+    *,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Return the mean over days of the precision among the k best rows of each day (all rows on days with fewer).
+
+    Rows that tie for the last places count with their expected precision. Days are resampled.
+    Source: Le Borgne et al., Fraud Detection Handbook, 2022 (card precision top-k, here on rows).
+    """
+    labels, scores, _ = as_scores(y, score)
+    if len(labels) == 0:
+        return Estimate(math.nan)
+    day = np.unique(np.asarray(time).astype("datetime64[D]"), return_inverse=True)[1]
+    order = np.lexsort((-scores, day))
+    day, ranked, hit = day[order], scores[order], labels[order].astype(np.float64)
+    tie = np.cumsum(np.append(True, (day[1:] != day[:-1]) | (ranked[1:] != ranked[:-1]))) - 1
+    expected = (np.bincount(tie, hit) / np.bincount(tie))[tie]
+    size = np.bincount(day)
+    rank = np.arange(len(day)) - np.repeat(np.cumsum(size) - size, size)
+    by_day = np.bincount(day[rank < k], expected[rank < k], len(size)) / np.minimum(size, k)
+    drawn = Resamples(len(by_day), None, n_boot, seed).sums(by_day) / len(by_day)
+    found = estimate(float(by_day.mean()), drawn, confidence, int(labels.sum()), len(labels))
+    return found if len(by_day) > 1 else Estimate(found.value, positives=found.positives, rows=found.rows)
+
+
+# -------------------------------------------------------------------------------------------------- slices
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One level of one column."""
+
+    column: str
+    level: str
+    rows: int
+    positives: int
+    ap: Estimate
+    recall: Estimate
+    precision: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
+
+
+def slices(
+    rows: Rows,
+    score: ArrayLike,
+    threshold: float,
+    columns: Sequence[str] = (),
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[SliceResult]:
+    """Return AP, recall and precision by level of each column (default: up to three categories of the schema).
+
+    Numbers are cut at their quartiles; of a category the 20 most frequent levels are shown; missing is a level.
+    Raises ConfigError for a column that is no feature.
+    """
+    names = (
+        list(columns) or [f.name for f in rows.schema.features if f.kind == "categorical" and len(f.categories) > 1][:3]
+    )
+    scores = np.asarray(score, dtype=np.float64)
+    results = []
+    for name in names:
+        if name not in rows.schema.names:
+            raise ConfigError(
+                f"evaluate.slices: '{name}' is no feature.{nearest(name, rows.schema.names)} Set it to features of the model"
+            )
+        for level, mask in _levels(rows, name):
+            own = None if block is None else block[mask]
+            weight = None if rows.weight is None else rows.weight[mask]
+            results.append(
+                _slice(name, level, rows.y[mask], scores[mask], threshold, own, weight, n_boot, confidence, seed)
+            )
+    return results
+
+
+def _levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:
+    """Levels of a column with the rows they hold, most frequent first; quartiles in their order."""
+    position = rows.schema.names.index(name)
+    values, feature = rows.x[:, position], rows.schema.features[position]
+    known = ~np.isnan(values)
+    found: list[tuple[str, BoolArray]]
+    if feature.kind == "categorical":
+        codes, counts = np.unique(values[known].astype(np.int64), return_counts=True)
+        best = codes[np.argsort(-counts, kind="stable")][:_MAX_LEVELS]
+        found = [(feature.categories[code], values == code) for code in best]
+    else:
+        distinct = np.unique(values[known])
+        if len(distinct) <= 5:
+            found = [(f"{value:g}", values == value) for value in distinct]
+        else:
+            edges = np.unique(np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1]))
+            found = []
+            for i, (low, high) in enumerate(pairwise(edges)):
+                inside = (values >= low if i == 0 else values > low) & (values <= high)
+                found.append((f"{low:g} to {high:g}" if i == 0 else f"above {low:g} to {high:g}", inside))
+    if not known.all():
+        found.append(("missing", ~known))
+    return found
+
+
+def _slice(
+    name: str,
+    level: str,
+    y: IntArray,
+    score: FloatArray,
+    threshold: float,
+    block: AnyArray | None,
+    weight: FloatArray | None,
+    n_boot: int,
+    confidence: float,
+    seed: int,
+) -> SliceResult:
+    mass = np.ones(len(y)) if weight is None else weight
+    yes, rare = score >= threshold, y == 1
+    columns = np.stack([mass * (yes & rare), mass * rare, mass * yes], axis=1)
+    total, drawn = columns.sum(axis=0), Resamples(len(y), block, n_boot, seed).sums(columns)
+    positives, size = int(rare.sum()), len(y)
+    recall, precision = (
+        estimate(float(_share(total[0], total[i])), _share(drawn[:, 0], drawn[:, i]), confidence, positives, size)
+        for i in (1, 2)
+    )
+    ap = estimate_ap(y, score, block=block, n_boot=n_boot, confidence=confidence, seed=seed, weight=weight)
+    return SliceResult(name, level, size, positives, ap, recall, precision)
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+Estimates = dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything reported about one model on one set of rows.
+
+    metrics : ranking, calibration, the decisions of the primary operating point, and their cost
+    points : decision metrics and cost by operating point
+    untuned : decision metrics and cost at 0.5, and positives it misses that the tuned threshold finds
+    money : cost of the primary operating point against doing nothing and flagging everything
+    top_k : precision among the k best rows of each day, by k; empty where there is no time
+    thinned : the main metrics on a test thinned to ``evaluate.test_ratio`` negatives per positive; empty unless asked for
+    curves : {"pr": {"recall", "precision"}, "roc": {"fpr", "tpr"}}, at most 400 points each
+    calibration : bins of equal mass with mean score, observed rate and rows
+    counts : rows, positives, prevalence, blocks
+    """
+
+    metrics: Estimates
+    points: dict[str, Estimates]
+    untuned: Estimates
+    money: Money
+    thresholds: dict[str, float]
+    primary: str
+    slices: tuple[SliceResult, ...] = ()
+    top_k: dict[int, Estimate] = field(default_factory=dict)
+    thinned: Estimates = field(default_factory=dict)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    calibration: tuple[dict[str, float], ...] = ()
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready values, NaN as None."""
+        return {
+            "metrics": _json(self.metrics),
+            "points": {name: _json(point) for name, point in self.points.items()},
+            "untuned": _json(self.untuned),
+            "money": self.money.to_json(),
+            "thresholds": self.thresholds,
+            "primary": self.primary,
+            "slices": [found.to_json() for found in self.slices],
+            "top_k": {str(k): found.to_json() for k, found in self.top_k.items()},
+            "thinned": _json(self.thinned),
+            "curves": self.curves,
+            "calibration": list(self.calibration),
+            "counts": self.counts,
+        }
+
+
+def _json(estimates: Estimates) -> dict[str, Any]:
+    return {name: found.to_json() for name, found in estimates.items()}
+
+
+def evaluate(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    thresholds: Mapping[str, float],
+    primary: str,
+    costs: CostArrays,
+    config: config.Evaluate,
+    block: NDArray[Any] | None = None,
+    time: NDArray[np.datetime64] | None = None,
+    rows: Rows | None = None,
+    weight: ArrayLike | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Return everything that is reported about calibrated scores and their operating points.
+
+    y, score : (n,) labels and deployed scores of rows never used before
+    thresholds : operating points by name; ``primary`` is the one that decides
+    block : (n,) rows that are resampled together (days, entities); time : (n,) for precision@k per day
+    rows : the rows themselves, for slices
+    Raises DataError without rows, ConfigError when ``primary`` is not among the thresholds.
+    """
+    labels, scores, weights = as_scores(y, score, weight)
+    if len(labels) == 0:
+        raise DataError("there are no rows to evaluate. Raise split.test")
+    if primary not in thresholds:
+        raise ConfigError(
+            f"operating point '{primary}' has no threshold.{nearest(primary, thresholds)} Name one of: {', '.join(thresholds)}"
+        )
+    judge = _Judge(labels, scores, weights, costs, config, Resamples(len(labels), block, config.bootstraps, seed))
+    points, moneys = {}, {}
+    for name, threshold in thresholds.items():
+        points[name], moneys[name] = judge.decisions(scores >= threshold)
+    untuned, _ = judge.decisions(scores >= UNTUNED)
+    untuned["missed_but_tuned_finds"] = judge.rescued(scores >= thresholds[primary])
+    shared: dict[str, Any] = {"n_boot": config.bootstraps, "confidence": config.confidence, "seed": seed}
+    return Evaluation(
+        metrics={**judge.ranking(), **judge.probabilities(), **points[primary]},
+        points=points,
+        untuned=untuned,
+        money=moneys[primary],
+        thresholds=dict(thresholds),
+        primary=primary,
+        slices=tuple(slices(rows, scores, thresholds[primary], config.slices, block=block, **shared))
+        if rows is not None
+        else (),
+        top_k={k: precision_at_k_per_day(labels, scores, time, k, **shared) for k in config.top_k}
+        if time is not None
+        else {},
+        thinned=_thinned(judge, block, thresholds[primary], config.test_ratio, seed),
+        curves=curves(labels, scores, weights),
+        calibration=calibration_bins(labels, scores, weights),
+        counts={
+            "rows": len(labels),
+            "positives": int(labels.sum()),
+            "prevalence": _mean(labels.astype(np.float64), weights),
+            "blocks": judge.resamples.units,
+        },
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Metrics with intervals over one set of resamples."""
+
+    y: IntArray
+    score: FloatArray
+    weight: FloatArray | None
+    costs: CostArrays
+    config: config.Evaluate
+    resamples: Resamples
+
+    def _estimate(self, value: ArrayLike, drawn: FloatArray) -> Estimate:
+        number = float(np.asarray(value))
+        return estimate(number, drawn, self.config.confidence, int(self.y.sum()), len(self.y))
+
+    @property
+    def mass(self) -> FloatArray:
+        return np.ones(len(self.y)) if self.weight is None else self.weight
+
+    def ranking(self) -> Estimates:
+        """AP and ROC-AUC, on the same resamples."""
+        ladder = Ladder.build(self.y, self.score, self.weight)
+        tied = np.isin(self.score, ladder.cut) * self.mass
+        columns: list[tuple[FloatArray | None, bool]] = [(None, True), (None, False), (tied, False)]
+        exact = [ladder.totals(values, positive) for values, positive in columns]
+        drawn_ap, drawn_auc = [], []
+        for tp, fp, tie in ladder.resampled(self.resamples, columns=columns):
+            drawn_ap.append(_ap(tp, fp))
+            drawn_auc.append(_auc(tp, fp, tie))
+        found = {
+            "ap": self._estimate(_ap(exact[0], exact[1]), np.concatenate(drawn_ap)),
+            "roc_auc": self._estimate(_auc(*exact), np.concatenate(drawn_auc)),
+        }
+        prevalence = _mean(self.y.astype(np.float64), self.weight)
+        if prevalence > 0:
+            ap = found["ap"]
+            found["ap_lift"] = Estimate(
+                ap.value / prevalence, ap.low / prevalence, ap.high / prevalence, ap.positives, ap.rows
+            )
+        return found
+
+    def probabilities(self) -> Estimates:
+        """Brier score, log loss, ECE and mean score / prevalence; the bins of ECE are those of the whole."""
+        bins = equal_mass_bins(self.score)
+        mass, k = self.mass, int(bins.max()) + 1
+        gap = np.zeros((len(self.y), k))
+        gap[np.arange(len(self.y)), bins] = mass * (self.y - self.score)
+        plain = [
+            mass,
+            mass * self.y,
+            mass * self.score,
+            mass * (self.score - self.y) ** 2,
+            mass * _row_log_loss(self.y, self.score),
+        ]
+        columns = np.concatenate([np.stack(plain, axis=1), gap], axis=1)
+        total, drawn = columns.sum(axis=0)[None], self.resamples.sums(columns)
+
+        def metrics(sums: FloatArray) -> dict[str, FloatArray]:
+            size = sums[:, 0]
+            return {
+                "brier": _share(sums[:, 3], size),
+                "log_loss": _share(sums[:, 4], size),
+                "ece": _share(np.abs(sums[:, 5:]).sum(axis=1), size),
+                "mean_score_ratio": _share(sums[:, 2], sums[:, 1]),
+            }
+
+        resampled = metrics(drawn)
+        return {name: self._estimate(value[0], resampled[name]) for name, value in metrics(total).items()}
+
+    def decisions(self, flagged: BoolArray) -> tuple[Estimates, Money]:
+        """Decision metrics, confusion and cost of flagged rows."""
+        rare, mass = self.y == 1, self.mass
+        cells = [mass * cell for cell in (rare & flagged, ~rare & flagged, rare & ~flagged, ~rare & ~flagged)]
+        columns = np.stack([*cells, mass, *_cost_columns(self.y, flagged, self.costs, mass)], axis=1)
+        total, drawn = columns.sum(axis=0), self.resamples.sums(columns)
+        resampled = confusion_metrics(*drawn[:, :4].T)
+        exact = confusion_metrics(*total[:4])
+        found = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
+        spent = _money(total[4:], drawn[:, 4:], self.costs, self.config.confidence, int(rare.sum()), len(self.y))
+        return {**found, "cost": spent.cost}, spent
+
+    def rescued(self, flagged: BoolArray) -> Estimate:
+        """Positives that the untuned threshold misses and the tuned one finds."""
+        found = self.mass * ((self.y == 1) & flagged & (self.score < UNTUNED))
+        return self._estimate(found.sum(), self.resamples.sums(found))
+
+
+def _auc(tp: FloatArray, fp: FloatArray, tied: FloatArray) -> FloatArray:
+    """ROC-AUC from sums by rung; ``tied`` are the negatives with exactly the rung's score, counted half."""
+    above = np.cumsum(fp, axis=-1)
+    negatives = above[..., -1:]
+    won = np.einsum("...k,...k->...", tp, negatives - above + 0.5 * tied)
+    pairs = tp.sum(axis=-1) * negatives[..., 0]
+    return _share(won, pairs)
+
+
+def _thinned(judge: _Judge, block: AnyArray | None, threshold: float, ratio: float | None, seed: int) -> Estimates:
+    if ratio is None or judge.y.sum() == 0:
+        return {}
+    index = thinned(judge.y, ratio, seed)
+    weight = None if judge.weight is None else judge.weight[index]
+    own = None if block is None else block[index]
+    resamples = Resamples(len(index), own, judge.config.bootstraps, seed)
+    small = _Judge(judge.y[index], judge.score[index], weight, judge.costs.take(index), judge.config, resamples)
+    return {**small.ranking(), **small.decisions(small.score >= threshold)[0]}
+
+
+def curves(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> dict[str, dict[str, list[float]]]:
+    """Return the PR and ROC curves, at most 400 points each, evenly along their length."""
+    swept = sweep(y, score, weight)
+    if swept.positives == 0:
+        return {"pr": {"recall": [], "precision": []}, "roc": {"fpr": [], "tpr": []}}
+    recall = swept.tp / swept.positives
+    alerts = swept.tp + swept.fp
+    precision = np.divide(swept.tp, alerts, out=np.ones_like(alerts), where=alerts > 0)
+    if len(precision) > 1:
+        precision[0] = precision[1]
+    pr = _evenly(recall, precision)
+    fpr = swept.fp / swept.negatives if swept.negatives else np.zeros_like(swept.fp)
+    roc = _evenly(fpr, recall)
+    return {
+        "pr": {"recall": recall[pr].tolist(), "precision": precision[pr].tolist()},
+        "roc": {"fpr": fpr[roc].tolist(), "tpr": recall[roc].tolist()},
+    }
+
+
+def _evenly(x: FloatArray, y: FloatArray) -> IntArray:
+    """Index of at most 400 points, evenly along the curve's length; the ends are kept."""
+    if len(x) <= _CURVE_POINTS:
+        return np.arange(len(x))
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    wanted = np.linspace(0, length[-1], _CURVE_POINTS)
+    return np.unique(np.minimum(np.searchsorted(length, wanted), len(x) - 1))
+
+
+def calibration_bins(
+    y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = _BINS
+) -> tuple[dict[str, float], ...]:
+    """Return bins of equal mass: rows, positives, mean score and observed rate with a Wilson interval (95 %)."""
+    labels, scores, weights = as_scores(y, score, weight)
+    mass = np.ones(len(labels)) if weights is None else weights
+    where = equal_mass_bins(scores, bins)
+    found = []
+    for k in np.unique(where):
+        inside = where == k
+        size, hits = float(mass[inside].sum()), float((mass * labels)[inside].sum())
+        if size == 0:
+            continue
+        low, high = wilson(hits, size)
+        found.append(
+            {
+                "rows": int(inside.sum()),
+                "positives": int(labels[inside].sum()),
+                "mean_score": float((mass * scores)[inside].sum() / size),
+                "rate": hits / size,
+                "rate_low": low,
+                "rate_high": high,
+            }
+        )
+    return tuple(found)
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson interval of a share of n independent rows."""
+    from scipy.stats import norm
+
+    if n <= 0:
+        return math.nan, math.nan
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,303 @@
+"""Is a recipe good enough to replace the champion: approve, reject, or not enough evidence, each with its reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rareclass import config
+from rareclass.core.bootstrap import Resamples, as_scores, estimate
+from rareclass.core.costs import CostArrays
+from rareclass.core.estimate import Estimate
+from rareclass.core.evaluation import Evaluation, average_precision, bootstrap_average_precision
+from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray
+
+Verdict = Literal["approve", "reject", "not enough evidence"]
+Outcome = Literal["pass", "fail", "undecided"]
+
+MIN_SLICE_POSITIVES = 10
+"""Positives below which a slice is not judged: its recall could be anything."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule's outcome, as a sentence with its numbers."""
+
+    name: str
+    outcome: Outcome
+    reason: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What the gate says.
+
+    reasons : one sentence per rule, those that decided first
+    numbers : flat {rule.number: value} for the ledger, NaN left out
+    mode : disabled and dry_run register whatever the verdict is
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    numbers: dict[str, float]
+    mode: str = "enabled"
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def registers(self) -> bool:
+        """Whether the recipe may become a registered version."""
+        return self.mode != "enabled" or self.verdict == "approve"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "mode": self.mode,
+            "registers": self.registers,
+            "reasons": list(self.reasons),
+            "numbers": self.numbers,
+            "rules": [{"name": rule.name, "outcome": rule.outcome, "reason": rule.reason} for rule in self.rules],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Champion:
+    """The current champion on the rows of the evaluation.
+
+    score : (n,) its deployed scores; NaN where it has none
+    unseen : (n,) True where it was not trained on the row; None means all
+    decision : (n,) its decisions, for the cost; None where they are not known
+    name : how sentences call it
+    """
+
+    score: FloatArray
+    unseen: BoolArray | None = None
+    decision: AnyArray | None = None
+    name: str = "the champion"
+
+
+def judge(
+    evaluation: Evaluation,
+    y: ArrayLike,
+    score: ArrayLike,
+    champion: Champion | None,
+    gate: config.Gate,
+    *,
+    costs: CostArrays | None = None,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> GateDecision:
+    """Judge a recipe on the rows of its evaluation, against absolute bounds and against the champion.
+
+    A rule passes when its interval lies on the right side of the bound, fails when it lies on the wrong side, and is
+    undecided in between. Any failure rejects; otherwise anything undecided is "not enough evidence". Below
+    ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired.
+    """
+    if gate.mode == "disabled":
+        return GateDecision("approve", ("the gate is disabled (gate.mode): nothing was judged",), {}, gate.mode)
+    labels, scores, weights = as_scores(y, score, weight)
+    positives = int(labels.sum())
+    if positives < gate.min_positives:
+        scarce = _scarce("positives", positives, len(labels), gate.min_positives, "the test rows hold")
+        return _decide((scarce,), gate.mode)
+    rules = [
+        Rule(
+            "positives",
+            "pass",
+            f"the test rows hold {positives} positives, at least {gate.min_positives} are asked for",
+            {"found": positives},
+        ),
+        *_absolute(evaluation, gate),
+    ]
+    if champion is None:
+        rules.append(Rule("champion", "pass", "there is no champion to compare with"))
+    else:
+        pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), confidence)
+        rules.extend(pair.rules(gate, evaluation, costs))
+    return _decide(tuple(rules), gate.mode)
+
+
+def _decide(rules: tuple[Rule, ...], mode: str) -> GateDecision:
+    outcomes = {rule.outcome for rule in rules}
+    verdict: Verdict = (
+        "reject" if "fail" in outcomes else "not enough evidence" if "undecided" in outcomes else "approve"
+    )
+    order = {"fail": 0, "undecided": 1, "pass": 2}
+    ranked = sorted(rules, key=lambda rule: order[rule.outcome])
+    numbers = {f"{r.name}.{key}": float(v) for r in rules for key, v in r.numbers.items() if math.isfinite(v)}
+    return GateDecision(verdict, tuple(rule.reason for rule in ranked), numbers, mode, rules)
+
+
+def _scarce(name: str, positives: int, rows: int, needed: int, where: str) -> Rule:
+    reason = (
+        f"{where} {positives} positives among {rows} rows; at least {needed} are needed to judge (gate.min_positives)"
+    )
+    return Rule(name, "undecided", reason, {"found": positives})
+
+
+def _at_least(low: float, high: float, bound: float) -> Outcome:
+    if math.isnan(low) or math.isnan(high):
+        return "undecided"
+    return "pass" if low >= bound else "fail" if high < bound else "undecided"
+
+
+_SAYS: dict[Outcome, str] = {"pass": "", "fail": "", "undecided": "; the interval cannot decide"}
+
+
+def _numbers(found: Estimate) -> dict[str, float]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _absolute(evaluation: Evaluation, gate: config.Gate) -> Iterator[Rule]:
+    """Rules that need no champion."""
+    ap, prevalence = evaluation.metrics["ap"], evaluation.counts["prevalence"]
+    yield _ap_rule(
+        "ap_lift",
+        ap,
+        gate.min_ap_lift * prevalence,
+        f"{gate.min_ap_lift:g} times the prevalence of {prevalence:.4g} (gate.min_ap_lift)",
+    )
+    if gate.min_ap is not None:
+        yield _ap_rule("min_ap", ap, gate.min_ap, "the least that is asked for (gate.min_ap)")
+    yield _cost_rule(evaluation)
+    yield _calibration_rule(evaluation, gate)
+    if gate.max_slice_recall_gap is not None:
+        yield from _slice_rules(evaluation, gate.max_slice_recall_gap)
+
+
+def _ap_rule(name: str, ap: Estimate, bound: float, text: str) -> Rule:
+    outcome = _at_least(ap.low, ap.high, bound)
+    verb = {"pass": "is at least", "fail": "is below", "undecided": "may or may not reach"}[outcome]
+    reason = f"average precision {ap} {verb} {bound:.3f}, {text}{_SAYS[outcome]}"
+    return Rule(name, outcome, reason, {**_numbers(ap), "bound": bound})
+
+
+def _cost_rule(evaluation: Evaluation) -> Rule:
+    """Against the cheaper of doing nothing and flagging everything."""
+    money = evaluation.money
+    nothing = money.cost_nothing.value <= money.cost_everything.value
+    saved = money.saving_vs_nothing if nothing else money.saving_vs_everything
+    other = "doing nothing" if nothing else "flagging everything"
+    outcome = _at_least(saved.low, saved.high, 0.0)
+    verb = {"pass": "saves", "fail": "costs more than", "undecided": "may or may not save anything against"}[outcome]
+    amount = f"{saved.value:,.4g} [{saved.low:,.4g}, {saved.high:,.4g}] {money.currency}"
+    said = f"it {verb} {amount} against {other}" if outcome == "pass" else f"it {verb} {other}: saving {amount}"
+    return Rule("cost", outcome, said + _SAYS[outcome], {**_numbers(saved), "cost": money.cost.value})
+
+
+def _calibration_rule(evaluation: Evaluation, gate: config.Gate) -> Rule:
+    """Off by more than allowed, where the interval excludes 1."""
+    ratio = evaluation.metrics["mean_score_ratio"]
+    off = abs(ratio.value - 1) > gate.max_calibration_error
+    sure = not ratio.low <= 1 <= ratio.high
+    bound = f"{gate.max_calibration_error:g} away from 1 (gate.max_calibration_error)"
+    if off and sure:
+        return Rule("calibration", "fail", f"mean score / prevalence is {ratio}, more than {bound}", _numbers(ratio))
+    if off:
+        return Rule(
+            "calibration",
+            "pass",
+            f"mean score / prevalence is {ratio}, more than {bound}, but its interval holds 1",
+            _numbers(ratio),
+        )
+    return Rule("calibration", "pass", f"mean score / prevalence is {ratio}, at most {bound}", _numbers(ratio))
+
+
+def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
+    """Recall of a slice may be at most ``gap`` below the whole; only significant gaps count."""
+    whole = evaluation.metrics["recall"].value
+    judged = [found for found in evaluation.slices if found.positives >= MIN_SLICE_POSITIVES]
+    worse = [found for found in judged if found.recall.high < whole - gap]
+    for found in worse:
+        reason = f"recall of {found.column}={found.level} is {found.recall} ({found.positives} positives), more than {gap:g} below the whole, {whole:.3f} (gate.max_slice_recall_gap)"
+        yield Rule(f"slice {found.column}={found.level}", "fail", reason, _numbers(found.recall))
+    if not worse:
+        few = len(evaluation.slices) - len(judged)
+        left = f"; {few} with fewer than {MIN_SLICE_POSITIVES} positives were not judged" if few else ""
+        yield Rule(
+            "slices",
+            "pass",
+            f"no slice of {len(judged)} has a recall significantly more than {gap:g} below the whole, {whole:.3f}{left}",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Challenger and champion on the rows that neither was trained on."""
+
+    y: IntArray
+    score: FloatArray
+    weight: FloatArray | None
+    block: AnyArray | None
+    champion: Champion
+    resamples: Resamples
+    confidence: float
+
+    def rules(self, gate: config.Gate, evaluation: Evaluation, costs: CostArrays | None) -> Iterator[Rule]:
+        left = np.isfinite(np.asarray(self.champion.score, dtype=np.float64))
+        if self.champion.unseen is not None:
+            left = left & np.asarray(self.champion.unseen, dtype=bool)
+        positives = int(self.y[left].sum())
+        if positives < gate.min_positives:
+            where = f"the rows that {self.champion.name} was not trained on hold"
+            yield _scarce("champion", positives, int(left.sum()), gate.min_positives, where)
+            return
+        yield self._ap(left, gate)
+        if costs is not None and costs.given and self.champion.decision is not None:
+            flagged = self.score >= evaluation.thresholds[evaluation.primary]
+            yield self._cost(left, flagged, costs)
+
+    def _own(self, left: BoolArray) -> tuple[AnyArray | None, FloatArray | None]:
+        return (None if self.block is None else self.block[left]), (None if self.weight is None else self.weight[left])
+
+    def _ap(self, left: BoolArray, gate: config.Gate) -> Rule:
+        """The share of the champion's AP that is lost: its upper bound has to stay below gate.max_ap_loss."""
+        block, weight = self._own(left)
+        pair = np.stack([self.score[left], np.asarray(self.champion.score, dtype=np.float64)[left]])
+        n_boot, seed = self.resamples.n_boot, self.resamples.seed
+        drawn = bootstrap_average_precision(self.y[left], pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
+        ours, theirs = (average_precision(self.y[left], line, weight) for line in pair)
+        loss = estimate(
+            1 - ours / theirs, 1 - drawn[0] / drawn[1], self.confidence, int(self.y[left].sum()), int(left.sum())
+        )
+        outcome = _at_least(-loss.high, -loss.low, -gate.max_ap_loss)
+        verb = {"pass": "at most", "fail": "more than", "undecided": "perhaps more than"}[outcome]
+        change = "gains" if loss.value <= 0 else "loses"
+        reason = (
+            f"against {self.champion.name} on the same {int(left.sum())} rows ({int(self.y[left].sum())} positives) average precision "
+            f"is {ours:.3f} to {theirs:.3f}: it {change} {abs(loss.value):.1%}, the loss lies between {loss.low:.1%} and {loss.high:.1%}, "
+            f"{verb} {gate.max_ap_loss:.1%} (gate.max_ap_loss){_SAYS[outcome]}"
+        )
+        return Rule(
+            "champion",
+            outcome,
+            reason,
+            {"ours": ours, "theirs": theirs, **{f"loss_{k}": v for k, v in _numbers(loss).items()}},
+        )
+
+    def _cost(self, left: BoolArray, flagged: BoolArray, costs: CostArrays) -> Rule:
+        """Significantly dearer than the champion fails; anything else passes, the AP rule decides about the rest."""
+        n = len(self.y)
+        mass = np.ones(n) if self.weight is None else self.weight
+        at_stake = np.where(self.y == 1, -costs.misses(n), costs.alarms(n)) * mass
+        extra = (at_stake * (flagged.astype(np.float64) - np.asarray(self.champion.decision, dtype=np.float64)))[left]
+        block, _ = self._own(left)
+        drawn = Resamples(len(extra), block, self.resamples.n_boot, self.resamples.seed).sums(extra)
+        found = estimate(float(extra.sum()), drawn, self.confidence, int(self.y[left].sum()), len(extra))
+        outcome: Outcome = "fail" if found.low > 0 else "pass"
+        amount = f"{found.value:,.4g} [{found.low:,.4g}, {found.high:,.4g}] {costs.currency}"
+        verb = "costs significantly more than" if outcome == "fail" else "does not cost significantly more than"
+        return Rule(
+            "champion_cost",
+            outcome,
+            f"it {verb} {self.champion.name} on the same rows: difference {amount}",
+            _numbers(found),
+        )
