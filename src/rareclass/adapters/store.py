@@ -445,6 +445,17 @@ class Store:
             }
         return {"predictions": int(number), **others, "first": _moment(first), "last": _moment(last)}
 
+    def query(self, statement: str) -> pd.DataFrame:
+        """Run a SELECT of the user's own, or read a whole table when ``statement`` is only a name; types as stored."""
+        text = statement.strip()
+        if text.replace("_", "").replace(".", "").isalnum():
+            text = "SELECT * FROM " + ".".join(f'"{part}"' for part in text.split("."))  # noqa: S608
+        with self._transaction() as connection:
+            if self._postgres:
+                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            result = connection.execution_options(no_parameters=True).exec_driver_sql(text)
+            return pd.DataFrame(result.all(), columns=list(result.keys()))
+
     # -- erasure and retention ------------------------------------------------------------------------------------
 
     def forget(

@@ -32,7 +32,7 @@ import pandas as pd
 from rareclass.adapters.spool import Batch, SpoolReader
 from rareclass.adapters.store import Store
 from rareclass.config import Config
-from rareclass.errors import RareclassError, SpoolError, StoreError, StoreRefused
+from rareclass.errors import RareclassError, StoreRefused
 
 REJECTED = "rejected.jsonl"
 _BACKOFF = (0.1, 10.0)  # seconds: first and longest pause while the store is down
