@@ -1,0 +1,294 @@
+"""The plan: which candidates are worth their time on these rows, most promising first, each with its reason.
+
+IDEAS is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind. Adding one
+is one function (when, and why) and one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rareclass.config import Config, ResampleStep, Search
+from rareclass.core.candidates import Candidate, with_unique_names
+from rareclass.core.resampling import check_chain
+from rareclass.core.rows import Schema
+from rareclass.errors import NoPositives
+
+if TYPE_CHECKING:
+    from rareclass.core.diagnosis import Diagnosis
+
+NO_POSITIVES = (
+    "there is no row of the rare class, so a classifier has nothing to learn from: this is the one-class regime "
+    "(anomaly detection). Check data.target, data.positive and data.filter, or bring labelled rows of the rare class"
+)
+
+LARGE = 200_000
+"""Rows from which forests on all rows, and neighbours of all rows, take too long."""
+SMALL = 50_000
+"""Rows up to which synthetic rows are worth their neighbour search."""
+
+_SECONDS_PER_VALUE = 5e-6
+_COST = {
+    "xgboost": 1.0,
+    "hist_gradient_boosting": 1.0,
+    "extra_trees": 1.5,
+    "random_forest": 3.0,
+    "balanced_random_forest": 0.5,
+    "logistic_regression": 0.3,
+    "mlp": 2.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the ideas look at."""
+
+    found: Diagnosis
+    numeric: bool
+    amounts: bool
+
+    @property
+    def rows(self) -> int:
+        return self.found.rows
+
+    @property
+    def enough(self) -> bool:
+        return self.found.regime == "ample"
+
+    @property
+    def large(self) -> bool:
+        return self.found.rows > LARGE
+
+    @property
+    def under_ratio(self) -> int | None:
+        """Majority rows per positive after under-sampling: the most of 20, 10, 5 that still halves the majority."""
+        return next((ratio for ratio in (20, 10, 5) if self.found.ratio >= 2 * ratio), None)
+
+
+def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, ...]:
+    """Return the candidates to try, candidate 0 (XGBoost on untouched rows) first, most promising next.
+
+    `search.candidates` replaces everything after candidate 0, `search.extra` comes before the rest; `search.trials`
+    cuts the plan exactly, `search.seconds` drops the end that would hardly be reached (by a rough estimate: twice the
+    budget). Raises NoPositives without a row of the rare class, ConfigError for a recipe that does not exist.
+    """
+    if found.regime == "none":
+        raise NoPositives(NO_POSITIVES)
+    search = config.search
+    asked = [Candidate.from_spec(spec) for spec in search.candidates]
+    extra = [Candidate.from_spec(spec) for spec in search.extra]
+    for candidate in (*asked, *extra):
+        check_recipe(candidate)
+    situation = Situation(found, not schema.categorical.any(), config.costs.amount_share is not None)
+    ideas = with_unique_names(made for idea in IDEAS if (made := idea(situation)))
+    rest = asked or within_budget(ideas, situation, search, len(extra))
+    candidates = with_unique_names([untouched(situation), *extra, *rest])
+    return candidates if search.trials is None else candidates[: search.trials]
+
+
+def check_recipe(candidate: Candidate) -> None:
+    """Raise ConfigError with one line when a recipe names something that does not exist, or parts that do not fit."""
+    from rareclass.core.learners import LEARNERS
+    from rareclass.core.weighting import WEIGHTINGS
+    from rareclass.errors import ConfigError, unknown
+
+    if candidate.learner not in LEARNERS:
+        raise unknown("learner", candidate.learner, LEARNERS, "search.candidates[].learner")
+    if candidate.weighting not in WEIGHTINGS:
+        raise unknown("weighting", candidate.weighting, WEIGHTINGS, "search.candidates[].weighting")
+    if candidate.loss == "focal" and candidate.learner != "xgboost":
+        raise ConfigError(f"loss 'focal' is for learner 'xgboost', not '{candidate.learner}'. Set loss: logistic")
+    check_chain(candidate.resample)
+
+
+def within_budget(ideas: Sequence[Candidate], situation: Situation, search: Search, before: int) -> Sequence[Candidate]:
+    """Drop the end of the ideas that twice the budget would not reach; at least two always stay."""
+    if search.trials is not None:
+        return ideas
+    spent = (1 + before) * seconds(untouched(situation), situation)
+    kept: list[Candidate] = []
+    for candidate in ideas:
+        spent += seconds(candidate, situation)
+        if len(kept) >= 2 and spent > 2 * search.seconds:
+            continue
+        kept.append(candidate)
+    return kept
+
+
+def seconds(candidate: Candidate, situation: Situation) -> float:
+    """Rough time to fit one candidate on all folds with two processors; for ordering and cutting a plan only."""
+    rows = situation.rows
+    for step in candidate.resample:
+        if step.name == "random_under":
+            rows = round(situation.found.positives * (1 + (step.ratio or 1)))
+    cost = _COST.get(candidate.learner, 2.0) * (1.5 if candidate.params.get("max_depth", 0) > 4 else 1.0)
+    return _SECONDS_PER_VALUE * rows * max(situation.found.features, 5) * cost
+
+
+# --- the ideas ------------------------------------------------------------------------------------------------------
+
+
+def untouched(s: Situation) -> Candidate:
+    """Candidate 0."""
+    return Candidate(
+        "xgboost", "xgboost", reason="Candidate 0: a strong learner on untouched rows; all others must beat it."
+    )
+
+
+def shallow_first(s: Situation) -> Candidate | None:
+    return None if s.enough else shallow(s)
+
+
+def shallow(s: Situation) -> Candidate | None:
+    why = "hold back where positives are few" if not s.enough else "rank best when few features matter together"
+    return Candidate(
+        "xgboost-shallow",
+        "xgboost",
+        {"max_depth": 3},
+        reason=f"Trees of depth 3 {why} ({s.found.positives:,} positives).",
+    )
+
+
+def deep(s: Situation) -> Candidate | None:
+    if not s.enough:
+        return None
+    reason = f"{s.found.positives:,} positives are enough for deeper interactions."
+    return Candidate("xgboost-deep", "xgboost", {"max_depth": 6}, reason=reason)
+
+
+def extra_trees(s: Situation) -> Candidate | None:
+    if s.large:
+        return None
+    return Candidate(
+        "extra-trees",
+        "extra_trees",
+        reason="Random trees averaged: robust with few positives, and they err unlike boosting, which helps a blend.",
+    )
+
+
+def random_forest(s: Situation) -> Candidate | None:
+    if s.large or s.found.regime == "few":
+        return None
+    return Candidate(
+        "random-forest",
+        "random_forest",
+        reason="A forest of deep trees ranks rare classes about as well as boosting and errs unlike it.",
+    )
+
+
+def under_forest(s: Situation) -> Candidate | None:
+    if not s.large or s.under_ratio is None:
+        return None
+    reason = f"{s.rows:,} rows are too many for a forest; under-sampled to 1:{s.under_ratio} it fits in seconds and errs unlike boosting."
+    return Candidate(f"extra-trees-under-{s.under_ratio}", "extra_trees", resample=_under(s.under_ratio), reason=reason)
+
+
+def linear(s: Situation) -> Candidate | None:
+    return Candidate(
+        "logistic-regression",
+        "logistic_regression",
+        reason="A linear model needs the fewest positives and errs unlike trees.",
+    )
+
+
+def linear_if_few(s: Situation) -> Candidate | None:
+    return linear(s) if s.found.regime == "few" else None
+
+
+def sqrt_balanced(s: Situation) -> Candidate | None:
+    if s.found.ratio < 10 or s.found.regime == "few":
+        return None
+    reason = f"At 1:{s.found.ratio:,.0f} a mild weight on positives can help the splits; full balancing mostly harms the ranking."
+    return Candidate("xgboost-sqrt-weights", "xgboost", weighting="sqrt_balanced", reason=reason)
+
+
+def by_amount(s: Situation) -> Candidate | None:
+    if not s.amounts:
+        return None
+    return Candidate(
+        "xgboost-amount-weights",
+        "xgboost",
+        weighting="amount",
+        reason="Losses follow the amount, so rows are weighted by the money at stake.",
+    )
+
+
+def under_xgboost(s: Situation) -> Candidate | None:
+    if s.under_ratio is None or s.found.regime == "few" or s.rows < 20_000:
+        return None
+    reason = f"Most of {s.rows:,} rows are easy negatives; under-sampled to 1:{s.under_ratio} the fit is a fraction of the time, and the prior is corrected exactly."
+    return Candidate(f"xgboost-under-{s.under_ratio}", "xgboost", resample=_under(s.under_ratio), reason=reason)
+
+
+def histogram(s: Situation) -> Candidate | None:
+    if s.rows < 2_000 or s.found.regime == "few":
+        return None
+    return Candidate(
+        "hist-gradient-boosting",
+        "hist_gradient_boosting",
+        reason="Another boosting with leaf-wise trees, quick on many rows.",
+    )
+
+
+def balanced_forest(s: Situation) -> Candidate | None:
+    if s.large or s.found.ratio < 10 or s.found.regime == "few":
+        return None
+    return Candidate(
+        "balanced-random-forest",
+        "balanced_random_forest",
+        reason="Each tree sees as many negatives as positives: cheap, and strong where classes overlap.",
+    )
+
+
+def perceptron(s: Situation) -> Candidate | None:
+    if s.large or not s.enough or not s.numeric or s.rows < 2_000:
+        return None
+    return Candidate("mlp", "mlp", reason="Smooth boundaries on numeric features, which trees only approximate.")
+
+
+def synthetic(s: Situation) -> Candidate | None:
+    isolated = s.found.point_types.get("outlier", 1.0)
+    if s.rows > SMALL or not s.numeric or s.found.positives < 30 or isolated > 0.5 or s.found.ratio < 4:
+        return None
+    ratio = 10.0 if s.found.ratio >= 20 else 2.0
+    reason = f"Features are numeric and {1 - isolated:.0%} of positives have their kind near, so rows between them are plausible."
+    return Candidate(
+        f"xgboost-smote-{ratio:g}", "xgboost", resample=(ResampleStep(name="smote", ratio=ratio),), reason=reason
+    )
+
+
+def focal(s: Situation) -> Candidate | None:
+    if not s.enough or s.found.ratio < 10:
+        return None
+    return Candidate(
+        "xgboost-focal",
+        "xgboost",
+        loss="focal",
+        reason="Focal loss spends the fit on hard rows instead of easy negatives.",
+    )
+
+
+def _under(ratio: int) -> tuple[ResampleStep, ...]:
+    return (ResampleStep(name="random_under", ratio=float(ratio)),)
+
+
+IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
+    deep,
+    extra_trees,
+    under_forest,
+    shallow_first,
+    linear_if_few,
+    random_forest,
+    shallow,
+    sqrt_balanced,
+    by_amount,
+    under_xgboost,
+    histogram,
+    linear,
+    balanced_forest,
+    synthetic,
+    perceptron,
+    focal,
+)
