@@ -105,8 +105,7 @@ class Registry:
     def clean(self, name: str, *, now: float | None = None) -> list[str]:
         """Delete versions that were never completed and whose process is gone; returns their numbers.
 
-        A registration that another live process of this machine is busy with, or one of another machine that is
-        younger than an hour, is left alone.
+        What a live process of this machine, or any process of another one, began less than an hour ago is left alone.
         """
         seconds = time.time() if now is None else now
         removed = []

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rareclass.core.model import RareModel
 
 MOST = 10
-_POINTS = 400
 _HEAD = ("model", "AP", "difference to the first", "ROC-AUC", "precision", "recall", "F1", "alerts")
 
 
@@ -73,8 +72,8 @@ class Comparison:
     rows: int
     positives: int
     notes: tuple[str, ...]
-    pr: Mapping[str, tuple[FloatArray, FloatArray]]
-    roc: Mapping[str, tuple[FloatArray, FloatArray]]
+    pr: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    roc: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
     head = _HEAD
 
@@ -141,54 +140,44 @@ def compare(
 
 
 def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed: int) -> Comparison:
-    from rareclass.core import evaluation
+    from rareclass.core import bootstrap, evaluation
 
-    y, block = scored.y, scored.block
+    y = scored.y
     draws = evaluation.bootstrap_average_precision(
-        y, list(scored.scores), block=block, n_boot=config.bootstraps, seed=seed
+        y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed
     )
     exact = [evaluation.average_precision(y, score) for score in scored.scores]
-    p_values = _holm([_two_sided(each - draws[0]) for each in draws[1:]])
+    p_values = [None, *_holm([_two_sided(each - draws[0]) for each in draws[1:]])]
+
+    def estimate(value: float, resampled: FloatArray) -> Estimate:
+        return bootstrap.estimate(value, resampled, config.confidence, int(y.sum()), len(y))
+
     lines = []
     for position, entrant in enumerate(entrants):
         found = evaluation.decision_metrics(y, scored.decisions[position])
-        difference = (
-            None
-            if position == 0
-            else _estimate(exact[position] - exact[0], draws[position] - draws[0], y, config.confidence)
+        line = Line(
+            name=entrant.name,
+            uri=entrant.uri,
+            ap=estimate(exact[position], draws[position]),
+            difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
+            p_value=p_values[position],
+            roc_auc=evaluation.roc_auc(y, scored.scores[position]),
+            precision=float(found["precision"]),
+            recall=float(found["recall"]),
+            f1=float(found["f1"]),
+            alerts=int(scored.decisions[position].sum()),
         )
-        lines.append(
-            Line(
-                entrant.name,
-                entrant.uri,
-                _estimate(exact[position], draws[position], y, config.confidence),
-                difference,
-                None if position == 0 else p_values[position - 1],
-                float(evaluation.roc_auc(y, scored.scores[position])),
-                float(found["precision"]),
-                float(found["recall"]),
-                float(found["f1"]),
-                int(scored.decisions[position].sum()),
-            )
-        )
-    curves = {entrant.name: _curves(y, score) for entrant, score in zip(entrants, scored.scores, strict=True)}
-    return Comparison(
-        tuple(lines), len(y), int(y.sum()), scored.notes,
-        {name: each[0] for name, each in curves.items()}, {name: each[1] for name, each in curves.items()},
-    )  # fmt: skip
-
-
-def _estimate(value: float, draws: FloatArray, y: IntArray, confidence: float) -> Estimate:
-    from rareclass.core.bootstrap import interval
-
-    low, high = interval(draws, confidence)
-    return Estimate(float(value), low, high, int(y.sum()), len(y))
+        lines.append(line)
+    curves = {each.name: evaluation.curves(y, score) for each, score in zip(entrants, scored.scores, strict=True)}
+    pr = {name: (each["pr"]["recall"], each["pr"]["precision"]) for name, each in curves.items()}
+    roc = {name: (each["roc"]["fpr"], each["roc"]["tpr"]) for name, each in curves.items()}
+    return Comparison(tuple(lines), len(y), int(y.sum()), scored.notes, pr, roc)
 
 
 def _two_sided(differences: FloatArray) -> float:
     """Share of resamples on the other side of zero, doubled; never 0, because a bootstrap cannot show that."""
-    n = len(differences)
-    return float(min(1.0, 2 * (1 + min((differences <= 0).sum(), (differences >= 0).sum())) / (n + 1)))
+    known = differences[~np.isnan(differences)]
+    return float(min(1.0, 2 * (1 + min((known <= 0).sum(), (known >= 0).sum())) / (len(known) + 1)))
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -198,18 +187,6 @@ def _holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[position]))
         adjusted[position] = worst
     return adjusted
-
-
-def _curves(y: IntArray, score: FloatArray) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
-    from sklearn.metrics import precision_recall_curve, roc_curve
-
-    precision, recall, _ = precision_recall_curve(y, score)
-    wrong, right, _ = roc_curve(y, score)
-    return (_thin(recall), _thin(precision)), (_thin(wrong), _thin(right))
-
-
-def _thin(values: AnyArray) -> FloatArray:
-    return np.round(values[np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))], 5)
 
 
 def _entrant(uri: str, tracking_uri: str | None) -> Entrant:
