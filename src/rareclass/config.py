@@ -325,6 +325,7 @@ class Serve(Section):
     )
     shadows: bool = Field(True, description="Score challenger and previous champion in the shadow")
     shadow_seconds: float = Field(5, gt=0, description="A shadow slower than this is skipped")
+    shadow_memory_bytes: int = Field(2 << 30, ge=1 << 27, description="Memory that the shadow process may take for its versions, in bytes")
     token_env: str = Field(
         "RARECLASS_SERVE_TOKEN", description="Environment variable with the bearer token; unset: open"
     )

@@ -1,0 +1,200 @@
+"""The model server of one machine or one pod: registry, spool and store handed to the serving adapter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config
+from rareclass.config import parse as parse_config
+from rareclass.errors import ModelError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from rareclass.adapters.serving.ports import Release, Scorer, Version
+
+POINT_TAG, THRESHOLD_TAG = "rareclass.operating_point", "rareclass.threshold"
+DRAIN_SECONDS = 30.0
+_LOG = logging.getLogger("rareclass.serving")
+
+
+class Releases:
+    """Looks up what should be serving.
+
+    model : URI of one version to serve as it is, without a registry; None = the aliases of ``config.name``
+    """
+
+    def __init__(self, config: Config, model: str | None = None) -> None:
+        self._config, self._model = config, model
+        self._registry: Any = None
+
+    def __call__(self) -> Release:
+        """Return the release. Raises ModelError when there is no champion."""
+        from rareclass.adapters.serving.ports import Release, Version
+
+        if self._model is not None:
+            return Release(Version("champion", _name_of(self._model), self._model))
+        from rareclass.adapters.registry import Registry
+
+        if self._registry is None:
+            self._registry = Registry(self._config.tracking.uri)
+        versions = self._registry.versions(self._config.name)
+        role = {alias: each for each in versions for alias in each.aliases}
+        if "champion" not in role:
+            raise ModelError(
+                f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
+            )
+        champion = role["champion"]
+        shadows = [
+            Version(name, role[name].version, role[name].uri)
+            for name in ("challenger", "previous")
+            if self._config.serve.shadows and name in role and role[name].version != champion.version
+        ]
+        threshold = champion.tags.get(THRESHOLD_TAG)
+        return Release(
+            Version("champion", champion.version, champion.uri),
+            tuple(shadows),
+            champion.tags.get(POINT_TAG),
+            None if threshold is None else float(threshold),
+        )
+
+
+def _name_of(uri: str) -> str:
+    """Return a version for a model that has no number: the last part of its URI that says something."""
+    parts = [part for part in uri.replace(":", "/").split("/") if part not in ("", "model", "data", "rareclass")]
+    return parts[-1][:40] if parts else "local"
+
+
+def load(config: Config, version: Version) -> Scorer:
+    """Load a version with its learner on as many threads as serving needs: one, since requests come side by side."""
+    from rareclass.adapters.registry import load_model
+
+    return load_model(version.uri, config.tracking.uri)
+
+
+def serve(config: Config, model: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then what was logged is shipped to the store.
+
+    model : URI of a version to serve instead of the champion
+    Raises ModelError without a champion, or when its golden rows score differently here; SpoolError when another server
+    uses the spool.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    from prometheus_client import REGISTRY
+
+    from rareclass.adapters.serving.engine import Engine
+    from rareclass.adapters.serving.metrics import Metrics
+    from rareclass.adapters.serving.ports import Ports
+    from rareclass.adapters.serving.refresh import Refresher
+    from rareclass.adapters.serving.server import options, run
+    from rareclass.adapters.serving.shadow import Shadows
+    from rareclass.adapters.spool import Spool
+
+    env = os.environ if environment is None else environment
+    settings, data = config.serve, config.data
+    opts = options(
+        env, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port, token=env.get(settings.token_env),
+    )  # fmt: skip
+    spool = Spool(settings.spool, settings.spool_limit_bytes, settings.durability, settings.sync_milliseconds)
+    shipper = _Shipping(config)
+    shadows = None
+    try:
+        metrics = Metrics(REGISTRY, config.name, depth=spool.depth, limit=settings.spool_limit_bytes)
+        if settings.shadows and model is None:
+            raw = config.model_dump(mode="json")
+            shadows = Shadows(
+                shadow_process, (raw,), seconds=settings.shadow_seconds, metrics=metrics, model=config.name
+            )
+        engine = Engine(
+            spool,
+            metrics,
+            name=config.name,
+            sample_rate=settings.sample_rate,
+            private=data.private,
+            clock=time.time,
+            shadow=shadows,
+        )
+        aliases = {
+            name: role
+            for name, role in ((data.time, "ts"), (data.entity, "entity"), (data.propensity, "propensity"))
+            if name
+        }
+        refresher = Refresher(
+            engine,
+            Ports(Releases(config, model), lambda version: load(config, version), spool),
+            max_rows=settings.max_rows,
+            seconds=settings.refresh_seconds,
+            point=settings.operating_point,
+            file=settings.operating_point_file,
+            aliases=aliases,
+            shadows=shadows,
+        )
+        run(opts, engine, refresher, lambda ports: _say(opts, engine, ports))
+    finally:
+        if shadows is not None:
+            shadows.close(settings.shadow_seconds)
+        spool.close()
+        shipper.stop()
+
+
+def _say(opts: Any, engine: Any, ports: Any) -> None:
+    active = engine.active
+    print(
+        f"serving {opts.name} version {active.version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
+        f" (gRPC {ports.grpc}, metrics http://{opts.host}:{ports.metrics}{opts.metrics_path})",
+        flush=True,
+    )
+
+
+class _Shipping:
+    """The shipper's process, and its end."""
+
+    def __init__(self, config: Config) -> None:
+        from rareclass.services.shipping import start_process
+
+        self._process = start_process(config)
+
+    def stop(self) -> None:
+        """Ask the shipper to drain the spool; say so when it could not within ``DRAIN_SECONDS``."""
+        self._process.terminate()
+        try:
+            self._process.wait(DRAIN_SECONDS + 10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.returncode:
+            print("the spool could not be shipped to the store; the next start ships it", file=sys.stderr)
+
+
+def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> None:
+    """What the shadow's process runs: it loads from the registry and writes to a spool and store of its own."""
+    import signal
+
+    from rareclass.adapters.serving.shadow import limit_memory, work
+    from rareclass.adapters.spool import Spool
+    from rareclass.services.shipping import Shipper, encode
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(10)
+    config = parse_config(raw)
+    folder = str(Path(config.serve.spool) / "shadow")
+    limit_memory(config.serve.shadow_memory_bytes)
+    shipper = Shipper(folder, config.store.url).start()
+    with Spool(folder, config.serve.spool_limit_bytes, "process", 1000) as spool:
+
+        def write(records: list[dict[str, Any]]) -> None:
+            if not spool.over_limit():
+                spool.append([encode(record) for record in records])
+
+        work(connection, busy, load=lambda version: load(config, version), write=write, model=config.name)
+    shipper.stop(DRAIN_SECONDS)
