@@ -267,13 +267,18 @@ def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
 @labels_app.command("import")
 def labels_import(
     config: ConfigOption,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or Parquet with request_id, label, observed_at.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="CSV or Parquet with request_id and label (or the target column), or a SQL URL#TABLE."
+        ),
+    ],
     overrides: SetOption = None,
 ) -> None:
     """Import late ground truth; importing the same file again changes nothing."""
     from rareclass.services import labels as service
 
-    report = service.import_file(_config(config, overrides), file, received_at=_now())
+    report = service.import_labels(_config(config, overrides), file, _now())
     terminal.lines(
         [
             f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, {report.unknown:,} waiting for their prediction"
@@ -486,11 +491,11 @@ def forget(
     overrides: SetOption = None,
 ) -> None:
     """Erase what is stored about one request or one entity."""
-    from rareclass.services import labels as service
+    from rareclass.services import retention as service
 
     if (request_id is None) == (entity is None):
         raise ConfigError("forget needs to know what. Pass either --request-id ID or --entity ID")
-    erased = service.forget(_config(config, overrides), request_id=request_id, entity=entity)
+    erased = service.forget(_config(config, overrides), _now(), request_id=request_id, entity=entity)
     terminal.lines([f"{erased:,} stored rows erased"])
 
 
