@@ -9,7 +9,7 @@ season does is no drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
@@ -222,6 +222,7 @@ def compare(
     limits: Monitor | None = None,
     unknown: Mapping[str, float] | None = None,
     weight: FloatArray | None = None,
+    skip: Collection[str] = (),
 ) -> DriftReport:
     """Compare a window of served rows with the reference.
 
@@ -230,6 +231,7 @@ def compare(
     limits : bounds of the configuration's `monitor` section
     unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at hand
     weight : (n,) sampling weights, None = 1
+    skip : features that are not stored and cannot be compared
     """
     limits = limits or Monitor()
     judged = len(x) >= limits.min_rows
@@ -240,6 +242,7 @@ def compare(
     found = tuple(
         _compare_column(reference, column, weight, limits, unknown.get(reference.name, 0.0), judged)
         for reference, column in zip(profile.features, columns, strict=True)
+        if reference.name not in skip
     )
     score_drift = None
     if score is not None:
