@@ -246,11 +246,11 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
         raise DataError(
             "the runs share no test row, so they cannot be compared on the same rows. Pass --data PATH with rows that none was trained on"
         )
+    most = max(len(frame) for frame in frames)
     frames = [frame.loc[common] for frame in frames]
     y = frames[0]["label"].to_numpy(dtype=np.int64)
     if any((frame["label"].to_numpy(dtype=np.int64) != y).any() for frame in frames[1:]):
         raise DataError("the runs disagree about the labels of the same rows. Pass --data PATH with the present truth")
-    most = max(len(frame) for frame in frames)
     notes = ("Scores are those of each recipe before it was refitted on every row.",)
     if len(common) < most:
         notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
