@@ -1,0 +1,173 @@
+"""Fit candidates inside a budget, search the leader's hyper-parameters with what is left, and record every trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rareclass.config import Config
+from rareclass.core.candidates import Candidate
+from rareclass.core.costs import CostArrays
+from rareclass.core.learners import StopPrecision, never
+from rareclass.core.rows import Rows
+from rareclass.core.splitting import Fold
+from rareclass.core.training import Trained, train_candidate
+
+Progress = Callable[[str], None]
+
+
+def train_group(
+    candidates: Sequence[Candidate],
+    dev: Rows,
+    folds: Sequence[Fold],
+    *,
+    config: Config,
+    costs: CostArrays | None = None,
+    resampled: Rows | None = None,
+    seconds: float,
+    threads: int = 1,
+    clock: Callable[[], float],
+    progress: Progress = lambda message: None,
+    planned: int | None = None,
+) -> list[Trained]:
+    """Fit the candidates of one group in their order until ``seconds`` are spent.
+
+    With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
+    on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
+    The first candidate of the untouched group is always finished. With ``search.replay`` nothing is searched.
+    """
+    start = clock()
+    counted = config.search.trials is not None or config.search.replay is not None
+    late = never if counted else lambda: clock() - start >= seconds
+    options: dict[str, Any] = {
+        "seed": config.train.seed, "threads": threads, "device": config.compute.device, "costs": costs,
+        "resampled": resampled, "clock": clock,
+    }  # fmt: skip
+    found: list[Trained] = []
+    for position, candidate in enumerate(candidates):
+        first = position == 0 and candidate.group == "none"
+        if late() and not first:
+            break
+        progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
+        found.append(train_candidate(candidate, dev, folds, out_of_time=never if first else late, **options))
+    if config.search.tune and config.search.replay is None and candidates and candidates[0].group == "none":
+        trials = max(0, (config.search.trials or 0) - (planned or len(candidates))) if counted else None
+        found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)
+    return found
+
+
+# --- hyper-parameters --------------------------------------------------------------------------------------------
+
+
+def tune_hyperparameters(
+    trained: Sequence[Trained],
+    dev: Rows,
+    folds: Sequence[Fold],
+    *,
+    seed: int,
+    threads: int = 1,
+    device: str = "cpu",
+    costs: CostArrays | None = None,
+    resampled: Rows | None = None,
+    trials: int | None = None,
+    out_of_time: Callable[[], bool],
+    clock: Callable[[], float],
+    progress: Progress = lambda message: None,
+    most: int = 40,
+) -> list[Trained]:
+    """Search the settings of XGBoost with Optuna's TPE on the same folds; return the trials that were finished.
+
+    trials : how many (deterministic); default: until ``out_of_time``, at most ``most``
+    The untouched candidate's own settings are the first point the search knows about.
+    """
+    base = next((one for one in trained if one.complete and one.candidate.learner == "xgboost"), None)
+    if base is None or trials == 0:
+        return []
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6))
+    for one in trained:
+        _tell(study, one, dev)
+    found: list[Trained] = []
+    for number in range(most if trials is None else trials):
+        if out_of_time():
+            break
+        trial = study.ask(_space())
+        params = {**base.candidate.params, **_rounded(trial.params)}
+        candidate = replace(
+            base.candidate, name=f"{base.candidate.name} tuned {number + 1}", params=params,
+            reason="Proposed by the hyper-parameter search.",
+        )  # fmt: skip
+        progress(candidate.name)
+        one = train_candidate(
+            candidate, dev, folds, seed=seed, threads=threads, device=device, costs=costs, resampled=resampled,
+            out_of_time=out_of_time, clock=clock,
+        )  # fmt: skip
+        if not one.complete:
+            break
+        study.tell(trial, precision(one, dev))
+        found.append(one)
+    return found
+
+
+def precision(one: Trained, dev: Rows) -> float:
+    """Return the average precision of the scored rows."""
+    return StopPrecision(dev.y[one.scored])(one.oof[one.scored])
+
+
+def _space() -> dict[str, Any]:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    return {
+        "max_depth": IntDistribution(2, 9),
+        "min_child_weight": FloatDistribution(0.05, 20.0, log=True),
+        "subsample": FloatDistribution(0.5, 1.0),
+        "colsample_bytree": FloatDistribution(0.3, 1.0),
+        "reg_lambda": FloatDistribution(0.1, 30.0, log=True),
+        "reg_alpha": FloatDistribution(0.001, 3.0, log=True),
+    }
+
+
+def _rounded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings short enough to read, and the same when read back from JSON."""
+    return {key: value if isinstance(value, int) else float(f"{value:.3g}") for key, value in params.items()}
+
+
+def _tell(study: Any, one: Trained, dev: Rows) -> None:
+    """Let the search know a finished XGBoost candidate on untouched rows."""
+    from optuna.trial import create_trial
+
+    plain = one.candidate.weighting == "none" and one.candidate.loss == "logistic"
+    if not (one.complete and one.candidate.learner == "xgboost" and plain):
+        return
+    space = _space()
+    known = {"reg_alpha": 0.001, **{k: v for k, v in one.params.items() if k in space}}
+    if set(known) == set(space) and all(space[name]._contains(value) for name, value in known.items()):
+        study.add_trial(create_trial(params=known, distributions=space, value=precision(one, dev)))
+
+
+# --- records -----------------------------------------------------------------------------------------------------
+
+
+def record(trained: Iterable[Trained]) -> list[dict[str, Any]]:
+    """Return the trials as JSON-ready values, in order: what ``search.replay`` reads."""
+    return [one.trial() for one in trained]
+
+
+def replayed(trials: Iterable[Mapping[str, Any]]) -> tuple[Candidate, ...]:
+    """Return the candidates of recorded trials that were finished, in order: fitting them all gives the same model."""
+    return tuple(Candidate.from_json(trial["candidate"]) for trial in trials if trial.get("complete", True))
+
+
+def leaders(trained: Sequence[Trained], dev: Rows, most: int) -> list[Trained]:
+    """Return the first candidate and the best of the others by AP, ``most`` in all, in the order they were fitted."""
+    done = [one for one in trained if one.complete]
+    if len(done) <= most:
+        return done
+    values = np.array([precision(one, dev) for one in done[1:]])
+    best = set((np.argsort(-values, kind="stable")[: most - 1] + 1).tolist())
+    return [one for position, one in enumerate(done) if position == 0 or position in best]

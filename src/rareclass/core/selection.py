@@ -1,0 +1,347 @@
+"""Compare candidates on the same rows none of them has seen, and decide whether a combination is worth more.
+
+Candidate 0 wins ties: another one must be better in a paired bootstrap, at a level that allows for how many were
+compared (Holm, 1979). An ensemble has to beat the best single candidate in turn, judged with weights learned on other
+rows than it is judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rareclass.config import Config
+from rareclass.core.estimate import Estimate
+from rareclass.core.evaluation import average_precision, bootstrap_average_precision
+from rareclass.core.learners import StopPrecision, logit
+from rareclass.core.rows import BoolArray, FloatArray, IntArray, Rows
+from rareclass.core.search import leaders
+from rareclass.core.training import Trained, combine
+from rareclass.errors import DataError
+
+MOST_MEMBERS = 6
+EVIDENCE = 100.0
+"""Positives at which learned ensemble weights and equal weights count the same (below, equal weights do better)."""
+_BOOTSTRAPS = 1000
+_POINTS = 200
+_WEIGHT_ROWS = 60_000
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One line of the comparison. ``difference`` is to candidate 0; ``p_value`` is one-sided and Holm-adjusted."""
+
+    name: str
+    ap: Estimate
+    difference: Estimate
+    p_value: float
+    significant: bool
+    fit_seconds: float
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "ap": self.ap.to_json(), "difference": self.difference.to_json(), "p_value": self.p_value,
+            "significant": self.significant, "fit_seconds": self.fit_seconds, "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen and why.
+
+    weights : candidate -> weight of its log-odds; one entry of 1 for a single winner
+    oof : (n_dev,) score of the winner on rows not seen, NaN where never scored · scored : (n_dev,) mask of the others
+    kept : sampling factor the calibrator still has to know: 1, all exact corrections are in the scores
+    curves : name -> precision, recall, fpr, tpr (downsampled) for overlaying
+    """
+
+    winner: str
+    table: tuple[CandidateResult, ...]
+    weights: Mapping[str, float]
+    oof: FloatArray
+    scored: BoolArray
+    reasons: tuple[str, ...] = ()
+    curves: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    kept: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "winner": self.winner, "weights": dict(self.weights), "table": [line.to_json() for line in self.table],
+            "reasons": list(self.reasons), "curves": {name: dict(curve) for name, curve in self.curves.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """The rows everything is compared on, and how."""
+
+    y: IntArray
+    block: IntArray | None
+    weight: FloatArray | None
+    n_boot: int
+    confidence: float
+    seed: int
+
+    def boot(self, scores: Sequence[FloatArray]) -> FloatArray:
+        return bootstrap_average_precision(
+            self.y, np.stack(scores), block=self.block, n_boot=self.n_boot, seed=self.seed, weight=self.weight
+        )
+
+    def ap(self, score: FloatArray) -> float:
+        return average_precision(self.y, score, self.weight)
+
+    def estimate(self, value: float, draws: FloatArray) -> Estimate:
+        tail = (1 - self.confidence) / 2
+        low, high = np.nanquantile(draws, [tail, 1 - tail]) if np.isfinite(draws).any() else (np.nan, np.nan)
+        return Estimate(float(value), float(low), float(high), int(self.y.sum()), len(self.y))
+
+
+def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) -> Selection:
+    """Choose a candidate or a combination of some by AP on the rows that all finished candidates scored.
+
+    trained : in the order of the plan, candidate 0 first; those that did not finish are left out
+    Raises DataError when none was finished.
+    """
+    done = [one for one in trained if one.complete]
+    if not done:
+        raise DataError("no candidate was finished on every fold. Set search.seconds higher")
+    scored = np.logical_and.reduce([one.scored for one in done])
+    rows = dev.take(scored)
+    ground = _Ground(
+        rows.y,
+        rows.block(),
+        rows.weight,
+        max(_BOOTSTRAPS, config.evaluate.bootstraps),
+        config.evaluate.confidence,
+        seed,
+    )
+    scores = {one.candidate.name: one.oof[scored] for one in done}
+    table, singles = _compare(ground, done, scores)
+    best = _winner(table)
+    reasons = [_why_single(table, best)]
+    weights, oof = {best: 1.0}, scores[best]
+    if config.search.ensemble != "none" and len(done) > 1:
+        line, found, combined, note = _ensemble(ground, done, scores, singles, best, dev, config)
+        reasons.append(note)
+        if line is not None:
+            table = (*table, line)
+            if line.significant:
+                best, weights, oof = line.name, found, combined
+    full = np.full(len(dev), np.nan)
+    full[scored] = oof
+    shown = {line.name: scores[line.name] for line in table if line.name in scores}
+    curves = {name: curve(ground.y, score) for name, score in ({**shown, best: oof}).items()}
+    return Selection(best, table, weights, full, scored, tuple(reasons), curves)
+
+
+# --- single candidates -------------------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> FloatArray:
+    """Return p-values adjusted for how many there are. Source: Holm, 1979."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    out = np.empty(len(p))
+    out[order] = np.minimum(adjusted, 1.0)
+    return out
+
+
+def one_sided(difference: FloatArray) -> float:
+    """Return the share of resamples in which the difference is not positive (at least 1 / (resamples + 1))."""
+    finite = difference[np.isfinite(difference)]
+    return float((1 + np.count_nonzero(finite <= 0)) / (1 + len(finite)))
+
+
+def _compare(
+    ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]
+) -> tuple[tuple[CandidateResult, ...], dict[str, FloatArray]]:
+    """Return a line per candidate, and the resampled AP of each."""
+    draws = ground.boot(list(scores.values()))
+    values = [ground.ap(score) for score in scores.values()]
+    p_values = [1.0, *holm([one_sided(line - draws[0]) for line in draws[1:]])]
+    lines = []
+    for position, (one, p) in enumerate(zip(done, p_values, strict=True)):
+        difference = ground.estimate(values[position] - values[0], draws[position] - draws[0])
+        significant = position > 0 and p < 1 - ground.confidence and difference.value > 0
+        lines.append(
+            CandidateResult(
+                one.candidate.name,
+                ground.estimate(values[position], draws[position]),
+                difference,
+                float(p),
+                significant,
+                one.fit_seconds,
+                one.candidate.reason,
+            )
+        )
+    return tuple(lines), dict(zip(scores, draws, strict=True))
+
+
+def _winner(table: Sequence[CandidateResult]) -> str:
+    """The best of those significantly better than candidate 0, else candidate 0."""
+    better = [line for line in table if line.significant]
+    return max(better, key=lambda line: line.ap.value).name if better else table[0].name
+
+
+def _why_single(table: Sequence[CandidateResult], best: str) -> str:
+    line = next(each for each in table if each.name == best)
+    if line is not table[0]:
+        return f"{best} beats {table[0].name} by {line.difference} AP (p = {line.p_value:.3g}, adjusted for {len(table) - 1} comparisons)"
+    others = len(table) - 1
+    if not others:
+        return f"{best} was the only candidate finished"
+    return f"none of {others} other candidates is significantly better than {best}: ties go to the simpler"
+
+
+# --- ensembles ---------------------------------------------------------------------------------------------------
+
+
+def _ensemble(
+    ground: _Ground,
+    done: Sequence[Trained],
+    scores: Mapping[str, FloatArray],
+    singles: Mapping[str, FloatArray],
+    best: str,
+    dev: Rows,
+    config: Config,
+) -> tuple[CandidateResult | None, dict[str, float], FloatArray, str]:
+    """Return the ensemble's line, its weights and its scores, and what is to be said about it."""
+    pool = [one.candidate.name for one in leaders(done, dev, MOST_MEMBERS)]
+    pool = sorted({*pool, best}, key=list(scores).index)
+    logits = np.stack([logit(scores[name]) for name in pool])
+    kind = "weighted" if config.search.ensemble == "auto" else config.search.ensemble
+    learn = WEIGHINGS[kind]
+    weights = learn(ground.y, logits)
+    crossed = _cross_fitted(ground, logits, learn)
+    kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
+    if len(kept) < 2:
+        return None, {}, scores[best], f"the {kind} ensemble puts all its weight on one candidate"
+    combined = combine([scores[name] for name in kept], list(kept.values()))
+    draws = ground.boot([crossed])[0]
+    value, zero = ground.ap(crossed), next(iter(scores))
+    p = one_sided(draws - singles[best])
+    gain = ground.estimate(value - ground.ap(scores[best]), draws - singles[best])
+    significant = p < 1 - ground.confidence and gain.value > 0
+    difference = ground.estimate(value - ground.ap(scores[zero]), draws - singles[zero])
+    seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
+    parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
+    reason = f"Mean of log-odds: {parts}."
+    line = CandidateResult(
+        f"ensemble-{kind}", ground.estimate(value, draws), difference, p, significant, seconds, reason
+    )
+    verdict = "beats" if significant else "does not beat"
+    return line, kept, combined, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})"
+
+
+def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray:
+    """Score each part of the rows with weights learned on the other parts; whole blocks stay in one part."""
+    keys = np.arange(len(ground.y)) if ground.block is None else ground.block
+    distinct, code = np.unique(keys, return_inverse=True)
+    part_of = np.random.default_rng(ground.seed).permutation(len(distinct)) % 4
+    part = part_of[code]
+    out = np.empty(len(ground.y))
+    for number in range(4):
+        inside = part == number
+        learned = learn(ground.y[~inside], logits[:, ~inside])
+        out[inside] = learned @ logits[:, inside]
+    return np.asarray(1 / (1 + np.exp(-np.clip(out, -500, 500))))
+
+
+def equal_weights(y: IntArray, logits: FloatArray) -> FloatArray:
+    """Voting: every member counts the same. logits : (m, n)"""
+    return np.full(len(logits), 1 / len(logits))
+
+
+def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> FloatArray:
+    """Return weights by forward selection with replacement, by AP. Source: Caruana et al., ICML 2004.
+
+    Shrunk towards equal weights: with few positives the best weights on these rows are mostly luck.
+    """
+    positives = int(y.sum())
+    if positives == 0 or positives == len(y):
+        return equal_weights(y, logits)
+    y, logits = _enough(y, logits)
+    ap = StopPrecision(y)
+    counts, total = np.zeros(len(logits)), np.zeros(logits.shape[1])
+    best_value, best_counts = -1.0, counts
+    for _ in range(steps):
+        values = [ap(total + line) for line in logits]
+        chosen = int(np.argmax(values))
+        counts[chosen] += 1
+        total = total + logits[chosen]
+        if values[chosen] > best_value + 1e-12:
+            best_value, best_counts = values[chosen], counts.copy()
+    share = positives / (positives + EVIDENCE)
+    weights = share * best_counts / best_counts.sum() + (1 - share) * equal_weights(y, logits)
+    return _without_crumbs(weights)
+
+
+def stacked_weights(y: IntArray, logits: FloatArray) -> FloatArray:
+    """Return weights of a nonnegative logistic regression on the log-odds. Source: Wolpert, 1992; Breiman, 1996.
+
+    A ridge pulls them towards equal weights, the more the fewer positives there are.
+    """
+    from scipy.optimize import minimize
+
+    if int(y.sum()) in (0, len(y)):
+        return equal_weights(y, logits)
+    m, sign = len(logits), np.where(y == 1, 1.0, -1.0)
+    pull = 10.0
+
+    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+        weight, shift = parameters[:m], parameters[m]
+        margin = sign * (weight @ logits + shift)
+        slope = -sign / (1 + np.exp(np.clip(margin, -500, 500)))
+        away = weight - 1 / m
+        value = float(np.logaddexp(0, -margin).sum() + pull * (away @ away))
+        return value, np.append(logits @ slope + 2 * pull * away, slope.sum())
+
+    start = np.append(equal_weights(y, logits), 0.0)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * m + [(None, None)])
+    weights = found.x[:m]
+    return _without_crumbs(weights / weights.sum()) if weights.sum() > 0 else equal_weights(y, logits)
+
+
+WEIGHINGS = {"voting": equal_weights, "weighted": greedy_weights, "stacking": stacked_weights}
+
+
+def _without_crumbs(weights: FloatArray, least: float = 0.03) -> FloatArray:
+    """Drop members that hardly count: each costs a fit and time at serving."""
+    kept = np.where(weights >= least, weights, 0.0)
+    return kept / kept.sum()
+
+
+def _enough(y: IntArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Thin the negatives evenly where rows are very many: weights do not need them all."""
+    if len(y) <= _WEIGHT_ROWS:
+        return y, logits
+    negatives = np.flatnonzero(y == 0)
+    step = int(np.ceil(len(negatives) / _WEIGHT_ROWS))
+    index = np.sort(np.concatenate([np.flatnonzero(y == 1), negatives[::step]]))
+    return y[index], logits[:, index]
+
+
+# --- curves ------------------------------------------------------------------------------------------------------
+
+
+def curve(y: IntArray, score: FloatArray, points: int = _POINTS) -> dict[str, list[float]]:
+    """Return precision, recall, false and true positive rate at (at most ``points``) cut-offs, the highest first."""
+    order = np.argsort(-score, kind="stable")
+    tp, fp = np.cumsum(y[order]), np.cumsum(1 - y[order])
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    tp, fp = tp[last], fp[last]
+    positives, negatives = max(1, int(tp[-1])), max(1, int(fp[-1]))
+    # even steps of recall and of the alarm rate: neither picture loses its corner
+    targets = np.linspace(0, 1, points // 2)
+    index = np.unique(
+        np.concatenate([np.searchsorted(tp / positives, targets), np.searchsorted(fp / negatives, targets)])
+    )
+    index = index[index < len(tp)]
+    tp, fp = tp[index], fp[index]
+    found = {"precision": tp / (tp + fp), "recall": tp / positives, "fpr": fp / negatives, "tpr": tp / positives}
+    return {name: [round(float(value), 6) for value in values] for name, values in found.items()}

@@ -1,0 +1,407 @@
+"""Fit one candidate on every fold, score the rows it has not seen, and fit the chosen recipe on all rows.
+
+In each fold: rows for early stopping are carved out before anything is resampled, and the scored rows are touched by
+nothing. Scores are corrected for random sampling and class weights fold by fold, so that what leaves this module is on
+the natural prevalence wherever an exact correction exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from rareclass.config import ResampleStep
+from rareclass.core import learners
+from rareclass.core.calibration import prior_correction
+from rareclass.core.candidates import Candidate
+from rareclass.core.costs import CostArrays
+from rareclass.core.learners import Fitted, Interrupted, Trace, logit, never
+from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Rows, concatenate
+from rareclass.core.splitting import Fold, inner_split
+from rareclass.core.weighting import weigh
+from rareclass.errors import DataError
+
+WHOLE_ROWS = 20_000
+"""Up to this many training rows a fold is fitted a second time on all of them, for the rounds that early stopping found."""
+
+_MOST_GROWTH = 1.3
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A candidate and what its folds said.
+
+    oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact; NaN = never scored
+    kept : share of negatives that training amounted to; already corrected where finite, NaN = left to the calibrator
+    rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
+    params : settings as fitted, with the defaults that depend on the number of rows
+    trace : per round, of the last fold that had one · complete : every fold was scored before the deadline
+    """
+
+    candidate: Candidate
+    oof: FloatArray
+    kept: float = 1.0
+    rounds: tuple[int, ...] = ()
+    fitted_rows: tuple[int, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    fit_seconds: float = 0.0
+    folds_done: int = 0
+    trace: Trace = ()
+    complete: bool = False
+    costs: CostArrays | None = None
+
+    @property
+    def scored(self) -> Any:
+        """(n_dev,) True where there is a score."""
+        return np.isfinite(self.oof)
+
+    def trial(self) -> dict[str, Any]:
+        """Return what a repetition needs and what it can be checked against."""
+        return {
+            "candidate": self.candidate.to_json(),
+            "rounds": list(self.rounds),
+            "folds_done": self.folds_done,
+            "complete": self.complete,
+            "fit_seconds": self.fit_seconds,
+        }
+
+
+# --- resampling of folds -----------------------------------------------------------------------------------------
+
+
+def _carve(rows: Rows, seed: int) -> tuple[IntArray, IntArray]:
+    """Return (fit, stop) positions inside the training rows of a fold; the same for every caller."""
+    return inner_split(rows, seed=seed)
+
+
+def resample_folds(
+    chain: Sequence[ResampleStep], dev: Rows, folds: Sequence[Fold], *, seed: int, threads: int = 1
+) -> Rows:
+    """Return the resampled training rows of every fold, stacked, with a ``fold`` column.
+
+    fold k (0 <= k < K) : rows to fit on, made from the training rows of fold k less its early-stopping rows
+    fold K + k : made from all training rows of fold k, where they are few enough for a second fit
+    """
+    from rareclass.core.resampling import resample
+
+    parts = []
+    for k, fold in enumerate(folds):
+        train = dev.take(fold.train)
+        fit, stop = _carve(train, seed)
+        made = resample(train.take(fit), chain, seed=seed + k, threads=threads).rows
+        parts.append(replace(made, fold=np.full(len(made), k, dtype=np.int64)))
+        if len(stop) and len(train) <= WHOLE_ROWS:
+            made = resample(train, chain, seed=seed + k, threads=threads).rows
+            parts.append(replace(made, fold=np.full(len(made), len(folds) + k, dtype=np.int64)))
+    return concatenate(parts)
+
+
+def sampling_factor(chain: Sequence[ResampleStep], before: Rows, after: Rows) -> float:
+    """Return the share of negatives kept per positive kept; NaN where the chain is more than random sampling."""
+    from rareclass.core.resampling import RANDOM
+
+    if any(step.name not in RANDOM for step in chain):
+        return float("nan")
+    negatives = (len(after) - after.positives) / max(1, len(before) - before.positives)
+    return negatives / (after.positives / before.positives)
+
+
+# --- one candidate -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What every fit of a candidate shares."""
+
+    candidate: Candidate
+    params: Mapping[str, Any]
+    seed: int
+    threads: int
+    device: str
+    out_of_time: Callable[[], bool]
+
+    def fit(
+        self,
+        rows: Rows,
+        costs: CostArrays | None,
+        *,
+        stop: Rows | None = None,
+        rounds: int | None = None,
+        salt: int = 0,
+    ) -> tuple[Fitted, float]:
+        """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
+        weights = weigh(rows, self.candidate.weighting, costs)
+        plain = self.candidate.weighting == "none" and rows.weight is None
+        made = learners.fit(
+            self.candidate.learner,
+            rows,
+            params=self.params,
+            loss=self.candidate.loss,
+            weight=None if plain else weights.weight,
+            stop=stop,
+            rounds=rounds,
+            seed=self.seed + 1009 * salt,
+            threads=self.threads,
+            device=self.device,
+            out_of_time=self.out_of_time,
+        )
+        own = float("nan") if self.candidate.loss == "focal" else made.kept
+        return made, weights.kept * own
+
+
+def corrected(score: FloatArray, kept: float) -> FloatArray:
+    """Undo the prior shift where it is exact; leave the score alone where only a calibrator can learn it."""
+    return score if not np.isfinite(kept) or kept == 1.0 else prior_correction(score, kept)
+
+
+def train_candidate(
+    candidate: Candidate,
+    dev: Rows,
+    folds: Sequence[Fold],
+    *,
+    seed: int,
+    threads: int = 1,
+    device: str = "cpu",
+    costs: CostArrays | None = None,
+    resampled: Rows | None = None,
+    out_of_time: Callable[[], bool] = never,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Trained:
+    """Fit a candidate on every fold and score the rows it has not seen.
+
+    costs : of the development rows · resampled : from ``resample_folds``, made here when the candidate needs it
+    out_of_time : asked between folds and inside long fits; then ``complete`` is False and the scores are of no use
+    Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
+    """
+    start = clock()
+    if resampled is None and candidate.group != "none":
+        resampled = resample_folds(candidate.resample, dev, folds, seed=seed, threads=threads)
+    total, count = np.zeros(len(dev)), np.zeros(len(dev))
+    done: list[_Scored] = []
+    params: Mapping[str, Any] = {}
+    for k, fold in enumerate(folds):
+        if out_of_time():
+            break
+        parts = _parts(candidate, dev, fold, k, len(folds), resampled, costs, seed)
+        params = params or learners.settle(candidate.learner, parts.fit, candidate.params)
+        setting = _Setting(candidate, params, seed, threads, device, out_of_time)
+        try:
+            one = _score_fold(setting, parts, dev.x[fold.score], k)
+        except Interrupted:
+            break
+        total[fold.score] += logit(one.score)
+        count[fold.score] += 1
+        done.append(one)
+    with np.errstate(invalid="ignore"):
+        oof = learners.expit(total / count)
+    traces = [one.trace for one in done if one.trace]
+    return Trained(
+        candidate=candidate,
+        oof=oof,
+        kept=float(np.mean([one.kept for one in done])) if done else float("nan"),
+        rounds=tuple(one.rounds for one in done if one.rounds is not None),
+        fitted_rows=tuple(one.rows for one in done),
+        params=params,
+        fit_seconds=clock() - start,
+        folds_done=len(done),
+        trace=traces[-1] if traces else (),
+        complete=len(done) == len(folds),
+        costs=_summary(costs, dev),
+    )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Rows of one fold: to fit on, to stop on, all of them; with the factor of the resampling and the costs."""
+
+    fit: Rows
+    stop: Rows | None
+    whole: Rows | None
+    kept: float
+    fit_costs: CostArrays | None
+    whole_costs: CostArrays | None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    score: FloatArray
+    kept: float
+    rounds: int | None
+    rows: int
+    trace: Trace
+
+
+def _parts(
+    candidate: Candidate,
+    dev: Rows,
+    fold: Fold,
+    k: int,
+    n_folds: int,
+    resampled: Rows | None,
+    costs: CostArrays | None,
+    seed: int,
+) -> _Parts:
+    train = dev.take(fold.train)
+    if not 0 < train.positives < len(train):
+        raise DataError(
+            f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
+        )
+    stops = learners.LEARNERS[candidate.learner].stops if candidate.learner in learners.LEARNERS else False
+    fit, stop = _carve(train, seed)
+    stop_rows = train.take(stop) if stops and len(stop) else None
+    second = len(train) <= WHOLE_ROWS or not stops
+    if resampled is None or resampled.fold is None:
+        whole_costs = None if costs is None else costs.take(fold.train)
+        fit_costs = None if whole_costs is None else whole_costs.take(fit)
+        if stop_rows is None:
+            return _Parts(train, None, None, 1.0, whole_costs, None)
+        return _Parts(train.take(fit), stop_rows, train if second else None, 1.0, fit_costs, whole_costs)
+    first = resampled.take(resampled.fold == k)
+    whole = resampled.take(resampled.fold == n_folds + k)
+    factor = sampling_factor(candidate.resample, train.take(fit), first)
+    if stop_rows is None and len(whole):
+        return _Parts(
+            whole, None, None, sampling_factor(candidate.resample, train, whole), _of(costs, dev, whole), None
+        )
+    return _Parts(
+        first, stop_rows, whole if len(whole) else None, factor, _of(costs, dev, first), _of(costs, dev, whole)
+    )
+
+
+def _score_fold(setting: _Setting, parts: _Parts, x: FloatMatrix, k: int) -> _Scored:
+    """Fit, again on all training rows of the fold where they are few, and score."""
+    fitted, kept = setting.fit(parts.fit, parts.fit_costs, stop=parts.stop, salt=k)
+    rounds, trace, n_rows = fitted.rounds, fitted.trace, len(parts.fit)
+    if parts.whole is not None and rounds is not None:
+        more = scaled_rounds([rounds], [n_rows], len(parts.whole))
+        fitted, kept = setting.fit(parts.whole, parts.whole_costs, rounds=more, salt=k)
+    kept *= parts.kept
+    return _Scored(corrected(fitted.score(x), kept), kept, rounds, n_rows, trace)
+
+
+def scaled_rounds(rounds: Sequence[int], fitted_rows: Sequence[int], rows: int) -> int:
+    """Return the rounds for a fit on ``rows`` rows: the median of the folds, growing with the root of the rows (at most 1.3 times)."""
+    growth = np.clip(np.sqrt(rows / max(1.0, float(np.mean(fitted_rows)))), 1.0, _MOST_GROWTH)
+    return max(1, round(float(np.median(rounds)) * float(growth)))
+
+
+def _summary(costs: CostArrays | None, dev: Rows) -> CostArrays | None:
+    """Costs that outlive the rows they belong to: a per-row cost becomes its share of the amount, or its mean."""
+    if costs is None:
+        return None
+    return CostArrays(float(np.mean(costs.false_negative)), float(np.mean(costs.false_positive)), costs.currency)
+
+
+def _of(costs: CostArrays | None, dev: Rows, rows: Rows) -> CostArrays | None:
+    """Costs of other rows than the development rows: by their amount where costs go by amount."""
+    if costs is None:
+        return None
+    plain = CostArrays(float(np.mean(costs.false_negative)), float(np.mean(costs.false_positive)), costs.currency)
+    if not isinstance(costs.false_negative, np.ndarray) or rows.amount is None or dev.amount is None:
+        return plain
+    mean = float(np.nanmean(dev.amount))
+    share = float(np.mean(costs.false_negative)) / mean if mean > 0 else 0.0
+    return replace(plain, false_negative=np.nan_to_num(rows.amount, nan=mean) * share) if share else plain
+
+
+# --- the chosen recipe -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fitted learner of an ensemble, the weight of its log-odds, and the prior shift to undo."""
+
+    fitted: Fitted
+    weight: float
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Weighted mean of the log-odds of fitted learners; one learner is an ensemble of one."""
+
+    members: tuple[Member, ...]
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        """Return (n,) raw scores for x (n, n_features)."""
+        if len(self.members) == 1:
+            only = self.members[0]
+            return corrected(only.fitted.score(x), only.kept)
+        total = sum(m.weight * logit(corrected(m.fitted.score(x), m.kept)) for m in self.members)
+        return learners.expit(np.asarray(total))
+
+    def contributions(self, x: FloatMatrix) -> FloatArray | None:
+        """Return (n, n_features) contributions to the log-odds, from the members that have them; None without any."""
+        found = [(m.weight, m.fitted.contributions(x)) for m in self.members]
+        known = [(weight, values) for weight, values in found if values is not None]
+        whole = sum(weight for weight, _ in known)
+        if not known or whole < 0.5:
+            return None
+        return np.asarray(sum(weight * values for weight, values in known) / whole)
+
+
+def combine(scores: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
+    """Return the score of an ensemble from its members' scores, each (n,)."""
+    if len(scores) == 1:
+        return scores[0]
+    return learners.expit(np.asarray(sum(w * logit(s) for s, w in zip(scores, weights, strict=True))))
+
+
+def refit(
+    trained: Sequence[Trained],
+    weights: Mapping[str, float],
+    rows: Rows,
+    *,
+    seed: int,
+    threads: int = 1,
+    device: str = "cpu",
+    costs: CostArrays | None = None,
+) -> Ensemble:
+    """Fit the chosen candidates on all ``rows``, rounds scaled up to their number, and weight them.
+
+    weights : candidate name -> weight of its log-odds, as ``Selection.weights``
+    costs : of ``rows``; default: what the folds were trained with, by amount where there is one
+    Several seeds are averaged where that is cheap. The same arguments give the same scores.
+    """
+    members: list[Member] = []
+    for one in trained:
+        if weights.get(one.candidate.name, 0.0) <= 0:
+            continue
+        members += _refit_one(one, weights[one.candidate.name], rows, seed, threads, device, costs)
+    if not members:
+        raise DataError(
+            f"none of the chosen candidates {', '.join(weights)} was trained. Pass the candidates that selection saw"
+        )
+    return Ensemble(tuple(members))
+
+
+def _refit_one(
+    one: Trained, weight: float, rows: Rows, seed: int, threads: int, device: str, costs: CostArrays | None
+) -> list[Member]:
+    candidate = one.candidate
+    fit_rows, factor = rows, 1.0
+    if candidate.group != "none":
+        from rareclass.core.resampling import resample
+
+        made = resample(rows, candidate.resample, seed=seed, threads=threads)
+        fit_rows, factor = made.rows, sampling_factor(candidate.resample, rows, made.rows)
+        costs = None
+    known = costs if costs is not None else _of(one.costs, rows, fit_rows)
+    rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
+    setting = _Setting(candidate, one.params, seed, threads, device, never)
+    seeds = seeds_worth(candidate.learner, len(fit_rows))
+    members = []
+    for number in range(seeds):
+        fitted, kept = setting.fit(fit_rows, known, rounds=rounds, salt=number)
+        members.append(Member(fitted, weight / seeds, kept * factor))
+    return members
+
+
+def seeds_worth(learner: str, rows: int) -> int:
+    """Return how many seeds a final fit averages: only learners that differ by seed, fewer as rows get many."""
+    if not learners.LEARNERS[learner].seeds:
+        return 1
+    return 5 if rows <= 40_000 else 3 if rows <= 120_000 else 2
