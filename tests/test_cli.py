@@ -123,7 +123,7 @@ def test_the_schema_is_json_that_describes_every_setting(capsys: pytest.CaptureF
         ),
         (["run", "-c", "{home}/c.json", "--out", "y", "--set", "nonsense"], "not of the form a.b=v"),
         (["run", "-c", "{home}/c.json", "--out", "y", "--runner", "kpf"], "unknown runner 'kpf'. Did you mean 'kfp'?"),
-        (["promote", "-c", "{home}/c.json", "three"], "three"),
+        (["promote", "-c", "{home}/c.json", "three"], "Invalid value for 'VERSION'"),
         (["promote", "-c", "{home}/c.json", "7"], "has no version 7"),
         (["promote", "-c", "{home}/c.json", "1"], "champion already"),
         (["promote", "-c", "{home}/c.json", "2", "--mode", "shado"], "Did you mean 'shadow'"),

@@ -89,7 +89,7 @@ def _now() -> datetime:
 @app.command()
 def diagnose(
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="CSV, Parquet, folder, glob, URL or demo:NAME.")
+        str | None, typer.Argument(metavar="DATA", help="CSV, Parquet, folder, glob, URL or demo:NAME.")
     ] = None,
     target: Annotated[str | None, typer.Option("--target", metavar="COL", help="Column with the truth.")] = None,
     time: Annotated[
@@ -316,7 +316,7 @@ def promote(
     config: ConfigOption,
     version: Annotated[
         int | None,
-        typer.Argument(metavar="[VERSION]", help="Number of the version; default: the challenger, else the newest."),
+        typer.Argument(metavar="VERSION", help="Number of the version; default: the challenger, else the newest."),
     ] = None,
     mode: Annotated[
         str | None,
@@ -507,6 +507,9 @@ def schema() -> None:
     terminal.dump(config.schema())
 
 
+_INTERRUPTED = 128 + signal.SIGINT
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 2 something to mend (one line), 1 a fault (one line, --debug for more)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -519,7 +522,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         result = app(arguments, prog_name="rareclass", standalone_mode=False)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _interrupted() if code == _INTERRUPTED else code
     except RareclassError as error:
         return _failed(error, str(error), error.exit_code, debug)
     except usage_error as error:
@@ -527,8 +531,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _interrupted()
     except BrokenPipeError:  # the reader, like `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -537,6 +540,11 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _failed(
             error, f"unexpected {type(error).__name__}: {reason}. Run it again with --debug for the traceback", 1, debug
         )
+
+
+def _interrupted() -> int:
+    print("\ninterrupted", file=sys.stderr)
+    return _INTERRUPTED
 
 
 def _failed(error: BaseException, message: str, code: int, debug: bool) -> int:
