@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, IntArray, Schema
+from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Schema
 from rareclass.errors import TooLarge
 
 MAX_PAIRS = 3e11
 _LEVELS = 16
 _CELL = 512
-_CELL_CAP = 2048
+_BLOCK = 4096
 _ROUNDS = 8
+_FLOAT32_SAFE = 1e15
 _STATISTICS_ROWS = 100_000
 
 
 def distance_space(x: FloatMatrix, schema: Schema, *, scale: bool = True) -> FloatMatrix:
     """Return the (n, m) complete float32 matrix in which neighbours are looked for; ``x`` itself is not changed.
 
-    Numeric columns: missing becomes the median, then each is divided by its standard deviation (``scale=False``: left
+    Numeric columns: missing (and infinite) becomes the median, then each is divided by its standard deviation (``scale=False``: left
     in its own unit). Categorical columns become one indicator per level of height 1/sqrt(2), so that two different
     levels are as far apart as one standard deviation, as in SMOTENC; missing is a level of its own, and levels beyond
     the 16 most frequent count as one. Medians and deviations are of at most 100,000 rows, evenly spaced.
@@ -41,9 +41,9 @@ def _numeric_space(x: FloatMatrix, sample: FloatMatrix, scale: bool) -> FloatMat
     space = np.array(x, dtype=np.float32, order="C")
     for column in range(x.shape[1]):
         known = sample[:, column]
-        known = known[~np.isnan(known)]
+        known = known[np.isfinite(known)]
         values = space[:, column]
-        values[np.isnan(values)] = np.median(known) if len(known) else 0.0
+        values[~np.isfinite(values)] = np.median(known) if len(known) else 0.0
         if scale and len(known):
             deviation = float(known.astype(np.float64).std())
             if deviation > 0:
@@ -93,9 +93,9 @@ def surrounded(
 ) -> IntArray:
     """Return the positions of rows of class ``target`` that have a row of the other class among their k nearest.
 
-    This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is settled without a full search only
-    when k rows of its own class are seen to be nearer than the nearest row of the other class; seeing them takes a few
-    random cells of about 512 rows. Only the rest is searched among all rows.
+    This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is surrounded when fewer than k rows of
+    its own class are nearer than the nearest of the other class, so most rows are settled as soon as k such rows are
+    seen: in a few random cells of about 512 rows, or early in a scan. What rounding leaves open is searched in full.
     Raises TooLarge when the distances between the classes alone would be more than 3e11.
     Source: Wilson, IEEE Transactions on Systems, Man and Cybernetics, 1972.
     """
@@ -103,13 +103,13 @@ def surrounded(
     if not len(own) or not len(other):
         return np.empty(0, dtype=np.int64)
     _refuse_too_many(len(own), len(other))
-    asked = own
-    if len(own) > 4 * _CELL:
+    sure, asked = np.empty(0, dtype=np.int64), own
+    if len(own) > 4 * _CELL and np.abs(space).max() < _FLOAT32_SAFE:
         radius = nearest(space[other], space[own], 1, threads=threads)[0][:, 0]
-        asked = own[_undecided(space[own], radius, k, seed=seed, threads=threads)]
+        sure, open_ = _lonely(space[own], radius, k, seed=seed, threads=threads)
+        sure, asked = own[sure], own[open_]
     index = others_nearest(space, asked, k, threads=threads)[1]
-    found: IntArray = asked[(y[index] != target).any(axis=1)]
-    return found
+    return np.sort(np.concatenate([sure, asked[(y[index] != target).any(axis=1)]]))
 
 
 def _refuse_too_many(own: int, other: int) -> None:
@@ -120,63 +120,89 @@ def _refuse_too_many(own: int, other: int) -> None:
         )
 
 
-def _undecided(own: FloatMatrix, radius: FloatArray, k: int, *, seed: int, threads: int) -> BoolArray:
-    """(n,) False where at least k other rows of ``own`` are certainly nearer than ``radius``."""
+def _lonely(own: FloatMatrix, radius: FloatArray, k: int, *, seed: int, threads: int) -> tuple[IntArray, IntArray]:
+    """Return the rows with certainly fewer than k other rows within their radius, and those where it stays open."""
+    from threadpoolctl import threadpool_limits
+
     rng = np.random.default_rng(seed)
-    centred = own - own.mean(axis=0)
-    # Norms a little too long make every computed distance an upper bound of the true one, whatever float32 rounds.
-    slack = 1 + (2 * own.shape[1] + 16) * 2.0**-23
-    norm = (np.einsum("ij,ij->i", centred, centred, dtype=np.float64) * slack).astype(np.float32)
-    bound = (np.square(radius) * (1 - 1e-6)).astype(np.float32)
-    undecided = np.ones(len(own), dtype=bool)
-    seen_nearer = np.zeros(len(own), dtype=np.int64)
-    for _ in range(_ROUNDS):
-        before = int(undecided.sum())
-        cells = _random_cells(centred, norm, rng, threads)
-        settle = partial(_count_nearer, centred, norm, bound, undecided)
-        with ThreadPoolExecutor(threads) as pool:
-            for asked, count in pool.map(settle, cells):
-                seen_nearer[asked] = np.maximum(seen_nearer[asked], count)
-        undecided &= seen_nearer < k
-        if undecided.sum() > 0.9 * before:
-            break
-    return undecided
+    certain = _Sight(own, radius, k, sign=1)
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        waiting = np.arange(len(own))
+        for _ in range(_ROUNDS):
+            before = len(waiting)
+            waiting = certain.look_in_cells(waiting, rng, pool)
+            if len(waiting) > 0.7 * before:
+                break
+        waiting = certain.scan(waiting, rng, pool)
+        open_ = np.setdiff1d(waiting, _Sight(own, radius, k, sign=-1).scan(waiting, rng, pool), assume_unique=True)
+    return np.setdiff1d(waiting, open_, assume_unique=True), open_
 
 
-def _random_cells(
-    centred: FloatMatrix, norm: NDArray[np.float32], rng: np.random.Generator, threads: int
-) -> list[IntArray]:
-    """Cut rows into cells around random rows, each row with its nearest centre; members in random order."""
-    order = rng.permutation(len(centred))
-    pivots = order[: max(2, len(centred) // _CELL)]
-    centres, centre_norm = centred[pivots].T.copy(), norm[pivots] / 2
+class _Sight:
+    """Rows of one class with a radius each: which rows see k others of them within their radius?
 
-    def assign(rows: IntArray) -> IntArray:
-        return np.asarray(np.argmin(centre_norm - centred[rows] @ centres, axis=1))
+    One test is one inner product of [x, 1, (r^2 - |x|^2) / 2] and [y, -|y|^2 / 2, 1], positive when y is within x's
+    radius. With ``sign=1`` norms are taken too long and radii too short by more than float32 can round, so that what is
+    seen is certain; ``sign=-1`` errs to the other side, so that what is not seen is certain.
+    """
 
-    with ThreadPoolExecutor(threads) as pool:
-        cell = np.concatenate(list(pool.map(assign, np.array_split(order, max(1, len(order) // 8192)))))
-    by_cell = order[np.argsort(cell, kind="stable")]
-    return np.split(by_cell, np.cumsum(np.bincount(cell, minlength=len(pivots)))[:-1])
+    def __init__(self, own: FloatMatrix, radius: FloatArray, k: int, *, sign: int) -> None:
+        slack = sign * (2 * own.shape[1] + 16) * 2.0**-23
+        centred = own - own.mean(axis=0)
+        norm = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
+        reach = (np.square(radius) * (1 - slack) - norm * (1 + slack)) / 2
+        one = np.ones((len(own), 1), dtype=np.float32)
+        half = norm[:, None] * (1 + slack) / 2
+        self.k = k
+        self.eyes = np.hstack([centred, one, reach[:, None].astype(np.float32)])
+        self.marks = np.hstack([centred, -half.astype(np.float32), one])
 
+    def look_in_cells(self, waiting: IntArray, rng: np.random.Generator, pool: Executor) -> IntArray:
+        """Return the waiting rows that do not see k others in the cell, around random rows, that they are in."""
+        order = rng.permutation(len(self.marks))
+        centres = self.marks[order[: max(2, len(order) // _CELL)]].T.copy()
+        ask = np.zeros(len(order), dtype=bool)
+        ask[waiting] = True
 
-def _count_nearer(
-    centred: FloatMatrix, norm: NDArray[np.float32], bound: NDArray[np.float32], undecided: BoolArray, cell: IntArray
-) -> tuple[IntArray, IntArray]:
-    """Count, for each undecided row of a cell, the (at most 2048) cell members certainly within its bound."""
-    places = np.flatnonzero(undecided[cell])
-    asked, members = cell[places], cell[:_CELL_CAP]
-    counts = np.empty(len(asked), dtype=np.int64)
-    for start in range(0, len(asked), _CELL_CAP):
-        part = slice(start, start + _CELL_CAP)
-        square = centred[asked[part]] @ centred[members].T
-        square *= -2
-        square += norm[members]
-        near = square < (bound[asked[part]] - norm[asked[part]])[:, None]
-        inside = places[part] < len(members)
-        near[np.flatnonzero(inside), places[part][inside]] = False
-        counts[part] = near.sum(axis=1)
-    return asked, counts
+        def assign(rows: IntArray) -> IntArray:
+            eyes = self.eyes[rows]
+            eyes[:, -1] = 0
+            return np.asarray(np.argmax(eyes @ centres, axis=1))
+
+        cell = np.concatenate(list(pool.map(assign, np.array_split(order, 1 + len(order) // _BLOCK))))
+        by_cell = order[np.argsort(cell, kind="stable")]
+        cells = np.split(by_cell, np.cumsum(np.bincount(cell, minlength=centres.shape[1]))[:-1])
+
+        def look(members: IntArray) -> IntArray:
+            place = np.flatnonzero(ask[members])
+            seen = self._count(members[place], self.marks[members[:_BLOCK]], place)
+            return members[place[seen < self.k]]
+
+        return np.concatenate(list(pool.map(look, cells)))
+
+    def scan(self, waiting: IntArray, rng: np.random.Generator, pool: Executor) -> IntArray:
+        """Return the waiting rows that do not see k others among all; a row is dropped as soon as it does."""
+        order = rng.permutation(len(self.marks))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        seen = np.zeros(len(order), dtype=np.int64)
+        for start in range(0, len(order), _BLOCK):
+            marks = self.marks[order[start : start + _BLOCK]]
+
+            def look(rows: IntArray, marks: FloatMatrix = marks, start: int = start) -> IntArray:
+                return self._count(rows, marks, place[rows] - start)
+
+            parts = np.array_split(waiting, 1 + len(waiting) // 1024)
+            seen[waiting] += np.concatenate(list(pool.map(look, parts)))
+            waiting = waiting[seen[waiting] < self.k]
+        return waiting
+
+    def _count(self, rows: IntArray, marks: FloatMatrix, place: IntArray) -> IntArray:
+        """(n_rows,) how many of ``marks`` each sees; ``place``: its own among them, or out of their range."""
+        near = self.eyes[rows] @ marks.T > 0
+        inside = np.flatnonzero((place >= 0) & (place < len(marks)))
+        near[inside, place[inside]] = False
+        return np.bincount(np.flatnonzero(near) // max(1, near.shape[1]), minlength=len(rows))
 
 
 def tomek_links(space: FloatMatrix, y: IntArray, *, threads: int = 1) -> tuple[IntArray, IntArray]:

@@ -311,8 +311,9 @@ def _between(rows: Rows, index: IntArray, pairs: Pairs, near: IntArray) -> Rows:
     """Make the synthetic rows; pairs and near count in ``index``."""
     own = rows.x[index]
     start, gap = own[pairs.base], pairs.gap[:, None].astype(np.float32)
-    step = own[pairs.neighbour] - start
-    x = start + gap * np.where(np.isnan(step), np.float32(0), step)
+    with np.errstate(invalid="ignore", over="ignore"):
+        step = own[pairs.neighbour] - start
+    x = start + gap * np.where(np.isfinite(step), step, np.float32(0))
     whole = _whole_columns(rows.x)
     x[:, whole] = np.rint(x[:, whole])
     for column in np.flatnonzero(rows.schema.categorical):
