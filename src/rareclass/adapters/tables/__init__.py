@@ -1,0 +1,31 @@
+"""Tables in and out: labelled history from anywhere, split and encoded; rows and frames as files.
+
+``sources`` opens and scans, ``encoding`` turns batches into a matrix, ``ingest`` puts it together, ``files`` writes and
+reads back, ``demos`` makes demo data. What others call is listed here.
+"""
+
+from rareclass.adapters.tables.demos import DEMOS
+from rareclass.adapters.tables.files import (
+    export,
+    read_frame,
+    read_frames,
+    read_rows,
+    write_frame,
+    write_frames,
+    write_rows,
+)
+from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest
+
+__all__ = [
+    "DEMOS",
+    "Ingested",
+    "columns_of",
+    "export",
+    "ingest",
+    "read_frame",
+    "read_frames",
+    "read_rows",
+    "write_frame",
+    "write_frames",
+    "write_rows",
+]

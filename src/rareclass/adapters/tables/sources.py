@@ -1,0 +1,474 @@
+"""Open anything that holds rows: Parquet, CSV, folders, globs, object stores, SQL, demo data; scan it in batches."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rareclass.errors import ConfigError, DataError, MissingExtra, nearest
+
+BATCH = 65_536
+OPERATORS = ("==", "=", "!=", "<", ">", "<=", ">=", "in", "not in")
+_CSV = (".csv", ".tsv", ".txt")
+_PACKED = (".gz", ".bz2", ".zst", ".xz")
+_NULLS = ["", "NA", "N/A", "#N/A", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None", "<NA>", "?"]
+_BLOCK = 4 << 20  # bytes of a CSV that are parsed at once; the first block decides the types
+
+Batches = Iterator[pa.RecordBatch]
+Scan = Callable[[Sequence[str], Any, Mapping[str, Any]], Batches]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows that can be scanned.
+
+    columns : type of each column, by name; SQL may refine it when scanned
+    rows : number of rows before any filter where that is known without reading them, else None
+    scan : (names, filter as conditions, expressions over those names) -> batches of at most BATCH rows
+    """
+
+    label: str
+    columns: Mapping[str, pa.DataType]
+    rows: int | None
+    scan: Scan
+
+
+def open_source(path: str, query: str | None = None, *, text: Sequence[str] = ()) -> Source:
+    """Open what ``data.path`` names. ``text`` are columns whose values may be numbers and text (ids, categories).
+
+    Raises DataError with one line when it is not there or cannot be read.
+    """
+    try:
+        if re.match(r"^(sqlite|postgres|postgresql)(\+\w+)?://", path):
+            return _sql(path, query)
+        if query is not None:
+            raise ConfigError(
+                f"data.query needs a database. Set data.path to sqlite:///FILE or postgresql://..., not '{path}'"
+            )
+        return _files(path, tuple(text))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: BaseException) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"'{redacted(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
+
+
+def redacted(path: str) -> str:
+    """Return a URL without its password."""
+    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", path)
+
+
+# ------------------------------------------------------------------------------------------------------ filters
+
+
+def conditions(
+    raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str
+) -> list[list[tuple[str, str, Any]]]:
+    """Return a filter as or-ed lists of and-ed conditions. Raises ConfigError for unknown columns and operators."""
+    if not raw:
+        return []
+    groups = raw if isinstance(raw[0][0], list | tuple) else [raw]
+    return [[_condition(each, columns, setting) for each in group] for group in groups]
+
+
+def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str) -> tuple[str, str, Any]:
+    column, operator, value = raw
+    if column not in columns:
+        raise missing_column(column, columns, setting)
+    if operator not in OPERATORS:
+        raise ConfigError(
+            f"{setting}: unknown operator '{operator}' on '{column}'. Set it to one of: {', '.join(OPERATORS)}"
+        )
+    if operator in ("in", "not in"):
+        if not isinstance(value, list | tuple | set):
+            raise ConfigError(
+                f"{setting}: ['{column}', '{operator}', ...] needs a list of values, like [A, B]; it has {value!r}"
+            )
+        return column, operator, [_typed(each, columns[column]) for each in value]
+    return column, operator, _typed(value, columns[column])
+
+
+def _typed(value: Any, kind: pa.DataType) -> Any:
+    """Read a time from text where the column holds times."""
+    if pa.types.is_timestamp(kind) and not isinstance(value, int | float):
+        time = pd.Timestamp(value)
+        return time.tz_localize("UTC") if kind.tz and time.tzinfo is None else time
+    if pa.types.is_date(kind) and isinstance(value, str):
+        return pd.Timestamp(value).date()
+    return value
+
+
+def expression(groups: list[list[tuple[str, str, Any]]]) -> Any:
+    """Return the pyarrow expression of or-ed lists of conditions, None for no filter."""
+    return pq.filters_to_expression(groups) if groups else None
+
+
+def missing_column(name: str, columns: Mapping[str, Any], setting: str) -> DataError:
+    """The error for a column that is not there: the nearest name, or the first of those there are."""
+    near = nearest(name, columns) or _contained(name, columns)
+    names = ", ".join(list(columns)[:12]) + (", ..." if len(columns) > 12 else "")
+    return DataError(f"column '{name}' ({setting}) is not in the data.{near} Set {setting} to one of: {names}")
+
+
+def _contained(name: str, columns: Mapping[str, Any]) -> str:
+    found = [each for each in columns if name.lower() in each.lower() or each.lower() in name.lower()]
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def _wrong_filter(error: BaseException) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"data.filter or train.filter compares a column with a value of another type: {reason[:200]}")
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def _files(path: str, text: tuple[str, ...]) -> Source:
+    filesystem, names = _locate(path)
+    packed = tuple(end + pack for end in _CSV for pack in ("", *_PACKED))
+    if all(name.lower().endswith(packed) for name in names):
+        return _csv(path, filesystem, names, text)
+    if any(name.lower().endswith(packed) for name in names):
+        raise DataError(
+            f"'{path}' holds CSV and Parquet files. Set data.path to one kind, like '{path.rstrip('/')}/*.parquet'"
+        )
+    other = [
+        name for name in names if "." in Path(name).name and not name.lower().endswith((".parquet", ".pq", ".parq"))
+    ]
+    if other and not _is_parquet(filesystem, other[0]):
+        raise DataError(
+            f"'{other[0]}' is neither Parquet nor CSV (.parquet, .csv, .csv.gz). Set data.path to such a file, or convert it"
+        )
+    data = ds.dataset(
+        names, filesystem=filesystem, format=_PARQUET, partitioning="hive", partition_base_dir=_base(path)
+    )
+    return Source(
+        path, dict(zip(data.schema.names, data.schema.types, strict=True)), data.count_rows(), _scan_dataset(data)
+    )
+
+
+# Buffered streams and no pre-buffering: a row group is decoded in pieces instead of being held whole.
+_PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+        use_buffered_stream=True, pre_buffer=False, buffer_size=1 << 20
+    )
+)
+
+
+def _base(path: str) -> str:
+    return path if "://" not in path else path.split("://", 1)[1]
+
+
+def _is_parquet(filesystem: pafs.FileSystem, name: str) -> bool:
+    with filesystem.open_input_file(name) as stream:
+        return stream.read(4) == b"PAR1"
+
+
+def _locate(path: str) -> tuple[pafs.FileSystem, list[str]]:
+    """Return the file system and the files that a path, folder, glob or URL names."""
+    filesystem, inside = _filesystem(path)
+    if any(char in inside for char in "*?["):
+        root = inside[: re.search(r"[*?\[]", inside).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
+        found = _listed(filesystem, root) if filesystem.get_file_info(root).type == pafs.FileType.Directory else []
+        pattern = _glob(inside)
+        names = sorted(name for name in found if pattern.fullmatch(name) or pattern.fullmatch(f"./{name}"))
+    else:
+        info = filesystem.get_file_info(inside)
+        if info.type == pafs.FileType.NotFound:
+            raise DataError(
+                f"data.path '{path}' does not exist.{_neighbour(filesystem, inside)} Set data.path to a file, folder, glob or URL"
+            )
+        names = [inside] if info.type == pafs.FileType.File else sorted(_listed(filesystem, inside))
+    if not names:
+        raise DataError(f"data.path '{path}' has no files. Set data.path to Parquet or CSV files")
+    return filesystem, names
+
+
+def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.expanduser(path)
+    try:
+        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    except (pa.ArrowInvalid, ValueError):
+        import fsspec
+
+        scheme = path.split("://", 1)[0]
+        try:
+            inner, inside = fsspec.core.url_to_fs(path)
+        except ImportError:
+            raise MissingExtra(scheme, "cloud", f"data.path '{path}'") from None
+        except ValueError:
+            raise DataError(
+                f"data.path '{path}': unknown scheme '{scheme}'. Use s3, gs, abfs, hdfs, sqlite, postgresql or a path"
+            ) from None
+        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), inside
+
+
+def _listed(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
+    files = [info.path for info in found if info.type == pafs.FileType.File]
+    return [
+        name for name in files if not any(part.startswith(("_", ".")) for part in Path(name).relative_to(folder).parts)
+    ]
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """``**`` crosses folders, ``*`` and ``?`` do not."""
+    pieces = re.split(r"(\*\*/?|\*|\?|\[[^\]]*\])", pattern)
+    known = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return re.compile(
+        "".join(known.get(piece) or (piece if piece.startswith("[") else re.escape(piece)) for piece in pieces)
+    )
+
+
+def _neighbour(filesystem: pafs.FileSystem, inside: str) -> str:
+    parent = inside.rpartition("/")[0] or "."
+    if filesystem.get_file_info(parent).type != pafs.FileType.Directory:
+        return ""
+    names = [Path(info.path).name for info in filesystem.get_file_info(pafs.FileSelector(parent))]
+    close = difflib.get_close_matches(Path(inside).name, names, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _scan_dataset(data: ds.Dataset) -> Scan:
+    def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+        columns = {name: ds.field(name) for name in names} | dict(extra)
+        try:
+            scanner = data.scanner(
+                columns=columns, filter=expression(groups), batch_size=BATCH, batch_readahead=2, fragment_readahead=1
+            )
+            yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+        except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise _wrong_filter(error) from None
+
+    return scan
+
+
+# ---------------------------------------------------------------------------------------------------------- CSV
+
+
+def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[str, ...]) -> Source:
+    parse = pacsv.ParseOptions(delimiter=_delimiter(filesystem, names[0]), newlines_in_values=False)
+    types: dict[str, pa.DataType] = {}
+    first = _csv_dataset(filesystem, names, parse, types)
+    if len(set(first.schema.names)) < len(first.schema.names):
+        twice = next(name for name in first.schema.names if first.schema.names.count(name) > 1)
+        raise DataError(f"'{path}' has two columns named '{twice}'. Rename one of them")
+    # an empty first block would fix the type 'null', a column of whole numbers the type int64
+    types |= {field.name: pa.string() for field in first.schema if pa.types.is_null(field.type) and field.name in text}
+    types |= {
+        field.name: pa.float64() for field in first.schema if pa.types.is_null(field.type) and field.name not in text
+    }
+
+    def scan(wanted: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+        while True:
+            started = False
+            try:
+                for batch in _scan_dataset(_csv_dataset(filesystem, names, parse, types))(wanted, groups, extra):
+                    started = True
+                    yield batch
+                return
+            except pa.ArrowInvalid as error:
+                _widen(str(error), path, first.schema.names, types, text)
+                if started:
+                    raise _Restart from None
+
+    columns = dict(zip(first.schema.names, first.schema.types, strict=True)) | types
+    return Source(path, columns, None, scan)
+
+
+class _Restart(Exception):
+    """A later block of a CSV needs wider types than the first one had: scan again from the start."""
+
+
+def scan_all(scan: Callable[[], Batches], start: Callable[[], None], use: Callable[[pa.RecordBatch], None]) -> None:
+    """Hand every batch to ``use``; where the types turn out too narrow, call ``start`` and begin again."""
+    while True:
+        start()
+        try:
+            for batch in scan():
+                use(batch)
+            return
+        except _Restart:
+            continue
+
+
+def _csv_dataset(
+    filesystem: pafs.FileSystem, names: list[str], parse: pacsv.ParseOptions, types: Mapping[str, pa.DataType]
+) -> ds.Dataset:
+    convert = pacsv.ConvertOptions(null_values=_NULLS, strings_can_be_null=True, column_types=dict(types))
+    form = ds.CsvFileFormat(
+        parse_options=parse, convert_options=convert, read_options=pacsv.ReadOptions(block_size=_BLOCK)
+    )
+    return ds.dataset(names, filesystem=filesystem, format=form)
+
+
+def _delimiter(filesystem: pafs.FileSystem, name: str) -> str:
+    compression = "detect" if name.lower().endswith(_PACKED) else None
+    with filesystem.open_input_stream(name, compression=compression) as stream:
+        header = stream.read(65_536).decode("utf-8", errors="replace").splitlines()[:1]
+    if not header or not header[0].strip():
+        raise DataError(f"'{name}' is empty. Set data.path to a file with a header and rows")
+    return max(",;\t|", key=header[0].count)
+
+
+def _widen(message: str, path: str, names: Sequence[str], types: dict[str, pa.DataType], text: Sequence[str]) -> None:
+    """Take the next wider type for the column that did not fit. Raises DataError when there is none."""
+    found = re.search(r"In CSV column #(\d+): CSV conversion error to ([\w\[\]]+)[^:]*: invalid value '(.*?)'", message)
+    if found is None:
+        raise DataError(f"'{path}' is not a well-formed CSV: {' '.join(message.split())[:250]}. Mend that row")
+    name, kind, value = names[int(found[1])], found[2], found[3]
+    if kind.startswith("int") and name not in types:
+        types[name] = pa.float64()
+    elif name in text or not kind.startswith(("int", "double")):
+        types[name] = pa.string()
+    else:
+        raise DataError(
+            f"column '{name}' holds numbers and, further down, text like '{value}'. Make that value empty (missing), "
+            "or add the column to data.categorical or data.drop"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- SQL
+
+
+def _sql(path: str, query: str | None) -> Source:
+    if not query:
+        raise ConfigError(f"data.path '{redacted(path)}' is a database. Set data.query to a SELECT statement")
+    body = query.strip().rstrip(";")
+    schema = _run_sql(path, f"SELECT * FROM ({body}) AS source LIMIT 1000", lambda reader: reader.schema)  # noqa: S608
+
+    def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+        chosen = ", ".join(_quoted(name) for name in names)
+        where = f" WHERE {_where(groups)}" if groups else ""
+        statement = f"SELECT {chosen} FROM ({body}) AS source{where}"  # noqa: S608
+        columns = {name: ds.field(name) for name in names} | dict(extra)
+        with _connect(path) as connection, connection.cursor() as cursor:
+            try:
+                reader = _execute(path, cursor, statement)
+                for batch in ds.Scanner.from_batches(reader, columns=columns, batch_size=BATCH).to_batches():
+                    yield from (batch.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+            except (_database_errors(), pa.ArrowException) as error:
+                raise _query_failed(path, error) from None
+
+    return Source(redacted(path), dict(zip(schema.names, schema.types, strict=True)), None, scan)
+
+
+def _database_errors() -> type[BaseException]:
+    import adbc_driver_manager
+
+    return adbc_driver_manager.Error  # type: ignore[no-any-return]
+
+
+def _run_sql(path: str, statement: str, use: Callable[[pa.RecordBatchReader], Any]) -> Any:
+    with _connect(path) as connection, connection.cursor() as cursor:
+        try:
+            return use(_execute(path, cursor, statement))
+        except (_database_errors(), pa.ArrowException) as error:
+            raise _query_failed(path, error) from None
+
+
+def _query_failed(path: str, error: BaseException) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"the database '{redacted(path)}' refused data.query: {reason[:250]}. Mend data.query")
+
+
+def _execute(path: str, cursor: Any, statement: str) -> pa.RecordBatchReader:
+    if path.startswith("sqlite"):  # the driver takes the types from its first batch
+        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH)})
+    cursor.execute(statement)
+    return cursor.fetch_record_batch()
+
+
+def _connect(path: str) -> Any:
+    """Open a database for reading. Raises MissingExtra or DataError."""
+    kind = re.match(r"\w+", path)[0]  # type: ignore[index]
+    try:
+        if kind == "sqlite":
+            from adbc_driver_sqlite import dbapi
+        else:
+            from adbc_driver_postgresql import dbapi
+    except ImportError:
+        raise MissingExtra(
+            f"adbc-driver-{'sqlite' if kind == 'sqlite' else 'postgresql'}", "sql", f"data.path '{kind}://...'"
+        ) from None
+    plain = re.sub(r"^(\w+)\+\w+://", r"\1://", path)
+    if kind == "sqlite":
+        plain = plain.removeprefix("sqlite:///").removeprefix("sqlite://")
+        if not Path(plain).is_file():
+            raise DataError(
+                f"the database file '{plain}' does not exist. Set data.path to sqlite:///FILE (four slashes for an absolute path)"
+            )
+    try:
+        return dbapi.connect(plain)
+    except _database_errors() as error:
+        raise DataError(
+            f"the database '{redacted(path)}' cannot be reached: {' '.join(str(error).split())[:200]}. Set data.path"
+        ) from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _where(groups: list[list[tuple[str, str, Any]]]) -> str:
+    return " OR ".join("(" + " AND ".join(_clause(*each) for each in group) + ")" for group in groups)
+
+
+def _clause(column: str, operator: str, value: Any) -> str:
+    if operator in ("in", "not in"):
+        return f"{_quoted(column)} {operator.upper()} ({', '.join(map(_literal, value))})"
+    return f"{_quoted(column)} {'=' if operator == '==' else '<>' if operator == '!=' else operator} {_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int | float):
+        return repr(value)
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """Say what a column's type is to us: 'number', 'category', 'time', 'empty', or 'nested' (lists, images, blobs)."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        return "category" if not pa.types.is_nested(kind) else "nested"
+    if pa.types.is_null(kind):
+        return "empty"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if (
+        pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+    ):
+        return "category"
+    if pa.types.is_temporal(kind):
+        return "time"
+    return "nested"
+
+
+def floats(column: pa.Array) -> Any:
+    """Return (n,) float32 of a numeric column, NaN where it is null."""
+    if pa.types.is_null(column.type):
+        return pc.cast(column, pa.float32()).to_numpy(zero_copy_only=False)
+    if pa.types.is_decimal(column.type):
+        column = pc.cast(column, pa.float64(), safe=False)
+    return pc.cast(column, pa.float32(), safe=False).to_numpy(zero_copy_only=False)
