@@ -1,0 +1,328 @@
+"""Collect the batches of a source: one pass, every role of a column at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, times_of
+from rareclass.adapters.tables.sources import Source, conditions, expression, kind_of, missing_column, redacted
+from rareclass.config import Config
+from rareclass.core import checks, splitting
+from rareclass.core.checks import Finding
+from rareclass.core.hashing import combine, text_hash
+from rareclass.core.rows import AnyArray, BoolArray
+from rareclass.errors import DataError, NoPositives, nearest
+
+_MAX_TARGETS = 1000
+_KEEP = "__rareclass_train"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read: the features, all columns in one projection, and the filters."""
+
+    features: list[str]
+    names: list[str]
+    filter: list[list[tuple[str, str, Any]]]
+    extra: dict[str, Any]
+
+    @staticmethod
+    def of(config: Config, source: Source) -> Plan:
+        data, columns = config.data, source.columns
+        roles = {
+            f"data.{role}": getattr(data, role) for role in ("target", "time", "entity", "id", "amount", "propensity")
+        }
+        named = [(setting, name) for setting, name in roles.items() if name is not None]
+        for setting in ("drop", "columns", "categorical"):
+            named += [(f"data.{setting}", name) for name in getattr(data, setting) or ()]
+        for setting, name in named:
+            if name not in columns:
+                raise missing_column(name, columns, setting)
+        kept = conditions(data.filter, columns, "data.filter")
+        trained = conditions(config.train.filter, columns, "train.filter")
+        aside = {data.target, data.time, data.entity, data.id, data.propensity, *data.drop}
+        features = [name for name in (data.columns or columns) if name not in aside]
+        if not features:
+            raise DataError("no column is left as a feature. Set data.columns or data.drop so that one is")
+        for name in config.evaluate.slices:
+            if name not in features:
+                near = nearest(name, features)
+                raise DataError(f"evaluate.slices: '{name}' is no feature.{near} Set it to features of the model")
+        also = [name for name in roles.values() if name is not None]
+        also += [column for group in trained for column, _, _ in group]
+        extra = {_KEEP: expression(trained)} if trained else {}
+        return Plan(features, list(dict.fromkeys([*features, *also])), kept, extra)
+
+
+@dataclass(slots=True)
+class Raw:
+    """Everything that was read, in the order of the source; ``target`` holds codes into ``targets``."""
+
+    encoder: Encoder
+    x: AnyArray
+    y: AnyArray
+    content: AnyArray | None
+    row_id: AnyArray
+    time: AnyArray | None
+    entity: AnyArray | None
+    amount: AnyArray | None
+    weight: AnyArray | None
+    keep: AnyArray | None
+    positive: Any
+    values: dict[str, int]
+    findings: list[Finding]
+    dropped: dict[str, int]
+
+
+class Reader:
+    """Collects batches. ``start`` forgets what was read, for a scan that begins again."""
+
+    def __init__(self, config: Config, source: Source, plan: Plan) -> None:
+        self.config, self.data, self.source, self.plan = config, config.data, source, plan
+        # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
+        kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
+        self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
+        self.hashed = self.data.id is None or self.grouped
+
+    def start(self) -> None:
+        data, rows = self.data, self.source.rows
+        self.read = 0
+        self.encoder: Encoder | None = None
+        self.targets = Levels()
+        self.bad_times: list[pd.Series[Any]] = []
+        self.lost = {"target": 0, "time": 0, "empty": 0}
+        self.x: Grown | None = None
+        self.y = Grown(np.int16, rows=rows)
+        self.row_id = Grown(np.uint64, rows=rows)
+        # without an id, time or entity the content is the id itself
+        apart = self.grouped and bool(data.id or data.time or data.entity)
+        self.content = Grown(np.uint64, rows=rows) if apart else None
+        self.time = Grown("datetime64[us]", rows=rows) if data.time else None
+        self.entity = Grown(np.uint64, rows=rows) if data.entity else None
+        self.amount = Grown(np.float64, rows=rows) if data.amount else None
+        self.weight = Grown(np.float64, rows=rows) if data.propensity else None
+        self.keep = Grown(bool, rows=rows) if self.plan.extra else None
+
+    def take(self, batch: pa.RecordBatch) -> None:
+        """Encode one batch at the end of what was read."""
+        self.read += batch.num_rows
+        if self.encoder is None:
+            types = dict(zip(batch.schema.names, batch.schema.types, strict=True))
+            self.encoder = Encoder(self.plan.features, types, self.data.categorical)
+            self.x = Grown(np.float32, len(self.plan.features), self.source.rows)
+        assert self.x is not None
+        target, labelled = self.targets.encode(batch.column(self.data.target))
+        if len(self.targets.code) > _MAX_TARGETS:
+            raise self._many_targets()
+        self.lost["target"] += int((~labelled).sum())
+        use, time = labelled, None
+        if self.data.time is not None:
+            time, bad = times_of(batch.column(self.data.time))
+            if len(bad):
+                self.bad_times.append(bad)
+                use = use & ~np.isnat(time)
+        if self.data.drop_empty:
+            empty = np.logical_and.reduce([_missing(batch.column(name)) for name in self.plan.features])
+            self.lost["empty"] += int((use & empty).sum())
+            use = use & ~empty
+        if not use.all():
+            batch = batch.filter(pa.array(use))
+            target, time = target[use], None if time is None else time[use]
+        if batch.num_rows:
+            self._append(batch, target, time)
+
+    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
+        assert self.encoder is not None
+        assert self.x is not None
+        count, data = batch.num_rows, self.data
+        self.y.room(count)[:] = target
+        content = np.zeros(count, dtype=np.uint64) if self.hashed else None
+        self.encoder.write(batch, self.x.room(count), content)
+        entity = text_hash(_series(batch, data.entity)) if data.entity else None
+        if self.time is not None and time is not None:
+            self.time.room(count)[:] = time
+        if self.entity is not None:
+            self.entity.room(count)[:] = entity
+        if self.content is not None:
+            self.content.room(count)[:] = content
+        self.row_id.room(count)[:] = self._ids(batch, content, time, entity)
+        if self.amount is not None:
+            self.amount.room(count)[:] = _numbers(batch, str(data.amount), "data.amount")
+        if self.weight is not None:
+            self.weight.room(count)[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity"))
+        if self.keep is not None:
+            self.keep.room(count)[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
+
+    def _ids(
+        self, batch: pa.RecordBatch, content: AnyArray | None, time: AnyArray | None, entity: AnyArray | None
+    ) -> AnyArray:
+        """Hash of the id, else of the content with its time and entity: a repeated event is another row."""
+        if self.data.id is not None:
+            return text_hash(_series(batch, self.data.id))
+        assert content is not None
+        found = content.copy()
+        if time is not None:
+            combine(found, time.view(np.uint64), "__time")
+        if entity is not None:
+            combine(found, entity, "__entity")
+        return found
+
+    def _many_targets(self) -> DataError:
+        return DataError(
+            f"column '{self.data.target}' (the target) has more than {_MAX_TARGETS} different values: it is no class. "
+            "Set data.target to a column of two values, or data.positive to the one value that is the rare class"
+        )
+
+    def done(self) -> Raw:
+        """Check target, times and ids. Raises DataError and NoPositives."""
+        data = self.data
+        if self.encoder is None or self.x is None or not self.read:
+            why = "data.filter keeps none of them" if data.filter else "the source is empty"
+            raise DataError(
+                f"'{redacted(data.path)}' has no rows: {why}. Set data.path or data.filter so that rows are left"
+            )
+        findings = [*self._target_findings(), *self._time_findings()]
+        if not self.y.length:
+            raise DataError(f"every row of '{redacted(data.path)}' was left out: {self._lost()}. Mend the source")
+        codes, x = self.y.done(), self.x.done()
+        positive, values = self._positive(codes)
+        y = (codes == positive).astype(np.int64)
+        self.encoder.check_levels(x, data.max_categories)
+        raw = Raw(
+            self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
+            positive=list(self.targets.code)[positive], values=values, findings=findings,
+            dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
+        )  # fmt: skip
+        raw.content = (_given(self.content) if self.content is not None else raw.row_id) if self.grouped else None
+        if data.id is not None:
+            raw.findings += self._id_findings(raw.row_id)
+        if raw.amount is not None and np.isnan(raw.amount).any():
+            count = int(np.isnan(raw.amount).sum())
+            raise DataError(
+                f"column '{data.amount}' (data.amount) is missing in {count:,} of {len(y):,} rows. Fill it, or filter those rows out"
+            )
+        return raw
+
+    def _lost(self) -> str:
+        return ", ".join(f"{count:,} without a {what}" for what, count in self.lost.items() if count)
+
+    def _target_findings(self) -> list[Finding]:
+        lost = self.lost["target"]
+        return checks.check_target(_marked(lost, self.read), self.data) if lost else []
+
+    def _time_findings(self) -> list[Finding]:
+        if not self.bad_times:
+            return []
+        bad = pd.concat(self.bad_times, ignore_index=True).astype(object)
+        self.lost["time"] = len(bad)
+        # values first, so that the example is one, and missing ones only when there is no other
+        bad = bad.iloc[np.argsort(bad.isna().to_numpy(), kind="stable")].reset_index(drop=True)
+        found = checks.check_time(bad.reindex(range(self.read)), _marked(len(bad), self.read), self.data)
+        if len(bad) == self.read:
+            example = bad.iloc[0]
+            raise DataError(
+                f"column '{self.data.time}' (data.time) holds no times, like {example!r}. Set data.time to another column"
+            )
+        return found
+
+    def _id_findings(self, row_id: AnyArray) -> list[Finding]:
+        ordered = np.sort(row_id)
+        if self.data.checks.duplicate_ids == "off" or not (ordered[1:] == ordered[:-1]).any():
+            return []
+        # only now the values themselves are needed, for the message
+        batches = self.source.scan([str(self.data.id)], [], {})
+        ids = pd.concat([_series(batch, str(self.data.id)) for batch in batches], ignore_index=True)
+        return checks.check_ids(ids, self.data)
+
+    def _positive(self, codes: AnyArray) -> tuple[int, dict[str, int]]:
+        """Return the code of the rare class and the rows of each value of the target."""
+        counts = np.bincount(codes, minlength=len(self.targets.code))
+        texts, data = self.targets.texts(), self.data
+        seen = {texts[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
+        listed = ", ".join(f"{text} ({count:,})" for text, count in list(seen.items())[:10]) + (
+            ", ..." if len(seen) > 10 else ""
+        )
+        if data.positive is not None:
+            wanted = _match(data.positive, texts)
+            if wanted is None or not counts[wanted]:
+                near = nearest(str(data.positive), seen)
+                raise NoPositives(
+                    f"no row has the rare class '{data.positive}' in column '{data.target}'.{near} Set data.positive to one of: {listed}"
+                )
+            if len(seen) == 1:
+                raise DataError(
+                    f"column '{data.target}' (the target) is '{texts[wanted]}' in every row: there is no other class to tell it from"
+                )
+            return wanted, seen
+        if len(seen) == 1:
+            raise NoPositives(
+                f"column '{data.target}' (the target) has one class only: {listed}. Bring rows of the rare class; "
+                "learning from one class alone (anomaly detection) is another regime, which this recipe does not cover"
+            )
+        if len(seen) > 2:
+            raise DataError(
+                f"column '{data.target}' (the target) has {len(seen)} values: {listed}. Set data.positive to the one that is the rare class"
+            )
+        present = np.flatnonzero(counts)
+        return int(min(present, key=lambda code: (counts[code], _falsity(texts[code]), texts[code]))), seen
+
+
+def _falsity(text: str) -> bool:
+    """Of two equally frequent values, 0, no and false are the ordinary class."""
+    return text.lower() in ("0", "false", "no", "n", "off", "negative")
+
+
+def _match(wanted: Any, texts: Sequence[str]) -> int | None:
+    """Find a value written in YAML among the target's values; YAML reads yes, on and true as one."""
+    whole = isinstance(wanted, float) and wanted.is_integer()
+    options = [str(int(wanted)) if whole else str(wanted)]
+    if isinstance(wanted, bool):
+        options += ["true", "yes", "on", "y", "t", "1"] if wanted else ["false", "no", "off", "n", "f", "0"]
+    for option in options:
+        for code, text in enumerate(texts):
+            if text == option or (isinstance(wanted, bool) and text.lower() == option.lower()):
+                return code
+    return None
+
+
+def _given(grown: Grown | None) -> AnyArray | None:
+    return None if grown is None else grown.done()
+
+
+def _marked(bad: int, length: int) -> pd.Series[Any]:
+    """A series of ``length`` whose first ``bad`` values are missing."""
+    values = np.zeros(length)
+    values[:bad] = np.nan
+    return pd.Series(values)
+
+
+def _missing(column: pa.Array) -> BoolArray:
+    return column.is_null(nan_is_null=pa.types.is_floating(column.type)).to_numpy(zero_copy_only=False)
+
+
+def _series(batch: pa.RecordBatch, name: str | None) -> pd.Series[Any]:
+    return batch.column(name).to_pandas()
+
+
+def _numbers(batch: pa.RecordBatch, name: str, setting: str) -> AnyArray:
+    column = batch.column(name)
+    if kind_of(column.type) not in ("number", "empty"):
+        raise DataError(
+            f"column '{name}' ({setting}) must hold numbers; it holds {column.type} values. Set {setting} to another column"
+        )
+    return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _weights(propensity: AnyArray) -> AnyArray:
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise DataError(
+            "data.propensity must hold probabilities above 0 and at most 1. Set it to 1 where the label was always observed"
+        )
+    return 1.0 / propensity
