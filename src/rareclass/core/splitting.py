@@ -236,7 +236,7 @@ def _components(entity: HashArray, identical: HashArray) -> HashArray:
 
 
 def development(
-    train: Rows, validation: Rows, config: settings.Split, *, label_delay: timedelta = timedelta(0), seed: int = 0
+    train: Rows, validation: Rows, config: settings.Split, label_delay: timedelta = timedelta(0), seed: int = 0
 ) -> tuple[Rows, tuple[Fold, ...]]:
     """Return the rows on which candidates are compared, and the folds that score them out of sample.
 
