@@ -31,10 +31,11 @@ Regime = Literal["none", "few", "scarce", "ample"]
 
 NEIGHBOURS = 5
 MAX_ASKED = 500
-MAX_REFERENCE = 200_000
+MAX_REFERENCE = 100_000
 _MAX_PERIODS = 36
 _MAX_LEVELS = 10
 _MAX_SEGMENTS = 3
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,15 @@ def regime(positives: int, bounds: RegimeBounds) -> Regime:
 def diagnose(rows: Rows, config: Config) -> Diagnosis:
     """Describe the imbalance of labelled rows. No row of the rare class is regime "none", not an error: `plan` raises.
 
-    Neighbourhoods are judged for at most 500 rows of each class among at most 200,000 rows, a random thinning of both
+    Neighbourhoods are judged for at most 500 rows of each class among at most 100,000 rows, a random thinning of both
     classes alike, so that the time does not grow with the table.
     """
+    from joblib import cpu_count
+
     confidence = config.evaluate.confidence
+    threads = config.compute.threads or cpu_count()
     negatives = len(rows) - rows.positives
-    kinds, overlap, asked, reference = point_types(rows, seed=config.train.seed, threads=config.compute.threads or 1)
+    kinds, overlap, asked, reference = point_types(rows, seed=config.train.seed, threads=threads)
     found = Diagnosis(
         rows=len(rows),
         positives=rows.positives,
@@ -166,9 +170,8 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
 
 
 def _missing_share(rows: Rows) -> float:
-    if rows.x.size == 0:
-        return 0.0
-    return float(sum(np.isnan(rows.x[:, j]).sum() for j in range(rows.x.shape[1])) / rows.x.size)
+    missing = sum(int(np.isnan(rows.x[start : start + _CHUNK]).sum()) for start in range(0, len(rows), _CHUNK))
+    return missing / rows.x.size if rows.x.size else 0.0
 
 
 def prevalence_by_period(rows: Rows, *, confidence: float = 0.95) -> dict[str, Estimate]:
