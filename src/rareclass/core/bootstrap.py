@@ -9,6 +9,7 @@ numbers as there are distinct positive scores, however many negatives there are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,13 @@ MIN_BLOCKS = 5
 """With fewer blocks than this a bootstrap over blocks has too few distinct resamples to mean anything; rows are drawn."""
 
 _CHUNK = 4_000_000
-"""Numbers held at once for a chunk of resamples (32 MB of float64)."""
+"""Draws held at once for a chunk of resamples (32 MB of float64)."""
+
+_WIDTH = 400_000
+"""Sums by rung held at once: small enough to stay in a processor's cache."""
+
+_KEPT = 64_000_000
+"""Draws kept (as bytes) for the next metric of the same resamples; more are drawn again."""
 
 
 def as_scores(
@@ -81,14 +88,27 @@ class Resamples:
 
     def chunks(self, width: int = 1) -> Iterator[FloatArray]:
         """Yield (c, units) draws per unit, ``n_boot`` lines in all; c is bounded so that c * width stays in memory."""
+        step = max(1, min(_CHUNK // max(self.units, 1), _WIDTH // max(width, 1)))
+        kept = self._kept
         rng = np.random.default_rng(self.seed)
-        step = max(1, _CHUNK // max(self.units, width, 1))
         for start in range(0, self.n_boot, step):
             size = min(step, self.n_boot - start)
+            lines = kept[start : start + size] if kept is not None else (self._draw(rng) for _ in range(size))
             draws = np.empty((size, self.units))
-            for line in draws:
-                line[:] = np.bincount(rng.integers(0, self.units, self.units), minlength=self.units)
+            for position, line in enumerate(lines):
+                draws[position] = line
             yield draws
+
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        return np.bincount(rng.integers(0, self.units, self.units), minlength=self.units)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.uint8] | None:
+        """(n_boot, units) all draws where they are few enough; nothing is drawn 256 times in practice (p < 1e-500)."""
+        if not 0 < self.units * self.n_boot <= _KEPT:
+            return None
+        rng = np.random.default_rng(self.seed)
+        return np.stack([self._draw(rng).astype(np.uint8) for _ in range(self.n_boot)])
 
     def weights(self) -> Iterator[FloatArray]:
         """Yield (c, n) weights per row: how often each row is in the resample."""
@@ -167,7 +187,10 @@ class Ladder:
     @cached_property
     def rung(self) -> IntArray:
         """(n,) rung of each row, K for the tail."""
-        return (self.rungs - np.searchsorted(self.cut[::-1], self.score, side="right")).astype(np.int64)
+        return self._rung_of(self.score)
+
+    def _rung_of(self, score: FloatArray) -> IntArray:
+        return (self.rungs - np.searchsorted(self.cut[::-1], score, side="right")).astype(np.int64)
 
     def totals(self, values: FloatArray | None, positive: bool) -> FloatArray:
         """Return the (K + 1,) sums by rung of ``values`` (weights where None) over the positives or the negatives."""
@@ -176,9 +199,8 @@ class Ladder:
             return -np.diff(np.concatenate([[len(self.negatives)], place, [0]])).astype(np.float64)
         rows = self.y == int(positive)
         amounts = self.weight if values is None else values
-        return np.bincount(self.rung[rows], None if amounts is None else amounts[rows], self.rungs + 1).astype(
-            np.float64
-        )
+        rung = self._rung_of(self.score[rows]) if positive else self.rung[rows]
+        return np.bincount(rung, None if amounts is None else amounts[rows], self.rungs + 1).astype(np.float64)
 
     def resampled(
         self, resamples: Resamples, *, columns: Sequence[tuple[FloatArray | None, bool]]
@@ -207,13 +229,22 @@ class Ladder:
         if self.weight is not None or resamples.unit is not None:
             yield from self.resampled(resamples, columns=[(None, True), (None, False)])
             return
-        rng = np.random.default_rng(resamples.seed)
         positive, negative = self.totals(None, True), self.totals(None, False)
-        n, step = len(self.y), max(1, _CHUNK // (self.rungs + 1))
-        for start in range(0, resamples.n_boot, step):
-            size = min(step, resamples.n_boot - start)
+        n, step = len(self.y), max(1, _WIDTH // (self.rungs + 1))
+        sizes = [min(step, resamples.n_boot - start) for start in range(0, resamples.n_boot, step)]
+        seeds = np.random.SeedSequence(resamples.seed).spawn(len(sizes))
+
+        def draw(seed: np.random.SeedSequence, size: int) -> list[FloatArray]:
+            rng = np.random.default_rng(seed)
             found = rng.binomial(n, positive.sum() / n, size) if n else np.zeros(size, dtype=np.int64)
-            yield [_scatter(rng, found, positive), _scatter(rng, n - found, negative)]
+            return [_scatter(rng, found, positive), _scatter(rng, n - found, negative)]
+
+        if len(sizes) == 1:
+            yield draw(seeds[0], sizes[0])
+            return
+        # Each chunk has its own stream, so the result does not depend on the number of threads.
+        with ThreadPoolExecutor(2) as pool:
+            yield from pool.map(draw, seeds, sizes)
 
 
 def _scatter(rng: np.random.Generator, total: IntArray, counts: FloatArray) -> FloatArray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ class Counts:
     days: float = math.nan
     beta: float = 1.0
 
+    def at(self, index: int) -> Counts:
+        """The counts at one cut-off."""
+        one = np.s_[..., index : index + 1]
+        return replace(self, tp=self.tp[one], fp=self.fp[one], cost=None if self.cost is None else self.cost[one])
+
     @property
     def alerts(self) -> FloatArray:
         return self.tp + self.fp
@@ -77,8 +83,8 @@ class Counts:
 
 
 def _ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
-    top, bottom = np.broadcast_arrays(top, bottom)
-    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
+    """top / bottom, 0 where both are 0; a top above 0 never stands over 0 here."""
+    return np.asarray(top / np.maximum(bottom, 1e-300), dtype=np.float64)
 
 
 def f_beta(counts: Counts, beta: float) -> FloatArray:
@@ -90,8 +96,11 @@ def f_beta(counts: Counts, beta: float) -> FloatArray:
 def matthews(counts: Counts) -> FloatArray:
     """Matthews correlation; 0 where a row or a column of the confusion matrix is empty."""
     total = counts.positives + counts.negatives
-    top = counts.tp * total - counts.alerts * counts.positives
-    return _ratio(top, np.sqrt(counts.alerts * (total - counts.alerts) * counts.positives * counts.negatives))
+    alerts, rest = counts.alerts, total - counts.alerts
+    # With weights the rest of "flag everything" is a rounding error, not a row.
+    scale = np.sqrt(alerts * np.where(rest > 1e-11 * total, rest, 0.0) * counts.positives * counts.negatives)
+    top = counts.tp * total - alerts * counts.positives
+    return np.asarray(np.divide(top, scale, out=np.zeros(np.shape(top)), where=scale > 0))
 
 
 def _cost(counts: Counts) -> FloatArray:
@@ -256,8 +265,9 @@ def tune(
     thresholds = place(ladder)
     drawn: list[FloatArray] = []
     for counts in _resampled(ladder, resamples, task, money):
-        values = [task.objective.value(counts), counts.precision, counts.recall]
-        drawn.append(np.stack([thresholds[task.choose(counts)], *(v[:, chosen] for v in values)]))
+        held = counts.at(chosen)
+        values = [task.objective.value(held), held.precision, held.recall]
+        drawn.append(np.stack([thresholds[task.choose(counts)], *(v[:, 0] for v in values)]))
     draws = np.concatenate(drawn, axis=1)
     found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
     positives, rows = int(ladder.y.sum()), len(ladder.y)
@@ -290,7 +300,8 @@ def _task(objective: str, beta: float, constraints: Mapping[str, float | None], 
 
 def _cumulated(by_rung: FloatArray) -> FloatArray:
     """(..., K + 1) sums by rung -> (..., K + 1) sums at "flag nothing" and at each rung."""
-    total = np.zeros_like(by_rung)
+    total = np.empty_like(by_rung)
+    total[..., 0] = 0
     np.cumsum(by_rung[..., :-1], axis=-1, out=total[..., 1:])
     return total
 
@@ -367,22 +378,30 @@ def _asked(name: str, bound: float) -> str:
 
 
 def _reachable(task: _Task, exact: Counts) -> list[str]:
-    """For each constraint, the best that the others leave reachable."""
-    parts = []
-    for name in task.constraints:
-        others = {other: bound for other, bound in task.constraints.items() if other != name}
-        open_: BoolArray = _Task(task.objective, others, task.days, task.beta).violation(exact) == 0
-        under = f" with {' and '.join(_asked(*item) for item in others.items())}" if others else ""
-        if not open_.any():
-            parts.append(f"{' and '.join(_asked(*item) for item in others.items())} cannot be met at all")
-        elif name == "max_alerts":
-            parts.append(f"the fewest alerts a day{under} are {exact.alerts[open_].min() / task.days:.3g}")
-        else:
-            share = exact.precision if name == "min_precision" else exact.recall
-            parts.append(
-                f"the highest {'precision' if name == 'min_precision' else 'recall'}{under} is {share[open_].max():.3f}"
-            )
-    return parts
+    """For each constraint, the best that the others leave reachable; two by two where all others are too many."""
+    names = list(task.constraints)
+    for size in range(len(names) - 1, -1, -1):
+        said = [
+            _best_under(task, exact, name, others)
+            for name in names
+            for others in combinations([other for other in names if other != name], size)
+        ]
+        if any(said):
+            return [part for part in said if part]
+    return []
+
+
+def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) -> str:
+    """What is reachable of one constraint under others; empty where those cannot be met themselves."""
+    bounds = {other: task.constraints[other] for other in others}
+    open_: BoolArray = replace(task, constraints=bounds).violation(exact) == 0
+    if not open_.any():
+        return ""
+    under = f" with {' and '.join(_asked(*item) for item in bounds.items())}" if bounds else ""
+    if name == "max_alerts":
+        return f"the fewest alerts a day{under} are {exact.alerts[open_].min() / task.days:.3g}"
+    share, text = (exact.precision, "precision") if name == "min_precision" else (exact.recall, "recall")
+    return f"the highest {text}{under} is {share[open_].max():.3f}"
 
 
 def tune_points(
