@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -34,6 +36,17 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'store.db'}"
 
 
+def _processes() -> dict[int, int]:
+    """Process -> parent of everything that runs (and is more than a line in the process table)."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(stat.parent.name)] = int(parent)
+    return found
+
+
 class PostgresServer:
     """A private cluster of the machine's PostgreSQL, on a free port, run as `postgres` when the tests run as root."""
 
@@ -53,18 +66,20 @@ class PostgresServer:
         assert done.returncode == 0, f"{tool}: {done.stderr}"
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.root}"
+        """Start, also after a kill, and wait until it answers."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
         self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self.root / "log", "-o", options, "start")
 
     def kill(self) -> None:
-        """kill -9 of every process of the server, as a power cut would."""
-        pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
-        group = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
-        for one in [pid, *map(int, group)]:
-            try:
-                os.kill(one, 9)
-            except ProcessLookupError:
-                continue
+        """kill -9 of every process of the server, as a power cut would, and wait until they are gone."""
+        head = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        everyone = [head, *(pid for pid, parent in _processes().items() if parent == head)]
+        for pid in everyone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while not set(everyone).isdisjoint(_processes()):
+            os.sched_yield()
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # its number may belong to another process by now
 
     def stop(self) -> None:
         if (self.data / "postmaster.pid").exists():
@@ -78,11 +93,14 @@ class PostgresServer:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+psycopg://tester@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """URL of a fresh database."""
+    def new_schema(self) -> str:
+        """URL of a fresh, empty schema: a hundred times cheaper than a database, and as separate."""
+        import psycopg
+
         name = f"t{os.urandom(6).hex()}"
-        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "tester", name)
-        return self.url(name)
+        with psycopg.connect(self.url().replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}")
+        return f"{self.url()}?options=-csearch_path%3D{name}"
 
 
 def _new_server() -> PostgresServer:
@@ -107,8 +125,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> str:
-    """URL of a fresh database in the session's real PostgreSQL."""
-    return postgres_server.new_database()
+    """URL of a fresh schema in the session's real PostgreSQL."""
+    return postgres_server.new_schema()
 
 
 @pytest.fixture

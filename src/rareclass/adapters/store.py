@@ -155,16 +155,16 @@ def to_micros(moment: Any) -> int:
 
 
 def micros(values: Any) -> pd.Series[Any]:
-    """The same for a column; whole numbers are microseconds already. Raises StoreError for what is not a time."""
+    """The same for a column; whole numbers are microseconds already. Raises StoreRefused for what is not a time."""
     series = pd.Series(values)
     if pd.api.types.is_integer_dtype(series.dtype):
         return series.astype("int64")
     try:
         stamps = pd.to_datetime(series, utc=True, format=None if series.dtype.kind == "M" else "ISO8601")
     except (ValueError, TypeError, OverflowError) as error:
-        raise StoreError(f"column '{series.name}' holds something that is not a time: {_one_line(error)}") from None
+        raise StoreRefused(f"column '{series.name}' holds something that is not a time: {_one_line(error)}") from None
     if stamps.isna().any():
-        raise StoreError(f"column '{series.name}' has {int(stamps.isna().sum())} missing times. Every row needs one")
+        raise StoreRefused(f"column '{series.name}' has {int(stamps.isna().sum())} missing times. Every row needs one")
     return stamps.dt.as_unit("us").astype("int64")
 
 
@@ -196,7 +196,9 @@ class Store:
         self._partitions: set[str] = set()
         self._engine = _postgres_engine(self._url) if self._postgres else _sqlite_engine(self._url)
         self._keys = PREDICTION_KEYS if self._postgres else PREDICTIONS
-        self._driver_error: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        driver: Any = self._engine.dialect.loaded_dbapi
+        self._driver_error: type[Exception] = driver.Error
+        self._refused: tuple[type[Exception], ...] = (driver.IntegrityError, driver.DataError)
 
     def __enter__(self) -> Store:
         return self
@@ -228,7 +230,7 @@ class Store:
             if self._postgres:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050604)"))
             if self._revision(connection) != HEAD:  # another process may have been faster
-                _upgrade(connection)
+                _upgrade(connection, self.url)
 
     def _revision(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
@@ -316,6 +318,7 @@ class Store:
             connection.exec_driver_sql(
                 f"CREATE TEMP TABLE IF NOT EXISTS {stage} (position bigserial, {kinds}) ON COMMIT DELETE ROWS"
             )
+            connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
             with (
                 _driver(connection).cursor() as cursor,
                 cursor.copy(f"COPY {stage} ({names}) FROM STDIN WITH (FORMAT csv)") as copy,
@@ -393,7 +396,8 @@ class Store:
 
         Columns: request_id, row, ts, version, operating_point, score, decision, threshold, weight, propensity, entity,
         label (float; NaN = none yet), label_observed_at (NaT), and features (JSON text) when asked for.
-        ``labels_until``: the labels as they were known at that time, by their ``observed_at``.
+        ``labels_until``: the labels as they were known at that time, by their ``observed_at``. (Of a label that was said
+        several times only the first and the last time are kept.)
         """
         names = ["request_id", "row", "ts", "version", "operating_point", "score", "decision", "threshold"]
         names += ["weight", "propensity", "entity"] + (["features"] if features else [])
@@ -534,7 +538,7 @@ class Store:
         """Drop day partitions wholly before ``limit`` that no model uses any more."""
         with self._transaction(write=True) as connection:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
-            listing = "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class c ON c.oid = inhparent WHERE c.relname = :parent AND c.relkind = 'p'"
+            listing = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:parent)"
             last = datetime.fromtimestamp(limit // DAY * 86_400, UTC).strftime("%Y%m%d")
             for parent in (PREDICTIONS.name, SHADOWS.name):
                 for (name,) in connection.execute(sa.text(listing), {"parent": parent}).all():
@@ -582,7 +586,7 @@ class Store:
             with self._engine.connect().execution_options(rareclass_write=write) as connection, connection.begin():
                 yield connection
         except (sa.exc.SQLAlchemyError, self._driver_error, OSError) as error:
-            raise _explain(error, self.url) from error
+            raise _explain(error, self.url, self._refused) from error
 
     def _read(self, connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
         """Run a SELECT into a frame: COPY into Arrow on PostgreSQL, whole columns on SQLite."""
@@ -604,7 +608,9 @@ def _merge_labels(rows: pd.DataFrame, current: pd.DataFrame) -> tuple[pd.DataFra
     """Decide between new and current labels of the same rows: what becomes current, what is history, and the counts."""
     both = rows.merge(current, on=list(KEY), how="left", suffixes=("", "_old"), indicator=True)
     names = list(rows.columns)
-    old = both["_merge"] == "both"
+    old = both.pop("_merge") == "both"
+    whole = dict.fromkeys(("label", "observed_at", "confirmed_at", "received_at"), "int64")
+    both = both.fillna({f"{name}_old": -1 for name in whole}).astype({f"{name}_old": "int64" for name in whole})
     same = old & (both["label"] == both["label_old"])
     newer = ~old | (both["observed_at"] > both["confirmed_at_old"])
     tie = old & (both["observed_at"] == both["confirmed_at_old"]) & (both["received_at"] >= both["received_at_old"])
@@ -618,7 +624,6 @@ def _merge_labels(rows: pd.DataFrame, current: pd.DataFrame) -> tuple[pd.DataFra
     )
     keep = pd.concat([both.loc[wins & ~same, names], confirmed], ignore_index=True)
     history = pd.concat([past[old & wins & ~same], both.loc[~wins & ~same, names]], ignore_index=True)
-    whole = dict.fromkeys(("label", "observed_at", "confirmed_at", "received_at"), "int64")
     counts = {"inserted": int((~old).sum()), "corrected": int((old & wins & ~same).sum())}
     counts["unchanged"] = len(rows) - counts["inserted"] - counts["corrected"]
     return keep.astype(whole), history.astype(whole), counts
@@ -629,7 +634,8 @@ def _labels_as_of(frame: pd.DataFrame, history: pd.DataFrame, until: int) -> pd.
     current = frame.rename(columns={"label_observed_at": "observed_at"})[
         ["request_id", "row", "label", "observed_at", "confirmed_at", "received_at"]
     ]
-    events = pd.concat([current.dropna(subset=["label"]), history[current.columns]], ignore_index=True)
+    # the current ones last: of two that were observed and received together, they won
+    events = pd.concat([history[current.columns], current.dropna(subset=["label"])], ignore_index=True)
     events = events[events["observed_at"] <= until]
     said = events["confirmed_at"].where(events["confirmed_at"] <= until, events["observed_at"])
     order = np.lexsort((events["received_at"].to_numpy("int64"), said.to_numpy("int64")))
@@ -650,7 +656,7 @@ def _normal(frame: pd.DataFrame, table: sa.Table, **same_as: str) -> pd.DataFram
             values = pd.Series([_DEFAULTS[name]] * len(frame), index=frame.index, dtype=object, name=name)
         else:
             known = [str(c) for c in frame.columns]
-            raise StoreError(
+            raise StoreRefused(
                 f"column '{name}' is missing from the rows for '{table.name}'.{nearest(name, known)} It has: {', '.join(known)}"
             )
         columns[column.name] = _typed(values, column)
@@ -664,7 +670,7 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
     if column.name in ("ts", "at") or column.name.endswith("_at"):
         return micros(values)
     if values.isna().any() and not nullable:
-        raise StoreError(
+        raise StoreRefused(
             f"column '{column.name}' has {int(values.isna().sum())} missing values; '{column.table.name}' needs all of them"
         )
     if isinstance(column.type, sa.Text):
@@ -674,8 +680,8 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
         if isinstance(column.type, sa.Float):
             return numbers.astype("float64")
         return numbers.astype("Int64" if nullable else "int64")
-    except (ValueError, TypeError) as error:
-        raise StoreError(f"column '{column.name}' must hold numbers: {_one_line(error)}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StoreRefused(f"column '{column.name}' must hold numbers: {_one_line(error)}") from None
 
 
 def _clean_text(values: pd.Series[Any]) -> pd.Series[Any]:
@@ -780,20 +786,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _explain(error: Exception, url: str) -> StoreError:
+def _explain(error: Exception, url: str, refused: tuple[type[Exception], ...]) -> StoreError:
     """One line: cannot reach (try again) or refused (never will be accepted)."""
     cause = getattr(error, "orig", None) or error
     text = _one_line(cause)
-    if type(cause).__name__ in ("IntegrityError", "DataError", "ProgrammingError", "NotSupportedError"):
-        missing = "no such table" in text or "does not exist" in text
-        hint = (
-            ". Run `rareclass serve`, `rareclass monitor` or Store.migrate() once to create the tables"
-            if missing
-            else ""
-        )
-        return StoreRefused(f"store {url} refused: {text}{hint}")
-    if "no such table" in text:
-        return StoreRefused(f"store {url} has no tables yet. Call Store.migrate() once to create them")
+    if "no such table" in text or "UndefinedTable" in type(cause).__name__:
+        return StoreError(f"store {url} has no tables yet: {text.partition(' LINE')[0]}. Store.migrate() creates them")
+    if isinstance(cause, refused):
+        return StoreRefused(f"store {url} refused: {text}")
     return StoreError(f"store {url} cannot be reached: {text}. Start the database, or set store.url")
 
 
@@ -826,12 +826,19 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
     return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(connection: sa.Connection, url: str) -> None:
     """Run the Alembic migrations inside the caller's transaction."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     settings = Config()
     settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     settings.attributes["connection"] = connection
-    command.upgrade(settings, "head")
+    try:
+        command.upgrade(settings, "head")
+    except CommandError as error:
+        found = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+        raise StoreError(
+            f"store {url} is at revision {found}, which this rareclass does not know ({_one_line(error)}). Install the newer release"
+        ) from None

@@ -202,8 +202,6 @@ def _store(records: Sequence[bytes], folder: Path, store: Store) -> int:
         fresh += store.add_shadow_scores(decoded.shadows) if len(decoded.shadows) else 0
     except StoreRefused as error:
         store.ping()  # a StoreError when the whole store is the problem
-        if "Store.migrate()" in str(error):
-            raise
         if len(records) == 1:
             _reject(folder, [(records[0], str(error))])
             return 0
