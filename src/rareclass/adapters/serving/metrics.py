@@ -79,7 +79,7 @@ class Metrics:
         def named(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> Any:
             return kind(f"rareclass_serve_{name}", text, ("model", *labels), registry=registry, **more)
 
-        self.model = model
+        self.model, self.registry = model, registry
         self.requests = named(Counter, "requests_total", "Infer requests by HTTP status", ("code",))
         self.latency = named(Histogram, "latency_seconds", "Seconds from request to answer", buckets=LATENCY).labels(
             model

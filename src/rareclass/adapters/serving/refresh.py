@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,16 +78,21 @@ class Refresher:
         waited = 0.0
         while not self._stop.wait(step):
             waited += step
+            full = waited >= self.seconds
+            waited = 0.0 if full else waited
             try:
-                changed = self._read_file()
-                if waited >= self.seconds:
-                    waited = 0.0
-                    self._activate(self.ports.release())
-                elif changed and self._release is not None:
-                    self._activate(self._release)
+                self.look(full)
             except Exception as error:  # what answers goes on answering
                 self.engine.metrics.failures.labels(self.engine.name).inc()
                 _LOG.warning("nothing was changed: %s", " ".join(str(error).split()))
+
+    def look(self, registry: bool) -> None:
+        """Look at the watched file and, when asked, at the registry; swap what changed. Raises what is wrong."""
+        changed = self._read_file()
+        if registry:
+            self._activate(self.ports.release())
+        elif changed and self._release is not None:
+            self._activate(self._release)
 
     def _activate(self, release: Release) -> None:
         model = self._model
@@ -150,7 +156,7 @@ def parse_point(content: str, where: str) -> Mapping[str, Any]:
     try:
         raw = json.loads(content)
     except json.JSONDecodeError:
-        raw = content.strip()
+        raw = content.strip() if re.fullmatch(r"[\w.-]+", content.strip()) else None
     if isinstance(raw, str) and raw:
         return {"operating_point": raw}
     if isinstance(raw, dict) and len(raw) == 1 and set(raw) <= {"operating_point", "threshold"}:

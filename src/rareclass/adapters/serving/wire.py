@@ -251,7 +251,8 @@ def _from_list(tensor: Tensor, missing: bool) -> NDArray[Any]:
         out[:] = flat
         return out
     try:
-        return np.array(flat, dtype=dtype)
+        with np.errstate(over="ignore"):
+            return np.array(flat, dtype=dtype)
     except (OverflowError, ValueError):
         raise InputError(f"input '{tensor.name}' holds a value that does not fit into {tensor.datatype}") from None
 
