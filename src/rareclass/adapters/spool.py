@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import struct
 import threading
@@ -26,6 +25,9 @@ MAGIC = b"RcS1"
 HEADER = struct.Struct("<4sII")
 SEGMENT_BYTES = 16 << 20
 LARGEST_RECORD = 1 << 30
+CHECKPOINT = "checkpoint"
+SLOT = struct.Struct("<QQQI")  # sequence, segment, offset, crc32
+SLOT_BYTES = 512
 _DEPTH_EVERY = 0.2  # seconds between looks at the reader's checkpoint
 
 
@@ -83,15 +85,24 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:016d}.log"
 
 
-def _checkpoint(folder: Path) -> tuple[int, int]:
-    """Return (segment, offset) up to which everything is in the store."""
+def _slots(folder: Path) -> list[tuple[int, int, int]]:
+    """Return the intact checkpoints as (sequence, segment, offset), oldest first."""
     try:
-        saved = json.loads((folder / "checkpoint.json").read_bytes())
-        return int(saved["segment"]), int(saved["offset"])
+        raw = (folder / CHECKPOINT).read_bytes()
     except FileNotFoundError:
-        return 0, 0
-    except (ValueError, KeyError, TypeError):
-        return 0, 0  # unreadable: ship everything that is left again, which the store ignores
+        return []
+    slots = [raw[start : start + SLOT.size] for start in (0, SLOT_BYTES)]
+    known = [
+        SLOT.unpack(slot) for slot in slots if len(slot) == SLOT.size and zlib.crc32(slot[:-4]) == SLOT.unpack(slot)[3]
+    ]
+    return sorted((sequence, segment, offset) for sequence, segment, offset, _ in known)
+
+
+def _checkpoint(folder: Path) -> tuple[int, int]:
+    """Return (segment, offset) up to which everything is in the store; the start when both slots are damaged, because
+    shipping again costs nothing."""
+    slots = _slots(folder)
+    return slots[-1][1:] if slots else (0, 0)
 
 
 def unshipped_bytes(folder: Path) -> int:
@@ -181,8 +192,8 @@ class Spool:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._offset)
-            if os.fstat(self._descriptor).st_size != self._offset:
-                self._offset = self._segment_bytes  # could not be taken back: leave this segment's torn tail behind
+            if os.fstat(self._descriptor).st_size:
+                self._offset = self._segment_bytes  # the next append begins a segment, so that this one can be deleted
             raise SpoolFull(
                 f"spool '{self.folder}' cannot take the record: {error.strerror}. Free its disk; requests are refused until then"
             ) from None
@@ -272,6 +283,10 @@ class SpoolReader:
     def __init__(self, directory: str | Path) -> None:
         self.folder = _folder(directory)
         self._lock_file = _lock(self.folder, "reader.lock", "reader")
+        self._checkpoint_file = os.open(self.folder / CHECKPOINT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._checkpoint_file).st_size < 2 * SLOT_BYTES:
+            os.pwrite(self._checkpoint_file, bytes(2 * SLOT_BYTES), 0)  # takes its space now, not when the disk is full
+            os.fsync(self._checkpoint_file)
 
     def __enter__(self) -> SpoolReader:
         return self
@@ -282,6 +297,8 @@ class SpoolReader:
         self.close()
 
     def close(self) -> None:
+        """Give the folder to the next reader."""
+        os.close(self._checkpoint_file)
         os.close(self._lock_file)
 
     def depth(self) -> int:
@@ -317,13 +334,12 @@ class SpoolReader:
 
     def commit(self, batch: Batch) -> None:
         """Remember, atomically, that a batch is in the store; delete the segments before it."""
-        temporary = self.folder / "checkpoint.tmp"
-        with temporary.open("wb") as file:
-            file.write(json.dumps({"segment": batch.segment, "offset": batch.offset}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / "checkpoint.json")
-        _sync_folder(self.folder)
+        slots = _slots(self.folder)
+        sequence = slots[-1][0] + 1 if slots else 1
+        body = SLOT.pack(sequence, batch.segment, batch.offset, 0)[:-4]
+        # two slots in turn, overwritten in place: one is always whole, and a full disk can still be shipped empty
+        os.pwrite(self._checkpoint_file, body + struct.pack("<I", zlib.crc32(body)), SLOT_BYTES * (sequence % 2))
+        os.fsync(self._checkpoint_file)
         for number in segments(self.folder):
             if number < batch.segment:
                 _path(self.folder, number).unlink(missing_ok=True)
