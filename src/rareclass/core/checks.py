@@ -138,7 +138,8 @@ def check_identical(rows: Rows, checks: Checks) -> Iterator[Finding]:
     """Rows equal in every feature; says also how many of them have both labels."""
     if checks.identical_rows == "off" or len(rows) < 2:
         return
-    group, size = np.unique(content_groups(rows.x), return_inverse=True, return_counts=True)[1:]
+    parts = [content_groups(rows.x[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
+    group, size = np.unique(np.concatenate(parts), return_inverse=True, return_counts=True)[1:]
     repeated = int(size[size > 1].sum())
     if not repeated:
         return
