@@ -296,18 +296,31 @@ def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, qu
 
 
 @app.command()
-def triage(config: ConfigOption, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Say what happened live and what to do, with the evidence.
+def triage(
+    config: ConfigOption,
+    act: Annotated[
+        bool,
+        typer.Option(
+            "--act",
+            help="Also do it, where the governor allows: re-threshold, recalibrate, retrain, promote, roll back.",
+        ),
+    ] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what happened live and what to do, with the evidence. Changes nothing without --act.
 
     Exit code: 0 nothing, 10 rethreshold, 11 recalibrate, 12 retrain, 13 page.
     """
     from rareclass.services import govern as service
 
-    verdict = service.triage(_config(config, overrides), _now())
+    settings = _config(config, overrides)
+    verdict, actions = service.govern(settings, _now()) if act else (service.triage(settings, _now()), [])
     if as_json:
-        terminal.dump({"verdict": verdict.verdict, "reasons": list(verdict.reasons), "evidence": verdict.evidence})
+        terminal.dump({**verdict.to_json(), "actions": [action.to_json() for action in actions]})
     else:
-        terminal.lines([verdict.verdict, *(f"  {reason}" for reason in verdict.reasons)])
+        done = [f"{each.kind}: {each.outcome}. {each.reason}" for each in actions]
+        terminal.lines([verdict.verdict, *(f"  {reason}" for reason in verdict.reasons), *done])
     raise typer.Exit(verdict.exit_code)
 
 

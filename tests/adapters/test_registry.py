@@ -65,7 +65,7 @@ def test_a_version_carries_signature_requirements_golden_rows_and_card(there: Re
     needed = (folder / "requirements.txt").read_text()
     assert all(f"{package}==" in needed for package in ("rareclass", "numpy", "scikit-learn", "xgboost-cpu"))
     card = (folder / "README.md").read_text()
-    assert "default: 0.5 (decides)" in card
+    assert "| default (decides) | 0.5 |" in card
     assert "| channel | categorical | web, shop |" in card
     load_model(version.uri).check_golden()
 
@@ -148,6 +148,34 @@ there.register("killed", uri, run_id={run_id!r}, digest=digest)
     after = _registered(there, run_id, "killed")
     assert [each.version for each in there.versions("killed")] == [after.version]
     assert len(there.client.search_model_versions("name = 'killed'")) == 1
+
+
+def test_the_card_says_what_was_learnt_and_how_good_it_was() -> None:
+    meta = {
+        "target": "fraud", "positive": 1, "trained": {"rows": 12345, "positives": 67, "from": "2026-01-01", "until": "2026-02-01"},
+        "gate": {"verdict": "approve", "reasons": ["AP 9 times the prevalence"]}, "prevalence": 0.0054,
+        "metrics": {"ap": {"value": 0.41, "low": 0.35, "high": 0.47, "positives": 60, "rows": 9000}, "roc_auc": {"value": None}},
+    }  # fmt: skip
+    card = registry.model_card(small_model.model(**meta))
+    for line in (
+        "12,345 rows, 67 of the rare class",
+        "2026-01-01 to 2026-02-01",
+        "0.5400%",
+        "| ap | 0.41 | 0.35 to 0.47 | 60 |",
+    ):
+        assert line in card
+    assert "approve; AP 9 times the prevalence" in card
+    assert "roc_auc" not in card
+
+
+def test_thresholds_tuned_again_are_in_force_when_loaded_from_the_registry(there: Registry, run_id: str) -> None:
+    version = _registered(there, run_id, "tuned")
+    there.tag("tuned", version.version, {f"{registry.THRESHOLD}default": 0.25})
+    there.point("tuned", {"champion": version.version})
+    assert there.version("tuned", version.version).thresholds == {"default": 0.25}
+    loaded = load_model("models:/tuned@champion", there.uri)
+    assert (loaded.threshold(), loaded.threshold("strict")) == (0.25, 0.9)
+    assert load_model(version.uri).threshold() == 0.5
 
 
 def test_aliases_move_and_go(there: Registry, run_id: str) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 COMPLETE, HASH, OWNER = "rareclass.complete", "rareclass.hash", "rareclass.owner"
+THRESHOLD = "rareclass.threshold."
 ALIASES = ("champion", "challenger", "previous")
 # What scoring needs; everything else of this package is for training and operating.
 _REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "joblib")
@@ -47,6 +48,13 @@ class Version:
     created: datetime
     tags: Mapping[str, str]
     aliases: tuple[str, ...] = ()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Cut-offs that were re-tuned after the registration, by operating point (tags ``rareclass.threshold.NAME``)."""
+        return {
+            key.removeprefix(THRESHOLD): float(value) for key, value in self.tags.items() if key.startswith(THRESHOLD)
+        }
 
 
 class Registry:
@@ -173,8 +181,12 @@ class Registry:
                 self.client.set_model_version_tag(name, str(number), key, str(value))
 
     def load(self, version: Version) -> RareModel:
-        """Load a version after checking that its files are the ones that were registered. Raises ModelError."""
-        return load_model(version.uri, self.uri, expect=version.hash)
+        """Load a version as it is deployed: its files checked to be the registered ones, re-tuned thresholds in force.
+
+        Raises ModelError.
+        """
+        model = load_model(version.uri, self.uri, expect=version.hash)
+        return replace(model, thresholds={**model.thresholds, **version.thresholds}) if version.thresholds else model
 
     def resolve(self, uri: str) -> Version:
         """Return the version behind ``models:/name@alias`` or ``models:/name/number``. Raises ModelError."""
@@ -238,25 +250,53 @@ def _signature(model: RareModel) -> Any:
 
 
 def model_card(model: RareModel) -> str:
-    """A page of Markdown that says what the version is, what it needs and how good it was on rows it had not seen."""
-    meta = dict(model.meta)
-    features = [
-        f"| {f.name} | {f.kind} | {', '.join(f.categories[:8])}{' …' if len(f.categories) > 8 else ''} |"
-        for f in model.schema.features
-    ]
-    facts = [f"- {key}: {value}" for key, value in sorted(meta.items()) if isinstance(value, str | int | float | bool)]
-    metrics = meta.get("metrics")
-    numbers = [f"- {key}: {value}" for key, value in sorted(metrics.items())] if isinstance(metrics, Mapping) else []
+    """A page of Markdown that says what the version is, how good it was on rows it had not seen, and what it needs."""
+    meta = model.meta
+    trained, gate = meta.get("trained") or {}, meta.get("gate") or {}
+    facts = {
+        "Rare class": f"`{meta['target']}` = {meta.get('positive')}" if "target" in meta else None,
+        "Recipe": meta.get("selected"),
+        "Calibration": meta.get("calibration"),
+        "Trained on": f"{trained['rows']:,} rows, {trained['positives']:,} of the rare class" if "rows" in trained else None,
+        "Period of the rows": f"{trained.get('from')} to {trained['until']}" if trained.get("until") else None,
+        "Prevalence": f"{meta['prevalence']:.4%}" if isinstance(meta.get("prevalence"), float) else None,
+        "Data hash": meta.get("data_hash"),
+        "Gate": "; ".join([str(gate["verdict"]), *map(str, gate.get("reasons", ()))]) if "verdict" in gate else None,
+        "Made": f"{meta['created']} by rareclass {meta.get('rareclass', '')}" if "created" in meta else None,
+    }  # fmt: skip
     lines = [
         f"# {meta.get('name', 'rareclass model')}", "",
-        "Answers `score` (calibrated probability of the rare class) and `decision` (1 when the score reaches the threshold).", "",
-        "## Operating points", "",
-        *[f"- {name}: {value:.6g}{' (decides)' if name == model.primary else ''}" for name, value in model.thresholds.items()], "",
-        *(["## Quality on rows not used for training", "", *numbers, ""] if numbers else []),
-        *(["## Facts", "", *facts, ""] if facts else []),
-        "## Features", "", "| name | kind | values |", "|---|---|---|", *features, "",
+        "Answers `score` (calibrated probability of the rare class) and `decision` (1 when the score reaches the threshold of an operating point).",
+        "", *(f"- {name}: {value}" for name, value in facts.items() if value), "",
+        "## Operating points", "", "| name | threshold |", "|---|---|",
+        *(f"| {name}{' (decides)' if name == model.primary else ''} | {value:.6g} |" for name, value in model.thresholds.items()), "",
+        *_quality(meta.get("metrics") or {}),
+        "## Features", "", "| name | kind | values |", "|---|---|---|",
+        *(f"| {f.name} | {f.kind} | {', '.join(f.categories[:8])}{' …' if len(f.categories) > 8 else ''} |" for f in model.schema.features), "",
+        "## Limits", "",
+        "Scores are probabilities at the prevalence above: after a shift of the prevalence they need a recalibration. "
+        "Contributions to a score describe the model, not causes.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _quality(metrics: Mapping[str, Any]) -> list[str]:
+    """Metrics with their intervals, each given as the JSON of an Estimate."""
+    if not metrics:
+        return []
+    head = [
+        "## Quality of the recipe on test rows, before the refit",
+        "",
+        "| metric | value | interval | positives |",
+        "|---|---|---|---|",
+    ]
+    lines = []
+    for name, found in metrics.items():
+        if isinstance(found, Mapping) and found.get("value") is not None:
+            ends = [found.get("low"), found.get("high")]
+            interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
+            lines.append(f"| {name} | {found['value']:.4g} | {interval} | {found.get('positives', '')} |")
+    return [*head, *lines, ""]
 
 
 class _Scorer:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.core.model import RareModel
-
-_LOGGED_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,11 @@ def score(
             progress(len(frame))
         return totals.add(_with_scores(loaded, frame, point, reasons, prefix))
 
-    tables.write_frames(output, map(scored, tables.read_frames(source)))
+    frames = iter(tables.read_frames(source))
+    first = next(frames, None)
+    if first is None:  # no rows in, no rows out, but the same columns
+        first = tables.read_frame(source)
+    tables.write_frames(output, map(scored, chain([first], frames)))
     return Scored(totals.rows, totals.flagged, totals.mean, threshold, point or loaded.primary, output)
 
 
@@ -124,12 +128,12 @@ def score_and_log(
 ) -> Scored:
     """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
 
-    id_column : request ids, to which labels are joined; default: `data.id`, else a hash of the row. The same ids
-        again are not logged twice.
+    id_column : request ids, to which labels are joined; default: `data.id`, else made from the row's
+        content and how often it came before in the file. The same ids again are not logged twice.
     now : time of the rows where there is no `data.time` column
     Raises ModelError when there is no such version, DataError when the id column is missing or holds an id twice.
     """  # fmt: skip
-    from rareclass.adapters import registry, tables
+    from rareclass.adapters import tables
     from rareclass.adapters.registry import Registry
     from rareclass.adapters.store import Store
 
@@ -139,18 +143,25 @@ def score_and_log(
         raise ModelError(
             f"model '{config.name}' has no {alias} yet. Promote a version with: rareclass promote -c CONFIG"
         )
-    done = score(version.uri, source, output, point=point, reasons=reasons, prefix=prefix, progress=progress)
-    model = registry.load_model(version.uri, expect=version.hash)
-    store = Store(config.store.url)
-    try:
+    name = f"models:/{config.name}/{version.version}"
+    done = score(
+        name,
+        source,
+        output,
+        tracking_uri=config.tracking.uri,
+        point=point,
+        reasons=reasons,
+        prefix=prefix,
+        progress=progress,
+    )
+    model = found.load(version)
+    ids = _Ids(id_column or config.data.id, model.schema.names)
+    with Store(config.store.url) as store:
         store.migrate()
         logged = sum(
-            store.add_predictions(_predictions(config, model, version.version, part, done, prefix, id_column, now))
+            store.add_predictions(_predictions(config, model, version.version, frame, done, prefix, ids, now))
             for frame in tables.read_frames(output)
-            for part in (frame.iloc[at : at + _LOGGED_AT_ONCE] for at in range(0, len(frame), _LOGGED_AT_ONCE))
         )
-    finally:
-        store.close()
     return Scored(**{**asdict(done), "version": version.version, "logged": logged})
 
 
@@ -161,7 +172,7 @@ def _predictions(
     frame: pd.DataFrame,
     done: Scored,
     prefix: str,
-    id_column: str | None,
+    ids: _Ids,
     now: datetime,
 ) -> pd.DataFrame:
     """Bring scored rows into the shape of the prediction log."""
@@ -171,7 +182,7 @@ def _predictions(
     time = data.time if data.time in frame else None
     return pd.DataFrame(
         {
-            "request_id": _request_ids(frame, id_column or data.id, model.schema.names),
+            "request_id": ids.of(frame),
             "row": 0,
             "ts": pd.to_datetime(frame[time], utc=True) if time else pd.Timestamp(now).tz_convert("UTC"),
             "model": config.name,
@@ -190,27 +201,43 @@ def _predictions(
 
 def _features(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """Each row's features as JSON text, missing values as null."""
-    lines = frame[list(names)].to_json(orient="records", lines=True, date_format="iso").splitlines()
-    return lines
+    return frame[list(names)].to_json(orient="records", lines=True, date_format="iso").splitlines()
 
 
-def _request_ids(frame: pd.DataFrame, column: str | None, names: Sequence[str]) -> AnyArray:
-    import pandas as pd
+class _Ids:
+    """Request ids of the rows of one file, batch by batch."""
 
-    if column is None:
-        return np.array(
-            [f"{value:016x}" for value in pd.util.hash_pandas_object(frame[list(names)], index=False)], dtype=object
-        )
-    if column not in frame:
-        raise DataError(
-            f"the rows have no id column '{column}'.{nearest(column, map(str, frame.columns))} Pass --id COLUMN"
-        )
-    ids = frame[column].astype("string")
-    if ids.isna().any() or ids.duplicated().any():
-        raise DataError(
-            f"column '{column}' does not identify the rows: an id is missing or there twice. Pass --id with a column that does"
-        )
-    return ids.to_numpy(dtype=object)
+    def __init__(self, column: str | None, names: Sequence[str]) -> None:
+        self.column, self.names = column, list(names)
+        self.seen: Counter[str] = Counter()
+
+    def of(self, frame: pd.DataFrame) -> AnyArray:
+        """Return (n,) ids. Raises DataError when the column is missing, or an id is missing or there twice."""
+
+        if self.column is None:
+            return self._from_content(frame)
+        if self.column not in frame:
+            raise DataError(
+                f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass --id COLUMN"
+            )
+        ids = frame[self.column].astype("string")
+        self.seen.update(ids.dropna())
+        if ids.isna().any() or self.seen.total() > len(self.seen):
+            raise DataError(
+                f"column '{self.column}' does not identify the rows: an id is missing or there twice. Pass --id with a column that does"
+            )
+        return np.asarray(ids.to_numpy(dtype=object))
+
+    def _from_content(self, frame: pd.DataFrame) -> AnyArray:
+        """The hash of a row; equal rows are told apart by their number."""
+        import pandas as pd
+
+        ids = []
+        for value in pd.util.hash_pandas_object(frame[self.names], index=False):
+            name = f"{value:016x}"
+            ids.append(f"{name}-{self.seen[name]}")
+            self.seen[name] += 1
+        return np.array(ids, dtype=object)
 
 
 def champion_uri(config: Config) -> str:
@@ -222,6 +249,3 @@ def check_paths(source: str, output: str) -> None:
     """Refuse to overwrite the source. Raises ConfigError."""
     if "://" not in source and "://" not in output and Path(source).resolve() == Path(output).resolve():
         raise ConfigError(f"'{output}' is the input. Write the scores to another file")
-
-
-Summary = Mapping[str, Any]
