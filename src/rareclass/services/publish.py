@@ -61,7 +61,7 @@ def register(run: Run, *, now: datetime, reason: str = "run", progress: Progress
         card = registry.model_card(run.model)
         uri, digest = registry.Registry(config.tracking.uri).log(logged.id, run.model, card=card)
         version = None
-        if admitted(run):
+        if run.judged.decision.registers:
             version = promotion.register_logged(
                 config, uri, digest, logged.id, now=now, reason=reason, evidence=_evidence(run),
                 tags={"gate": run.judged.decision.verdict, "selected": run.chosen.winner},
@@ -79,11 +79,6 @@ def register(run: Run, *, now: datetime, reason: str = "run", progress: Progress
         logged.end("FAILED")
         raise
     return {**details, "summary": summary}
-
-
-def admitted(run: Run) -> bool:
-    """Whether the verdict lets the model into the registry: approved, or the gate does not decide."""
-    return run.config.gate.mode != "enabled" or run.judged.decision.verdict == "approve"
 
 
 def promote(
@@ -157,7 +152,7 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
             }
             if found
             else {"fit_seconds": one.fit_seconds},
-            series=one.trace or None,
+            series=_series(one.trace),
             tags={"reason": one.candidate.reason},
         )
     for name in ("data_card", "diagnosis", "selection", "evaluation", "gate", "trials"):
@@ -187,24 +182,23 @@ def _scores_name() -> str:
 def full(run: Run) -> dict[str, Any]:
     """Return everything a report needs, JSON-ready."""
     evaluation, chosen = run.judged.evaluation, run.chosen
-    trials = {"seed": run.config.train.seed, "trials": [_trial(one, chosen.weights) for one in run.trained]}
+    trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
     return clean({
         "name": run.config.name, "config": dump(run.config), "data_card": run.ingested.card,
         "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
         "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
         "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
         "points": {name: _point(point) for name, point in run.tuning.points.items()},
-        "gate": {"mode": run.config.gate.mode, "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons), "numbers": dict(run.judged.decision.numbers)},
+        "gate": run.judged.decision.to_json(),
         "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
         "trials": trials, "summary": summarise(run),
     })  # fmt: skip
 
 
-def _trial(one: Trained, weights: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "candidate": one.candidate.to_json(), "rounds": list(one.rounds), "fit_seconds": one.fit_seconds, "complete": one.complete,
-        "folds_done": one.folds_done, "weight": float(weights.get(one.candidate.name, 0.0)),
-    }  # fmt: skip
+def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | None:
+    """Curves by round or epoch from the records of a fit."""
+    names = [name for name in trace[0] if name != "round"] if trace else []
+    return {name: [float(each[name]) for each in trace] for name in names} or None
 
 
 def _point(point: Any) -> dict[str, Any]:

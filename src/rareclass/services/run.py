@@ -76,14 +76,21 @@ def fit(
         start = time.monotonic()
         with watch("train"):
             trained += train.train(
-                config, dev, folds, members, resampled, plan.seconds[name] + saved, progress=progress
+                config,
+                dev,
+                folds,
+                members,
+                resampled,
+                plan.seconds[name] + saved,
+                planned=plan.candidates,
+                progress=progress,
             )
         # What one group leaves of its budget the next ones may use.
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
     with watch("select"):
         chosen = train.select(config, dev, trained, progress)
     with watch("tune_threshold"):
-        tuning = train.tune_threshold(config, dev, chosen, train.kept(trained, chosen, ingested), progress)
+        tuning = train.tune_threshold(config, dev, chosen, train.kept(chosen, ingested), progress)
     with watch("evaluate"):
         judged = train.evaluate(
             config, dev, ingested.test, trained, chosen, tuning, champion=champion, progress=progress

@@ -123,7 +123,9 @@ def train_group(
     fitted = _timed(
         trained_path,
         "train",
-        lambda: train.train(settings, dev, folds, plan.groups[group], resampled, plan.seconds[group]),
+        lambda: train.train(
+            settings, dev, folds, plan.groups[group], resampled, plan.seconds[group], planned=plan.candidates
+        ),
     )
     return len(fitted)
 
@@ -163,9 +165,9 @@ def tune_threshold(
 ) -> float:
     """Calibrate and tune the operating points; returns the threshold that decides."""
     settings = _settings(config)
-    chosen, trained = _load(selection_path).value
+    chosen, _ = _load(selection_path).value
     dev, _ = train.development(settings, _rows(train_path), _rows(validation_path))
-    kept = train.kept(trained, chosen, _load(ingested_path).value)
+    kept = train.kept(chosen, _load(ingested_path).value)
     tuning = _timed(tuning_path, "tune_threshold", lambda: train.tune_threshold(settings, dev, chosen, kept))
     return float(tuning.thresholds[tuning.primary])
 

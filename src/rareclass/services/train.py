@@ -6,14 +6,17 @@ Steps take and return plain objects; files, MLflow and the store are touched by 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, dump
+from rareclass.errors import ConfigError
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
@@ -48,6 +51,11 @@ class Plan:
     groups: Mapping[str, Sequence[Candidate]]
     seconds: Mapping[str, float]
 
+    @property
+    def candidates(self) -> int:
+        """How many candidates there are in all groups."""
+        return sum(len(members) for members in self.groups.values())
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -73,10 +81,8 @@ class Judgement:
     """(n_test,) calibrated scores of the recipe fitted on the development rows"""
     decision: GateDecision
     champion: str | None = None
-    champion_score: FloatArray | None = None
-    champion_rows: Any = None
-    """index of the test rows the champion was not trained on"""
     champion_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """on the test rows the champion was not trained on; empty where there are none"""
 
 
 def threads(config: Config) -> int:
@@ -96,7 +102,9 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
     """Return the development rows and the folds that score them; the same for every caller."""
     from rareclass.core import splitting
 
-    return splitting.development(train, validation, config.split, config.data.label_delay, seed=config.train.seed)
+    return splitting.development(
+        train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
+    )
 
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
@@ -106,8 +114,23 @@ def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Pr
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
     known = rows.concatenate([train, validation])
     found = diagnosis.diagnose(known, config)
-    groups = candidates.group_by_resampler(diagnosis.plan(found, config, known.schema))
+    wanted = (
+        diagnosis.plan(found, config, known.schema) if config.search.replay is None else _recorded(config.search.replay)
+    )
+    groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
+
+
+def _recorded(path: str) -> tuple[Candidate, ...]:
+    """Return the candidates of a recorded run, in its order."""
+    from rareclass.core import search
+
+    try:
+        return search.replayed(json.loads(Path(path).read_text(encoding="utf-8"))["trials"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). Set it to OUT/trials.json of a finished run"
+        ) from None
 
 
 def budgets(config: Config, groups: Mapping[str, Sequence[Candidate]]) -> dict[str, float]:
@@ -140,6 +163,7 @@ def train(
     resampled: Rows | None,
     seconds: float,
     *,
+    planned: int | None = None,
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = silent,
 ) -> list[Trained]:
@@ -156,6 +180,7 @@ def train(
         seconds=seconds,
         threads=threads(config),
         clock=clock,
+        planned=planned,
         progress=lambda message: progress("train", message),
     )
     return list(found)
@@ -191,7 +216,6 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, kept: float, pr
         score,
         config.threshold,
         costs=costs.cost_arrays(config.costs, rows.prevalence, rows.amount),
-        costs_given=_costs_given(config),
         days=days(rows),
         weight=rows.weight,
         block=rows.block(),
@@ -200,11 +224,6 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, kept: float, pr
         seed=config.train.seed,
     )
     return Tuning(fitted, points, next(iter(points)), score)
-
-
-def _costs_given(config: Config) -> bool:
-    costs = config.costs
-    return any(value is not None for value in (costs.false_negative, costs.false_positive, costs.amount_share))
 
 
 def days(rows: Rows) -> float | None:
@@ -239,6 +258,8 @@ def evaluate(
     progress: Progress = silent,
 ) -> Judgement:
     """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge."""
+    import numpy as np
+
     from rareclass.core import costs, evaluation, gating
     from rareclass.core import rows as tables
 
@@ -259,29 +280,31 @@ def evaluate(
         weight=test.weight,
         seed=config.train.seed,
     )
-    name, champion_score, index, metrics = None, None, None, {}
+    block, incumbent, metrics = test.block(), None, {}
     if champion is not None:
         name, model = champion
+        old = model.score(tables.decode(test.x, test.schema))
         index = unseen(model, test)
+        incumbent = gating.Champion(
+            old, unseen=np.isin(np.arange(len(test)), index), decision=model.decide(old), name=name
+        )
         fresh = test.take(index)
-        champion_score = model.score(tables.decode(fresh.x, fresh.schema)) if len(fresh) else None
-        metrics = _champion_metrics(config, fresh, champion_score, score[index], model) if fresh.positives else {}
+        metrics = _champion_metrics(config, fresh, old[index], score[index], model) if fresh.positives else {}
     progress("gate", "approve, reject or not enough evidence")
     decision = gating.judge(
         found,
         test.y,
         score,
-        config=config.gate,
-        champion=name,
-        champion_score=champion_score,
-        champion_index=index,
-        block=test.block(),
+        incumbent,
+        config.gate,
+        costs=money,
         weight=test.weight,
+        block=block,
         n_boot=config.evaluate.bootstraps,
         confidence=config.evaluate.confidence,
         seed=config.train.seed,
     )
-    return Judgement(found, score, decision, name, champion_score, index, metrics)
+    return Judgement(found, score, decision, champion[0] if champion else None, metrics)
 
 
 def _champion_metrics(config: Config, fresh: Rows, old: Any, new: Any, model: RareModel) -> dict[str, Any]:
@@ -400,3 +423,8 @@ def _text(value: Any) -> Any:
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
+
+
+def kept(chosen: Selection, ingested: Ingested) -> float:
+    """Return the share of negatives that training saw and no score has been corrected for yet; NaN: the calibrator learns it."""
+    return float(chosen.kept * ingested.train_kept)
