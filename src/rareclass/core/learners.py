@@ -182,7 +182,7 @@ def xgboost_defaults(known: Rows) -> dict[str, Any]:
                               "min_child_weight": 1.0, "base_score": 0.5, "tree_method": "hist"}  # fmt: skip
     rows = len(known)
     if rows <= _EXACT_ROWS and not known.schema.categorical.any():
-        return params | {"tree_method": "exact", "eta": 0.05, "rounds": 800, "patience": 80}
+        return params | {"tree_method": "exact", "eta": 0.05, "rounds": 800, "patience": 80 if rows > 1000 else 40}
     if rows <= _FINE_ROWS:
         return params | {"max_bin": 1024, "eta": 0.05, "rounds": 800, "patience": 60}
     if rows <= _LARGE_ROWS:
@@ -222,6 +222,23 @@ def fit_xgboost(task: Task, params: Mapping[str, Any]) -> Boosted:
     rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
     gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
     types = ["c" if each else "q" for each in categorical]
+    # as many threads as asked for also while the matrices are built: by default every processor would spin
+    with xgb.config_context(nthread=task.threads, verbosity=0):
+        return _boost(task, settings, types, rounds, patience, gamma, alpha, device)
+
+
+def _boost(
+    task: Task,
+    settings: dict[str, Any],
+    types: list[str],
+    rounds: int,
+    patience: int,
+    gamma: float,
+    alpha: float,
+    device: str,
+) -> Boosted:
+    import xgboost as xgb
+
     train = _matrix(task.rows, task.weight, types, settings)
     watch = _Watch(task, settings, patience)
     stopping = task.stop is not None and task.rounds is None
@@ -242,7 +259,9 @@ def fit_xgboost(task: Task, params: Mapping[str, Any]) -> Boosted:
     if watch.interrupted:
         raise Interrupted
     used = watch.best.rounds() if evals else booster.num_boosted_rounds()
-    return Boosted("xgboost", rounds=used, trace=watch.trace(), booster=booster[:used], types=tuple(types))
+    kept = booster[:used]
+    kept.set_param({"nthread": task.threads})
+    return Boosted("xgboost", rounds=used, trace=watch.trace(), booster=kept, types=tuple(types))
 
 
 def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -565,8 +584,8 @@ def fit(
     task = Task(rows, weight, stop, rounds, loss, seed, threads, device, out_of_time)
     try:
         return LEARNERS[name].fit(task, dict(params or {}))
-    except (ValueError, TypeError) as error:
-        if not params:
+    except ValueError as error:
+        if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{name} refused its parameters {dict(params)}: {reason}. Mend candidates.params") from error
