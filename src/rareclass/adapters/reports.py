@@ -94,7 +94,7 @@ def _tiles(details: Details) -> list[dict[str, str]]:
     prevalence = summary["prevalence"]["test"]
     lift = metrics["ap"]["value"] / prevalence if metrics["ap"]["value"] and prevalence else None
     tiles = [
-        {"name": "Average precision", "value": f"{metrics['ap']['value']:.3f}", "note": f"{_range(metrics['ap'])}; a coin has {prevalence:.3f}" + (f", {lift:.0f} times less" if lift else "")},
+        {"name": "Average precision", "value": f"{metrics['ap']['value']:.3f}", "note": f"{_range(metrics['ap'])}; prevalence {prevalence:.3f}" + (f", {lift:.0f} times that" if lift else "")},
         {"name": "Positives found (recall)", "value": percent(metrics["recall"]["value"]), "note": f"{_range(metrics['recall'])} of {count(summary['positives']['test'])}"},
         {"name": "Alerts that are right (precision)", "value": percent(metrics["precision"]["value"]), "note": _range(metrics["precision"])},
         {"name": "Threshold", "value": f"{summary['metrics']['threshold']:.4f}", "note": "the untuned 0.5 would find " + percent(_value(untuned, "recall"))},
@@ -150,7 +150,7 @@ def _charts(details: Details) -> list[tuple[Any, str]]:
     evaluation, summary = details["evaluation"], details["summary"]
     prevalence = summary["prevalence"]["test"]
     pr = go.Figure()
-    pr.add_scatter(x=[0, 1], y=[prevalence] * 2, mode="lines", name="coin", line={"color": _GREY, "dash": "dot"})
+    pr.add_scatter(x=[0, 1], y=[prevalence] * 2, mode="lines", name="no skill", line={"color": _GREY, "dash": "dot"})
     pr.add_scatter(
         x=evaluation["curves"]["pr"]["recall"],
         y=evaluation["curves"]["pr"]["precision"],
@@ -167,7 +167,7 @@ def _charts(details: Details) -> list[tuple[Any, str]]:
         marker={"size": 11, "color": _ORANGE},
     )
     roc = go.Figure()
-    roc.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="coin", line={"color": _GREY, "dash": "dot"})
+    roc.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="no skill", line={"color": _GREY, "dash": "dot"})
     roc.add_scatter(
         x=evaluation["curves"]["roc"]["fpr"],
         y=evaluation["curves"]["roc"]["tpr"],
