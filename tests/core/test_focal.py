@@ -49,5 +49,5 @@ def test_extreme_logits_stay_finite():
 
 @pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"alpha": 0.0}, {"alpha": 1.0}, {"gamma": float("nan")}])
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ConfigError, match="params.focal"):
+    with pytest.raises(ConfigError, match=r"params\.focal"):
         focal_objective(**wrong)

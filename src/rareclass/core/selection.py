@@ -167,7 +167,7 @@ def _compare(
     lines = []
     for position, (one, p) in enumerate(zip(done, p_values, strict=True)):
         difference = ground.estimate(values[position] - values[0], draws[position] - draws[0])
-        significant = position > 0 and p < 1 - ground.confidence and difference.value > 0
+        significant = bool(position > 0 and p < 1 - ground.confidence and difference.value > 0)
         lines.append(
             CandidateResult(
                 one.candidate.name,
@@ -226,7 +226,7 @@ def _ensemble(
     value, zero = ground.ap(crossed), next(iter(scores))
     p = one_sided(draws - singles[best])
     gain = ground.estimate(value - ground.ap(scores[best]), draws - singles[best])
-    significant = p < 1 - ground.confidence and gain.value > 0
+    significant = bool(p < 1 - ground.confidence and gain.value > 0)
     difference = ground.estimate(value - ground.ap(scores[zero]), draws - singles[zero])
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
@@ -313,7 +313,7 @@ WEIGHINGS = {"voting": equal_weights, "weighted": greedy_weights, "stacking": st
 def _without_crumbs(weights: FloatArray, least: float = 0.03) -> FloatArray:
     """Drop members that hardly count: each costs a fit and time at serving."""
     kept = np.where(weights >= least, weights, 0.0)
-    return kept / kept.sum()
+    return np.asarray(kept / kept.sum(), dtype=np.float64)
 
 
 def _enough(y: IntArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:

@@ -1,0 +1,188 @@
+import dataclasses
+import io
+
+import joblib
+import numpy as np
+import pytest
+from rows_for_learning import make_rows
+from sklearn.metrics import average_precision_score
+
+from rareclass.core.learners import LEARNERS, BestRound, Interrupted, StopPrecision, Task, fit, settle, thin
+from rareclass.core.preparing import Preparation
+from rareclass.errors import ConfigError
+
+TRAIN, STOP, TEST = (
+    make_rows(700, category=True),
+    make_rows(250, seed=1, category=True),
+    make_rows(800, seed=2, category=True),
+)
+QUICK = {
+    "xgboost": {"rounds": 60},
+    "random_forest": {"n_estimators": 40},
+    "balanced_random_forest": {"n_estimators": 40},
+    "extra_trees": {"n_estimators": 40},
+    "hist_gradient_boosting": {"max_iter": 40},
+    "logistic_regression": {},
+    "mlp": {"epochs": 15},
+    "adaboost": {"n_estimators": 30},
+    "rusboost": {"n_estimators": 30},
+    "easy_ensemble": {"n_estimators": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return {
+        name: fit(name, TRAIN, params=QUICK[name], stop=STOP if LEARNERS[name].stops else None, seed=3)
+        for name in LEARNERS
+    }
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_ranks_unseen_rows_with_gaps_and_categories(name, fitted):
+    score = fitted[name].score(TEST.x)
+    assert score.shape == (len(TEST),)
+    assert score.dtype == np.float64
+    assert ((score > 0) & (score < 1)).all()
+    assert average_precision_score(TEST.y, score) > 2 * TEST.prevalence
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_scores_the_same_after_a_pickle_and_row_by_row(name, fitted):
+    buffer = io.BytesIO()
+    joblib.dump(fitted[name], buffer)
+    buffer.seek(0)
+    again = joblib.load(buffer)
+    whole = fitted[name].score(TEST.x[:20])
+    np.testing.assert_array_equal(again.score(TEST.x[:20]), whole)
+    np.testing.assert_allclose(np.concatenate([again.score(TEST.x[i : i + 1]) for i in range(20)]), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_is_deterministic_by_seed(name, fitted):
+    again = fit(name, TRAIN, params=QUICK[name], stop=STOP if LEARNERS[name].stops else None, seed=3)
+    np.testing.assert_array_equal(again.score(TEST.x), fitted[name].score(TEST.x))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_scores_levels_it_has_not_seen_and_rows_without_any_value(name, fitted):
+    x = np.full((2, TEST.x.shape[1]), np.nan, dtype=np.float32)
+    x[0, 4] = 2.0
+    assert np.isfinite(fitted[name].score(x)).all()
+
+
+@pytest.mark.parametrize("name", [name for name, each in LEARNERS.items() if each.stops])
+def test_learners_that_stop_early_record_ap_by_round_and_keep_the_best_part(name, fitted):
+    trace = fitted[name].trace
+    assert [point["round"] for point in trace] == list(range(1, len(trace) + 1))
+    assert 1 <= fitted[name].rounds <= len(trace)
+    assert all(0 <= point["ap"] <= 1 for point in trace)
+
+
+@pytest.mark.parametrize("name", ["xgboost", "mlp"])
+def test_a_fixed_number_of_rounds_grows_the_same_model_as_stopping_there(name):
+    stopped = fit(name, TRAIN, params=QUICK[name], stop=STOP, seed=5)
+    fixed = fit(name, TRAIN, params=QUICK[name], rounds=stopped.rounds, seed=5)
+    assert fixed.rounds == stopped.rounds
+    np.testing.assert_allclose(fixed.score(TEST.x), stopped.score(TEST.x), rtol=1e-6)
+
+
+def test_xgboost_loss_by_round_is_recorded_too(fitted):
+    assert fitted["xgboost"].trace[-1]["loss"] < fitted["xgboost"].trace[0]["loss"]
+
+
+def test_focal_loss_ranks_and_says_that_its_scores_are_no_probabilities():
+    focal = fit("xgboost", TRAIN, params={"rounds": 60, "focal_gamma": 2.0}, loss="focal", stop=STOP)
+    plain = fit("xgboost", TRAIN, params={"rounds": 60}, stop=STOP)
+    assert average_precision_score(TEST.y, focal.score(TEST.x)) > 2 * TEST.prevalence
+    assert not np.allclose(focal.score(TEST.x), plain.score(TEST.x))
+
+
+def test_contributions_of_trees_add_up_to_the_log_odds_apart_from_a_constant(fitted):
+    model = fitted["xgboost"]
+    score = model.score(TEST.x)
+    rest = np.log(score / (1 - score)) - model.contributions(TEST.x).sum(axis=1)
+    np.testing.assert_allclose(rest, rest[0], atol=1e-3)
+    assert fitted["logistic_regression"].contributions(TEST.x) is None
+
+
+def test_the_balanced_forest_knows_its_sampling_factor(fitted):
+    assert fitted["balanced_random_forest"].kept == pytest.approx(TRAIN.positives / (len(TRAIN) - TRAIN.positives))
+    assert fitted["random_forest"].kept == 1.0
+
+
+def test_weights_change_the_fit():
+    weight = np.where(TRAIN.y == 1, 20.0, 1.0)
+    heavy = fit("logistic_regression", TRAIN, weight=weight).score(TEST.x).mean()
+    assert heavy > 2 * fit("logistic_regression", TRAIN).score(TEST.x).mean()
+
+
+@pytest.mark.parametrize("name", ["xgboost", "mlp"])
+def test_a_fit_is_given_up_inside_when_time_is_out(name):
+    calls = iter([False] * 3 + [True] * 100)
+    with pytest.raises(Interrupted):
+        fit(name, TRAIN, params=QUICK[name], out_of_time=lambda: next(calls))
+
+
+def test_unknown_names_and_values_give_one_line():
+    with pytest.raises(ConfigError, match="Did you mean 'xgboost'"):
+        fit("xgbost", TRAIN)
+    with pytest.raises(ConfigError, match="Did you mean 'max_depth'"):
+        fit("xgboost", TRAIN, params={"max_dept": 3})
+    with pytest.raises(ConfigError, match="Did you mean 'n_estimators'"):
+        fit("random_forest", TRAIN, params={"n_estimator": 3})
+    with pytest.raises(ConfigError, match=r"candidates\.params") as caught:
+        fit("random_forest", TRAIN, params={"n_estimators": -3})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"candidates\.params"):
+        fit("xgboost", TRAIN, params={"subsample": 7})
+    with pytest.raises(ConfigError, match="works with learner 'xgboost' only"):
+        fit("mlp", TRAIN, loss="focal")
+
+
+def test_settings_follow_the_number_of_rows_but_what_was_asked_for_stays():
+    small, large = make_rows(300), make_rows(130_000)
+    assert settle("xgboost", small, {})["tree_method"] == "exact"
+    assert settle("xgboost", large, {})["eta"] > settle("xgboost", small, {})["eta"]
+    assert settle("xgboost", large, {"learning_rate": 0.01})["eta"] == 0.01
+    assert settle("xgboost", small, {})["base_score"] == 0.5
+    assert settle("xgboost", make_rows(300, category=True), {})["tree_method"] == "hist"
+
+
+def test_thinning_keeps_every_positive_and_the_weight_of_the_negatives():
+    rows, weight = thin(Task(TRAIN, seed=1), 300)
+    assert len(rows) == 300
+    assert rows.positives == TRAIN.positives
+    assert weight[rows.y == 0].sum() == pytest.approx(len(TRAIN) - TRAIN.positives)
+    assert (weight[rows.y == 1] == 1).all()
+    assert thin(Task(TRAIN), 10_000)[1] is None
+
+
+def test_precision_by_round_is_the_average_precision_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for ties in (1000, 5):
+        y, score = rng.integers(0, 2, 200), np.floor(rng.random(200) * ties)
+        assert StopPrecision(y)(score) == pytest.approx(average_precision_score(y, score))
+
+
+def test_a_lonely_peak_is_not_mistaken_for_the_best_round():
+    best = BestRound(patience=50, width=5, least=3)
+    hill = np.concatenate([np.linspace(0.2, 0.6, 20), np.full(10, 0.6), np.linspace(0.6, 0.3, 40)])
+    hill[3] = 0.9
+    assert not any(best.add(value) for value in hill[:40])
+    for value in hill[40:]:
+        best.add(value)
+    assert 18 <= best.rounds() <= 32
+
+
+def test_a_preparation_is_finite_bounded_and_flags_what_is_missing():
+    x = TRAIN.x.copy()
+    x[0, 0] = 3e38
+    prepared = Preparation.learn(dataclasses.replace(TRAIN, x=x))
+    made = prepared(x)
+    assert np.isfinite(made).all()
+    assert np.abs(made).max() < 200
+    assert made.shape[1] == 4 + 4 + 3, "four numbers, four flags, three levels"
+    gap = np.flatnonzero(np.isnan(x[:, 1]))[0]
+    assert made[gap, 1] == 0
+    assert made[gap, 5] == 1

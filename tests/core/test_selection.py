@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+from rows_for_learning import make_rows
+from sklearn.metrics import average_precision_score
+
+from rareclass.config import parse
+from rareclass.core.candidates import Candidate
+from rareclass.core.learners import expit, logit
+from rareclass.core.selection import (
+    WEIGHINGS,
+    curve,
+    equal_weights,
+    greedy_weights,
+    holm,
+    one_sided,
+    select,
+    stacked_weights,
+)
+from rareclass.core.training import Trained
+from rareclass.errors import DataError
+
+ROWS = make_rows(4000, shift=-2.5)
+
+
+def config(**search):
+    return parse({"name": "t", "data": {"path": "p", "target": "y"}, "search": search})
+
+
+def scored(name, noise, *, seed=0, complete=True, rows=ROWS, signal=1.0):
+    """A finished candidate whose scores are the truth blurred by noise of its own."""
+    rng = np.random.default_rng(seed)
+    z = signal * 3.0 * rows.y - 4 + noise * rng.normal(size=len(rows))
+    return Trained(Candidate(name, "xgboost"), expit(z), complete=complete, fit_seconds=1.0)
+
+
+def test_a_clearly_better_candidate_wins_with_its_evidence():
+    found = select([scored("zero", 3.0), scored("better", 1.5, seed=1)], ROWS, config=config(ensemble="none"), seed=0)
+    assert found.winner == "better"
+    assert found.weights == {"better": 1.0}
+    line = found.table[1]
+    assert line.significant
+    assert line.difference.low > 0
+    assert line.p_value < 0.05
+    assert "beats zero" in found.reasons[0]
+
+
+def test_ties_go_to_candidate_0():
+    equals = [scored(f"c{i}", 2.0, seed=i) for i in range(6)]
+    found = select(equals, ROWS, config=config(ensemble="none"), seed=0)
+    assert found.winner == "c0"
+    assert not any(line.significant for line in found.table)
+
+
+def test_luck_among_many_candidates_is_not_taken_for_evidence():
+    wins = 0
+    for trial in range(20):
+        rows = make_rows(400, seed=trial)
+        many = [scored(f"c{i}", 3.0, seed=100 * trial + i, rows=rows) for i in range(10)]
+        wins += select(many, rows, config=config(ensemble="none"), seed=0).winner != "c0"
+    assert wins <= 3
+
+
+def test_an_average_of_different_learners_beats_each_of_them():
+    members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
+    found = select(members, ROWS, config=config(), seed=0)
+    assert found.winner == "ensemble-weighted"
+    assert sum(found.weights.values()) == pytest.approx(1.0)
+    assert set(found.weights) == {"c0", "c1", "c2"}
+    combined = average_precision_score(ROWS.y, found.oof)
+    assert combined > max(average_precision_score(ROWS.y, one.oof) for one in members) + 0.03
+    expected = sum(weight * logit(one.oof) for one, weight in zip(members, found.weights.values(), strict=True))
+    np.testing.assert_allclose(found.oof, expit(expected), rtol=1e-9)
+
+
+def test_an_ensemble_of_one_good_and_many_bad_candidates_is_declined():
+    bad = [scored(f"bad{i}", 30.0, seed=i + 1) for i in range(4)]
+    found = select([scored("good", 1.0), *bad], ROWS, config=config(ensemble="voting"), seed=0)
+    assert found.winner == "good"
+    assert "does not beat good" in found.reasons[1]
+
+
+@pytest.mark.parametrize("kind", WEIGHINGS)
+def test_every_kind_of_ensemble_can_be_asked_for(kind):
+    members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
+    assert select(members, ROWS, config=config(ensemble=kind), seed=0).winner == f"ensemble-{kind}"
+
+
+@pytest.mark.parametrize("learn", WEIGHINGS.values(), ids=WEIGHINGS)
+def test_weights_are_not_negative_and_add_up_to_one(learn):
+    logits = np.stack([logit(scored(f"c{i}", 1.0 + i, seed=i).oof) for i in range(4)])
+    weights = learn(ROWS.y, logits)
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1.0)
+
+
+def test_learned_weights_favour_the_better_member_where_there_is_evidence():
+    logits = np.stack([logit(scored("good", 1.0).oof), logit(scored("bad", 4.0, seed=1).oof)])
+    for learn in (greedy_weights, stacked_weights):
+        assert learn(ROWS.y, logits)[0] > 0.7
+
+
+def test_with_few_positives_weights_stay_near_equal():
+    rows = make_rows(300, shift=-4)
+    logits = np.stack([logit(scored("a", 1.0, rows=rows).oof), logit(scored("b", 3.0, seed=1, rows=rows).oof)])
+    few = greedy_weights(rows.y, logits)
+    assert rows.positives < 50
+    assert abs(few - equal_weights(rows.y, logits)).max() < 0.2
+
+
+def test_unfinished_candidates_are_left_out_and_none_at_all_is_an_error():
+    found = select([scored("zero", 2.0), scored("late", 0.1, complete=False)], ROWS, config=config(), seed=0)
+    assert [line.name for line in found.table] == ["zero"]
+    with pytest.raises(DataError, match=r"search\.seconds"):
+        select([scored("late", 1.0, complete=False)], ROWS, config=config(), seed=0)
+
+
+def test_only_rows_that_were_scored_are_compared():
+    one = scored("zero", 2.0)
+    one.oof[:1000] = np.nan
+    found = select([one], ROWS, config=config(), seed=0)
+    assert found.scored.sum() == len(ROWS) - 1000
+    assert np.isnan(found.oof[:1000]).all()
+    assert found.table[0].ap.rows == len(ROWS) - 1000
+
+
+def test_the_same_seed_gives_the_same_table_and_it_is_json():
+    members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
+    first, again = (select(members, ROWS, config=config(), seed=4).to_json() for _ in range(2))
+    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
+
+
+def test_holm_adjusts_as_published():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert len(holm([])) == 0
+    assert one_sided(np.full(99, 0.1)) == pytest.approx(0.01)
+    assert one_sided(np.full(99, -0.1)) == 1.0
+
+
+def test_curves_lie_on_the_exact_curve():
+    one = scored("zero", 2.0)
+    found = curve(ROWS.y, one.oof)
+    assert len(found["recall"]) <= 200
+    assert found["recall"][-1] == 1.0
+    middle = len(found["recall"]) // 2
+    order = np.argsort(-one.oof)
+    hits = np.cumsum(ROWS.y[order])
+    rank = int(np.searchsorted(hits / ROWS.positives, found["recall"][middle] - 1e-6))
+    spots = np.flatnonzero(np.isclose(hits / ROWS.positives, found["recall"][middle], atol=1e-5))
+    exact = hits[spots] / (spots + 1)
+    assert rank == spots[0]
+    assert np.isclose(exact, found["precision"][middle], atol=1e-5).any()

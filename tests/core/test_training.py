@@ -1,0 +1,169 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from rows_for_learning import make_rows
+from sklearn.metrics import average_precision_score
+
+from rareclass.config import ResampleStep, Split
+from rareclass.core import learners, training
+from rareclass.core.candidates import Candidate
+from rareclass.core.costs import CostArrays
+from rareclass.core.splitting import Fold, development, stratified_folds
+from rareclass.core.training import combine, refit, resample_folds, sampling_factor, scaled_rounds, train_candidate
+
+ROWS = make_rows(900)
+FOLDS = stratified_folds(ROWS.y, ROWS.row_id, folds=3)
+PLAIN = Candidate("xgboost", "xgboost", {"rounds": 60})
+UNDER = Candidate("under", "xgboost", {"rounds": 60}, resample=(ResampleStep(name="random_under", ratio=3),))
+SMOTE = Candidate("smote", "logistic_regression", resample=(ResampleStep(name="smote", ratio=2),))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train_candidate(PLAIN, ROWS, FOLDS, seed=0)
+
+
+def test_every_row_is_scored_by_a_model_that_has_not_seen_it(plain):
+    assert plain.complete
+    assert plain.scored.all()
+    assert len(plain.rounds) == plain.folds_done == 3
+    assert average_precision_score(ROWS.y, plain.oof) > 2 * ROWS.prevalence
+    noise = dataclasses.replace(ROWS, y=np.random.default_rng(1).permutation(ROWS.y))
+    blind = train_candidate(PLAIN, noise, FOLDS, seed=0)
+    assert average_precision_score(noise.y, blind.oof) < 2 * noise.prevalence, (
+        "labels without a pattern cannot be ranked"
+    )
+
+
+def test_scored_labels_have_no_influence_on_their_own_scores(plain):
+    fold = FOLDS[0]
+    flipped = ROWS.y.copy()
+    flipped[fold.score] = 1 - flipped[fold.score]
+    again = train_candidate(PLAIN, dataclasses.replace(ROWS, y=flipped), FOLDS[:1], seed=0)
+    np.testing.assert_array_equal(again.oof[fold.score], plain.oof[fold.score])
+    assert not again.scored[FOLDS[1].score].any(), "rows of other folds stay without a score"
+
+
+def test_repeats_are_averaged_in_log_odds():
+    folds = [Fold(f.train, f.score, 0) for f in FOLDS] + [Fold(f.train, f.score, 1) for f in FOLDS]
+    once = train_candidate(PLAIN, ROWS, folds[:3], seed=0)
+    both = train_candidate(PLAIN, ROWS, folds, seed=0)
+    assert both.folds_done == 6
+    assert np.corrcoef(learners.logit(both.oof), learners.logit(once.oof))[0, 1] > 0.8
+    assert not np.allclose(both.oof, once.oof), "the second repeat is fitted with seeds of its own"
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        UNDER,
+        dataclasses.replace(PLAIN, weighting="balanced"),
+        Candidate("brf", "balanced_random_forest", {"n_estimators": 60}),
+    ],
+    ids=["under-sampled", "weighted", "balanced forest"],
+)
+def test_exact_prior_shifts_are_undone(candidate):
+    done = train_candidate(candidate, ROWS, FOLDS, seed=0)
+    assert done.kept < 0.6
+    assert 0.4 < done.oof.mean() / ROWS.prevalence < 1.7
+
+
+def test_synthetic_rows_and_focal_loss_leave_the_shift_to_the_calibrator():
+    assert np.isnan(train_candidate(SMOTE, ROWS, FOLDS, seed=0).kept)
+    assert np.isnan(train_candidate(dataclasses.replace(PLAIN, loss="focal"), ROWS, FOLDS, seed=0).kept)
+
+
+def test_resampling_sees_training_rows_of_its_own_fold_only():
+    made = resample_folds(UNDER.resample, ROWS, FOLDS, seed=0)
+    assert set(np.unique(made.fold)) == set(range(6)), "three folds to stop in, three on all training rows"
+    for k, fold in enumerate(FOLDS):
+        train = set(ROWS.row_id[fold.train].tolist())
+        _, stop = training._carve(ROWS.take(fold.train), 0)
+        stopping = set(ROWS.row_id[fold.train][stop].tolist())
+        first, whole = (set(made.row_id[made.fold == code].tolist()) for code in (k, 3 + k))
+        assert first <= train - stopping
+        assert whole <= train
+        assert whole & stopping
+
+
+def test_rows_resampled_elsewhere_give_the_same_scores():
+    here = train_candidate(UNDER, ROWS, FOLDS, seed=0)
+    made = resample_folds(UNDER.resample, ROWS, FOLDS, seed=0)
+    np.testing.assert_array_equal(train_candidate(UNDER, ROWS, FOLDS, seed=0, resampled=made).oof, here.oof)
+
+
+def test_the_sampling_factor_is_the_share_of_negatives_kept():
+    after = ROWS.take(np.concatenate([np.flatnonzero(ROWS.y), np.flatnonzero(ROWS.y == 0)[::4]]))
+    assert sampling_factor(UNDER.resample, ROWS, after) == pytest.approx(0.25, rel=0.02)
+    assert np.isnan(sampling_factor(SMOTE.resample, ROWS, after))
+
+
+def test_time_ordered_rows_stop_on_their_latest_part_and_are_scored_forward():
+    rows = make_rows(1200, hours=True)
+    dev, folds = development(rows.take(slice(0, 900)), rows.take(slice(900, None)), Split(windows=2))
+    done = train_candidate(PLAIN, dev, folds, seed=0)
+    assert done.complete
+    np.testing.assert_array_equal(np.flatnonzero(done.scored), np.concatenate([fold.score for fold in folds]))
+    train = dev.take(folds[0].train)
+    fit, stop = training._carve(train, 0)
+    assert train.time[fit].max() < train.time[stop].min()
+
+
+def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
+    done = train_candidate(
+        Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, out_of_time=iter([False, True]).__next__
+    )
+    assert (done.folds_done, done.complete) == (1, False)
+    none = train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=lambda: True)
+    assert (none.folds_done, none.complete) == (0, False)
+    assert not none.scored.any()
+
+
+def test_seconds_come_from_the_clock_that_was_handed_in():
+    ticks = iter([10.0, 17.5])
+    done = train_candidate(Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, clock=ticks.__next__)
+    assert done.fit_seconds == 7.5
+
+
+def test_costs_weigh_the_rows_they_belong_to():
+    costs = CostArrays(0.1 * ROWS.amount, 1.0)
+    done = train_candidate(dataclasses.replace(PLAIN, weighting="cost"), ROWS, FOLDS, seed=0, costs=costs)
+    assert done.complete
+    final = refit([done], {"xgboost": 1.0}, ROWS, seed=0)
+    assert np.isfinite(final.score(ROWS.x)).all()
+
+
+def test_rounds_grow_with_the_rows_but_not_without_bound():
+    assert scaled_rounds([90, 100, 400], [800, 800, 800], 800) == 100
+    assert scaled_rounds([100], [800], 968) == 110
+    assert scaled_rounds([100], [800], 100_000) == 130
+    assert scaled_rounds([100], [800], 10) == 100
+
+
+def test_the_final_fit_averages_seeds_and_is_the_same_every_time(plain):
+    first, again = (refit([plain], {"xgboost": 1.0}, ROWS, seed=0) for _ in range(2))
+    assert len(first.members) == training.seeds_worth("xgboost", len(ROWS)) > 1
+    np.testing.assert_array_equal(first.score(ROWS.x), again.score(ROWS.x))
+    assert first.contributions(ROWS.x[:5]).shape == (5, 5)
+
+
+def test_an_ensemble_scores_as_its_members_combined(plain):
+    linear = train_candidate(SMOTE, ROWS, FOLDS, seed=0)
+    both = refit([plain, linear], {"xgboost": 0.7, "smote": 0.3}, ROWS, seed=0)
+    alone = [refit([one], {one.candidate.name: 1.0}, ROWS, seed=0).score(ROWS.x) for one in (plain, linear)]
+    np.testing.assert_allclose(both.score(ROWS.x), combine(alone, [0.7, 0.3]), rtol=1e-6)
+
+
+def test_the_final_fit_keeps_the_settings_of_the_folds(plain):
+    assert plain.params["eta"] == 0.05
+    final = refit([plain], {"xgboost": 1.0}, ROWS, seed=0)
+    assert {member.fitted.rounds for member in final.members} == {
+        scaled_rounds(plain.rounds, plain.fitted_rows, len(ROWS))
+    }
+
+
+def test_a_fold_without_positives_is_named():
+    broken = Fold(np.flatnonzero(ROWS.y == 0), FOLDS[0].score)
+    with pytest.raises(training.DataError, match="fold 0 trains on 0 positives"):
+        train_candidate(PLAIN, ROWS, [broken], seed=0)
