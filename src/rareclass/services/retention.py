@@ -31,14 +31,13 @@ def forget(config: Config, now: datetime, *, request_id: str | None = None, enti
     with Store(config.store.url) as store:
         store.migrate()
         erased = store.forget(config.name, request_id=request_id, entity=entity, at=now)
-    _forget_rejected(Path(config.serve.spool) / REJECTED, str(request_id if request_id is not None else entity))
+    for file in Path(config.serve.spool).rglob(REJECTED):
+        _forget_rejected(file, str(request_id if request_id is not None else entity))
     return erased
 
 
 def _forget_rejected(file: Path, identity: str) -> None:
     """Drop the records that were rejected by the shipper and hold this id."""
-    if not file.exists():
-        return
     kept = [
         line for line in file.read_text(encoding="utf-8").splitlines() if identity not in json.loads(line)["record"]
     ]

@@ -8,7 +8,7 @@ A spool record is one JSON object for one request, in columns, so that the answe
     {"kind": "shadow", "model": "fraud", "version": "4", "role": "challenger", "request_id": "...", "ts": ...,
      "score": [...], "decision": [...], "row": [...], "error": null}
 
-``ts`` is microseconds since 1970 UTC; ``row`` defaults to 0, 1, ...; one value stands for all rows; ``score`` of a shadow
+``ts`` is microseconds since 1970 UTC, when the row was answered; ``row`` defaults to 0, 1, ...; one value stands for all rows; ``score`` of a shadow
 that failed is null and ``error`` says why.
 """
 
@@ -58,16 +58,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def thin(decision: Any, rate: float, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Sample rows decided 0 while the spool is over its limit: (n,) mask of kept rows, (kept,) their weights.
-
-    Rows decided 1 stay; of the others a share ``rate`` stays with weight 1 / rate, which keeps weighted metrics unbiased.
-    """
-    decided = np.asarray(decision) == 1
-    keep = decided | (rng.random(len(decided)) < rate)
-    return keep, np.where(decided, 1.0, 1.0 / rate)[keep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +138,7 @@ def _common(raw: Mapping[str, Any], n: int) -> dict[str, list[Any]]:
     return {
         "request_id": [str(raw["request_id"])] * n,
         "row": rows,
-        "ts": [int(raw["ts"])] * n,
+        "ts": [int(ts) for ts in _spreader(n)(raw["ts"])],
         "model": [str(raw["model"])] * n,
         "version": [str(raw["version"])] * n,
     }
