@@ -299,7 +299,7 @@ def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings:
     label[future] = np.nan
     if settings.missing_negative_after is not None:
         old = (rows["ts"] <= pd.Timestamp(now - settings.missing_negative_after)).to_numpy()
-        label[old & np.isnan(label) & (rows["propensity"].to_numpy() > 0)] = 0.0
+        label[old & np.isnan(label) & (rows["propensity"].to_numpy() >= 1)] = 0.0
     return rows.assign(label=label)
 
 

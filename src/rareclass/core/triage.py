@@ -139,18 +139,17 @@ class Verdict:
 def triage(evidence: Evidence, limits: Monitor, gate: Gate | None = None) -> Verdict:
     """Return the verdict: the first of page, retrain, rethreshold, recalibrate whose evidence holds, else nothing."""
     gate = gate or Gate()
-    steps = (
-        ("page", broken_data(evidence)),
-        ("retrain", fallen_ranking(evidence, limits)),
-        ("recalibrate", distorted_scores(evidence)),
-        ("rethreshold", moved_prevalence(evidence, limits)),
-        ("recalibrate", scores_off(evidence, gate)),
-    )
-    found = next(((name, reasons) for name, reasons in steps if reasons), ("nothing", (_quiet(evidence),)))
-    verdict, reasons = found
+    steps = [("page", broken_data(evidence)), ("retrain", fallen_ranking(evidence, limits))]
+    if ranking_holds(evidence, limits):
+        steps += [
+            ("recalibrate", distorted_scores(evidence)),
+            ("rethreshold", moved_prevalence(evidence, limits)),
+            ("recalibrate", scores_off(evidence, gate)),
+        ]
+    verdict, reasons = next(((name, why) for name, why in steps if why), ("nothing", [_quiet(evidence, limits)]))
     if verdict == "retrain" and evidence.new_positives < evidence.min_new_positives:
         few = f"only {evidence.new_positives} positives since the last training, {evidence.min_new_positives} needed to learn from"
-        verdict, reasons = "page", (*reasons, few)
+        verdict, reasons = "page", [*reasons, few]
     return Verdict(verdict, tuple(reasons), summary(evidence), evidence.live.version, _fingerprint(verdict, evidence))
 
 
@@ -233,17 +232,32 @@ def _shift(window: Window, baseline: float, usual: Sequence[float], limits: Moni
 
 
 def distorted_scores(evidence: Evidence) -> list[str]:
-    """The slope of the calibration line is off: no shift of prevalence does that."""
-    window = _latest_judged(evidence.live)
-    if window is None:
+    """The slope of the calibration line is off in the two latest judged windows: no shift of prevalence does that."""
+    judged = evidence.live.judged[-2:]
+    sides = [_bent(window.metric("calibration_slope")) for window in judged]
+    if len(judged) < 2 or sides[0] == 0 or sides[0] != sides[1]:
         return []
-    slope, ratio = window.metric("calibration_slope"), window.metric("score_ratio")
-    if slope.high < SLOPE[0] or slope.low > SLOPE[1]:
-        return [
-            f"scores are distorted: slope {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] of the calibration line, "
-            f"mean score {ratio.value:.2f} times the prevalence; the ranking holds"
-        ]
-    return []
+    slope, ratio = judged[-1].metric("calibration_slope"), judged[-1].metric("score_ratio")
+    return [
+        f"scores are distorted: slope {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] of the calibration line, "
+        f"mean score {ratio.value:.2f} times the prevalence; the ranking holds"
+    ]
+
+
+def _bent(slope: Estimate) -> int:
+    return 1 if slope.low > SLOPE[1] else (-1 if slope.high < SLOPE[0] else 0)
+
+
+def ranking_holds(evidence: Evidence, limits: Monitor) -> bool:
+    """No violation in the latest judged window, nor a fall beyond the margin by its best guess.
+
+    The cheap repairs keep the ranking, so they wait until it is known to be worth keeping.
+    """
+    latest = _latest_judged(evidence.live)
+    if latest is None or math.isnan(latest.metric("difference").value):
+        return True
+    margin = limits.max_ap_loss * evidence.live.reference_ap
+    return not latest.violated and latest.metric("difference").value >= -margin
 
 
 def scores_off(evidence: Evidence, gate: Gate) -> list[str]:
@@ -277,8 +291,10 @@ def _fall(window: Window, reference: float) -> str:
     return f"by {-d.value:.3f} [{-d.high:.3f}, {-d.low:.3f}] from {reference:.3f}"
 
 
-def _quiet(evidence: Evidence) -> str:
+def _quiet(evidence: Evidence, limits: Monitor) -> str:
     live = evidence.live
+    if live.judged and not ranking_holds(evidence, limits):
+        return f"average precision fell {_fall(live.judged[-1], live.reference_ap)} in the latest window; one window is no proof"
     if not live.matured:
         return "no matured rows yet: nothing to judge"
     if not live.judged:

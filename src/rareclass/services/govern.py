@@ -6,6 +6,7 @@ function may be called again at any time, by two processes at once.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,10 +238,8 @@ def _start(config: Config, verdict: Verdict, now: datetime, store: Store) -> int
 
 def _finish(config: Config, action: Action, verdict: Verdict, now: datetime, store: Store, number: int) -> None:
     payload = {**action.to_json(), "number": number, "verdict": verdict.verdict, "fingerprint": verdict.fingerprint}
-    try:
+    with contextlib.suppress(AlreadyDone):
         store.append(config.name, f"outcome:{number}", "outcome", ACTOR, action.reason, payload, now)
-    except AlreadyDone:
-        pass
 
 
 def _page(config: Config, verdict: Verdict, now: datetime, store: Store) -> Action:

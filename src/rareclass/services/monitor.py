@@ -237,6 +237,13 @@ class Monitor:
         return report, errors if report.judged else []
 
 
+def monitor(config: Config) -> None:
+    """Run the monitor's service in the foreground until it is told to stop."""
+    from rareclass.services import monitor_http
+
+    monitor_http.serve(config)
+
+
 # --- what the parts need ---------------------------------------------------------------------------------------------
 
 

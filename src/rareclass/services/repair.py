@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from rareclass.services.monitor import Known, Monitor
 
 Progress = Callable[[str, str], None] | None
-THRESHOLD_TAG = "rareclass.threshold."
-"""Registry tag of a re-tuned cut-off, followed by the operating point's name; servers watch it."""
+THRESHOLD_TAG = "rareclass.threshold"
+"""Registry tag with the re-tuned cut-off that decides; servers watch it. The ledger has the other operating points."""
 QUICK_ROWS = 60_000
 """Negatives at most that the quick models see which choose how much history to use."""
 
@@ -54,9 +55,7 @@ def rethreshold(
         )
     except AlreadyDone:
         return Action(now, "rethreshold", champion.version, champion.version, "already", found.reason)
-    monitor.registry.tag(
-        config.name, champion.version, {f"{THRESHOLD_TAG}{name}": value for name, value in found.thresholds.items()}
-    )
+    monitor.registry.tag(config.name, champion.version, {THRESHOLD_TAG: found.thresholds[champion.model.primary]})
     return Action(now, "rethreshold", champion.version, champion.version, "done", found.reason, found.to_json())
 
 
@@ -176,7 +175,7 @@ def settled(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
     label = frame["label"].to_numpy(float).copy()
     if config.labels.missing == "negative":
         old = (frame["ts"] <= watching._naive(now - config.labels.horizon)).to_numpy()
-        label[old & np.isnan(label) & seen] = 0.0
+        label[old & np.isnan(label) & (frame["propensity"].to_numpy(float) >= 1)] = 0.0
     known = seen & ~np.isnan(label) & frame["features"].notna().to_numpy()
     return frame.assign(label=label)[known].sort_values("ts", kind="stable")
 
@@ -395,7 +394,5 @@ def _registered(config: Config, model: RareModel, now: datetime, reason: str, ev
 
 
 def _promoted(config: Config, version: str, now: datetime, reason: str, evidence: Mapping[str, Any]) -> None:
-    try:
+    with contextlib.suppress(AlreadyDone):
         promotion.promote(config, version, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=evidence)
-    except AlreadyDone:
-        pass

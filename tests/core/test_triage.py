@@ -1,0 +1,130 @@
+"""What happened against what triage says, on streams with a known cause."""
+
+from __future__ import annotations
+
+import functools
+from datetime import timedelta
+
+import pytest
+
+import live_rows
+from rareclass.core import drift, triage
+
+
+@functools.cache
+def _reference() -> drift.Profile:
+    return live_rows.profile()
+
+
+@pytest.fixture(scope="module")
+def reference() -> drift.Profile:
+    return _reference()
+
+
+@functools.cache
+def _stream(cause: str, seed: int):
+    return live_rows.stream(cause, seed=seed)
+
+
+@functools.cache
+def _verdict(cause: str, seed: int, day: int) -> triage.Verdict:
+    frame, x = _stream(cause, seed)
+    now = live_rows.START + timedelta(days=day)
+    return live_rows.judge(frame, x, _reference(), now, renamed=cause == "renamed")
+
+
+def verdicts(cause: str, *, seed: int = 1, days=(29, 33, *range(36, 64, 3))) -> list[tuple[int, triage.Verdict]]:
+    """Verdicts of some days, from the first full set of windows on."""
+    return [(day, _verdict(cause, seed, day)) for day in days]
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected", "within"),
+    [
+        ("prevalence up", "rethreshold", 21),
+        ("prevalence down", "rethreshold", 21),
+        ("new pattern", "retrain", 23),
+        ("gradual pattern", "retrain", 28),
+        ("scores off", "recalibrate", 23),
+        ("unit", "page", 2),
+        ("constant", "page", 3),
+        ("missing", "page", 3),
+        ("renamed", "page", 3),
+        ("labels stop", "page", 14),
+    ],
+)
+def test_the_cause_gets_its_verdict_in_time_and_nothing_else_comes_before_it(cause, expected, within):
+    first = None
+    for day in (33, *range(36, 64, 3)):
+        verdict = _verdict(cause, 1, day)
+        assert day > 35 or verdict.verdict == "nothing"
+        if verdict.verdict != "nothing":
+            first = (day, verdict)
+            break
+    assert first is not None
+    assert first[1].verdict == expected, first[1].reasons
+    assert first[0] - 35 <= within
+    assert first[1].exit_code == triage.EXIT_CODES[expected]
+
+
+@pytest.mark.parametrize("cause", ["nothing", "covariate shift"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_quiet_streams_and_harmless_shifts_raise_nothing(cause, seed):
+    found = verdicts(cause, seed=seed, days=(36, 42, 47, 54, 61))
+    assert [(day, verdict.reasons) for day, verdict in found if verdict.verdict != "nothing"] == []
+
+
+def test_a_harmless_shift_is_seen_as_drift():
+    found = dict(verdicts("covariate shift", days=(61,)))
+    assert set(found[61].evidence["drifted_features"]) == {"age", "balance"}
+
+
+@pytest.mark.parametrize("cause", ["unit", "constant", "missing", "renamed"])
+def test_broken_data_never_leads_to_a_retrain_however_far_the_ranking_fell(cause):
+    found = [verdict.verdict for _, verdict in verdicts(cause, seed=3, days=(37, 45, 58))]
+    assert set(found) == {"page"}
+
+
+def test_a_fallen_ranking_without_new_positives_pages_instead_of_retraining(reference):
+    frame, _ = live_rows.stream("new pattern")
+    now = live_rows.START + timedelta(days=61)
+    live = live_rows.liveness.evaluate(frame, now=now, version="1", profile=reference, settings=live_rows.settings())
+    few = triage.Evidence(live=live, profile=reference, new_positives=3, min_new_positives=30)
+    verdict = triage.triage(few, live_rows.LIMITS)
+    assert verdict.verdict == "page"
+    assert "only 3 positives" in verdict.reasons[-1]
+
+
+def test_schema_errors_and_moved_costs_have_their_verdicts(reference):
+    frame, _ = live_rows.stream("nothing")
+    now = live_rows.START + timedelta(days=61)
+    live = live_rows.liveness.evaluate(frame, now=now, version="1", profile=reference, settings=live_rows.settings())
+    gone = triage.Evidence(live=live, profile=reference, schema_errors=("column 'amount' no longer arrives",))
+    assert triage.triage(gone, live_rows.LIMITS).verdict == "page"
+    costs = triage.Evidence(live=live, profile=reference, costs_moved="costs moved: false_negative from 10 to 100")
+    verdict = triage.triage(costs, live_rows.LIMITS)
+    assert (verdict.verdict, verdict.exit_code) == ("rethreshold", 10)
+
+
+def test_after_a_rethreshold_the_same_prevalence_is_no_news(reference):
+    frame, _ = live_rows.stream("prevalence up")
+    now = live_rows.START + timedelta(days=61)
+    live = live_rows.liveness.evaluate(frame, now=now, version="1", profile=reference, settings=live_rows.settings())
+    told = triage.Evidence(live=live, profile=reference, prevalence_baseline=reference.prevalence)
+    assert triage.moved_prevalence(told, live_rows.LIMITS) != []
+    known = live.latest.metric("prevalence").value
+    handled = triage.Evidence(live=live, profile=reference, prevalence_baseline=known)
+    assert triage.moved_prevalence(handled, live_rows.LIMITS) == []
+
+
+def test_the_fingerprint_names_the_cause_and_not_the_moment():
+    assert _verdict("missing", 3, 45).fingerprint == _verdict("missing", 3, 58).fingerprint
+    assert _verdict("missing", 3, 45).fingerprint != _verdict("new pattern", 1, 60).fingerprint
+
+
+def test_a_verdict_is_json():
+    import json
+
+    verdict = _verdict("new pattern", 1, 60)
+    text = json.dumps(verdict.to_json(), allow_nan=False)
+    assert json.loads(text)["exit_code"] == 12
