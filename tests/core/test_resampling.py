@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from imblearn.under_sampling import EditedNearestNeighbours, NearMiss, TomekLinks
 
 from rareclass.config import ResampleStep
-from rareclass.core.neighbours import _lonely, distance_space, others_nearest, surrounded, tomek_links
+from rareclass.core import neighbours
+from rareclass.core.neighbours import distance_space, others_nearest, surrounded, tomek_links
 from rareclass.core.resampling import RANDOM, RESAMPLERS, check_chain, resample
 from rareclass.core.rows import Feature, Rows, Schema
 from rareclass.errors import ConfigError, DataError, NoPositives, TooLarge
@@ -220,6 +221,13 @@ def test_rows_are_repeated_equally_often():
 # --- imbalanced-learn as the oracle -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_rows_go_the_way_of_many():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "DIRECT_PAIRS", 0)
+        yield
+
+
 @st.composite
 def continuous_rows(draw, low=20, high=4000):
     """Rows without equidistant neighbours: 2 to 20 continuous columns, any overlap, any offset of the whole cloud."""
@@ -241,7 +249,7 @@ def test_enn_keeps_the_rows_that_imbalanced_learn_keeps(data):
     x, y = data
     oracle = EditedNearestNeighbours(sampling_strategy=[0])
     oracle.fit_resample(x, y)
-    kept = np.setdiff1d(np.arange(len(y)), surrounded(x, y, 0))
+    kept = np.setdiff1d(np.arange(len(y)), surrounded(x, y, 0, threads=2))
     np.testing.assert_array_equal(kept, np.sort(oracle.sample_indices_))
 
 
@@ -278,7 +286,7 @@ def test_what_is_settled_without_a_search_is_what_brute_force_says(data, seed):
     np.fill_diagonal(among, np.inf)
     radius = np.sqrt(((own[:, None] - other[None]) ** 2).sum(-1)).min(1)
     expected = np.flatnonzero((among < radius[:, None]).sum(1) < 3)
-    lonely, left_open = _lonely(x[y == 0], radius, 3, seed=seed, threads=1)
+    lonely, left_open = neighbours._lonely(x[y == 0], x[y == 1], 3, seed=seed, threads=1)
     assert set(lonely) <= set(expected)
     assert set(expected) <= set(lonely) | set(left_open)
     assert len(left_open) <= 1 + 0.1 * len(own)
@@ -317,6 +325,14 @@ def test_identical_rows_are_not_their_own_neighbours():
 def test_values_beyond_the_reach_of_float32_squares_are_still_cleaned_exactly():
     rows = numeric_rows(3000, 90)
     np.testing.assert_array_equal(surrounded(rows.x * np.float32(2**70), rows.y, 0), surrounded(rows.x, rows.y, 0))
+
+
+def test_the_direct_search_and_the_way_of_many_rows_agree(monkeypatch):
+    rows = numeric_rows(3000, 300)
+    quick = [surrounded(rows.x, rows.y, target, k=5) for target in (0, 1)]
+    monkeypatch.setattr(neighbours, "DIRECT_PAIRS", 1e8)
+    for target in (0, 1):
+        np.testing.assert_array_equal(quick[target], surrounded(rows.x, rows.y, target, k=5))
 
 
 def test_infinite_values_count_as_missing_for_distances_only():

@@ -11,6 +11,10 @@ from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Schema
 from rareclass.errors import TooLarge
 
 MAX_PAIRS = 3e11
+"""Distances between the two classes beyond which cleaning is refused."""
+DIRECT_PAIRS = 1e7
+"""Distances up to which every row is simply searched among all."""
+
 _LEVELS = 16
 _CELL = 512
 _BLOCK = 4096
@@ -104,9 +108,8 @@ def surrounded(
         return np.empty(0, dtype=np.int64)
     _refuse_too_many(len(own), len(other))
     sure, asked = np.empty(0, dtype=np.int64), own
-    if len(own) > 4 * _CELL and np.abs(space).max() < _FLOAT32_SAFE:
-        radius = nearest(space[other], space[own], 1, threads=threads)[0][:, 0]
-        sure, open_ = _lonely(space[own], radius, k, seed=seed, threads=threads)
+    if len(own) * len(y) > DIRECT_PAIRS and np.abs(space).max() < _FLOAT32_SAFE:
+        sure, open_ = _lonely(space[own], space[other], k, seed=seed, threads=threads)
         sure, asked = own[sure], own[open_]
     index = others_nearest(space, asked, k, threads=threads)[1]
     return np.sort(np.concatenate([sure, asked[(y[index] != target).any(axis=1)]]))
@@ -120,13 +123,14 @@ def _refuse_too_many(own: int, other: int) -> None:
         )
 
 
-def _lonely(own: FloatMatrix, radius: FloatArray, k: int, *, seed: int, threads: int) -> tuple[IntArray, IntArray]:
-    """Return the rows with certainly fewer than k other rows within their radius, and those where it stays open."""
+def _lonely(own: FloatMatrix, other: FloatMatrix, k: int, *, seed: int, threads: int) -> tuple[IntArray, IntArray]:
+    """Return rows of ``own`` with certainly fewer than k of their own nearer than any other, and those left open."""
     from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(seed)
-    certain = _Sight(own, radius, k, sign=1)
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        low, high = _square_radius(own, other, pool)
+        certain = _Sight(own, low, k, sign=1)
         waiting = np.arange(len(own))
         for _ in range(_ROUNDS):
             before = len(waiting)
@@ -134,23 +138,55 @@ def _lonely(own: FloatMatrix, radius: FloatArray, k: int, *, seed: int, threads:
             if len(waiting) > 0.7 * before:
                 break
         waiting = certain.scan(waiting, rng, pool)
-        open_ = np.setdiff1d(waiting, _Sight(own, radius, k, sign=-1).scan(waiting, rng, pool), assume_unique=True)
+        open_ = np.setdiff1d(waiting, _Sight(own, high, k, sign=-1).scan(waiting, rng, pool), assume_unique=True)
     return np.setdiff1d(waiting, open_, assume_unique=True), open_
 
 
+def _slack(features: int) -> float:
+    """How much of two norms at most, with room, float32 loses in their inner product."""
+    return (2 * features + 16) * 2.0**-23
+
+
+def _square_radius(own: FloatMatrix, other: FloatMatrix, pool: Executor) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper bounds, (n_own,) each, of the squared distance to the nearest row of ``other``.
+
+    Upper: the distance of the row found nearest in float32. Lower: what float32 found, less all it may have lost.
+    """
+    centre, slack = other.mean(axis=0), _slack(own.shape[1])
+    eyes, marks = own - centre, other - centre
+    norm = np.einsum("ij,ij->i", marks, marks, dtype=np.float64)
+    marks = np.hstack([marks, (-norm[:, None] * (1 - slack) / 2).astype(np.float32)])
+
+    def look(rows: IntArray) -> tuple[FloatArray, FloatArray]:
+        asked = np.hstack([eyes[rows], np.ones((len(rows), 1), dtype=np.float32)])
+        best, found = np.full(len(rows), -np.inf, dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+        for start in range(0, len(marks), _BLOCK):
+            value = asked @ marks[start : start + _BLOCK].T
+            place = value.argmax(axis=1)
+            value = value[np.arange(len(rows)), place]
+            better = value > best
+            best[better], found[better] = value[better], place[better] + start
+        own_norm = np.einsum("ij,ij->i", asked[:, :-1], asked[:, :-1], dtype=np.float64)
+        low = own_norm * (1 - slack) - 2 * best.astype(np.float64)
+        return np.maximum(low, 0), np.square(own[rows].astype(np.float64) - other[found]).sum(axis=1)
+
+    parts = list(pool.map(look, np.array_split(np.arange(len(own)), 1 + len(own) // 1024)))
+    return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
+
+
 class _Sight:
-    """Rows of one class with a radius each: which rows see k others of them within their radius?
+    """Rows of one class with a squared radius each: which rows see k others of them within their radius?
 
     One test is one inner product of [x, 1, (r^2 - |x|^2) / 2] and [y, -|y|^2 / 2, 1], positive when y is within x's
     radius. With ``sign=1`` norms are taken too long and radii too short by more than float32 can round, so that what is
     seen is certain; ``sign=-1`` errs to the other side, so that what is not seen is certain.
     """
 
-    def __init__(self, own: FloatMatrix, radius: FloatArray, k: int, *, sign: int) -> None:
-        slack = sign * (2 * own.shape[1] + 16) * 2.0**-23
+    def __init__(self, own: FloatMatrix, square_radius: FloatArray, k: int, *, sign: int) -> None:
+        slack = sign * _slack(own.shape[1])
         centred = own - own.mean(axis=0)
         norm = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
-        reach = (np.square(radius) * (1 - slack) - norm * (1 + slack)) / 2
+        reach = (square_radius * (1 - slack) - norm * (1 + slack)) / 2
         one = np.ones((len(own), 1), dtype=np.float32)
         half = norm[:, None] * (1 + slack) / 2
         self.k = k
