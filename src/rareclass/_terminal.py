@@ -88,53 +88,96 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
         yield shown
 
 
-def summary(found: Mapping[str, Any]) -> None:
-    """Print what a run found: what is rare, what was tried, what won, the threshold, the money and the verdict."""
-    out = console()
+def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) -> None:
+    """Print what a run found: what is rare, what was tried, what won, the threshold, the money and the verdict.
+
+    found : summary.json; details : run.json, for the money and the untuned threshold
+    """
     metrics, rows, share = found["metrics"], found["rows"], found["prevalence"]
-    positives = found.get("positives", {})
-    out.print()
-    out.print(f"[bold]{found['model']}[/bold]  {_verdict(found)}")
+    positives, champion = found.get("positives", {}), found.get("champion_metrics")
     counts = ", ".join(
-        f"{name} {rows[name]:,} ({positives[name]:,} rare)" if name in positives else f"{name} {rows[name]:,}"
-        for name in rows
+        f"{name} {rows[name]:,}" + (f" ({positives[name]:,} rare)" if name in positives else "") for name in rows
     )
-    out.print(f"  rows        {counts}; rare {_percent(share.get('all', share.get('test')))}")
-    tried = found["candidates"]
-    winner = next((each for each in tried if each["name"] == found["selected"]), None)
-    why = f": {winner['reason']}" if winner and winner.get("reason") else ""
-    out.print(
-        f"  tried       {len(tried)} candidates, paired on the same rows; selected {found['selected']}{why}",
-        markup=False,
-    )
-    out.print(
-        f"  AP          {_interval(metrics, 'ap')}  ({_lift(metrics.get('ap'), share.get('test'))})  ROC-AUC {_number(metrics.get('roc_auc'))}",
-        markup=False,
-    )
-    out.print(
-        f"  threshold   {_number(metrics.get('threshold'), 4)}  recall {_number(metrics.get('recall'))}, precision {_number(metrics.get('precision'))}, "
-        f"F1 {_number(metrics.get('f1'))}, F2 {_number(metrics.get('f2'))}"
-    )
-    if metrics.get("cost") is not None:
-        out.print(f"  cost        {metrics['cost']:,.2f} on the test rows")
-    champion = found.get("champion_metrics")
+    facts = [
+        ("rare", f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}"),
+        ("rows", counts),
+        ("tried", f"{len(found['candidates'])} candidates, paired on the same rows"),
+        ("won", _won(found)),
+        ("AP", f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; ROC-AUC {_number(metrics.get('roc_auc'))}"),
+        ("threshold", f"{_number(metrics.get('threshold'), 4)}: recall {_number(metrics.get('recall'))}, precision {_number(metrics.get('precision'))}, "
+         f"F1 {_number(metrics.get('f1'))}, F2 {_number(metrics.get('f2'))}"),
+        *_details(details or {}, metrics),
+    ]  # fmt: skip
     if champion:
-        out.print(
-            f"  champion    AP {_interval(champion, 'ap')} on the same rows, less those it was trained on", markup=False
-        )
-    for reason in found["gate"]["reasons"]:
-        out.print(f"  gate        {reason}", markup=False)
-    table("", ("candidate", "AP", "interval", "fit s"), [
-        (("* " if each["name"] == found["selected"] else "  ") + each["name"], _number(each["ap"]), f"[{_number(each['ap_low'])}, {_number(each['ap_high'])}]",
-         f"{each['fit_seconds']:.1f}" if each.get("fit_seconds") is not None else "-")
-        for each in tried
-    ])  # fmt: skip
+        facts.append(("champion", f"AP {_interval(champion, 'ap')} on the same rows, less those it was trained on"))
+    facts += [("gate", reason) for reason in found["gate"]["reasons"]]
+    out = console()
+    out.print(f"\n[bold]{found['model']}[/bold]  {_verdict(found)}")
+    for name, text in facts:
+        out.print(f"  {name:<11} {text}", markup=False)
+    table(
+        "",
+        ("candidate", "AP", "interval", "difference to candidate 0", "fit s"),
+        [_candidate(each, found["selected"]) for each in found["candidates"]],
+    )
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
     colour = {"approve": "green", "reject": "red"}.get(found["gate"]["verdict"], "yellow")
-    version = f"version {found['version']}" if found.get("version") else "not registered"
-    return f"[{colour}]{found['gate']['verdict']}[/{colour}]  {version}, {found['status'].replace('_', ' ')}"
+    role = f", {found['role']}" if found.get("role") else ""
+    version = f"version {found['version']}{role}" if found.get("version") else "not registered"
+    return f"[{colour}]{found['gate']['verdict']}[/{colour}]: {version}"
+
+
+def _won(found: Mapping[str, Any]) -> str:
+    """What was selected, and whether it is significantly better than candidate 0."""
+    tried, name = found["candidates"], found["selected"]
+    winner = next((each for each in tried if each["name"] == name), {})
+    if tried and name == tried[0]["name"]:
+        return f"{name}, candidate 0" + ("" if len(tried) == 1 else ": no other is significantly better")
+    difference = winner.get("difference") or {}
+    sure = "significantly" if winner.get("significant") else "not significantly"
+    return f"{name}: {_signed(difference)} AP against candidate 0, {sure} better. {winner.get('reason', '')}".rstrip()
+
+
+def _details(details: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    evaluation = details.get("evaluation", {})
+    missed = (evaluation.get("untuned", {}).get("missed_but_tuned_finds") or {}).get("value")
+    facts = [("untuned", f"0.5 would miss {missed:.0f} of the positives that this threshold finds")] if missed else []
+    money = evaluation.get("money")
+    if money:
+        unit = money["currency"]
+        cost, nothing, everything = (
+            money[key]["value"] for key in ("cost", "saving_vs_nothing", "saving_vs_everything")
+        )
+        text = f"{cost:,.2f} {unit} on the test rows; saves {nothing:,.2f} against doing nothing, {everything:,.2f} against flagging everything"
+        facts.append(("money", f"{text} ({money['note']})" if money.get("note") else text))
+    elif metrics.get("cost") is not None:
+        facts.append(("cost", f"{metrics['cost']:,.2f} on the test rows"))
+    return facts
+
+
+def _candidate(each: Mapping[str, Any], selected: str) -> tuple[str, ...]:
+    difference = each.get("difference")
+    paired = (
+        "-"
+        if not difference or difference["value"] == 0
+        else _signed(difference) + (" *" if each.get("significant") else "")
+    )
+    seconds = each.get("fit_seconds")
+    return (
+        ("> " if each["name"] == selected else "  ") + each["name"], _number(each["ap"]), f"[{_number(each['ap_low'])}, {_number(each['ap_high'])}]",
+        paired, "-" if seconds is None else f"{seconds:.1f}",
+    )  # fmt: skip
+
+
+def _signed(difference: Mapping[str, Any]) -> str:
+    value, low, high = (difference.get(key) for key in ("value", "low", "high"))
+    return (
+        "-"
+        if value is None
+        else f"{value:+.3f} [{'-' if low is None else f'{low:+.3f}'}, {'-' if high is None else f'{high:+.3f}'}]"
+    )
 
 
 def _number(value: float | None, digits: int = 3) -> str:

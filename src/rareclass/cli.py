@@ -82,6 +82,12 @@ def _config(path: str, overrides: Sequence[str] | None = None) -> Config:
     return config.load(path, overrides or ())
 
 
+def _json(path: Path) -> Any:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -168,7 +174,7 @@ def run(
     if as_json:
         terminal.dump(summary)
         return
-    terminal.summary(summary)
+    terminal.summary(summary, _json(out / "run.json"))
     terminal.lines(
         [
             f"  model       {summary['uri']}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ from rareclass.config import Config, parse, with_overrides
 if TYPE_CHECKING:
     from rareclass.core.candidates import Candidate
     from rareclass.core.diagnosis import Diagnosis
+    from rareclass.core.estimate import Estimate
+
+_PERIODS, _BARS = 8, "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,26 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report for a terminal."""
+        facts = self.diagnosis.lines()
+        periods = self.diagnosis.by_period
+        if len(periods) > _PERIODS:
+            shown = [line for line in facts if line.partition(":")[0] not in periods]
+            facts = [*shown, _course(periods)]
         tried = [f"  {number}. {each.name}: {each.reason}" for number, each in enumerate(self.plan)]
-        return [*self.diagnosis.lines(), *(f"warning: {each}" for each in self.warnings), "would be tried:", *tried]
+        return [*facts, *(f"warning: {each}" for each in self.warnings), "would be tried:", *tried]
 
     def to_json(self) -> dict[str, Any]:
         plan = [each.to_json() for each in self.plan]
         return {"diagnosis": self.diagnosis.to_json(), "plan": plan, "warnings": list(self.warnings)}
+
+
+def _course(periods: Mapping[str, Estimate]) -> str:
+    """The prevalence of many periods as one line of bars."""
+    values = [each.value for each in periods.values()]
+    top = max(values) or 1.0
+    bars = "".join(_BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] for value in values)
+    first, *_, last = periods
+    return f"prevalence by period, {first} to {last}: {bars} ({min(values):.2%} to {max(values):.2%})"
 
 
 def settings_for(
