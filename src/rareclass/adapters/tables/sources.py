@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +117,14 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
 
 
 def expression(groups: list[list[tuple[str, str, Any]]]) -> Any:
-    """Return the pyarrow expression of or-ed lists of conditions, None for no filter."""
-    return pq.filters_to_expression(groups) if groups else None
+    """Return the pyarrow expression of or-ed lists of conditions, None for no filter. A missing value meets no condition."""
+    either = [reduce(and_, (_one(each) for each in group)) for group in groups]
+    return reduce(or_, either) if either else None
+
+
+def _one(condition: tuple[str, str, Any]) -> Any:
+    found = pq.filters_to_expression([condition])
+    return found & ds.field(condition[0]).is_valid() if condition[1] == "not in" else found
 
 
 def missing_column(name: str, columns: Mapping[str, Any], setting: str) -> DataError:
@@ -266,9 +275,6 @@ def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[s
     parse = pacsv.ParseOptions(delimiter=_delimiter(filesystem, names[0]), newlines_in_values=False)
     types: dict[str, pa.DataType] = {}
     first = _csv_dataset(filesystem, names, parse, types)
-    if len(set(first.schema.names)) < len(first.schema.names):
-        twice = next(name for name in first.schema.names if first.schema.names.count(name) > 1)
-        raise DataError(f"'{path}' has two columns named '{twice}'. Rename one of them")
     # an empty first block would fix the type 'null', a column of whole numbers the type int64
     types |= {field.name: pa.string() for field in first.schema if pa.types.is_null(field.type) and field.name in text}
     types |= {
@@ -324,12 +330,19 @@ def _delimiter(filesystem: pafs.FileSystem, name: str) -> str:
         header = stream.read(65_536).decode("utf-8", errors="replace").splitlines()[:1]
     if not header or not header[0].strip():
         raise DataError(f"'{name}' is empty. Set data.path to a file with a header and rows")
-    return max(",;\t|", key=header[0].count)
+    delimiter = max(",;\t|", key=header[0].count)
+    columns = next(csv.reader(header, delimiter=delimiter))
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"'{name}' has two columns named '{twice}'. Rename one of them")
+    return delimiter
 
 
 def _widen(message: str, path: str, names: Sequence[str], types: dict[str, pa.DataType], text: Sequence[str]) -> None:
     """Take the next wider type for the column that did not fit. Raises DataError when there is none."""
-    found = re.search(r"In CSV column #(\d+): CSV conversion error to ([\w\[\]]+)[^:]*: invalid value '(.*?)'", message)
+    found = re.search(
+        r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([\w\[\]]+)[^:]*: invalid value '(.*?)'", message
+    )
     if found is None:
         raise DataError(f"'{path}' is not a well-formed CSV: {' '.join(message.split())[:250]}. Mend that row")
     name, kind, value = names[int(found[1])], found[2], found[3]
