@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,9 @@ import pandas as pd
 
 from rareclass.config import Monitor
 from rareclass.core import drift, liveness, triage
-from rareclass.core.rows import Feature, Rows, Schema
+from rareclass.core.calibration import Identity
+from rareclass.core.model import RareModel
+from rareclass.core.rows import Feature, Rows, Schema, decode
 
 SCHEMA = Schema(
     (
@@ -69,6 +72,7 @@ def history(days: int = 70, per_day: int = 600, seed: int = 0) -> Rows:
     return Rows(SCHEMA, x, y, np.arange(n, dtype=np.uint64), time=time)
 
 
+@functools.cache
 def profile(seed: int = 0) -> drift.Profile:
     rows = history(seed=seed)
     return drift.reference_profile(rows, score(rows.x), threshold=THRESHOLD)
@@ -176,3 +180,49 @@ def judge(
 
 def _unknown(x: np.ndarray) -> dict[str, float]:
     return {"channel": float(np.isnan(x[:, CHANNEL]).mean())}
+
+
+class Scorer:
+    """The scorer as a learner that can be saved; ``noise`` spoils its ranking."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise = noise
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        ripple = self.noise * np.sin(1000 * np.nan_to_num(x[:, BALANCE].astype(np.float64)))
+        return 1 / (1 + np.exp(-(logit(x).astype(np.float64) + ripple)))
+
+
+def model(noise: float = 0.0, **meta: Any) -> RareModel:
+    """A version whose reference is ``history``."""
+    until = str(np.datetime64(START, "us"))
+    made = RareModel(
+        SCHEMA,
+        Scorer(noise),
+        Identity(),
+        {"default": THRESHOLD},
+        profile=profile().to_json(),
+        meta={"name": "live", "trained": {"until": until}, **meta},
+    )
+    return made.with_golden(features(8, np.random.default_rng(0)))
+
+
+def stored(frame: pd.DataFrame, x: np.ndarray, name: str) -> pd.DataFrame:
+    """Predictions in the shape of the log, with their features as JSON."""
+    table = decode(x, SCHEMA)
+    return frame.drop(columns=["label", "label_observed_at"]).assign(
+        model=name, features=table.to_json(orient="records", lines=True).splitlines()
+    )
+
+
+def labels_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Labels in the shape of the store; each is received when it is observed."""
+    known = frame[frame["label"].notna()]
+    return pd.DataFrame(
+        {
+            "request_id": known["request_id"],
+            "label": known["label"].astype(int),
+            "observed_at": known["label_observed_at"],
+            "received_at": known["label_observed_at"],
+        }
+    )
