@@ -1,9 +1,12 @@
-"""Learners that do harm, for tests of what a shadow may do to the champion: nothing."""
+"""Learners, and a shadow process, that do harm, for tests of what a shadow may do to the champion: nothing."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,3 +39,28 @@ class Dying(Raising):
         if (x[:, 0] > 100).any():
             os.kill(os.getpid(), 9)
         return np.full(len(x), 0.5)
+
+
+LEARNERS = {"raises": Raising, "hangs": Hanging, "eats memory": Hungry, "dies": Dying}
+
+
+def shadow_process(connection: Any, busy: Any, out: str) -> None:
+    """A shadow process whose versions are the learners above, and whose records go to a file."""
+    import small_model
+    from rareclass.adapters.serving.ports import Version
+    from rareclass.adapters.serving.shadow import limit_memory, work
+    from rareclass.core.calibration import Identity
+    from rareclass.core.model import RareModel
+
+    limit_memory(256 << 20)
+
+    def load(version: Version) -> RareModel:
+        if version.uri == "good":
+            return small_model.model(2)
+        return RareModel(small_model.SCHEMA, LEARNERS[version.uri](), Identity(), {"default": 0.5})
+
+    def write(records: list[dict[str, Any]]) -> None:
+        with Path(out).open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    work(connection, busy, load=load, write=write, model="small")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+import poisoned
 import small_model
 from poisoned import Raising
 from rareclass.adapters.serving.engine import Active, Answer, Engine
 from rareclass.adapters.serving.metrics import Metrics
 from rareclass.adapters.serving.ports import Ports, Release, Version
 from rareclass.adapters.serving.refresh import Refresher, parse_point
-from rareclass.adapters.serving.shadow import Work, _scored
+from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, Shadows, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
 from rareclass.adapters.serving.wire import Wanted, encode, inflate, parse
 from rareclass.core.calibration import Identity
@@ -556,3 +558,92 @@ def test_a_shadow_that_raises_on_one_request_still_scores_the_others() -> None:
     good, bad = _scored(shadow, Version("challenger", "4", "u"), parcel, "small")
     assert (good["score"], good["error"]) == ([0.5], None)
     assert (bad["score"], bad["error"]) == (None, "poisoned in two lines")
+
+
+@pytest.fixture
+def shadows(tmp_path: Path) -> Iterator[tuple[Shadows, Engine, Path]]:
+    """Shadows in a real process, the engine that feeds them, and the file with their records."""
+    engine, out = _engine(MemoryLog()), tmp_path / "records.jsonl"
+    pool = Shadows(poisoned.shadow_process, (str(out),), seconds=1, metrics=engine.metrics, model="small")
+    engine.shadow = pool
+    yield pool, engine, out
+    pool.close(5)
+
+
+def _send(engine: Engine, key: str, amount: float) -> None:
+    engine.after(engine.answer([(Query(key, np.array([[amount, 0]], np.float32)), _active())]))
+
+
+def _value(engine: Engine, name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in _families(engine)
+        for sample in family.samples
+        if sample.name == f"rareclass_serve_{name}" and labels.items() <= sample.labels.items()
+    )
+
+
+def _until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("harm", ["raises", "eats memory"])
+def test_a_version_that_fails_on_a_row_leaves_the_other_version_and_the_next_rows_alone(
+    shadows: tuple[Shadows, Engine, Path], harm: str
+) -> None:
+    pool, engine, out = shadows
+    pool.set([Version("challenger", "4", harm), Version("previous", "2", "good")])
+    for key, amount in (("a", 200.0), ("b", 1.0)):
+        _send(engine, key, amount)
+    _until(lambda: out.exists() and len(out.read_text().splitlines()) == 4)
+    found = {(r["version"], r["request_id"]): r for r in map(json.loads, out.read_text().splitlines())}
+    assert found["4", "a"]["score"] is None
+    assert "\n" not in found["4", "a"]["error"]
+    assert found["4", "b"]["score"] == [0.5]
+    assert found["2", "a"]["score"] == pytest.approx([1.0])
+    _until(lambda: _value(engine, "shadow_rows_total", outcome="scored") == 3)
+    assert _value(engine, "shadow_rows_total", outcome="failed") == 1
+    assert _value(engine, "shadow_restarts_total") == 0
+
+
+@pytest.mark.parametrize("harm", ["hangs", "dies"])
+def test_a_version_that_stops_the_process_is_left_out_after_three_strikes_and_the_others_score_on(
+    shadows: tuple[Shadows, Engine, Path], harm: str
+) -> None:
+    pool, engine, out = shadows
+    pool.set([Version("previous", "2", "good"), Version("challenger", "4", harm)])
+    count = 0
+
+    def struck() -> bool:
+        nonlocal count
+        count += 1
+        _send(engine, f"r{count}", 200.0)
+        return _value(engine, "shadow_restarts_total") >= STRIKES
+
+    _until(struck)
+    _send(engine, "later", 200.0)
+    _until(lambda: '"later"' in out.read_text())
+    assert {r["version"] for r in map(json.loads, out.read_text().splitlines())} == {"2"}
+    assert _value(engine, "shadow_restarts_total") == STRIKES
+    assert _value(engine, "rows_total") == count + 1
+
+
+def test_what_a_slow_shadow_cannot_take_is_dropped_and_counted(shadows: tuple[Shadows, Engine, Path]) -> None:
+    pool, engine, _ = shadows
+    pool.set([Version("challenger", "4", "hangs")])
+    rows = np.full((WAITING_ROWS // 4, 2), 200, np.float32)
+    rows[:, 1] = 0
+    for at in range(12):
+        engine.after(engine.answer([(Query(f"r{at}", rows), _active())]))
+    _until(lambda: _value(engine, "shadow_rows_total", outcome="dropped") >= len(rows))
+
+
+def test_the_columns_that_a_shadow_wants_are_let_through(shadows: tuple[Shadows, Engine, Path]) -> None:
+    pool, _, _ = shadows
+    pool.set([Version("challenger", "4", "good")])
+    _until(lambda: pool.columns() == {"amount", "channel"})
+    pool.set([])
+    assert pool.columns() == frozenset()
