@@ -53,7 +53,7 @@ def _refused(code: int, err: str, says: str, folder: Path) -> None:
     assert len(err.splitlines()) == 1
     assert says in err
     assert not (folder / "out").exists()
-    assert not (folder / "artifacts").exists()
+    assert not (folder / "mlflow.db").exists()
 
 
 def _set(**values: Any) -> Change:
@@ -90,7 +90,12 @@ CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "an unknown learner": (_set(search__candidates=[{"learner": "xgbost"}]), "unknown learner 'xgbost'. Did you mean 'xgboost'?"),
     "an unknown resampler": (_set(search__candidates=[{"resample": [{"name": "smoot"}]}]), "unknown resampler 'smoot'. Did you mean 'smote'?"),
     "an unknown weighting": (_set(search__candidates=[{"weighting": "balance"}]), "unknown weighting 'balance'. Did you mean 'balanced'?"),
+    "an unknown setting of a resampler": (_set(search__extra=[{"resample": [{"name": "smote", "params": {"k": 3}}]}]), "'k'"),
     "an unknown objective": (_set(threshold__objective="f3"), "unknown objective 'f3'"),
+    "an unknown objective of a point": (_set(threshold__points=[{"name": "x", "objective": "mc"}]), "Did you mean 'mcc'? Set threshold.points[0].objective"),
+    "an objective without its bound": (_set(threshold__objective="recall_at_precision"), "Set threshold.min_precision"),
+    "alerts a day without days": (_set(threshold__max_alerts_per_day=5, data__time=None), "Set data.time"),
+    "focal loss of a forest": (_set(search__candidates=[{"learner": "random_forest", "loss": "focal"}]), "Set loss: logistic"),
 }  # fmt: skip
 
 

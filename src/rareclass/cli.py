@@ -82,6 +82,13 @@ def _config(path: str, overrides: Sequence[str] | None = None) -> Config:
     return config.load(path, overrides or ())
 
 
+def _trainable(path: str, overrides: Sequence[str] | None = None) -> Config:
+    """A configuration whose candidates and objectives exist: said before the first row is read."""
+    from rareclass.services import checks
+
+    return checks.check(_config(path, overrides))
+
+
 def _json(path: Path) -> Any:
     import json
 
@@ -122,7 +129,7 @@ def diagnose(
     from rareclass.services import diagnose as service
 
     if config is not None:
-        settings = _config(config, overrides)
+        settings = _trainable(config, overrides)
     elif data is None or target is None:
         raise ConfigError("diagnose needs rows and their truth. Pass DATA --target COLUMN, or -c CONFIG")
     else:
@@ -159,7 +166,7 @@ def run(
     """
     from rareclass.errors import unknown
 
-    settings = _config(config, overrides)
+    settings = _trainable(config, overrides)
     if runner not in ("local", "kfp"):
         raise unknown("runner", runner, ("local", "kfp"), "--runner")
     with terminal.steps(quiet=quiet) as progress:
@@ -298,7 +305,7 @@ def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, qu
     from rareclass.services import replay as service
 
     with terminal.steps(quiet=quiet) as progress:
-        service.replay(_config(config, overrides), out, progress=progress)
+        service.replay(_trainable(config, overrides), out, progress=progress)
 
 
 @app.command()
@@ -497,7 +504,7 @@ def submit(
     from rareclass.services import submit as service
 
     with terminal.steps(quiet=quiet) as progress:
-        service.submit(_config(config, overrides), recurring=recurring, progress=progress)
+        service.submit(_trainable(config, overrides), recurring=recurring, progress=progress)
 
 
 @app.command()
