@@ -217,6 +217,7 @@ def test_promote_rollback_and_history_tell_what_happened(
     shown = capsys.readouterr().out
     assert re.search(r"promote +1 +champion +alice +first", shown)
     assert re.search(r"rollback +1 +champion +\w+ +worse", shown)
+    assert shown.endswith("now: champion is version 1\n")
     assert call("history", "-c", str(file), "--kind", "rollback", "--json") == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["payload"]["before"]["champion"] == "2"
@@ -268,3 +269,73 @@ def test_batch_scores_are_logged_once(home: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.startswith("1 new, 0 corrected, 0 unchanged")
     assert call("forget", "-c", str(home / "c.json"), "--request-id", "r3") == 0
     assert re.match(r"[1-9]\d* stored rows erased", capsys.readouterr().out)
+
+
+SUMMARY = {
+    "model": "small", "version": "3", "role": "champion", "status": "champion", "selected": "forest", "regime": "scarce",
+    "rows": {"train": 1000, "test": 500}, "positives": {"train": 20, "test": 10}, "prevalence": {"train": 0.02, "test": 0.02, "all": 0.02},
+    "metrics": {"ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "roc_auc": 0.9, "threshold": 0.1234, "recall": 0.7, "precision": 0.5, "f1": 0.58, "f2": None, "cost": 80.0},
+    "gate": {"verdict": "approve", "reasons": ["AP 20 times [the] prevalence"]}, "champion_metrics": {"ap": 0.35, "ap_low": 0.25, "ap_high": 0.45},
+    "candidates": [
+        {"name": "xgboost", "ap": 0.3, "ap_low": 0.2, "ap_high": 0.4, "fit_seconds": 1.0, "difference": {"value": 0, "low": 0, "high": 0}, "significant": False},
+        {"name": "forest", "ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "fit_seconds": None, "difference": {"value": 0.1, "low": 0.05, "high": 0.15}, "significant": True, "reason": "err unlike."},
+    ],
+}  # fmt: skip
+DETAILS = {
+    "evaluation": {
+        "untuned": {"missed_but_tuned_finds": {"value": 4.0}},
+        "money": {"currency": "EUR", "note": "", "cost": {"value": 80.0}, "saving_vs_nothing": {"value": 1320.0}, "saving_vs_everything": {"value": 5115.0}},
+    }
+}  # fmt: skip
+
+
+def test_the_summary_says_what_won_whether_that_is_significant_and_what_it_saves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from rareclass import _terminal
+
+    _terminal.summary(SUMMARY, DETAILS)
+    shown = capsys.readouterr().out
+    for part in (
+        "small  approve: version 3, champion",
+        "forest: +0.100 [+0.050, +0.150] AP against candidate 0, significantly better. err unlike.",
+        "0.400 [0.300, 0.500], 20.0 times the prevalence",
+        "0.5 would miss 4 of the positives that this threshold finds",
+        "80.00 EUR on the test rows; saves 1,320.00 against doing nothing, 5,115.00 against flagging everything",
+        "gate        AP 20 times [the] prevalence",
+        "AP 0.350 [0.250, 0.450] on the same rows",
+        "+0.100 [+0.050, +0.150] *",
+    ):
+        assert part in shown
+    _terminal.summary(
+        {**SUMMARY, "version": None, "role": None, "gate": {"verdict": "reject", "reasons": []}, "selected": "xgboost"}
+    )
+    shown = capsys.readouterr().out
+    assert "reject: not registered" in shown
+    assert "xgboost, candidate 0: no other is significantly better" in shown
+
+
+def test_diagnose_needs_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = small_model.frame(400).assign(ts=pd.date_range("2026-01-01", periods=400, freq="12h"), secret=1)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    arguments = ["diagnose", str(tmp_path / "rows.csv"), "--target", "label", "--time", "ts", "--drop", "secret"]
+    assert call(*arguments) == 0
+    printed = capsys.readouterr()
+    assert f"{rows['label'].sum()} of 400 rows are of the rare class" in printed.out
+    assert "would be tried:\n  0. xgboost" in printed.out
+    assert "prevalence by period, 2025-12-29 to " in printed.out
+    assert "ingest" in printed.err
+    assert call(*arguments, "--json", "-q") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["diagnosis"]["positives"] == rows["label"].sum()
+    assert found["plan"][0]["learner"] == "xgboost"
+
+
+def test_export_writes_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_model.frame(400).to_parquet(tmp_path / "rows.parquet")
+    config = small_model.config(tmp_path, data={"path": str(tmp_path / "rows.parquet"), "target": "label"})
+    (tmp_path / "c.json").write_text(config.model_dump_json())
+    assert call("export", "-q", "-c", str(tmp_path / "c.json"), str(tmp_path / "splits"), "--format", "csv") == 0
+    written = [pd.read_csv(tmp_path / "splits" / f"{name}.csv") for name in ("train", "validation", "test")]
+    assert sum(map(len, written)) == 400
+    assert capsys.readouterr().out.count(".csv") == 3

@@ -417,6 +417,14 @@ def history(
             for e in entries
         ]
         terminal.table("", ("#", "when (UTC)", "what", "version", "role", "who", "why"), lines, left=7)
+        if kind is None:
+            now = ((role, number) for role, number in service.current(entries).items() if number is not None)
+            terminal.lines(
+                [
+                    "now: "
+                    + (", ".join(f"{role} is version {number}" for role, number in now) or "no version has a role")
+                ]
+            )
 
 
 @app.command()

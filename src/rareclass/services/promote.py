@@ -263,6 +263,12 @@ def checked_mode(mode: str | None) -> Mode | None:
     return cast("Mode | None", mode)
 
 
+def current(entries: list[LedgerEntry]) -> Aliases:
+    """Return who is champion, challenger and previous by the ledger alone."""
+    moves = [entry for entry in entries if entry.key.startswith("move:")]
+    return {**_EMPTY, **moves[-1].payload["aliases"]} if moves else dict(_EMPTY)
+
+
 def _write(
     store: Store,
     name: str,
