@@ -6,6 +6,7 @@ Paths are relative to the folder the command runs in. Durations are written ``30
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
@@ -325,7 +326,9 @@ class Serve(Section):
     )
     shadows: bool = Field(True, description="Score challenger and previous champion in the shadow")
     shadow_seconds: float = Field(5, gt=0, description="A shadow slower than this is skipped")
-    shadow_memory_bytes: int = Field(2 << 30, ge=1 << 27, description="Memory that the shadow process may take for its versions, in bytes")
+    shadow_memory_bytes: int = Field(
+        2 << 30, ge=1 << 27, description="Memory that the shadow process may take for its versions, in bytes"
+    )
     token_env: str = Field(
         "RARECLASS_SERVE_TOKEN", description="Environment variable with the bearer token; unset: open"
     )
@@ -494,7 +497,28 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"configuration '{path}' must be a mapping of settings, like 'name: my-model'; it is {type(raw).__name__}"
         )
-    return parse(with_overrides(raw, overrides))
+    return parse(with_overrides(with_environment(raw), overrides))
+
+
+ENVIRONMENT = {
+    "RARECLASS_STORE_URL": "store.url",
+    "RARECLASS_TRACKING_URI": "tracking.uri",
+    "RARECLASS_DATA_PATH": "data.path",
+}
+"""Settings that the environment overrides, because they may hold passwords (Kubernetes Secrets) or differ by place."""
+
+
+def with_environment(raw: dict[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Set what the environment says in ``raw`` and return it: weaker than --set, stronger than the file."""
+    for name, setting in ENVIRONMENT.items():
+        if environment.get(name):
+            section, key = setting.split(".")
+            if not isinstance(raw.setdefault(section, {}), dict):
+                raise ConfigError(
+                    f"setting '{section}' must be a section of settings, like '{section}: {{{key}: ...}}'"
+                )
+            raw[section][key] = environment[name]
+    return raw
 
 
 def with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -559,6 +583,20 @@ def _settings_of(section: str) -> list[str]:
 def dump(config: Config) -> dict[str, Any]:
     """Return the configuration as JSON-ready values; ``parse(dump(c)) == c``."""
     return config.model_dump(mode="json")
+
+
+def public(config: Config) -> dict[str, Any]:
+    """Return what ``dump`` returns with the passwords of URLs masked: for logs, registries and reports."""
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: masked(each) for key, each in value.items()}
+        if isinstance(value, str) and "://" in value:
+            return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", value)
+        return [masked(each) for each in value] if isinstance(value, list) else value
+
+    found: dict[str, Any] = masked(dump(config))
+    return found
 
 
 def schema() -> dict[str, Any]:

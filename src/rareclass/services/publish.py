@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, dump
+from rareclass.config import Config, public
 from rareclass.services import promote as promotion
 from rareclass.services.train import Judgement, Plan, Progress, Tuning, silent
 
@@ -98,7 +98,7 @@ def promote(
 
 def _params(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for section, values in dump(config).items():
+    for section, values in public(config).items():
         if isinstance(values, dict):
             flat.update({f"{section}.{key}": value for key, value in values.items()})
         else:
@@ -135,7 +135,7 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
         ("test", run.ingested.test),
     ):
         logged.dataset(
-            f"{run.config.name}-{context}", source=run.config.data.path, digest=card["content_hash"], context=context,
+            f"{run.config.name}-{context}", source=public(run.config)["data"]["path"], digest=card["content_hash"], context=context,
             profile={"rows": len(rows), "positives": rows.positives},
         )  # fmt: skip
     results = {each.name: each for each in run.chosen.table}
@@ -184,7 +184,7 @@ def full(run: Run) -> dict[str, Any]:
     evaluation, chosen = run.judged.evaluation, run.chosen
     trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
     return clean({
-        "name": run.config.name, "config": dump(run.config), "data_card": run.ingested.card,
+        "name": run.config.name, "config": public(run.config), "data_card": run.ingested.card,
         "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
         "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
         "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, parse
+from rareclass.config import Config, parse, with_environment
 from rareclass.services import publish, run, train
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _load(path: str) -> Kept:
 
 
 def _settings(config: str) -> Config:
-    return parse(json.loads(config))
+    return parse(with_environment(json.loads(config)))
 
 
 def _rows(path: str) -> Rows:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, dump
+from rareclass.config import Config, public
 from rareclass.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ def refit(
     metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
     span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
     meta = {
-        "name": config.name, "created": now.isoformat(), "rareclass": __version__, "config": dump(config),
+        "name": config.name, "created": now.isoformat(), "rareclass": __version__, "config": public(config),
         "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
         "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
         "selected": chosen.winner, "members": dict(chosen.weights), "calibration": tuning.calibration.chosen, "metrics": metrics,
