@@ -335,6 +335,8 @@ class SpoolReader:
     def commit(self, batch: Batch) -> None:
         """Remember, atomically, that a batch is in the store; delete the segments before it."""
         slots = _slots(self.folder)
+        if slots and slots[-1][1:] == (batch.segment, batch.offset):
+            return
         sequence = slots[-1][0] + 1 if slots else 1
         body = SLOT.pack(sequence, batch.segment, batch.offset, 0)[:-4]
         # two slots in turn, overwritten in place: one is always whole, and a full disk can still be shipped empty

@@ -272,16 +272,14 @@ class Store:
         self._ensure_partitions(sorted(set((rows["ts"] // DAY).tolist())))
         names = ", ".join(f'"{name}"' for name in rows.columns)
         with self._transaction(write=True) as connection:
-            self._stage(connection, PREDICTIONS, rows)
+            self._stage(connection, PREDICTIONS, rows.drop_duplicates(list(KEY)))
             # keys in one order, so that two processes with the same rows wait for each other instead of deadlocking
             statement = f"""
                 WITH fresh AS (INSERT INTO prediction_keys (model, request_id, "row", ts)
-                    SELECT DISTINCT ON (model, request_id, "row") model, request_id, "row", ts
-                    FROM stage_predictions ORDER BY model, request_id, "row", position
+                    SELECT model, request_id, "row", ts FROM stage_predictions ORDER BY model, request_id, "row"
                     ON CONFLICT DO NOTHING RETURNING model, request_id, "row")
-                INSERT INTO predictions ({names}) SELECT DISTINCT ON (model, request_id, "row") {names}
-                FROM stage_predictions JOIN fresh USING (model, request_id, "row")
-                ORDER BY model, request_id, "row", position"""  # noqa: S608
+                INSERT INTO predictions ({names})
+                SELECT {names} FROM stage_predictions JOIN fresh USING (model, request_id, "row")"""  # noqa: S608
             return int(connection.exec_driver_sql(statement).rowcount)
 
     def add_shadow_scores(self, frame: pd.DataFrame) -> int:
@@ -315,9 +313,7 @@ class Store:
         stage, names = f"stage_{table.name}", ", ".join(f'"{name}"' for name in rows.columns)
         if self._postgres:
             kinds = ", ".join(f'"{c.name}" {c.type.compile(self._engine.dialect)}' for c in table.columns)
-            connection.exec_driver_sql(
-                f"CREATE TEMP TABLE IF NOT EXISTS {stage} (position bigserial, {kinds}) ON COMMIT DELETE ROWS"
-            )
+            connection.exec_driver_sql(f"CREATE TEMP TABLE IF NOT EXISTS {stage} ({kinds}) ON COMMIT DELETE ROWS")
             connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
             with (
                 _driver(connection).cursor() as cursor,
@@ -595,13 +591,21 @@ class Store:
             return _copied(_driver(connection), str(compiled), dict(compiled.params), query)
         parameters = [compiled.params[name] for name in compiled.positiontup or ()]
         rows = _driver(connection).cursor().execute(str(compiled), parameters).fetchall()
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(query.selected_columns)
-        return pd.DataFrame(
-            {
-                column.key: pd.Series(values, dtype=None if rows and isinstance(values[0], (int, float)) else object)
-                for column, values in zip(query.selected_columns, columns, strict=True)
-            }
-        )
+        columns = zip(*rows, strict=True) if rows else ((),) * len(query.selected_columns)
+        chosen = list(query.selected_columns)
+        return pd.DataFrame({c.key: _array(values, c.type) for c, values in zip(chosen, columns, strict=True)})
+
+
+def _array(values: Sequence[Any], kind: sa.types.TypeEngine[Any]) -> Any:
+    """One column of the database; whole numbers with missing ones among them become floats, exact up to 2**53."""
+    if isinstance(kind, sa.Text):
+        return pd.Series(values, dtype=object)
+    if not isinstance(kind, sa.Float):
+        try:
+            return np.array(values, dtype=np.int64)
+        except TypeError:
+            pass
+    return np.array(values, dtype=np.float64)
 
 
 def _merge_labels(rows: pd.DataFrame, current: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
@@ -631,6 +635,10 @@ def _merge_labels(rows: pd.DataFrame, current: pd.DataFrame) -> tuple[pd.DataFra
 
 def _labels_as_of(frame: pd.DataFrame, history: pd.DataFrame, until: int) -> pd.DataFrame:
     """Replace the labels by the ones known at ``until``."""
+    if history.empty:
+        early = frame["label_observed_at"] > until
+        frame[["label", "label_observed_at"]] = frame[["label", "label_observed_at"]].astype("float64").mask(early)
+        return frame.drop(columns=["confirmed_at", "received_at"])
     current = frame.rename(columns={"label_observed_at": "observed_at"})[
         ["request_id", "row", "label", "observed_at", "confirmed_at", "received_at"]
     ]
@@ -686,7 +694,9 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
 
 def _clean_text(values: pd.Series[Any]) -> pd.Series[Any]:
     """Text as both databases can hold it: neither NUL nor half a surrogate pair."""
-    texts = [value if value is None or isinstance(value, str) else str(value) for value in values.tolist()]
+    texts = values.tolist()
+    if not set(map(type, texts)) <= {str, type(None)}:
+        texts = [value if value is None or isinstance(value, str) else str(value) for value in texts]
     joined = "".join(filter(None, texts))
     if "\x00" in joined or (not joined.isascii() and any("\ud800" <= letter <= "\udfff" for letter in joined)):
         texts = [t if t is None else t.replace("\x00", "�").encode("utf-8", "replace").decode() for t in texts]

@@ -269,8 +269,9 @@ class Shipper:
                     if ending:
                         return
                     self._wake.wait(self._poll)
-                except (RareclassError, OSError) as error:
-                    self.last_error = " ".join(str(error).split())
+                except Exception as error:  # whatever it is: the spool keeps the records, and trying again is safe
+                    known = isinstance(error, RareclassError | OSError)
+                    self.last_error = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
                     if ending and time.monotonic() > self._drain_until:
                         return
                     self._wake.wait(pause if not ending else min(pause, 0.2))
