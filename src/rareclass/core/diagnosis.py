@@ -140,8 +140,8 @@ def regime(positives: int, bounds: RegimeBounds) -> Regime:
 def diagnose(rows: Rows, config: Config) -> Diagnosis:
     """Describe the imbalance of labelled rows. No row of the rare class is regime "none", not an error: `plan` raises.
 
-    Neighbourhoods are judged for at most 500 rows of each class among at most 100,000 rows, a random thinning of both
-    classes alike, so that the time does not grow with the table.
+    Neighbourhoods are judged for at most 500 rows of the rare class and 250 of the other, among at most 100,000 rows: a
+    random thinning of both classes alike, so that the time hardly grows with the table.
     """
     from joblib import cpu_count
 
@@ -247,7 +247,7 @@ def point_types(rows: Rows, *, seed: int = 0, threads: int = 1) -> tuple[dict[st
     space = distance_space(sample.x, sample.schema)
     opposite = {}
     for label in (1, 0):
-        asked = rng.permutation(np.flatnonzero(sample.y == label))[:MAX_ASKED]
+        asked = rng.permutation(np.flatnonzero(sample.y == label))[: MAX_ASKED if label else MAX_ASKED // 2]
         near = others_nearest(space, np.sort(asked), NEIGHBOURS, threads=threads)[1]
         opposite[label] = (sample.y[near] != label).sum(axis=1)
     same = NEIGHBOURS - opposite[1]
