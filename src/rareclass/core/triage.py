@@ -139,12 +139,16 @@ class Verdict:
 def triage(evidence: Evidence, limits: Monitor, gate: Gate | None = None) -> Verdict:
     """Return the verdict: the first of page, retrain, rethreshold, recalibrate whose evidence holds, else nothing."""
     gate = gate or Gate()
-    steps = [("page", broken_data(evidence)), ("retrain", fallen_ranking(evidence, limits))]
+    steps = [
+        ("page", broken_data(evidence)),
+        ("retrain", fallen_ranking(evidence, limits)),
+        ("rethreshold", [evidence.costs_moved] if evidence.costs_moved else []),
+    ]
     if ranking_holds(evidence, limits):
         steps += [
             ("recalibrate", distorted_scores(evidence)),
             ("rethreshold", moved_prevalence(evidence, limits)),
-            ("recalibrate", scores_off(evidence, gate)),
+            ("recalibrate", scores_off(evidence, limits, gate)),
         ]
     verdict, reasons = next(((name, why) for name, why in steps if why), ("nothing", [_quiet(evidence, limits)]))
     if verdict == "retrain" and evidence.new_positives < evidence.min_new_positives:
@@ -193,11 +197,10 @@ def fallen_ranking(evidence: Evidence, limits: Monitor) -> list[str]:
 
 
 def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
-    """Prevalence beyond chance, beyond the bound and beyond what windows of the reference show; or moved costs."""
-    found = [evidence.costs_moved] if evidence.costs_moved else []
+    """Prevalence beyond chance, beyond the bound and beyond what windows of the reference show."""
     baseline = evidence.prevalence_baseline
     if baseline is None or not math.isfinite(baseline) or baseline <= 0:
-        return found
+        return []
     usual = evidence.profile.window_prevalence if evidence.profile is not None else ()
     shifts = [
         _shift(window, baseline, usual, limits)
@@ -207,11 +210,11 @@ def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
     if shifts and shifts[-1] != 0 and (len(shifts) == 1 or shifts[-2] in (0, shifts[-1])):
         window = next(w for w in reversed(evidence.live.matured) if _countable(w, baseline, limits))
         now = window.metric("prevalence")
-        found.append(
+        return [
             f"prevalence went from {baseline:.3%} to {now.value:.3%} [{now.low:.3%}, {now.high:.3%}] "
             f"(x{now.value / baseline:.2f}); the ranking holds"
-        )
-    return found
+        ]
+    return []
 
 
 def _countable(window: Window, baseline: float, limits: Monitor) -> bool:
@@ -245,11 +248,13 @@ def distorted_scores(evidence: Evidence) -> list[str]:
 
 
 def _bent(slope: Estimate) -> int:
-    return 1 if slope.low > SLOPE[1] else (-1 if slope.high < SLOPE[0] else 0)
+    if slope.value > SLOPE[1] and slope.low > 1:
+        return 1
+    return -1 if slope.value < SLOPE[0] and slope.high < 1 else 0
 
 
 def ranking_holds(evidence: Evidence, limits: Monitor) -> bool:
-    """No violation in the latest judged window, nor a fall beyond the margin by its best guess.
+    """No violation in the latest judged window, nor a fall beyond the margin by the best guess of the last two.
 
     The cheap repairs keep the ranking, so they wait until it is known to be worth keeping.
     """
@@ -257,23 +262,35 @@ def ranking_holds(evidence: Evidence, limits: Monitor) -> bool:
     if latest is None or math.isnan(latest.metric("difference").value):
         return True
     margin = limits.max_ap_loss * evidence.live.reference_ap
-    return not latest.violated and latest.metric("difference").value >= -margin
+    guesses = [window.metric("difference").value for window in evidence.live.judged[-2:]]
+    return not latest.violated and sum(guesses) / len(guesses) >= -margin
 
 
-def scores_off(evidence: Evidence, gate: Gate) -> list[str]:
-    """Mean score against prevalence beyond the bound and beyond chance, in the two latest judged windows."""
+def scores_off(evidence: Evidence, limits: Monitor, gate: Gate) -> list[str]:
+    """Mean score against prevalence beyond the bound and beyond chance, in the two latest judged windows.
+
+    What a moved prevalence alone does to it is no distortion: the threshold follows that.
+    """
     judged = evidence.live.judged[-2:]
-    bound = gate.max_calibration_error
     if len(judged) < 2:
         return []
-    sides = [_side(window.metric("score_ratio"), 1 + bound) for window in judged]
-    if sides[0] == 0 or sides[0] != sides[1]:
+    sides = [_side(window.metric("score_ratio"), 1 + gate.max_calibration_error) for window in judged]
+    if sides[0] == 0 or sides[0] != sides[1] or _explained(judged[-1], sides[1], evidence, limits):
         return []
     ratio = judged[-1].metric("score_ratio")
     return [
         f"mean score is {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times the prevalence in two windows; "
         f"the ranking holds"
     ]
+
+
+def _explained(window: Window, side: int, evidence: Evidence, limits: Monitor) -> bool:
+    """Prevalence moved the other way, far enough to make the scores look off, and the slope is straight."""
+    known = evidence.live.reference_prevalence
+    if not math.isfinite(known) or known <= 0 or _bent(window.metric("calibration_slope")) != 0:
+        return False
+    moved = window.metric("prevalence").value / known
+    return moved <= 1 / limits.prevalence_ratio if side > 0 else moved >= limits.prevalence_ratio
 
 
 def _side(ratio: Estimate, bound: float) -> int:

@@ -28,6 +28,7 @@ LEASE = timedelta(hours=24)
 """A retrain that started longer ago and never reported counts as dead."""
 ERROR = 0.05
 """Chance of rolling back an equal version, over all looks of a probation."""
+MOVES = ("promote", "rollback", "retire")
 REPAIRS = ("rethreshold", "recalibrate", "retrain")
 
 
@@ -193,7 +194,7 @@ def _useless(entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry]
 
     A retrain helped when its version became champion and was not rolled back, and no further retrain was needed on it.
     """
-    person = max((entry.id for entry in entries if entry.kind in promotion.MOVES and entry.actor != ACTOR), default=0)
+    person = max((entry.id for entry in entries if entry.kind in MOVES and entry.actor != ACTOR), default=0)
     champions = {
         entry.payload["version"] for entry in entries if entry.kind == "promote" and entry.payload["role"] == "champion"
     }

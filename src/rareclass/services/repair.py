@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +108,6 @@ def recalibrate(
 def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None) -> Action:
     """Train on the history that serves best; the new version starts in the shadow and is judged on rows still to come."""
     from rareclass.core import repair
-    from rareclass.services import train
 
     champion = _champion(monitor)
     rows = history_rows(monitor, champion, now)
@@ -116,9 +115,7 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
     chosen = repair.choose_history(rows, quick_fit(config), config=config, change=change, seed=config.train.seed)
     reason = f"{'; '.join(verdict.reasons)}. {chosen.reason}"
     quiet = config.model_copy(update={"promotion": config.promotion.model_copy(update={"mode": "shadow"})})
-    summary: Mapping[str, Any] = train.train_rows(
-        quiet, chosen.rows, now=now, reason=reason, source=config.retrain.source
-    )
+    summary = train_rows(quiet, chosen.rows, champion.model, now=now, reason=reason, progress=progress)
     version = summary.get("version")
     gate = summary.get("gate") or {}
     numbers = {
@@ -147,6 +144,39 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
         chosen.reason,
         numbers,
     )
+
+
+def train_rows(
+    config: Config, rows: Rows, model: RareModel, *, now: datetime, reason: str, progress: Progress = None
+) -> dict[str, Any]:
+    """Run the training pipeline on rows at hand: the same split, steps, gate and registration as on a source.
+
+    model : the champion, whose target and positive value the rows share
+    """
+    from rareclass.adapters.tables import Ingested
+    from rareclass.adapters.tables.sources import redacted
+    from rareclass.core import hashing, splitting
+    from rareclass.services import run
+    from rareclass.services.train import silent
+
+    parts = splitting.split(
+        y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
+        label_delay=config.data.label_delay, seed=config.train.seed,
+    )  # fmt: skip
+    named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
+    content = f"{int(np.bitwise_xor.reduce(hashing.mix(rows.row_id ^ rows.y.astype(np.uint64)))):016x}"
+    card = {
+        "source": "prediction log" if config.retrain.source == "store" else redacted(config.data.path),
+        "target": config.data.target, "positive": str(model.meta.get("positive")),
+        "rows": {name: len(part) for name, part in named.items()} | {"dropped": dict(parts.dropped)},
+        "parts": splitting.describe(list(named.items())), "split": {**parts.boundaries, "kind": parts.kind}, "train_kept": 1.0,
+        "prevalence": {name: part.prevalence for name, part in named.items()},
+        "by_time": [], "features": [], "content_hash": content, "warnings": [],
+    }  # fmt: skip
+    ingested = Ingested(
+        *named.values(), rows.schema, card, [], model.meta.get("positive"), 1.0, parts.kind, dict(parts.dropped)
+    )
+    return run.run_rows(config, ingested, None, now=now, reason=reason, progress=progress or silent)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -246,7 +276,10 @@ def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | Non
     from rareclass.adapters import tables
     from rareclass.core import rows
 
-    found = tables.ingest(config)
+    # no gaps between the parts: nothing is judged here
+    found = tables.ingest(
+        config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
+    )
     parts = [part for part in (found.train, found.validation, found.test) if len(part)]
     whole = rows.concatenate(parts)
     if whole.schema != model.schema:
@@ -289,8 +322,8 @@ def quick_fit(config: Config) -> Any:
             kept = np.random.default_rng(config.train.seed).choice(negatives, QUICK_ROWS, replace=False)
             rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
         fitted = learners.fit(
-            "xgboost", rows, params={"n_estimators": 150}, loss="logistic", weight=rows.weight, stop=None,
-            seed=config.train.seed, threads=threads(config), device="cpu",
+            "xgboost", rows, params={"eta": 0.1, "max_depth": 4}, weight=rows.weight, rounds=120,
+            seed=config.train.seed, threads=threads(config),
         )  # fmt: skip
         return fitted.score
 
