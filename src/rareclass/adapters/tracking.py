@@ -67,14 +67,15 @@ class Tracker:
         if adopted:
             run = self.run(adopted)
         else:
-            run = self._create(name, {_OWNER: f"{socket.gethostname()}:{os.getpid()}"})
+            run = self._create(name, {})
         run.log(params=params, tags=tags)
         return run
 
     def _create(self, name: str, tags: Mapping[str, Any]) -> Run:
+        owned = {_OWNER: f"{socket.gethostname()}:{os.getpid()}", **tags}
         with _mlflow.told(f"no run could be created in MLflow at '{self.uri}'"):
             made = self.client.create_run(
-                self._id, run_name=name, tags={key: str(value) for key, value in tags.items()}
+                self._id, run_name=name, tags={key: str(value) for key, value in owned.items()}
             )
         return Run(self, made.info.run_id, made.info.artifact_uri)
 
