@@ -169,10 +169,22 @@ def test_a_lonely_peak_is_not_mistaken_for_the_best_round():
     best = BestRound(patience=50, width=5, least=3)
     hill = np.concatenate([np.linspace(0.2, 0.6, 20), np.full(10, 0.6), np.linspace(0.6, 0.3, 40)])
     hill[3] = 0.9
-    assert not any(best.add(value) for value in hill[:40])
-    for value in hill[40:]:
-        best.add(value)
+    for position, value in enumerate(hill):
+        best.add(value, 1.0 - position / 100)
     assert 18 <= best.rounds() <= 32
+
+
+def test_where_precision_is_equal_the_loss_decides():
+    best = BestRound(patience=50, width=1, least=2)
+    loss = np.abs(np.arange(60) - 40) / 100 + 0.1
+    for value in loss:
+        best.add(1.0, value)
+    assert best.rounds() == 41
+
+
+def test_waiting_ends_when_nothing_gets_better():
+    best = BestRound(patience=10, width=1, least=5)
+    assert [best.add(0.5, 0.1) for _ in range(20)].index(True) == 14
 
 
 def test_a_preparation_is_finite_bounded_and_flags_what_is_missing():

@@ -6,6 +6,7 @@ learner's own sampling does to them is said in ``Fitted.kept``.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.errors import ConfigError, unknown
 
 Trace = tuple[dict[str, float], ...]
+
+AS_GOOD = 0.002
+"""Difference of average precision on stop rows that is never evidence."""
 
 
 class Interrupted(Exception):
@@ -135,30 +139,39 @@ class StopPrecision:
 
 
 class BestRound:
-    """Keeps the curve of AP by round, says when waiting is pointless and which round was best.
+    """Keeps the curves of AP and loss by round, says when waiting is pointless and which round was best.
 
-    The curve is noisy where positives are few, so it is averaged over ``width`` rounds first.
+    AP is noisy where positives are few, so it is averaged over ``width`` rounds; where it is as good as equal, as it is
+    once the stop rows are ranked without a mistake, the loss decides: scores of a fit cut too short fit no other's.
     """
 
     def __init__(self, *, patience: int, width: int, least: int) -> None:
         self.patience, self.width, self.least = patience, width, least
         self.values: list[float] = []
+        self.losses: list[float] = []
         self.best, self.since = -1.0, 0
 
-    def add(self, value: float) -> bool:
+    def add(self, value: float, loss: float) -> bool:
         """Add a round; True when it is time to stop."""
         self.values.append(value)
+        self.losses.append(loss)
         mean = float(np.mean(self.values[-self.width :]))
         self.best, self.since = (mean, 0) if mean > self.best + 1e-9 else (self.best, self.since + 1)
-        return self.since >= self.patience and len(self.values) >= self.least
+        return self.since >= self.patience and len(self.values) >= self.least + self.patience
 
     def rounds(self) -> int:
-        """Return how many rounds to keep: the middle of the best stretch, at least ``least``."""
-        values = np.asarray(self.values)
+        """Return how many rounds to keep, at least ``least``."""
+        values, losses = np.asarray(self.values), np.asarray(self.losses)
         half = self.width // 2
         padded = np.concatenate([np.full(half, values[0]), values, np.full(self.width - 1 - half, values[-1])])
         smooth = np.convolve(padded, np.full(self.width, 1 / self.width), mode="valid")
-        return max(min(self.least, len(values)), int(np.argmax(smooth)) + 1)
+        first = min(self.least, len(values)) - 1
+        near = smooth[first:] >= smooth[first:].max() - AS_GOOD
+        return first + 1 + int(np.argmin(np.where(near, losses[first:], np.inf)))
+
+    def trace(self) -> Trace:
+        pairs = enumerate(zip(self.values, self.losses, strict=True))
+        return tuple({"round": float(i + 1), "ap": ap, "loss": loss} for i, (ap, loss) in pairs)
 
 
 # --- XGBoost -----------------------------------------------------------------------------------------------------
@@ -261,7 +274,7 @@ def _boost(
     used = watch.best.rounds() if evals else booster.num_boosted_rounds()
     kept = booster[:used]
     kept.set_param({"nthread": task.threads})
-    return Boosted("xgboost", rounds=used, trace=watch.trace(), booster=kept, types=tuple(types))
+    return Boosted("xgboost", rounds=used, trace=watch.best.trace(), booster=kept, types=tuple(types))
 
 
 def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,9 +288,8 @@ class _Watch:
     def __init__(self, task: Task, settings: Mapping[str, Any], patience: int) -> None:
         eta = float(settings["eta"])
         self.out_of_time, self.interrupted = task.out_of_time, False
-        self.best = BestRound(patience=patience, width=max(1, round(0.5 / eta)), least=max(1, round(1.5 / eta)))
+        self.best = BestRound(patience=patience, width=max(1, round(0.5 / eta)), least=max(1, round(4 / eta)))
         self.precision = StopPrecision(task.stop.y) if task.stop is not None else None
-        self.losses: list[float] = []
 
     def metric(self, predicted: Any, matrix: Any) -> tuple[str, float]:
         assert self.precision is not None
@@ -295,14 +307,10 @@ class _Watch:
                     return True
                 if "stop" not in evals_log:
                     return False
-                watch.losses.append(float(evals_log["stop"]["logloss"][-1]))
-                return watch.best.add(float(evals_log["stop"]["ap"][-1]))
+                log = evals_log["stop"]
+                return watch.best.add(float(log["ap"][-1]), float(log["logloss"][-1]))
 
         return Callback()
-
-    def trace(self) -> Trace:
-        pairs = zip(self.best.values, self.losses, strict=True)
-        return tuple({"round": float(i + 1), "ap": ap, "loss": loss} for i, (ap, loss) in enumerate(pairs))
 
 
 # --- scikit-learn and imbalanced-learn ---------------------------------------------------------------------------
@@ -406,7 +414,8 @@ def fit_hist_gradient_boosting(task: Task, params: Mapping[str, Any]) -> Classif
     extra = {"X_val": task.stop.x, "y_val": task.stop.y} if stopping and task.stop is not None else {}
     estimator.fit(task.rows.x, task.rows.y, sample_weight=task.weight, **extra)
     curve = estimator.validation_score_[1:] if stopping else []
-    rounds = int(np.argmax(curve)) + 1 if stopping and len(curve) else estimator.n_iter_
+    least = min(len(curve), round(4 / estimator.learning_rate)) if stopping else 0
+    rounds = max(least, int(np.argmax(curve)) + 1) if stopping and len(curve) else estimator.n_iter_
     trace = tuple({"round": float(i + 1), "ap": float(value)} for i, value in enumerate(curve))
     if rounds < estimator.n_iter_:
         estimator._predictors = estimator._predictors[:rounds]  # keep the best rounds, as XGBoost does
@@ -430,9 +439,8 @@ def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified
 
 def fit_mlp(task: Task, params: Mapping[str, Any]) -> Classified:
     """Multi-layer perceptron, one epoch at a time; the epoch with the best AP on the stop rows is kept."""
-    import copy
-
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
     rows, weight = thin(task, _SLOW_ROWS)
     preparation = Preparation.learn(rows)
@@ -442,31 +450,47 @@ def fit_mlp(task: Task, params: Mapping[str, Any]) -> Classified:
                                 "patience": 10, **params}  # fmt: skip
     epochs, patience = task.rounds or settings.pop("epochs"), settings.pop("patience")
     settings.pop("epochs", None)
-    settings.setdefault("batch_size", int(min(512, max(32, len(rows) // 50))))
+    settings.setdefault("batch_size", int(min(512, max(64, len(rows) // 20))))
     settings["hidden_layer_sizes"] = tuple(np.atleast_1d(settings["hidden_layer_sizes"]).tolist())
     estimator.set_params(**settings, random_state=task.seed)
     x = preparation(rows.x)
     stop = None if task.stop is None or task.rounds is not None else (preparation(task.stop.x), task.stop.y)
-    best, kept, trace = BestRound(patience=patience, width=1, least=3), None, []
-    for epoch in range(int(epochs)):
+    with threadpool_limits(task.threads):  # small matrices: more threads than asked for only wait for each other
+        rounds, trace = _epochs(estimator, task, x, rows.y, weight, stop, int(epochs), int(patience))
+    return Classified("mlp", rounds=rounds, trace=trace, estimator=estimator, preparation=preparation)
+
+
+def _epochs(
+    estimator: Any,
+    task: Task,
+    x: FloatMatrix,
+    y: IntArray,
+    weight: FloatArray | None,
+    stop: Any,
+    epochs: int,
+    patience: int,
+) -> tuple[int, Trace]:
+    """Train epoch by epoch; leave the coefficients of the best one in ``estimator``."""
+    best, held, trace = BestRound(patience=patience, width=1, least=3), [], []
+    for epoch in range(epochs):
         if task.out_of_time():
             raise Interrupted
-        estimator.partial_fit(x, rows.y, classes=np.array([0, 1]), sample_weight=weight)
+        estimator.partial_fit(x, y, classes=np.array([0, 1]), sample_weight=weight)
         point = {"round": float(epoch + 1), "train_loss": float(estimator.loss_)}
         if stop is None:
             trace.append(point)
             continue
         p = estimator.predict_proba(stop[0])[:, 1]
-        done = best.add(StopPrecision(stop[1])(p))
-        trace.append({**point, "ap": best.values[-1], "loss": _log_loss(stop[1], p)})
-        if best.since == 0 or kept is None:
-            kept = (epoch + 1, copy.deepcopy((estimator.coefs_, estimator.intercepts_)))
+        done = best.add(StopPrecision(stop[1])(p), _log_loss(stop[1], p))
+        trace.append({**point, "ap": best.values[-1], "loss": best.losses[-1]})
+        held.append(copy.deepcopy((estimator.coefs_, estimator.intercepts_)))
         if done:
             break
-    rounds = int(epochs)
-    if kept is not None:
-        rounds, (estimator.coefs_, estimator.intercepts_) = kept
-    return Classified("mlp", rounds=rounds, trace=tuple(trace), estimator=estimator, preparation=preparation)
+    if stop is None:
+        return epochs, tuple(trace)
+    rounds = best.rounds()
+    estimator.coefs_, estimator.intercepts_ = held[rounds - 1]
+    return rounds, tuple(trace)
 
 
 def _log_loss(y: IntArray, p: Any) -> float:

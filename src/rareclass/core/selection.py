@@ -120,12 +120,12 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
         seed,
     )
     scores = {one.candidate.name: one.oof[scored] for one in done}
-    table, singles = _compare(ground, done, scores)
+    table = _compare(ground, done, scores)
     best = _winner(table)
     reasons = [_why_single(table, best)]
     weights, oof = {best: 1.0}, scores[best]
     if config.search.ensemble != "none" and len(done) > 1:
-        line, found, combined, note = _ensemble(ground, done, scores, singles, best, dev, config)
+        line, found, combined, note = _ensemble(ground, done, scores, best, dev, config)
         reasons.append(note)
         if line is not None:
             table = (*table, line)
@@ -157,10 +157,8 @@ def one_sided(difference: FloatArray) -> float:
     return float((1 + np.count_nonzero(finite <= 0)) / (1 + len(finite)))
 
 
-def _compare(
-    ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]
-) -> tuple[tuple[CandidateResult, ...], dict[str, FloatArray]]:
-    """Return a line per candidate, and the resampled AP of each."""
+def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]) -> tuple[CandidateResult, ...]:
+    """Return a line per candidate."""
     draws = ground.boot(list(scores.values()))
     values = [ground.ap(score) for score in scores.values()]
     p_values = [1.0, *holm([one_sided(line - draws[0]) for line in draws[1:]])]
@@ -179,7 +177,7 @@ def _compare(
                 one.candidate.reason,
             )
         )
-    return tuple(lines), dict(zip(scores, draws, strict=True))
+    return tuple(lines)
 
 
 def _winner(table: Sequence[CandidateResult]) -> str:
@@ -205,7 +203,6 @@ def _ensemble(
     ground: _Ground,
     done: Sequence[Trained],
     scores: Mapping[str, FloatArray],
-    singles: Mapping[str, FloatArray],
     best: str,
     dev: Rows,
     config: Config,
@@ -222,12 +219,13 @@ def _ensemble(
     if len(kept) < 2:
         return None, {}, scores[best], f"the {kind} ensemble puts all its weight on one candidate"
     combined = combine([scores[name] for name in kept], list(kept.values()))
-    draws = ground.boot([crossed])[0]
-    value, zero = ground.ap(crossed), next(iter(scores))
-    p = one_sided(draws - singles[best])
-    gain = ground.estimate(value - ground.ap(scores[best]), draws - singles[best])
+    zero = next(iter(scores))
+    draws, best_draws, zero_draws = ground.boot([crossed, scores[best], scores[zero]])  # one call: paired resamples
+    value = ground.ap(crossed)
+    p = one_sided(draws - best_draws)
+    gain = ground.estimate(value - ground.ap(scores[best]), draws - best_draws)
     significant = bool(p < 1 - ground.confidence and gain.value > 0)
-    difference = ground.estimate(value - ground.ap(scores[zero]), draws - singles[zero])
+    difference = ground.estimate(value - ground.ap(scores[zero]), draws - zero_draws)
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
