@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,22 @@ def _name_of(uri: str) -> str:
 
 
 def load(config: Config, version: Version) -> Scorer:
-    """Load a version with its learner on as many threads as serving needs: one, since requests come side by side."""
+    """Load a version that scores with one thread."""
     from rareclass.adapters.registry import load_model
 
-    return load_model(version.uri, config.tracking.uri)
+    model = load_model(version.uri, config.tracking.uri)
+    _one_thread(model.learner)
+    return model
+
+
+def _one_thread(learner: Any) -> None:
+    """Let XGBoost score with one thread: for a few rows, starting a second costs many times what the trees cost, and
+    where the processors are busy it waits for the slowest."""
+    for member in getattr(learner, "members", ()):
+        _one_thread(member.fitted)
+    booster = getattr(learner, "booster", None)
+    if booster is not None:
+        booster.set_param({"nthread": 1})
 
 
 def serve(config: Config, model: str | None = None, environment: Mapping[str, str] | None = None) -> None:
@@ -88,6 +101,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    warnings.filterwarnings("ignore", message="Protobuf gencode version", category=UserWarning)
     from prometheus_client import REGISTRY
 
     from rareclass.adapters.serving.engine import Engine

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import uvicorn
@@ -201,7 +202,7 @@ class Server(MLServer):  # type: ignore[misc]
         self._sockets = [_bound(opts.host, opts.http_port), _bound(opts.host, opts.metrics_port)]
         settings = Settings(
             debug=False, parallel_workers=0, host=opts.host, http_port=opts.http_port, grpc_port=opts.grpc_port,
-            metrics_port=opts.metrics_port, metrics_endpoint=opts.metrics_path, server_name="rareclass",
+            metrics_port=opts.metrics_port, metrics_endpoint=opts.metrics_path, server_name="rareclass", server_version=version("rareclass"),
             extensions=["binary_tensor_data"], load_models_at_startup=False, gzip_enabled=True,
             grpc_max_message_length=opts.max_body_bytes, model_repository_root=os.devnull,
         )  # fmt: skip

@@ -1,0 +1,285 @@
+"""Requests per second and latency of serving one model in five ways, measured in one run.
+
+One model (30 features, 300 trees of depth 6), one and 100 rows in an FP32 tensor, 1 and 16 clients. Each server is a
+process of its own; they take turns in short rounds, so that all of them see the same machine, and the median round
+counts. The clients are asyncio connections that send the next request when they have the whole answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FEATURES, TREES, DEPTH = 30, 300, 6
+CASES = [(1, 1), (1, 16), (100, 1), (100, 16)]  # rows, clients
+GOAL_LOG, GOAL_SHADOW = 1.3, 1.0
+
+BARE = '''
+import numpy as np
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceResponse
+from rareclass.core.model import RareModel
+
+
+class Bare(MLModel):
+    """The same model as a plain custom runtime, written as MLServer's documentation does."""
+
+    async def load(self):
+        self.model = RareModel.load(self.settings.parameters.uri)
+        self.model.learner.booster.set_param({"nthread": 1})
+        return True
+
+    async def predict(self, payload):
+        x = NumpyCodec.decode_input(payload.inputs[0])
+        score = self.model.score(x)
+        outputs = [NumpyCodec.encode_output("score", score), NumpyCodec.encode_output("decision", self.model.decide(score).astype("int64"))]
+        return InferenceResponse(model_name=self.name, outputs=outputs)
+'''
+
+
+def fitted() -> Any:
+    """Return the model as a version with golden rows."""
+    import xgboost as xgb
+
+    from rareclass.core.calibration import Identity
+    from rareclass.core.learners import Boosted
+    from rareclass.core.model import RareModel
+    from rareclass.core.rows import Feature, Schema
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, FEATURES)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] + rng.normal(size=len(x)) > 3.5).astype(int)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.05, "nthread": 2}, xgb.DMatrix(x, y), TREES
+    )
+    schema = Schema(tuple(Feature(f"f{at}") for at in range(FEATURES)))
+    learner = Boosted("xgboost", rounds=TREES, booster=booster, types=("float",) * FEATURES)
+    return RareModel(schema, learner, Identity(), {"default": 0.1}).with_golden(x[:10])
+
+
+def body(rows: int) -> bytes:
+    """Return a request body."""
+    x = np.random.default_rng(1).normal(size=rows * FEATURES).astype(np.float32)
+    tensor = {"name": "rows", "shape": [rows, FEATURES], "datatype": "FP32", "data": [float(v) for v in x]}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+async def _client(port: int, path: str, content: bytes, until: float, taken: list[float]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    request = head.encode() + content
+    while (began := time.perf_counter()) < until:
+        writer.write(request)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(answer.decode())
+        lower = answer.lower()
+        at = lower.index(b"content-length:") + 15
+        await reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
+        taken.append(time.perf_counter() - began)
+    writer.close()
+
+
+async def _load(port: int, path: str, rows: int, clients: int, seconds: float) -> list[float]:
+    content, taken = body(rows), list[float]()
+    until = time.perf_counter() + seconds
+    await asyncio.gather(*(_client(port, path, content, until, taken) for _ in range(clients)))
+    return taken
+
+
+def in_process(model: Any, rows: int, seconds: float) -> list[float]:
+    """Score without any server."""
+    x = np.random.default_rng(1).normal(size=(rows, FEATURES)).astype(np.float32)
+    taken = []
+    until = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < until:
+        model.decide(model.score(x))
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def _ready(port: int, path: str, process: subprocess.Popen[Any], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(log.read_text()[-2000:])
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"no answer on port {port}: {log.read_text()[-2000:]}")
+
+
+def _free() -> list[int]:
+    import socket
+
+    held = [socket.socket() for _ in range(3)]
+    for each in held:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+@contextmanager
+def _process(name: str, command: list[str], folder: Path, port: int, ready: str, **environment: str) -> Iterator[int]:
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", **environment}
+    log = folder / f"{name}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
+        try:
+            _ready(port, ready, process, log)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(90)
+
+
+@contextmanager
+def mlserver(name: str, folder: Path, implementation: str, uri: str) -> Iterator[int]:
+    """MLServer's own command with a custom runtime; zero workers and no debugging, its fast setting."""
+    folder.mkdir()
+    (folder / "bare.py").write_text(BARE)
+    http_port, grpc_port, metrics_port = _free()
+    settings = {
+        "debug": False, "parallel_workers": 0, "host": "127.0.0.1", "http_port": http_port, "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+    }  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    model = {"name": "bench", "implementation": implementation, "parameters": {"uri": uri}}
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    command = [str(Path(sys.executable).with_name("mlserver")), "start", "."]
+    with _process(name, command, folder, http_port, "/v2/models/bench/ready", OMP_NUM_THREADS="1") as port:
+        yield port
+
+
+@contextmanager
+def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
+    """``rareclass serve`` with its durable log and store, and with the previous champion in the shadow if asked."""
+    from datetime import UTC, datetime
+
+    from rareclass.adapters.tracking import Tracker
+    from rareclass.config import dump, parse
+    from rareclass.services import promote
+
+    folder.mkdir()
+    http_port, grpc_port, metrics_port = _free()
+    serve = {
+        "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port, "spool": str(folder / "spool"),
+        "shadows": shadows,
+    }  # fmt: skip
+    config = parse({
+        "name": "bench", "data": {"path": "none.parquet", "target": "y"}, "store": {"url": f"sqlite:///{folder}/store.db"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "serve": serve,
+    })  # fmt: skip
+    now = datetime.now(UTC)
+    tracker = Tracker(config.tracking.uri, "bench")
+    for version in (1, 2):
+        promote.register(config, model, tracker.start(f"run {version}").id, now=now)
+        promote.promote(config, version, now=now, mode="immediate")
+    (folder / "config.json").write_text(json.dumps(dump(config)))
+    command = [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(folder / "config.json")]
+    with _process(name, command, folder, http_port, "/v2/health/ready") as port:
+        yield port
+
+
+def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {server: {"rows x clients": {rps, p50_ms, p99_ms}}}."""
+    model = fitted()
+    model.learner.booster.set_param({"nthread": 1})
+    taken: dict[tuple[str, int, int], list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        root = Path(work)
+        model.save(root / "model")
+        ports = {
+            "bare MLServer": stack.enter_context(mlserver("bare", root / "bare", "bare.Bare", str(root / "model"))),
+            "ours, log": stack.enter_context(ours("log", root / "log", model, shadows=False)),
+            "ours, log and shadow": stack.enter_context(ours("shadow", root / "shadow", model, shadows=True)),
+        }
+        try:
+            import mlserver_mlflow  # noqa: F401
+
+            from rareclass.adapters.registry import save_pyfunc
+
+            save_pyfunc(model, root / "pyfunc")
+            ports["mlserver-mlflow"] = stack.enter_context(
+                mlserver("mlflow", root / "mlflow", "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc"))
+            )
+        except ImportError:
+            print("mlserver-mlflow is not installed: left out", file=sys.stderr)
+        path = "/v2/models/bench/infer"
+        for at in range(rounds + 1):  # the first round warms up
+            for rows, clients in CASES:
+                for name, port in ports.items():
+                    found = asyncio.run(_load(port, path, rows, clients, seconds if at else 0.5))
+                    taken.setdefault((name, rows, clients), []).append(found)
+                if clients == 1:
+                    taken.setdefault(("in-process", rows, 1), []).append(
+                        in_process(model, rows, seconds if at else 0.2)
+                    )
+    return _table(taken)
+
+
+def _table(taken: dict[tuple[str, int, int], list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, rows, clients), found in taken.items():
+        kept = found[1:]
+        rates = [clients * len(each) / sum(each) for each in kept]
+        every = [value for each in kept for value in each]
+        out.setdefault(name, {})[f"{rows} x {clients}"] = {
+            "rps": statistics.median(rates),
+            "p50_ms": 1000 * float(np.percentile(every, 50)),
+            "p99_ms": 1000 * float(np.percentile(every, 99)),
+        }
+    return out
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Print the table and the claims; the last lines are JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    table = measure(options.seconds, options.rounds)
+    cases = [f"{rows} x {clients}" for rows, clients in CASES]
+    print(f"| requests/s (p50 / p99 ms) | {' | '.join(f'{case} (rows x clients)' for case in cases)} |")
+    print("|---|" + "---|" * len(cases))
+    for name in ("in-process", "bare MLServer", "mlserver-mlflow", "ours, log", "ours, log and shadow"):
+        cells = [table.get(name, {}).get(case) for case in cases]
+        text = [f"{c['rps']:.0f} ({c['p50_ms']:.2f} / {c['p99_ms']:.2f})" if c else "" for c in cells]
+        print(f"| {name} | {' | '.join(text)} |")
+    claims = []
+    for name, goal in (("ours, log", GOAL_LOG), ("ours, log and shadow", GOAL_SHADOW)):
+        for case in cases:
+            mine, peer = table[name][case]["rps"], table["bare MLServer"][case]["rps"]
+            claims.append({
+                "benchmark": "serving", "claim": f"{name}: requests/s against bare MLServer, {case} rows x clients",
+                "ours": round(mine, 1), "peer": round(peer, 1), "ratio": round(mine / peer, 3), "goal": goal, "met": mine / peer >= goal,
+            })  # fmt: skip
+    for claim in claims:
+        print(json.dumps(claim))
+    return claims
+
+
+if __name__ == "__main__":
+    main()
