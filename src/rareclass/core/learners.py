@@ -606,10 +606,11 @@ def fit(
             f"loss '{loss}' works with learner 'xgboost' only, not with '{name}'. Set candidates.loss: logistic"
         )
     task = Task(rows, weight, stop, rounds, loss, seed, threads, device, out_of_time)
+    asked: dict[str, Any] = dict(params) if params else {}
     try:
-        return LEARNERS[name].fit(task, dict(params or {}))
+        return LEARNERS[name].fit(task, asked)
     except ValueError as error:
         if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{name} refused its parameters {dict(params)}: {reason}. Mend candidates.params") from error
+        raise ConfigError(f"{name} refused its parameters {asked}: {reason}. Mend candidates.params") from error
