@@ -138,7 +138,7 @@ def untouched(s: Situation) -> Candidate:
 
 
 def shallow_first(s: Situation) -> Candidate | None:
-    return None if s.enough else shallow(s)
+    return shallow(s) if s.found.regime == "few" else None
 
 
 def shallow(s: Situation) -> Candidate | None:
@@ -151,8 +151,12 @@ def shallow(s: Situation) -> Candidate | None:
     )
 
 
+def deep_first(s: Situation) -> Candidate | None:
+    return deep(s) if s.enough else None
+
+
 def deep(s: Situation) -> Candidate | None:
-    if not s.enough:
+    if s.found.positives < 100:
         return None
     reason = f"{s.found.positives:,} positives are enough for deeper interactions."
     return Candidate("xgboost-deep", "xgboost", {"max_depth": 6}, reason=reason)
@@ -275,17 +279,18 @@ def _under(ratio: int) -> tuple[ResampleStep, ...]:
 
 
 IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
-    deep,
+    deep_first,
     extra_trees,
     under_forest,
     shallow_first,
     linear_if_few,
     random_forest,
-    shallow,
+    deep,
+    histogram,
     sqrt_balanced,
     by_amount,
     under_xgboost,
-    histogram,
+    shallow,
     linear,
     balanced_forest,
     synthetic,
