@@ -18,8 +18,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rareclass.adapters import store as store_module
-from rareclass.adapters.store import HEAD, LabelReport, Store
+from rareclass.adapters import migrations
+from rareclass.adapters.store import LabelReport, Store
+from rareclass.adapters.store.engines import sqlalchemy_url
+from rareclass.adapters.store.tables import HEAD, METADATA
 from rareclass.errors import AlreadyDone, StoreError
 
 if TYPE_CHECKING:
@@ -176,6 +178,8 @@ def test_a_missing_column_is_named_with_the_nearest(store: Store) -> None:
         store.add_predictions(predictions(2).assign(score=[0.1, np.nan]))
     with pytest.raises(StoreError, match="'ts' holds something that is not a time"):
         store.add_predictions(predictions(1).assign(ts="yesterday"))
+    with pytest.raises(StoreError, match="'ts' has times outside 1970 to 2261"):
+        store.add_predictions(predictions(1).assign(ts=10**18))
 
 
 def test_late_labels_join_and_early_ones_wait(store: Store) -> None:
@@ -376,17 +380,17 @@ def test_migrations_end_where_the_code_says_and_make_the_tables_of_the_code(stor
     from alembic.script import ScriptDirectory
 
     settings = Config()
-    settings.set_main_option("script_location", str(Path(store_module.__file__).with_name("migrations")))
+    settings.set_main_option("script_location", str(Path(migrations.__file__).parent))
     assert ScriptDirectory.from_config(settings).get_heads() == [HEAD]
-    inspector = sa.inspect(sa.create_engine(store_module.sqlalchemy_url(store_url)))
-    for table in store_module.METADATA.sorted_tables:
+    inspector = sa.inspect(sa.create_engine(sqlalchemy_url(store_url)))
+    for table in METADATA.sorted_tables:
         if table.name == "prediction_keys" and store_url.startswith("sqlite"):
             continue
         assert [c["name"] for c in inspector.get_columns(table.name)] == [c.name for c in table.columns], table.name
 
 
 def test_a_store_of_a_newer_release_is_refused(store: Store) -> None:
-    with store._transaction(write=True) as connection:
+    with store.transaction(write=True) as connection:
         connection.execute(sa.text("UPDATE rareclass_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match="revision 9999, which this rareclass does not know"):
         store.migrate()
@@ -428,11 +432,19 @@ def test_postgresql_keeps_one_partition_a_day_and_drops_old_ones(postgres_url: s
         assert store.add_predictions(predictions(2)) == 2  # a partition that was dropped is made again
 
 
+def test_a_partition_that_another_process_dropped_is_made_again(postgres_url: str) -> None:
+    with Store(postgres_url) as store, Store(postgres_url) as other:
+        store.migrate()
+        store.add_predictions(predictions(1))
+        other.prune("fraud", T0 + timedelta(days=2))
+        assert store.add_predictions(predictions(1)) == 1
+
+
 def test_a_long_read_does_not_stop_a_new_day_in_postgresql(postgres_url: str) -> None:
     with Store(postgres_url) as reader, Store(postgres_url) as writer:
         writer.migrate()
         writer.add_predictions(predictions(2))
-        with reader._transaction() as connection:
+        with reader.transaction() as connection:
             connection.execute(sa.text("SELECT * FROM predictions")).all()
             assert writer.add_predictions(predictions(2, ts=T0 + timedelta(days=3)).assign(request_id=["x", "y"])) == 2
 

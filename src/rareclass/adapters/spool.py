@@ -148,7 +148,7 @@ class Spool:
         self._written = self._synced = 0  # bytes since opening
         self._failure: OSError | None = None
         self._closed = False
-        self._descriptor = -1
+        self._descriptor, self._offset = -1, 0
         self._depth, self._depth_at = 0, -1.0
         self._open_segment()
         self._syncer = threading.Thread(target=self._sync_forever, name="spool-fsync", daemon=True)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from rareclass.adapters.store import METADATA, VERSION_TABLE
+from rareclass.adapters.store.tables import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -1,0 +1,333 @@
+"""Predictions, shadow scores, labels and the ledger: SQLite embedded, PostgreSQL deployed.
+
+Times are stored as microseconds since 1970 UTC, which both dialects index and compare alike. Every time given to a
+method may be aware or naive (naive means UTC); every time column of a returned frame is datetime64[us] meaning UTC.
+
+PostgreSQL: ``predictions`` and ``shadow_scores`` are partitioned by day; partitions are made as rows need them. A
+unique key of a partitioned table must contain the partition column, so ``prediction_keys`` (not partitioned) holds the
+promise that (model, request_id, row) is stored once, also when a client sends its request again on another day.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+
+from rareclass.adapters.store.database import Database
+from rareclass.adapters.store.frames import micros, normal, timed, to_micros, to_moment
+from rareclass.adapters.store.tables import (
+    FORGOTTEN,
+    KEY,
+    LABEL_HISTORY,
+    LABELS,
+    LEDGER,
+    PREDICTION_KEYS,
+    PREDICTIONS,
+    SHADOWS,
+    between,
+    same,
+)
+from rareclass.adapters.store.truth import as_of, merge
+from rareclass.errors import AlreadyDone, StoreError, StoreRefused
+
+__all__ = ["LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What became of labels: new ones, ones that changed a known label, ones that changed nothing, and how many of all
+    belong to a prediction that has not arrived (they are kept for it)."""
+
+    inserted: int = 0
+    corrected: int = 0
+    unchanged: int = 0
+    unknown: int = 0
+
+    def __add__(self, other: LabelReport) -> LabelReport:
+        return LabelReport(
+            self.inserted + other.inserted,
+            self.corrected + other.corrected,
+            self.unchanged + other.unchanged,
+            self.unknown + other.unknown,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One action that was taken; never changed, never deleted."""
+
+    id: int
+    model: str
+    key: str
+    kind: str
+    actor: str
+    reason: str
+    payload: dict[str, Any]
+    at: datetime
+
+
+class Store(Database):
+    """Predictions, shadow scores, labels and the ledger in one database."""
+
+    def add_predictions(self, frame: pd.DataFrame) -> int:
+        """Store predictions; return how many were new. A (model, request_id, row) is stored once, the first one wins.
+
+        Columns: request_id, ts, model, version, score, decision; optional row (0), operating_point, threshold, weight
+        (1: sampling weight), propensity (1), entity, features (JSON text).
+        """
+        rows = self._without_forgotten(normal(frame, PREDICTIONS))
+        if rows.empty:
+            return 0
+        if not self.postgres:
+            return self.insert(PREDICTIONS, rows)
+        self.ensure_partitions(rows)
+        names = ", ".join(f'"{name}"' for name in rows.columns)
+        with self.transaction(write=True) as connection:
+            self.stage(connection, PREDICTIONS, rows.drop_duplicates(list(KEY)))
+            # keys in one order, so that two processes with the same rows wait for each other instead of deadlocking
+            statement = f"""
+                WITH fresh AS (INSERT INTO prediction_keys (model, request_id, "row", ts)
+                    SELECT model, request_id, "row", ts FROM stage_predictions ORDER BY model, request_id, "row"
+                    ON CONFLICT DO NOTHING RETURNING model, request_id, "row")
+                INSERT INTO predictions ({names})
+                SELECT {names} FROM stage_predictions JOIN fresh USING (model, request_id, "row")"""  # noqa: S608
+            return int(connection.exec_driver_sql(statement).rowcount)
+
+    def add_shadow_scores(self, frame: pd.DataFrame) -> int:
+        """Store what other versions said about the same rows; return how many were new.
+
+        Columns: request_id, ts (of the prediction), model, version, role, score, decision; optional row (0), error.
+        """
+        rows = self._without_forgotten(normal(frame, SHADOWS))
+        if rows.empty:
+            return 0
+        if self.postgres:
+            self.ensure_partitions(rows)
+        return self.insert(SHADOWS, rows)
+
+    def add_labels(self, frame: pd.DataFrame, *, model: str | None = None) -> LabelReport:
+        """Store late truth. Idempotent; the latest ``observed_at`` (then ``received_at``) wins, the others are history.
+
+        Columns: request_id, label (0 or 1), observed_at, received_at; optional row (0), source, and model unless given.
+        The same label said again later confirms it and leaves its first ``observed_at``, so that the measured delay is
+        the time until the truth was known. Labels without a prediction are kept until it arrives.
+        """
+        rows = normal(frame.assign(model=model) if model is not None else frame, LABELS, confirmed_at="observed_at")
+        if not rows["label"].isin((0, 1)).all():
+            raise StoreError(f"labels must be 0 or 1; got {rows.loc[~rows['label'].isin((0, 1)), 'label'].iloc[0]}")
+        rows = rows.sort_values(["observed_at", "received_at"], kind="stable")
+        report = LabelReport()
+        turn = rows.groupby(list(KEY), sort=False).cumcount()  # several labels of one row: one after the other
+        for _, part in rows.groupby(turn):
+            for name, one_model in part.groupby("model"):
+                report += self._add_labels(str(name), one_model)
+        return report
+
+    def _add_labels(self, model: str, rows: pd.DataFrame) -> LabelReport:
+        """Labels of one model, at most one per row of it."""
+        with self.transaction(write=True) as connection:
+            if self.postgres:  # two importers of one model take turns; SQLite has one writer anyway
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(1919050606, hashtext(:model))"), {"model": model}
+                )
+            self.stage(connection, LABELS, rows)
+            stage = sa.table("stage_labels", *(sa.column(c.name, c.type) for c in LABELS.columns))
+            on = same(stage, LABELS, KEY)
+            current = self.read(connection, sa.select(*LABELS.columns).select_from(sa.join(stage, LABELS, on)))
+            matched = sa.select(sa.func.count()).select_from(sa.join(stage, self.keys, same(stage, self.keys, KEY)))
+            unknown = len(rows) - int(connection.execute(matched).scalar() or 0)
+            keep, history, counts = merge(rows, current)
+            for table, changed in ((LABELS, keep), (LABEL_HISTORY, history)):
+                if len(changed):
+                    self.upsert(connection, table, changed)
+        return LabelReport(**counts, unknown=unknown)
+
+    def window(
+        self,
+        model: str,
+        start: Any,
+        end: Any,
+        *,
+        version: str | None = None,
+        features: bool = False,
+        labels_until: Any = None,
+    ) -> pd.DataFrame:
+        """Return the predictions with start <= ts < end, oldest first, joined with their labels.
+
+        Columns: request_id, row, ts, version, operating_point, score, decision, threshold, weight, propensity, entity,
+        label (float; NaN = none yet), label_observed_at (NaT), and features (JSON text) when asked for.
+        ``labels_until``: the labels as they were known at that time, by their ``observed_at``. (Of a label that was said
+        several times only the first and the last time are kept.)
+        """
+        names = ["request_id", "row", "ts", "version", "operating_point", "score", "decision", "threshold"]
+        names += ["weight", "propensity", "entity"] + (["features"] if features else [])
+        chosen = between(PREDICTIONS, model, start, end, version)
+        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
+        hidden = [LABELS.c.confirmed_at, LABELS.c.received_at] if labels_until is not None else []
+        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        query = sa.select(*(PREDICTIONS.c[name] for name in names), *late, *hidden).select_from(joined).where(*chosen)
+        with self.transaction() as connection:
+            frame = self.read(connection, query.order_by(PREDICTIONS.c.ts))
+            if labels_until is not None:
+                past = sa.join(PREDICTIONS, LABEL_HISTORY, same(PREDICTIONS, LABEL_HISTORY, KEY))
+                history = self.read(connection, sa.select(*LABEL_HISTORY.columns).select_from(past).where(*chosen))
+                frame = as_of(frame, history, to_micros(labels_until))
+        return timed(frame, "ts", "label_observed_at").astype({"label": "float64"})
+
+    def shadows(
+        self, model: str, start: Any, end: Any, version: str | None = None, *, role: str | None = None
+    ) -> pd.DataFrame:
+        """Return shadow scores with start <= ts < end beside what the champion said about the same row, oldest first.
+
+        Columns: request_id, row, ts, version, role, score (NaN), decision (NaN), error, champion_version,
+        champion_score, champion_decision, weight, propensity, label (NaN), label_observed_at (NaT).
+        """
+        s, p = SHADOWS, PREDICTIONS
+        mine = [s.c[name] for name in ("request_id", "row", "ts", "version", "role", "score", "decision", "error")]
+        theirs = [p.c[name].label(f"champion_{name}") for name in ("version", "score", "decision")]
+        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
+        # ts as well: both carry the time of the request, and PostgreSQL then reads one partition per row
+        joined = sa.join(s, p, sa.and_(same(s, p, KEY), s.c.ts == p.c.ts)).outerjoin(LABELS, same(p, LABELS, KEY))
+        where = [*between(s, model, start, end, version), p.c.model == model, p.c.ts >= to_micros(start)]
+        where += [p.c.ts < to_micros(end)] + ([s.c.role == role] if role is not None else [])
+        query = sa.select(*mine, *theirs, p.c.weight, p.c.propensity, *late).select_from(joined).where(*where)
+        with self.transaction() as connection:
+            frame = self.read(connection, query.order_by(s.c.ts))
+        return timed(frame, "ts", "label_observed_at").astype(dict.fromkeys(("label", "score", "decision"), "float64"))
+
+    def counts(self, model: str) -> dict[str, Any]:
+        """Return how many predictions, shadow scores, labels and superseded labels a model has, and its first and last
+        prediction time (None without any)."""
+        p = PREDICTIONS.c
+        with self.transaction() as connection:
+            number, first, last = connection.execute(
+                sa.select(sa.func.count(), sa.func.min(p.ts), sa.func.max(p.ts)).where(p.model == model)
+            ).one()
+            others = {
+                name: int(connection.execute(sa.select(sa.func.count()).where(table.c.model == model)).scalar() or 0)
+                for name, table in (("shadows", SHADOWS), ("labels", LABELS), ("label_history", LABEL_HISTORY))
+            }
+        return {"predictions": int(number), **others, "first": to_moment(first), "last": to_moment(last)}
+
+    def query(self, statement: str) -> pd.DataFrame:
+        """Run a SELECT of the user's own, or read a whole table when ``statement`` is only a name; types as stored."""
+        text = statement.strip()
+        if text.replace("_", "").replace(".", "").isalnum():
+            text = "SELECT * FROM " + ".".join(f'"{part}"' for part in text.split("."))  # noqa: S608
+        with self.transaction() as connection:
+            if self.postgres:
+                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            result = connection.execution_options(no_parameters=True).exec_driver_sql(text)
+            return pd.DataFrame(result.all(), columns=list(result.keys()))
+
+    def forget(
+        self, model: str, *, request_id: str | None = None, entity: str | None = None, at: datetime | None = None
+    ) -> int:
+        """Erase everything about a request or an entity; return the number of rows erased in all tables.
+
+        With ``at`` the erasure also holds for rows up to that time that are still on their way (spool, retries): a
+        digest of the id is kept to refuse them.
+        """
+        if (request_id is None) == (entity is None):
+            raise StoreError("forget needs exactly one of request_id and entity")
+        kind, value = ("request_id", request_id) if request_id is not None else ("entity", entity)
+        with self.transaction(write=True) as connection:
+            if at is not None:
+                digest = _digest(str(value))
+                connection.execute(sa.insert(FORGOTTEN).values(model=model, kind=kind, digest=digest, at=to_micros(at)))
+            ids = [str(value)]
+            if kind == "entity":
+                found = sa.select(PREDICTIONS.c.request_id).where(
+                    PREDICTIONS.c.model == model, PREDICTIONS.c.entity == value
+                )
+                pairs = connection.execute(found.add_columns(PREDICTIONS.c.row)).all()
+                return sum(self._erase(connection, model, str(one), int(row)) for one, row in pairs)
+            return sum(self._erase(connection, model, one, None) for one in ids)
+
+    def _erase(self, connection: sa.Connection, model: str, request_id: str, row: int | None) -> int:
+        erased = 0
+        for table in (PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY, *((PREDICTION_KEYS,) if self.postgres else ())):
+            where = [table.c.model == model, table.c.request_id == request_id]
+            count = connection.execute(
+                sa.delete(table).where(*where, *([table.c.row == row] if row is not None else []))
+            )
+            erased += 0 if table is PREDICTION_KEYS else int(count.rowcount)
+        return erased
+
+    def _without_forgotten(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Drop rows of requests and entities that were erased after the row was made."""
+        if rows.empty:
+            return rows
+        f = FORGOTTEN.c
+        with self.transaction() as connection:
+            query = sa.select(f.model, f.kind, f.digest, f.at).where(f.at >= int(rows["ts"].min()))
+            erased = connection.execute(query).all()
+        for model, kind, digest, at in erased:
+            if kind in rows.columns:
+                same = (rows["model"] == model) & (rows["ts"] <= at)
+                match = rows[kind].where(same).map(lambda v: isinstance(v, str) and _digest(v) == digest)  # noqa: B023
+                rows = rows[~match.astype(bool)]
+        return rows
+
+    def prune(self, model: str, before: Any) -> int:
+        """Delete predictions older than ``before`` with their shadow scores and labels; return the predictions deleted.
+
+        Labels that never found a prediction go when they were received before that time. The ledger stays.
+        """
+        limit, p = to_micros(before), PREDICTIONS.c
+        with self.transaction(write=True) as connection:
+            old = sa.select(sa.literal(1)).where(p.model == model, p.ts < limit)
+            for table in (LABELS, LABEL_HISTORY):
+                gone = old.where(p.request_id == table.c.request_id, p.row == table.c.row).correlate(table).exists()
+                there = sa.select(sa.literal(1)).where(same(self.keys, table, KEY)).correlate(table).exists()
+                orphan = sa.and_(table.c.received_at < limit, ~there)
+                connection.execute(sa.delete(table).where(table.c.model == model, sa.or_(gone, orphan)))
+            connection.execute(sa.delete(FORGOTTEN).where(FORGOTTEN.c.model == model, FORGOTTEN.c.at < limit))
+            tables = (SHADOWS, PREDICTIONS) if not self.postgres else (SHADOWS, PREDICTION_KEYS, PREDICTIONS)
+            for table in tables:
+                deleted = connection.execute(
+                    sa.delete(table).where(table.c.model == model, table.c.ts < limit)
+                ).rowcount
+        if self.postgres:
+            self.drop_empty_partitions(limit)
+        return int(deleted)
+
+    def append(
+        self, model: str, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], at: Any
+    ) -> LedgerEntry:
+        """Write one line of the ledger. Raises AlreadyDone when this (model, key) is there: the database refuses it."""
+        values = {"model": model, "key": key, "kind": kind, "actor": actor, "reason": reason, "at": to_micros(at)}
+        text = json.dumps(dict(payload), default=str)
+        try:
+            with self.transaction(write=True) as connection:
+                number = connection.execute(sa.insert(LEDGER).values(**values, payload=text)).inserted_primary_key[0]
+        except StoreRefused as error:
+            if not isinstance(error.__context__, sa.exc.IntegrityError):
+                raise
+            raise AlreadyDone(
+                f"'{key}' of model '{model}' is in the ledger already; `rareclass history` shows it"
+            ) from None
+        return LedgerEntry(int(number), model, key, kind, actor, reason, json.loads(text), to_moment(values["at"]))  # type: ignore[arg-type]
+
+    def entries(self, model: str, kind: str | None = None) -> list[LedgerEntry]:
+        """Return the ledger of a model, oldest first."""
+        query = sa.select(LEDGER).where(LEDGER.c.model == model).order_by(LEDGER.c.id)
+        if kind is not None:
+            query = query.where(LEDGER.c.kind == kind)
+        with self.transaction() as connection:
+            lines = connection.execute(query).mappings().all()
+        return [
+            LedgerEntry(**{**line, "payload": json.loads(line["payload"]), "at": to_moment(line["at"])})
+            for line in lines
+        ]
+
+
+def _digest(value: str) -> str:
+    return sha256(value.encode("utf-8", "replace")).hexdigest()

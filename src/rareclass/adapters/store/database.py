@@ -1,0 +1,175 @@
+"""What every table needs: connections, transactions, bulk writes, fast reads, day partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import pandas as pd
+import sqlalchemy as sa
+
+from rareclass.adapters.store.engines import driver, explain, postgres_engine, sqlalchemy_url, sqlite_engine, upgrade
+from rareclass.adapters.store.frames import array, copied, to_csv, tuples
+from rareclass.adapters.store.tables import (
+    DAY,
+    HEAD,
+    PREDICTION_KEYS,
+    PREDICTIONS,
+    SHADOWS,
+    UNIQUE,
+    VERSION_TABLE,
+)
+
+
+def _suffix(day: int) -> str:
+    """Name of the day's partitions behind the name of their table."""
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y%m%d")
+
+
+class Database:
+    """One database: transactions, bulk writes and reads. Safe to use from several threads and processes at once."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sqlalchemy_url(url)
+        self.postgres = self._url.get_backend_name() == "postgresql"
+        self._engine = postgres_engine(self._url) if self.postgres else sqlite_engine(self._url)
+        self.keys = PREDICTION_KEYS if self.postgres else PREDICTIONS
+        dbapi: Any = self._engine.dialect.loaded_dbapi
+        self._driver_error: type[Exception] = dbapi.Error
+        self._refused: tuple[type[Exception], ...] = (dbapi.IntegrityError, dbapi.DataError)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The URL with its password masked."""
+        return self._url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Give the connections back; the store can be used again afterwards."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Raise StoreError unless the database answers."""
+        with self.transaction() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def migrate(self) -> None:
+        """Bring the schema to this version of the package; one query when it is there already."""
+        if self._revision() == HEAD:
+            return
+        with self.transaction(write=True) as connection:
+            if self.postgres:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050604)"))
+            if self._revision(connection) != HEAD:  # another process may have been faster
+                upgrade(connection, self.url)
+
+    def _revision(self, connection: sa.Connection | None = None) -> str | None:
+        if connection is None:
+            with self.transaction() as fresh:
+                return self._revision(fresh)
+        if not sa.inspect(connection).has_table(VERSION_TABLE):
+            return None
+        return connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+
+    def ensure_partitions(self, rows: pd.DataFrame) -> None:
+        """Make the day partitions that rows need. ATTACH, unlike CREATE ... PARTITION OF, does not wait for readers."""
+        days = sorted(set((rows["ts"] // DAY).tolist()))
+        wanted = [
+            (parent, day, f"{parent}_{_suffix(day)}") for parent in (PREDICTIONS.name, SHADOWS.name) for day in days
+        ]
+        there = sa.text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NOT NULL")
+        names = {"names": [name for _, _, name in wanted]}
+        with self.transaction() as connection:  # asked each time: another process may have pruned
+            if len(set(connection.execute(there, names).scalars())) == len(wanted):
+                return
+        with self.transaction(write=True) as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
+            found = set(connection.execute(there, names).scalars())
+            for parent, day, name in wanted:
+                if name not in found:
+                    bounds = f"FROM ({day * DAY}) TO ({(day + 1) * DAY})"
+                    connection.execute(sa.text(f"CREATE TABLE {name} (LIKE {parent} INCLUDING ALL)"))
+                    connection.execute(sa.text(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}"))
+
+    def drop_empty_partitions(self, limit: int) -> None:
+        """Drop day partitions wholly before ``limit`` that no model uses any more."""
+        with self.transaction(write=True) as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
+            listing = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:parent)"
+            last = _suffix(limit // DAY)
+            for parent in (PREDICTIONS.name, SHADOWS.name):
+                for (name,) in connection.execute(sa.text(listing), {"parent": parent}).all():
+                    empty = connection.execute(sa.text(f"SELECT 1 FROM {name} LIMIT 1")).first() is None  # noqa: S608
+                    if name.rpartition("_")[2] < last and empty:
+                        connection.execute(sa.text(f"DROP TABLE {name}"))
+
+    def insert(self, table: sa.Table, rows: pd.DataFrame) -> int:
+        """INSERT ... ON CONFLICT DO NOTHING; return the number of new rows."""
+        names = ", ".join(f'"{name}"' for name in rows.columns)
+        with self.transaction(write=True) as connection:
+            if self.postgres:
+                self.stage(connection, table, rows)
+                order = ", ".join(f'"{name}"' for name in UNIQUE[table])
+                statement = f"INSERT INTO {table.name} ({names}) SELECT {names} FROM stage_{table.name} ORDER BY {order} ON CONFLICT DO NOTHING"  # noqa: S608
+                return int(connection.exec_driver_sql(statement).rowcount)
+            marks = ", ".join("?" * rows.shape[1])
+            cursor = driver(connection).cursor()
+            cursor.executemany(f"INSERT OR IGNORE INTO {table.name} ({names}) VALUES ({marks})", tuples(rows))  # noqa: S608
+            return int(cursor.rowcount)
+
+    def stage(self, connection: sa.Connection, table: sa.Table, rows: pd.DataFrame) -> None:
+        """Put rows into the temporary table ``stage_TABLE`` of this transaction."""
+        stage, names = f"stage_{table.name}", ", ".join(f'"{name}"' for name in rows.columns)
+        if self.postgres:
+            kinds = ", ".join(f'"{c.name}" {c.type.compile(self._engine.dialect)}' for c in table.columns)
+            connection.exec_driver_sql(f"CREATE TEMP TABLE IF NOT EXISTS {stage} ({kinds}) ON COMMIT DELETE ROWS")
+            connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
+            with (
+                driver(connection).cursor() as cursor,
+                cursor.copy(f"COPY {stage} ({names}) FROM STDIN WITH (FORMAT csv)") as copy,
+            ):
+                copy.write(to_csv(rows))
+            return
+        columns = ", ".join(f'"{c.name}"' for c in table.columns)
+        connection.exec_driver_sql(f"CREATE TEMP TABLE IF NOT EXISTS {stage} ({columns})")
+        connection.exec_driver_sql(f"DELETE FROM temp.{stage}")  # noqa: S608
+        marks = ", ".join("?" * rows.shape[1])
+        driver(connection).cursor().executemany(f"INSERT INTO temp.{stage} ({names}) VALUES ({marks})", tuples(rows))  # noqa: S608
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: pd.DataFrame) -> None:
+        """Insert rows, and replace those whose key is there."""
+        self.stage(connection, table, rows)
+        names = ", ".join(f'"{name}"' for name in rows.columns)
+        key = ", ".join(f'"{name}"' for name in UNIQUE[table])
+        changes = ", ".join(f'"{name}" = excluded."{name}"' for name in rows.columns if name not in UNIQUE[table])
+        stage = f"stage_{table.name}" if self.postgres else f"temp.stage_{table.name}"
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} WHERE true ON CONFLICT ({key}) DO UPDATE SET {changes}"  # noqa: S608
+        )
+
+    @contextmanager
+    def transaction(self, write: bool = False) -> Iterator[sa.Connection]:
+        """One transaction; every failure becomes a StoreError of one line with the password masked."""
+        try:
+            with self._engine.connect().execution_options(rareclass_write=write) as connection, connection.begin():
+                yield connection
+        except (sa.exc.SQLAlchemyError, self._driver_error, OSError) as error:
+            raise explain(error, self.url, self._refused) from error
+
+    def read(self, connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+        """Run a SELECT into a frame: COPY into Arrow on PostgreSQL, whole columns on SQLite."""
+        compiled = query.compile(dialect=self._engine.dialect, compile_kwargs={"render_postcompile": True})
+        if self.postgres:
+            return copied(driver(connection), str(compiled), dict(compiled.params), query)
+        parameters = [compiled.params[name] for name in compiled.positiontup or ()]
+        rows = driver(connection).cursor().execute(str(compiled), parameters).fetchall()
+        columns = zip(*rows, strict=True) if rows else ((),) * len(query.selected_columns)
+        chosen = list(query.selected_columns)
+        return pd.DataFrame({c.key: array(values, c.type) for c, values in zip(chosen, columns, strict=True)})
