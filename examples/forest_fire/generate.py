@@ -23,14 +23,14 @@ FUEL = {"broadleaf": 0.0, "conifer": 0.9, "scrub": 1.1, "farmland": -0.4, "bare"
 
 
 def _walk(rng: np.random.Generator, days: int, memory: float) -> np.ndarray:
-    """A standard autoregressive series: weather that lasts."""
+    """An autoregressive series without a trend: weather that lasts, in years that are alike."""
     steps = rng.normal(size=days) * np.sqrt(1 - memory**2)
     values = np.empty(days)
     last = rng.normal()
     for day in range(days):
         last = memory * last + steps[day]
         values[day] = last
-    return values
+    return values - values.mean()
 
 
 def _season(rng: np.random.Generator, land: pd.DataFrame, year: int) -> pd.DataFrame:
@@ -56,6 +56,16 @@ def _season(rng: np.random.Generator, land: pd.DataFrame, year: int) -> pd.DataF
     return pd.concat([frame, pd.concat([land] * days, ignore_index=True)], axis=1)
 
 
+def _chances(risk: np.ndarray, count: int) -> np.ndarray:
+    """Share of each row in the next fire: logistic at the level where ``count`` rows burn, 3 % of it lightning."""
+    low, high = -60.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        burns = 0.97 / (1 + np.exp(-(risk + middle))) + 0.03 * count / len(risk)
+        low, high = (middle, high) if burns.sum() < count else (low, middle)
+    return burns / burns.sum()
+
+
 def generate(seed: int = 0) -> pd.DataFrame:
     """Return 399,687 cell-days, ordered in time; 289 with a fire."""
     rng = np.random.default_rng(seed)
@@ -74,14 +84,13 @@ def generate(seed: int = 0) -> pd.DataFrame:
     dry = (frame["drought"] - 40) / 14 + (32 - frame["humidity"]) / 11 + (frame["wind"] - 4) / 3.5
     people = 0.55 * np.log1p(frame["people_km2"]) - 0.3 * frame["road_km"] + 0.7 * frame["weekend"]
     risk = 1.15 * dry + frame["cover"].map(FUEL) + people + 0.03 * frame["slope"] + rng.normal(0, 0.6, len(frame))
-    low, high = -60.0, 20.0
-    for _ in range(60):  # the level at which one cell-day in 1,383 burns
-        middle = (low + high) / 2
-        burns = 0.97 / (1 + np.exp(-(risk + middle))) + 0.03 / (ODDS + 1)
-        low, high = (middle, high) if burns.mean() < 1 / (ODDS + 1) else (low, middle)
-    count = round(len(frame) / (ODDS + 1))
     frame["fire"] = 0
-    frame.loc[rng.choice(len(frame), count, replace=False, p=burns / burns.sum()), "fire"] = 1
+    years, left = frame["date"].dt.year.to_numpy(), round(len(frame) / (ODDS + 1))
+    for number, year in enumerate(YEARS):  # bad years have more dry days, not more fires: crews are sent out then
+        rows = np.flatnonzero(years == year)
+        count = left // (len(YEARS) - number)
+        left -= count
+        frame.loc[rng.choice(rows, count, replace=False, p=_chances(risk.to_numpy()[rows], count)), "fire"] = 1
     frame.loc[rng.random(len(frame)) < 0.02, ["humidity", "wind"]] = np.nan  # a weather station was down
     return frame
 

@@ -138,19 +138,34 @@ def check_identical(rows: Rows, checks: Checks) -> Iterator[Finding]:
     """Rows equal in every feature; says also how many of them have both labels."""
     if checks.identical_rows == "off" or len(rows) < 2:
         return
-    parts = [content_groups(rows.x[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
-    group, size = np.unique(np.concatenate(parts), return_inverse=True, return_counts=True)[1:]
-    repeated = int(size[size > 1].sum())
-    if not repeated:
+    index, group = _repeated(rows.x)
+    if not len(index):
         return
-    positives = np.bincount(group, rows.y, minlength=len(size))
+    positives, size = np.bincount(group, rows.y[index]), np.bincount(group)
     torn = int(size[(positives > 0) & (positives < size)].sum())
     both = f", {torn:,} of them with both labels: no model can tell these apart" if torn else ""
+    kept = "They stay on one side of every split" if rows.time is None else "Their times make them events of their own"
     message = (
-        f"{repeated:,} of {len(rows):,} rows equal another one in every feature{both}. "
-        "They stay on one side of every split; remove repeats in the source if they are not meant"
+        f"{len(index):,} of {len(rows):,} rows equal another one in every feature{both}. "
+        f"{kept}; remove repeats in the source if they are not meant"
     )
     yield from _finding(checks, "identical_rows", None, message)
+
+
+def _repeated(x: FloatMatrix) -> tuple[IntArray, IntArray]:
+    """Positions of the rows that equal another one, and the number of each one's group; sorts one array, in place."""
+    ordered = content_groups(x)
+    ordered.sort()
+    again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    index, group = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(x) if len(again) else 0, _CHUNK):
+        hashed = content_groups(x[start : start + _CHUNK])
+        place = np.minimum(np.searchsorted(again, hashed), len(again) - 1)
+        found = np.flatnonzero(again[place] == hashed)
+        index.append(found + start)
+        group.append(place[found])
+    return np.concatenate(index), np.concatenate(group)
 
 
 def check_leaks(rows: Rows, checks: Checks) -> Iterator[Finding]:

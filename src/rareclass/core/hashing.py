@@ -13,6 +13,7 @@ from rareclass.core.rows import AnyArray, FloatMatrix, text_of
 
 HashArray = NDArray[np.uint64]
 
+CHUNK = 1 << 18  # rows at a time, so that what is computed on the way stays small
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MISSING = np.uint64(0xA5A5A5A5DEADBEEF)
 
@@ -34,7 +35,11 @@ def mix(values: HashArray, salt: int = 0) -> HashArray:
 
 def unit(values: HashArray, salt: int = 0) -> NDArray[np.float64]:
     """Return (n,) numbers in [0, 1), uniform and independent of the row order."""
-    return np.asarray((mix(values, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53, dtype=np.float64)
+    found = np.empty(len(values), dtype=np.float64)
+    for start in range(0, len(values), CHUNK):
+        found[start : start + CHUNK] = mix(values[start : start + CHUNK], salt) >> np.uint64(11)
+    found *= 2.0**-53
+    return found
 
 
 def name_hash(name: str) -> np.uint64:
@@ -66,15 +71,26 @@ def combine(total: HashArray, column: HashArray, name: str) -> None:
 def content_groups(x: FloatMatrix) -> HashArray:
     """Return (n,) uint64 that is equal where two rows of ``x`` are equal in every column (NaN equals NaN)."""
     total = np.zeros(len(x), dtype=np.uint64)
-    for position in range(x.shape[1]):
-        combine(total, number_hash(x[:, position]), str(position))
+    for start in range(0, len(x), CHUNK):
+        part = total[start : start + CHUNK]
+        for position in range(x.shape[1]):
+            combine(part, number_hash(x[start : start + CHUNK, position]), str(position))
     return total
 
 
-def set_hash(rows: HashArray, names: list[str]) -> str:
-    """Return the hex hash of a set of rows with multiplicity, independent of their order."""
-    with np.errstate(over="ignore"):
-        total = int(mix(rows).sum(dtype=np.uint64)) if len(rows) else 0
-        other = int(mix(rows, 1).sum(dtype=np.uint64)) if len(rows) else 0
-    text = f"{len(rows)}|{total:016x}|{other:016x}|{'|'.join(sorted(names))}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+class SetHash:
+    """Hash of a set of rows with multiplicity, independent of their order."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, [0, 0]
+
+    def add(self, rows: HashArray) -> None:
+        """Take in the hashes of some rows."""
+        self.count += len(rows)
+        for salt in (0, 1):
+            self.sums[salt] = (self.sums[salt] + int(mix(rows, salt).sum(dtype=np.uint64))) % 2**64
+
+    def hex(self, names: list[str]) -> str:
+        """Return the hash, with the names of the columns."""
+        text = f"{self.count}|{self.sums[0]:016x}|{self.sums[1]:016x}|{'|'.join(sorted(names))}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -201,8 +201,8 @@ def units(identical: HashArray, entity: HashArray | None) -> HashArray:
     """
     if entity is not None:
         joined = _components(entity, identical)
-        return joined if _largest(joined) <= max(_LARGEST_UNIT, _largest(entity)) else entity
-    if _largest(identical) <= _LARGEST_UNIT:
+        return entity if _chained(joined) else joined
+    if not _chained(identical):
         return identical
     _, code, counts = np.unique(identical, return_inverse=True, return_counts=True)
     order = np.argsort(code, kind="stable")
@@ -212,11 +212,12 @@ def units(identical: HashArray, entity: HashArray | None) -> HashArray:
     return np.where(large, mix(identical ^ mix(number)), identical)
 
 
-def _largest(keys: HashArray) -> float:
-    """Share of the rows in the largest unit."""
+def _chained(keys: HashArray, share: float = _LARGEST_UNIT) -> bool:
+    """Whether one unit has more than ``share`` of the rows (of a table that is not tiny)."""
     if len(keys) < 2 / _LARGEST_UNIT:
-        return 0.0
-    return float(np.unique(keys, return_counts=True)[1].max() / len(keys))
+        return False
+    ordered, lag = np.sort(keys), int(share * len(keys))
+    return bool((ordered[lag:] == ordered[: len(keys) - lag]).any())
 
 
 def _components(entity: HashArray, identical: HashArray) -> HashArray:

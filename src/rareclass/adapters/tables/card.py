@@ -20,8 +20,14 @@ def by_time(named: Sequence[tuple[str, Rows]]) -> list[dict[str, Any]]:
     found: dict[str, list[int]] = {}
     for rows_ in (rows for _, rows in named):
         assert rows_.time is not None
-        periods, code = np.unique(rows_.time.astype(f"datetime64[{unit}]"), return_inverse=True)
-        for period, count, positives in zip(periods, np.bincount(code), np.bincount(code, rows_.y), strict=True):
+        if not len(rows_):
+            continue
+        code = rows_.time.astype(f"datetime64[{unit}]").astype(np.int64)
+        first = int(code.min())
+        code -= first
+        counts, positives_ = np.bincount(code), np.bincount(code, rows_.y)
+        for place in np.flatnonzero(counts):
+            period, count, positives = np.datetime64(first + int(place), unit), counts[place], positives_[place]
             total = found.setdefault(str(period), [0, 0])
             total[0] += int(count)
             total[1] += int(positives)

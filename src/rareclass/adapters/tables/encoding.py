@@ -219,13 +219,9 @@ def _epoch(values: AnyArray) -> AnyArray:
 
 
 def reorder(array: AnyArray, order: AnyArray) -> None:
-    """Permute the rows of an array in place, a few columns at a time."""
-    if array.ndim == 1:
-        array[: len(order)] = array[order]
-        return
-    for start in range(0, array.shape[1], 2):
-        block = array[:, start : start + 2]
-        block[: len(order)] = block[order]
+    """Permute the rows of an array in place, one column at a time."""
+    for column in [array] if array.ndim == 1 else array.T:
+        column[: len(order)] = column[order]
 
 
 def without_columns(x: FloatMatrix, keep: AnyArray) -> FloatMatrix:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rareclass.adapters.tables import card
 from rareclass.adapters.tables.demos import demo_file
@@ -16,7 +17,7 @@ from rareclass.adapters.tables.sources import Source, kind_of, open_source, reda
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
-from rareclass.core.hashing import combine, set_hash
+from rareclass.core.hashing import CHUNK, SetHash, combine
 from rareclass.core.rows import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.errors import DataError
 
@@ -59,20 +60,23 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
     """
     say = progress or (lambda message: None)
     source = open_data(config.data)
+    raw = _read(config, source, say)
+    say(f"{len(raw.y):,} rows read; splitting")
+    return _settled(config, source, raw)
+
+
+def _read(config: Config, source: Source, say: Progress) -> Raw:
     plan = Plan.of(config, source)
     reader = Reader(config, source, plan)
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
-    scan_all(
-        lambda: source.scan(plan.names, plan.filter, plan.extra),
-        reader.start,
-        lambda batch: (
-            reader.take(batch)
-            or (say(f"{reader.read:,} rows read") if reader.read % 1_000_000 < batch.num_rows else None)
-        ),
-    )
-    raw = reader.done()
-    say(f"{len(raw.y):,} rows read; splitting")
-    return _settled(config, source, raw)
+
+    def use(batch: pa.RecordBatch) -> None:
+        reader.take(batch)
+        if reader.read % 1_000_000 < batch.num_rows:
+            say(f"{reader.read:,} rows read")
+
+    scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
+    return reader.done()
 
 
 def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
@@ -88,11 +92,12 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     raw.content = None
     train, kept, left_out = _kept_for_training(config, raw, parts.train)
     dropped = {**raw.dropped, **{name: count for name, count in parts.dropped.items() if count}, **left_out}
+    boundaries = {**parts.boundaries, "kind": parts.kind}
     schema = Schema(tuple(raw.encoder.finish(raw.x, train, data.max_categories)))
     bounds = _arrange(raw, (train, parts.validation, parts.test))
-    whole = Rows(schema, raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
+    del parts, train
+    whole = Rows(schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
     named = [(name, whole.take(where)) for name, where in zip(("train", "validation", "test"), bounds, strict=True)]
-    boundaries = {**parts.boundaries, "kind": parts.kind}
     data_card = {
         "source": redacted(data.path), "target": data.target, "positive": str(raw.positive), "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
@@ -101,7 +106,9 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
         "by_time": card.by_time(named), "features": card.described(named), "content_hash": content_hash,
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
-    return Ingested(*(rows for _, rows in named), schema, data_card, warnings, raw.positive, kept, parts.kind, dropped)
+    return Ingested(
+        *(rows for _, rows in named), schema, data_card, warnings, raw.positive, kept, boundaries["kind"], dropped
+    )
 
 
 def _provisional(encoder: Encoder) -> list[Feature]:
@@ -127,9 +134,12 @@ def _clean(raw: Raw, warnings: Sequence[Finding]) -> None:
 
 
 def _content_hash(raw: Raw) -> str:
-    labelled = raw.row_id.copy()
-    combine(labelled, raw.y.view(np.uint64), "__y")
-    return set_hash(labelled, raw.encoder.names)
+    total = SetHash()
+    for start in range(0, len(raw.y), CHUNK):
+        labelled = raw.row_id[start : start + CHUNK].copy()
+        combine(labelled, raw.y[start : start + CHUNK].astype(np.uint64), "__y")
+        total.add(labelled)
+    return total.hex(raw.encoder.names)
 
 
 def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[AnyArray, float, dict[str, int]]:
@@ -167,16 +177,31 @@ def _arrange(raw: Raw, parts: Sequence[AnyArray]) -> list[slice]:
 
     The order of the source does not matter after this, and the parts need no second copy of the matrix.
     """
-    pieces = []
-    for part in parts:
-        keys = [raw.row_id[part]] if raw.time is None else [raw.row_id[part], raw.time[part]]
-        pieces.append(part[np.lexsort(keys)].astype(np.uint32 if len(raw.y) < 2**32 else np.int64))
+    pieces = [_sorted(raw, part) for part in parts]
     order = np.concatenate(pieces)
     for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight):
         if array is not None:
             reorder(array, order)
     ends = np.cumsum([len(piece) for piece in pieces])
     return [slice(int(end) - len(piece), int(end)) for piece, end in zip(pieces, ends, strict=True)]
+
+
+def _sorted(raw: Raw, part: AnyArray) -> AnyArray:
+    """Return the positions ordered by time, then id; ids are only compared within about CHUNK rows at a time."""
+    small = np.uint32 if len(raw.y) < 2**32 else np.int64
+    if raw.time is None:
+        return part[np.argsort(raw.row_id[part])].astype(small)
+    found = part[np.argsort(raw.time[part], kind="stable")].astype(small)
+    start = 0
+    while start < len(found):
+        end = min(start + CHUNK, len(found))
+        if end < len(found):  # equal times stay in one piece
+            last = raw.time[found[end - 1]]
+            end = start + int(np.searchsorted(raw.time[found[start:]], last, side="right"))
+        piece = found[start:end]
+        piece[:] = piece[np.lexsort([raw.row_id[piece], raw.time[piece]])]
+        start = end
+    return found
 
 
 def columns_of(data: Data) -> Mapping[str, str]:

@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Raw:
-    """Everything that was read, in the order of the source; ``target`` holds codes into ``targets``."""
+    """Everything that was read, in the order of the source. y : (n,) int8."""
 
     encoder: Encoder
     x: AnyArray
@@ -193,7 +193,7 @@ class Reader:
             raise DataError(f"every row of '{redacted(data.path)}' was left out: {self._lost()}. Mend the source")
         codes, x = self.y.done(), self.x.done()
         positive, values = self._positive(codes)
-        y = (codes == positive).astype(np.int64)
+        y = (codes == positive).astype(np.int8)  # 64 bits when all else is done
         self.encoder.check_levels(x, data.max_categories)
         raw = Raw(
             self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
