@@ -106,6 +106,14 @@ def test_contributions_of_trees_add_up_to_the_log_odds_apart_from_a_constant(fit
     assert fitted["logistic_regression"].contributions(TEST.x) is None
 
 
+@pytest.mark.parametrize("name", ["random_forest", "extra_trees", "balanced_random_forest"])
+def test_flattened_trees_score_as_scikit_learn_does(name, fitted):
+    model = fitted[name]
+    x = TEST.x if model.preparation is None else model.preparation(TEST.x)
+    assert np.isnan(TEST.x).any()
+    np.testing.assert_allclose(model.trees.score(x), model.estimator.predict_proba(x)[:, 1], atol=1e-12)
+
+
 def test_the_balanced_forest_knows_its_sampling_factor(fitted):
     assert fitted["balanced_random_forest"].kept == pytest.approx(TRAIN.positives / (len(TRAIN) - TRAIN.positives))
     assert fitted["random_forest"].kept == 1.0

