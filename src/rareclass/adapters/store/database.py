@@ -84,7 +84,11 @@ class Database:
         wanted = [
             (parent, day, f"{parent}_{_suffix(day)}") for parent in (PREDICTIONS.name, SHADOWS.name) for day in days
         ]
-        there = sa.text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NOT NULL")
+        # pg_class itself: to_regclass may answer from a cache that is older than the lock
+        there = sa.text(
+            "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+            " AND relname = ANY(CAST(:names AS text[]))"
+        )
         names = {"names": [name for _, _, name in wanted]}
         with self.transaction() as connection:  # asked each time: another process may have pruned
             if len(set(connection.execute(there, names).scalars())) == len(wanted):
