@@ -93,7 +93,7 @@ def promote(
     try:
         return promotion.promote(config, version, now=now, reason=reason).role
     except AlreadyDone:  # killed after it was promoted and started again
-        return "champion"
+        return next((role for role, holder in promotion.state(config).items() if holder == version), None)
 
 
 def _params(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
-from rareclass.services import publish, train
+from rareclass.services import checks, publish, train
 from rareclass.services.train import Progress, silent
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run(
     config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
 ) -> dict[str, Any]:
     """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
+    checks.check(config)
     watch = Stopwatch()
     with watch("ingest"):
         ingested = train.ingest(config, progress)
