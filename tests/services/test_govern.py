@@ -196,6 +196,9 @@ def test_a_moved_prevalence_is_met_by_another_threshold_with_a_ledger_line_and_a
         assert again.outcome == "refused"
         assert govern.triage(config, END, monitor=monitor).verdict == "nothing"
         assert monitor.known()["champion"].version == "1"
+        monitor.registry.tag("prevalence", "1", {repair.THRESHOLD_TAG: 0.77})  # as if killed before the tag was set
+        repair.follow(monitor)
+        assert Registry(config.tracking.uri).at("prevalence", "champion").tags[repair.THRESHOLD_TAG] == tag
 
 
 def test_moved_costs_are_met_by_another_threshold(folder):

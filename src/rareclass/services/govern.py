@@ -73,10 +73,12 @@ def govern(
     config: Config, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None
 ) -> tuple[Verdict, list[Action]]:
     """One whole turn: judge a probation, let a challenger win, triage, and act. Safe to run twice, and by two at once."""
+    from rareclass.services import repair
     from rareclass.services.monitor import Monitor
 
     own = monitor or Monitor(config)
     try:
+        repair.follow(own)
         actions = [
             action
             for action in (probation(config, now, monitor=own), challenge(config, now, monitor=own))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None] | None
 THRESHOLD_TAG = "rareclass.threshold"
 """Registry tag with the re-tuned cut-off that decides; servers watch it. The ledger has the other operating points."""
+JUDGES = 20
+"""Test positives with which a retrain may be judged before it goes into the shadow."""
 QUICK_ROWS = 60_000
 """Negatives at most that the quick models see which choose how much history to use."""
 
@@ -114,14 +116,17 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
     change = change_point(monitor, champion, now)
     chosen = repair.choose_history(rows, quick_fit(config), config=config, change=change, seed=config.train.seed)
     reason = f"{'; '.join(verdict.reasons)}. {chosen.reason}"
-    quiet = config.model_copy(update={"promotion": config.promotion.model_copy(update={"mode": "shadow"})})
+    # the gate keeps out what is clearly worse; who is better is decided on rows that come after this moment
+    gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
+    shadow = config.promotion.model_copy(update={"mode": "shadow"})
+    quiet = config.model_copy(update={"promotion": shadow, "gate": gate})
     summary = train_rows(quiet, chosen.rows, champion.model, now=now, reason=reason, progress=progress)
     version = summary.get("version")
-    gate = summary.get("gate") or {}
+    said = summary.get("gate") or {}
     numbers = {
         "history": chosen.chosen,
         "table": {name: value.to_json() for name, value in chosen.table.items()},
-        "gate": gate,
+        "gate": said,
         "rows": len(chosen.rows),
     }
     if version is None:
@@ -131,7 +136,7 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
             champion.version,
             None,
             "rejected",
-            f"{chosen.reason}. gate: {gate.get('verdict')}: {'; '.join(gate.get('reasons', []))}",
+            f"{chosen.reason}. gate: {said.get('verdict')}: {'; '.join(said.get('reasons', []))}",
             numbers,
         )
     role = summary.get("role") or "challenger"
