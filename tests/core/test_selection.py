@@ -103,10 +103,16 @@ def test_learned_weights_favour_the_better_member_where_there_is_evidence():
 
 def test_with_few_positives_weights_stay_near_equal():
     rows = make_rows(300, shift=-4)
-    logits = np.stack([logit(scored("a", 1.0, rows=rows).oof), logit(scored("b", 3.0, seed=1, rows=rows).oof)])
+    logits = np.stack([logit(scored(f"c{i}", 2.0, seed=i, rows=rows).oof) for i in range(2)])
     few = greedy_weights(rows.y, logits)
     assert rows.positives < 50
     assert abs(few - equal_weights(rows.y, logits)).max() < 0.2
+
+
+def test_a_member_that_is_far_behind_gets_no_share_for_being_there():
+    rows = make_rows(300, shift=-4)
+    parts = [scored("a", 1.0, rows=rows), scored("b", 1.0, seed=1, rows=rows), scored("c", 50.0, seed=2, rows=rows)]
+    assert greedy_weights(rows.y, np.stack([logit(one.oof) for one in parts]))[2] == 0
 
 
 def test_unfinished_candidates_are_left_out_and_none_at_all_is_an_error():
@@ -136,6 +142,13 @@ def test_holm_adjusts_as_published():
     assert len(holm([])) == 0
     assert one_sided(np.full(99, 0.1)) == pytest.approx(0.01)
     assert one_sided(np.full(99, -0.1)) == 1.0
+
+
+def test_a_gain_beyond_all_resamples_survives_many_comparisons():
+    sure = np.random.default_rng(0).normal(0.05, 0.01, 1000)
+    assert one_sided(sure) < 1e-4
+    unsure = np.random.default_rng(0).normal(0.01, 0.01, 1000)
+    assert one_sided(unsure) == pytest.approx(np.mean(unsure <= 0), abs=0.002)
 
 
 def test_curves_lie_on_the_exact_curve():

@@ -25,7 +25,8 @@ from rareclass.errors import DataError
 MOST_MEMBERS = 6
 EVIDENCE = 100.0
 """Positives at which learned ensemble weights and equal weights count the same (below, equal weights do better)."""
-_BOOTSTRAPS = 1000
+_BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
+_COUNTED = 10
 _POINTS = 200
 _WEIGHT_ROWS = 60_000
 
@@ -112,12 +113,7 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     scored = np.logical_and.reduce([one.scored for one in done])
     rows = dev.take(scored)
     ground = _Ground(
-        rows.y,
-        rows.block(),
-        rows.weight,
-        max(_BOOTSTRAPS, config.evaluate.bootstraps),
-        config.evaluate.confidence,
-        seed,
+        rows.y, rows.block(), rows.weight, _resamples(rows.positives, len(done)), config.evaluate.confidence, seed
     )
     scores = {one.candidate.name: one.oof[scored] for one in done}
     table = _compare(ground, done, scores)
@@ -138,6 +134,11 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     return Selection(best, table, weights, full, scored, tuple(reasons), curves)
 
 
+def _resamples(positives: int, candidates: int) -> int:
+    """Fewer resamples where many candidates and many positives would make them slow; intervals are narrow there."""
+    return int(np.clip(_BOOTSTRAP_WORK / max(1, positives * candidates), _LEAST_BOOTSTRAPS, _BOOTSTRAPS))
+
+
 # --- single candidates -------------------------------------------------------------------------------------------
 
 
@@ -152,9 +153,18 @@ def holm(p_values: Sequence[float]) -> FloatArray:
 
 
 def one_sided(difference: FloatArray) -> float:
-    """Return the share of resamples in which the difference is not positive (at least 1 / (resamples + 1))."""
+    """Return the p-value of "not better": the share of resamples without a gain.
+
+    Where hardly any is, the normal tail beyond zero instead: a share of 0 in 1000 could not survive 30 comparisons.
+    """
+    from scipy.stats import norm
+
     finite = difference[np.isfinite(difference)]
-    return float((1 + np.count_nonzero(finite <= 0)) / (1 + len(finite)))
+    against = np.count_nonzero(finite <= 0)
+    spread = float(finite.std()) if len(finite) else 0.0
+    if against >= _COUNTED or spread < 1e-12:
+        return float((1 + against) / (1 + len(finite)))
+    return float(norm.sf(finite.mean() / spread))
 
 
 def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]) -> tuple[CandidateResult, ...]:
@@ -258,7 +268,7 @@ def equal_weights(y: IntArray, logits: FloatArray) -> FloatArray:
 def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> FloatArray:
     """Return weights by forward selection with replacement, by AP. Source: Caruana et al., ICML 2004.
 
-    Shrunk towards equal weights: with few positives the best weights on these rows are mostly luck.
+    Shrunk towards equal weights of the members near the best: with few positives the best weights here are mostly luck.
     """
     positives = int(y.sum())
     if positives == 0 or positives == len(y):
@@ -275,7 +285,10 @@ def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> Float
         if values[chosen] > best_value + 1e-12:
             best_value, best_counts = values[chosen], counts.copy()
     share = positives / (positives + EVIDENCE)
-    weights = share * best_counts / best_counts.sum() + (1 - share) * equal_weights(y, logits)
+    alone = np.array([ap(line) for line in logits])
+    behind = max(0.1, 1.5 / np.sqrt(positives))  # relative AP that luck may cost a member
+    near = np.where(alone >= (1 - behind) * alone.max(), 1.0, 0.0)
+    weights = share * best_counts / best_counts.sum() + (1 - share) * near / near.sum()
     return _without_crumbs(weights)
 
 
