@@ -58,13 +58,24 @@ class Releases:
             for name in ("challenger", "previous")
             if self._config.serve.shadows and name in role and role[name].version != champion.version
         ]
-        threshold = champion.tags.get(THRESHOLD_TAG)
         return Release(
             Version("champion", champion.version, champion.uri),
             tuple(shadows),
             champion.tags.get(POINT_TAG),
-            None if threshold is None else float(threshold),
+            _threshold(champion.tags.get(THRESHOLD_TAG)),
         )
+
+
+def _threshold(text: str | None) -> float | None:
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0 <= value <= 1:
+        raise ModelError(
+            f"the champion's tag {THRESHOLD_TAG} is '{text}'. Set it to a number from 0 to 1, or delete it"
+        )
+    return value
 
 
 def _name_of(uri: str) -> str:
