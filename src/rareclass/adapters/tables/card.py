@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rareclass.core.hashing import CHUNK
 from rareclass.core.rows import Rows
 
 
@@ -18,16 +19,11 @@ def by_time(named: Sequence[tuple[str, Rows]]) -> list[dict[str, Any]]:
     days = (max(t.max() for t in times) - min(t.min() for t in times)) / np.timedelta64(1, "D")
     unit = "D" if days <= 24 else "W" if days <= 168 else "M"
     found: dict[str, list[int]] = {}
-    for rows_ in (rows for _, rows in named):
-        assert rows_.time is not None
-        if not len(rows_):
-            continue
-        code = rows_.time.astype(f"datetime64[{unit}]").astype(np.int64)
-        first = int(code.min())
-        code -= first
-        counts, positives_ = np.bincount(code), np.bincount(code, rows_.y)
-        for place in np.flatnonzero(counts):
-            period, count, positives = np.datetime64(first + int(place), unit), counts[place], positives_[place]
+    pieces = (rows.take(slice(at, at + CHUNK)) for _, rows in named for at in range(0, len(rows), CHUNK))
+    for piece in pieces:
+        assert piece.time is not None
+        periods, code = np.unique(piece.time.astype(f"datetime64[{unit}]"), return_inverse=True)
+        for period, count, positives in zip(periods, np.bincount(code), np.bincount(code, piece.y), strict=True):
             total = found.setdefault(str(period), [0, 0])
             total[0] += int(count)
             total[1] += int(positives)

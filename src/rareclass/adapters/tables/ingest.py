@@ -76,12 +76,13 @@ def _read(config: Config, source: Source, say: Progress) -> Raw:
             say(f"{reader.read:,} rows read")
 
     scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
+    pa.default_memory_pool().release_unused()
     return reader.done()
 
 
 def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     data = config.data
-    whole = Rows(Schema(tuple(_provisional(raw.encoder))), raw.x, raw.y, raw.row_id)
+    whole = Rows(Schema(tuple(_provisional(raw.encoder))), raw.x, raw.y, raw.row_id, raw.time)
     warnings = [*raw.findings, *checks.check_rows(whole, data)]
     _clean(raw, warnings)
     content_hash = _content_hash(raw)
@@ -92,10 +93,12 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     raw.content = None
     train, kept, left_out = _kept_for_training(config, raw, parts.train)
     dropped = {**raw.dropped, **{name: count for name, count in parts.dropped.items() if count}, **left_out}
+    order, bounds = _order(len(raw.y), (train, parts.validation, parts.test))
     boundaries = {**parts.boundaries, "kind": parts.kind}
-    schema = Schema(tuple(raw.encoder.finish(raw.x, train, data.max_categories)))
-    bounds = _arrange(raw, (train, parts.validation, parts.test))
     del parts, train
+    schema = Schema(tuple(raw.encoder.finish(raw.x, order[bounds[0]], data.max_categories)))
+    _arrange(raw, order, bounds)
+    del order
     whole = Rows(schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
     named = [(name, whole.take(where)) for name, where in zip(("train", "validation", "test"), bounds, strict=True)]
     data_card = {
@@ -144,6 +147,8 @@ def _content_hash(raw: Raw) -> str:
 
 def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[AnyArray, float, dict[str, int]]:
     """Apply `train.filter` and `train.majority_quantile`; return the rows left, b of the prior correction, and counts."""
+    if raw.keep is None and config.train.majority_quantile == 1:
+        return train, 1.0, {}
     y, left_out = raw.y[train], {}
     keep = np.ones(len(train), dtype=bool) if raw.keep is None else raw.keep[train].astype(bool)
     if raw.keep is not None:
@@ -172,36 +177,42 @@ def _outlying(raw: Raw, index: AnyArray, quantile: float) -> BoolArray:
     return outlying & majority
 
 
-def _arrange(raw: Raw, parts: Sequence[AnyArray]) -> list[slice]:
-    """Sort the rows of each part by time and id, one part after the other, in place; return their places.
+def _order(count: int, parts: Sequence[AnyArray]) -> tuple[AnyArray, list[slice]]:
+    """Return the positions of the parts one after the other, and the place of each part."""
+    order = np.concatenate(parts, dtype=np.uint32 if count < 2**32 else np.int64, casting="unsafe")
+    ends = np.cumsum([len(part) for part in parts])
+    return order, [slice(int(end) - len(part), int(end)) for part, end in zip(parts, ends, strict=True)]
+
+
+def _arrange(raw: Raw, order: AnyArray, bounds: Sequence[slice]) -> None:
+    """Sort the rows of each part by time and id, one part after the other, in place.
 
     The order of the source does not matter after this, and the parts need no second copy of the matrix.
     """
-    pieces = [_sorted(raw, part) for part in parts]
-    order = np.concatenate(pieces)
+    for bound in bounds:
+        _sort(raw, order[bound])
     for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight):
         if array is not None:
             reorder(array, order)
-    ends = np.cumsum([len(piece) for piece in pieces])
-    return [slice(int(end) - len(piece), int(end)) for piece, end in zip(pieces, ends, strict=True)]
 
 
-def _sorted(raw: Raw, part: AnyArray) -> AnyArray:
-    """Return the positions ordered by time, then id; ids are only compared within about CHUNK rows at a time."""
-    small = np.uint32 if len(raw.y) < 2**32 else np.int64
+def _sort(raw: Raw, part: AnyArray) -> None:
+    """Sort positions by time, then id, in place; ids are only compared within about CHUNK rows at a time."""
     if raw.time is None:
-        return part[np.argsort(raw.row_id[part])].astype(small)
-    found = part[np.argsort(raw.time[part], kind="stable")].astype(small)
+        part[:] = part[np.argsort(raw.row_id[part])]
+        return
+    time = raw.time[part]
+    if (time[1:] < time[:-1]).any():
+        by_time = np.argsort(time, kind="stable")
+        part[:], time[:] = part[by_time], time[by_time]
+        del by_time
     start = 0
-    while start < len(found):
-        end = min(start + CHUNK, len(found))
-        if end < len(found):  # equal times stay in one piece
-            last = raw.time[found[end - 1]]
-            end = start + int(np.searchsorted(raw.time[found[start:]], last, side="right"))
-        piece = found[start:end]
-        piece[:] = piece[np.lexsort([raw.row_id[piece], raw.time[piece]])]
+    while start < len(part):
+        end = min(start + CHUNK, len(part))
+        end = int(np.searchsorted(time, time[end - 1], side="right"))  # equal times stay in one piece
+        piece = part[start:end]
+        piece[:] = piece[np.lexsort([raw.row_id[piece], time[start:end]])]
         start = end
-    return found
 
 
 def columns_of(data: Data) -> Mapping[str, str]:
