@@ -22,9 +22,13 @@ _TINY = 1e-6
 def check_focal(gamma: float, alpha: float) -> None:
     """Raise ConfigError unless gamma >= 0 and 0 < alpha < 1."""
     if not gamma >= 0:
-        raise ConfigError(f"focal_gamma is {gamma}; the focus must not be negative. Set params.focal_gamma to 0 or more, like 2")
+        raise ConfigError(
+            f"focal_gamma is {gamma}; the focus must not be negative. Set params.focal_gamma to 0 or more, like 2"
+        )
     if not 0 < alpha < 1:
-        raise ConfigError(f"focal_alpha is {alpha}; the share of the rare class lies between 0 and 1. Set params.focal_alpha, like 0.5")
+        raise ConfigError(
+            f"focal_alpha is {alpha}; the share of the rare class lies between 0 and 1. Set params.focal_alpha, like 0.5"
+        )
 
 
 def _log_terms(y: IntArray, z: FloatArray, alpha: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

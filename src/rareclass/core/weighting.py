@@ -37,7 +37,9 @@ def _by_class(rows: Rows, factor: float) -> Weights:
 def _ratio(rows: Rows) -> float:
     positives = rows.positives
     if positives == 0 or positives == len(rows):
-        raise NoPositives(f"class weights need both classes; {positives} of {len(rows)} training rows are positive. Give the split more rows")
+        raise NoPositives(
+            f"class weights need both classes; {positives} of {len(rows)} training rows are positive. Give the split more rows"
+        )
     return (len(rows) - positives) / positives
 
 
@@ -59,7 +61,9 @@ def sqrt_balanced(rows: Rows, costs: CostArrays | None) -> Weights:
 def cost(rows: Rows, costs: CostArrays | None) -> Weights:
     """Cost matrix: a row weighs what getting it wrong costs (Elkan, IJCAI 2001)."""
     if costs is None:
-        raise ConfigError("weighting 'cost' needs the costs of mistakes. Set costs.false_negative and costs.false_positive")
+        raise ConfigError(
+            "weighting 'cost' needs the costs of mistakes. Set costs.false_negative and costs.false_positive"
+        )
     missed = np.broadcast_to(np.asarray(costs.false_negative, dtype=np.float64), len(rows))
     alarm = np.broadcast_to(np.asarray(costs.false_positive, dtype=np.float64), len(rows))
     weight = np.where(rows.y == 1, missed, alarm)
@@ -75,7 +79,9 @@ def amount(rows: Rows, costs: CostArrays | None) -> Weights:
     Large losses are learned first while the two classes keep their natural total weights.
     """
     if rows.amount is None:
-        raise ConfigError("weighting 'amount' needs the amount at stake in each row. Set data.amount to the column that holds it")
+        raise ConfigError(
+            "weighting 'amount' needs the amount at stake in each row. Set data.amount to the column that holds it"
+        )
     _ratio(rows)
     size = np.abs(np.nan_to_num(rows.amount.astype(np.float64)))
     weight = np.ones(len(rows))
