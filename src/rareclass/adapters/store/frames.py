@@ -129,7 +129,7 @@ def to_csv(rows: pd.DataFrame) -> bytes:
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pandas(rows, preserve_index=False)
     csv.write_csv(table, sink, csv.WriteOptions(include_header=False, quoting_style="all_valid"))
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def copied(driver: Any, statement: str, parameters: Mapping[str, Any], query: sa.Select[Any]) -> pd.DataFrame:
