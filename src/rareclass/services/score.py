@@ -159,36 +159,41 @@ def score_and_log(
     with Store(config.store.url) as store:
         store.migrate()
         logged = sum(
-            store.add_predictions(_predictions(config, model, version.version, frame, done, prefix, ids, now))
+            store.add_predictions(
+                prediction_rows(
+                    config,
+                    model,
+                    version.version,
+                    frame,
+                    ids.of(frame),
+                    point=done.operating_point,
+                    threshold=done.threshold,
+                    now=now,
+                    prefix=prefix,
+                )
+            )
             for frame in tables.read_frames(output)
         )
     return Scored(**{**asdict(done), "version": version.version, "logged": logged})
 
 
-def _predictions(
-    config: Config,
-    model: RareModel,
-    version: str,
-    frame: pd.DataFrame,
-    done: Scored,
-    prefix: str,
-    ids: _Ids,
-    now: datetime,
-) -> pd.DataFrame:
-    """Bring scored rows into the shape of the prediction log."""
+def prediction_rows(
+    config: Config, model: RareModel, version: str, frame: pd.DataFrame, ids: Any, *, point: str, threshold: float, now: datetime, prefix: str = "",
+) -> pd.DataFrame:  # fmt: skip
+    """Bring scored rows into the shape of the prediction log; ``now`` is their time where they carry none."""
     import pandas as pd
 
     data, names = config.data, [name for name in model.schema.names if name not in config.data.private]
     time = data.time if data.time in frame else None
     return pd.DataFrame(
         {
-            "request_id": ids.of(frame),
+            "request_id": ids,
             "row": 0,
             "ts": pd.to_datetime(frame[time], utc=True) if time else pd.Timestamp(now).tz_convert("UTC"),
             "model": config.name,
             "version": version,
-            "operating_point": done.operating_point,
-            "threshold": done.threshold,
+            "operating_point": point,
+            "threshold": threshold,
             "score": frame[f"{prefix}score"].astype(float),
             "decision": frame[f"{prefix}decision"].astype(int),
             "weight": 1.0,

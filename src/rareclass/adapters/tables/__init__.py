@@ -14,7 +14,7 @@ from rareclass.adapters.tables.files import (
     write_frames,
     write_rows,
 )
-from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest
+from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location
 
 __all__ = [
     "DEMOS",
@@ -22,6 +22,7 @@ __all__ = [
     "columns_of",
     "export",
     "ingest",
+    "location",
     "read_frame",
     "read_frames",
     "read_rows",

@@ -45,9 +45,14 @@ class Ingested:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
+def location(data: Data) -> str:
+    """Return where the rows are: ``data.path``, or the file of ``demo:NAME`` (made when it is not there)."""
+    return str(demo_file(data.path.removeprefix("demo:"))) if data.path.startswith("demo:") else data.path
+
+
 def open_data(data: Data) -> Source:
     """Open ``data.path``; ``demo:NAME`` is demo data."""
-    path = str(demo_file(data.path.removeprefix("demo:"))) if data.path.startswith("demo:") else data.path
+    path = location(data)
     text = [*data.categorical, *data.drop, *filter(None, (data.id, data.entity, data.target, data.time))]
     return open_source(path, data.query, text=text)
 
