@@ -52,6 +52,28 @@ class Bare(MLModel):
 '''
 
 
+PYFUNC = '''
+import mlflow
+from mlflow.pyfunc import PythonModel
+from rareclass.core.model import RareModel
+
+
+class Wrapped(PythonModel):
+    """The same model as mlserver-mlflow gets it: the request's tensor as an array."""
+
+    def load_context(self, context):
+        self.model = RareModel.load(context.artifacts["model"])
+        self.model.learner.booster.set_param({"nthread": 1})
+
+    def predict(self, context, model_input, params=None):
+        score = self.model.score(model_input)
+        return {"score": score, "decision": self.model.decide(score).astype("int64")}
+
+
+mlflow.models.set_model(Wrapped())
+'''
+
+
 def fitted() -> Any:
     """Return the model as a version with golden rows."""
     import xgboost as xgb
@@ -156,7 +178,7 @@ def _process(name: str, command: list[str], folder: Path, port: int, ready: str,
 
 
 @contextmanager
-def mlserver(name: str, folder: Path, implementation: str, uri: str) -> Iterator[int]:
+def mlserver(name: str, folder: Path, implementation: str, uri: str, **parameters: str) -> Iterator[int]:
     """MLServer's own command with a custom runtime; zero workers and no debugging, its fast setting."""
     folder.mkdir()
     (folder / "bare.py").write_text(BARE)
@@ -166,7 +188,7 @@ def mlserver(name: str, folder: Path, implementation: str, uri: str) -> Iterator
         "metrics_port": metrics_port,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
-    model = {"name": "bench", "implementation": implementation, "parameters": {"uri": uri}}
+    model = {"name": "bench", "implementation": implementation, "parameters": {"uri": uri, **parameters}}
     (folder / "model-settings.json").write_text(json.dumps(model))
     command = [str(Path(sys.executable).with_name("mlserver")), "start", "."]
     with _process(name, command, folder, http_port, "/v2/models/bench/ready", OMP_NUM_THREADS="1") as port:
@@ -217,13 +239,17 @@ def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]
             "ours, log and shadow": stack.enter_context(ours("shadow", root / "shadow", model, shadows=True)),
         }
         try:
+            import mlflow
             import mlserver_mlflow  # noqa: F401
 
-            from rareclass.adapters.registry import save_pyfunc
-
-            save_pyfunc(model, root / "pyfunc")
+            (root / "wrapped.py").write_text(PYFUNC)
+            mlflow.pyfunc.save_model(
+                root / "pyfunc", python_model=str(root / "wrapped.py"), artifacts={"model": str(root / "model")}, pip_requirements=[]
+            )  # fmt: skip
             ports["mlserver-mlflow"] = stack.enter_context(
-                mlserver("mlflow", root / "mlflow", "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc"))
+                mlserver(
+                    "mlflow", root / "mlflow", "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc"), content_type="np"
+                )
             )
         except ImportError:
             print("mlserver-mlflow is not installed: left out", file=sys.stderr)
@@ -231,7 +257,11 @@ def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]
         for at in range(rounds + 1):  # the first round warms up
             for rows, clients in CASES:
                 for name, port in ports.items():
-                    found = asyncio.run(_load(port, path, rows, clients, seconds if at else 0.5))
+                    try:
+                        found = asyncio.run(_load(port, path, rows, clients, seconds if at else 0.5))
+                    except (RuntimeError, asyncio.IncompleteReadError) as error:
+                        logs = "\n".join(log.read_text()[-1500:] for log in root.glob("*/*.log"))
+                        raise RuntimeError(f"{name}: {error}\n{logs}") from None
                     taken.setdefault((name, rows, clients), []).append(found)
                 if clients == 1:
                     taken.setdefault(("in-process", rows, 1), []).append(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ from rareclass.errors import ModelError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from rareclass.adapters.registry import Version as RegisteredVersion
     from rareclass.adapters.serving.ports import Release, Scorer, Version
 
 POINT_TAG, THRESHOLD_TAG = "rareclass.operating_point", "rareclass.threshold"
+PIN = "RARECLASS_VERSION"
+"""Environment variable with the version that this server answers with; empty: the champion."""
 DRAIN_SECONDS = 30.0
 _LOG = logging.getLogger("rareclass.serving")
 
@@ -52,7 +55,7 @@ class Releases:
             raise ModelError(
                 f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
-        champion = role["champion"]
+        champion = self._pinned(versions) or role["champion"]
         shadows = [
             Version(name, role[name].version, role[name].uri)
             for name in ("challenger", "previous")
@@ -65,6 +68,18 @@ class Releases:
             _threshold(champion.tags.get(THRESHOLD_TAG)),
         )
 
+    def _pinned(self, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
+        """Return the version that a deployment pins, whatever the alias says: pods of one rollout answer alike."""
+        pin = os.environ.get(PIN, "").strip()
+        if not pin:
+            return None
+        found = next((each for each in versions if each.version == pin), None)
+        if found is None:
+            raise ModelError(
+                f"model '{self._config.name}' has no version '{pin}', which {PIN} asks for. Set it to one of: {', '.join(each.version for each in versions)}, or leave it empty for the champion"
+            )
+        return found
+
 
 def _threshold(text: str | None) -> float | None:
     try:
@@ -76,6 +91,22 @@ def _threshold(text: str | None) -> float | None:
             f"the champion's tag {THRESHOLD_TAG} is '{text}'. Set it to a number from 0 to 1, or delete it"
         )
     return value
+
+
+def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str:
+    """Wait until there is a version to serve and return it; for a pod that starts before the first training ends.
+
+    Raises what was wrong last when ``seconds`` are over.
+    """
+    releases, end = Releases(config), time.monotonic() + seconds
+    while True:
+        try:
+            return releases().champion.version
+        except ModelError as error:
+            if time.monotonic() > end:
+                raise
+            print(f"waiting: {error}", flush=True)
+            time.sleep(pause)
 
 
 def _name_of(uri: str) -> str:
