@@ -7,22 +7,25 @@ with a positive slope beyond what was seen, so it never changes the ranking (dow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from rareclass.core.bootstrap import as_scores
 from rareclass.core.estimate import Estimate
-from rareclass.core.rows import AnyArray, FloatArray, IntArray
+from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.errors import DataError, ModelError, NoPositives, unknown
 
 MIN_SLOPE = 1e-3
 """Least slope of a calibrator on the logit: below it, neighbouring scores could meet in floating point."""
+
+MAX_SLOPE = 100.0
+"""Largest slope: boosted votes crowd around 0.5 and need a steep one."""
 
 FEW_POSITIVES = 30
 """Positives below which only maps of two parameters are tried."""
@@ -41,6 +44,13 @@ def logit(score: ArrayLike) -> FloatArray:
 def probability(log_odds: ArrayLike) -> FloatArray:
     """Return 1 / (1 + exp(-z)), kept inside (0, 1)."""
     return np.asarray(np.clip(expit(np.asarray(log_odds, dtype=np.float64)), _LOWEST, _HIGHEST), dtype=np.float64)
+
+
+def _with_room(z: FloatArray) -> FloatArray:
+    """Bend logits above 16 smoothly to stay below 20: nearer to 1, float64 has no room to keep scores apart."""
+    above = np.maximum(z - 16, 0)
+    bent: FloatArray = np.minimum(z, 16) + 4 * above / (above + 4)
+    return bent
 
 
 def prior_correction(score: ArrayLike, kept: float) -> FloatArray:
@@ -80,7 +90,7 @@ class _Map:
 
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1), in the same order."""
-        return probability(self.on_logit(logit(score) + self.offset))
+        return probability(_with_room(self.on_logit(logit(score) + self.offset)))
 
     def on_logit(self, z: FloatArray) -> FloatArray:
         return z
@@ -92,6 +102,12 @@ class _Map:
 @dataclass(frozen=True)
 class Identity(_Map):
     """The prior correction alone."""
+
+    def __call__(self, score: ArrayLike) -> FloatArray:
+        """(n,) raw scores -> (n,) probabilities in (0, 1); the very scores where there is nothing to correct."""
+        if self.offset == 0:
+            return np.clip(np.asarray(score, dtype=np.float64), _LOWEST, _HIGHEST)
+        return super().__call__(score)
 
 
 @dataclass(frozen=True)
@@ -154,40 +170,93 @@ def from_json(raw: Mapping[str, Any]) -> Calibrator:
 
 
 def _fit_line(columns: FloatArray, y: IntArray, weight: FloatArray) -> FloatArray:
-    """Minimise the log loss of expit(columns @ w + c) with w >= MIN_SLOPE; returns (w..., c).
+    """Minimise the log loss of expit(columns . w + c) with w in [MIN_SLOPE, MAX_SLOPE]; returns (w..., c).
 
-    A pull of one pseudo-row towards slope 1 keeps few positives from bending the map.
+    columns : (k, n). A slope that leaves its bounds is held there and the rest fitted again.
     """
-    signs = np.where(y == 1, 1.0, -1.0)
-
-    def loss(w: FloatArray) -> tuple[float, FloatArray]:
-        margin = signs * (columns @ w[:-1] + w[-1])
-        pull = w[:-1] - 1
-        residual = -signs * weight * expit(-margin)
-        gradient = np.append(columns.T @ residual + pull, residual.sum())
-        return float(weight @ np.logaddexp(0, -margin) + 0.5 * pull @ pull), gradient
-
-    k = columns.shape[1]
-    bounds = [(MIN_SLOPE, 20.0)] * k + [(None, None)]
-    start = np.append(np.ones(k), 0.0)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-12})
-    return np.asarray(found.x, dtype=np.float64)
+    design = [*columns, np.ones(columns.shape[1])]
+    w = np.append(np.ones(len(columns)), 0.0)
+    free = np.ones(len(w), dtype=bool)
+    for _ in range(len(w)):
+        w = _newton(design, y, weight, w, free)
+        bounded = np.append(np.clip(w[:-1], MIN_SLOPE, MAX_SLOPE), w[-1])
+        out = free & (bounded != w)
+        if not out.any():
+            break
+        worst = int(np.argmax(np.abs(bounded - w)))
+        w[worst], free[worst] = bounded[worst], False
+    return w
 
 
-def _compressed(
-    z: FloatArray, y: IntArray, weight: FloatArray, cells: int = 4000
-) -> tuple[FloatArray, IntArray, FloatArray]:
-    """Pool negatives of nearly the same logit, so that a fit costs the same for a million rows."""
-    negative = np.flatnonzero(y == 0)
-    if len(negative) <= 2 * cells:
-        return z, y, weight
-    order = negative[np.argsort(z[negative], kind="stable")]
-    starts = np.unique(np.linspace(0, len(order), cells + 1).astype(np.int64)[:-1])
-    total = np.add.reduceat(weight[order], starts)
-    centre = np.add.reduceat(weight[order] * z[order], starts) / np.where(total > 0, total, 1)
-    positive = y == 1
-    labels = np.concatenate([np.ones(int(positive.sum()), dtype=np.int64), np.zeros(len(starts), dtype=np.int64)])
-    return np.concatenate([z[positive], centre]), labels, np.concatenate([weight[positive], total])
+def _newton(
+    design: Sequence[FloatArray], y: IntArray, weight: FloatArray, w: FloatArray, free: BoolArray
+) -> FloatArray:
+    """Damped Newton over the free coefficients; a pull of one pseudo-row towards slope 1 keeps few positives from
+    bending the map. Plain sums: for three coefficients a threaded BLAS costs more than it does."""
+    pull = np.append(np.ones(len(w) - 1), 1e-9)
+    target = np.append(np.ones(len(w) - 1), 0.0)
+
+    def margin(at: FloatArray) -> FloatArray:
+        return np.asarray(sum(a * column for a, column in zip(at, design, strict=True)))
+
+    def loss(at: FloatArray) -> float:
+        z = margin(at)
+        return float((weight * (np.logaddexp(0, z) - y * z)).sum() + 0.5 * (pull * (at - target) ** 2).sum())
+
+    index, best = [int(i) for i in np.flatnonzero(free)], loss(w)
+    for _ in range(50):
+        p = expit(margin(w))
+        residual, curve = weight * (p - y), weight * p * (1 - p)
+        gradient = np.array([(residual * design[i]).sum() for i in index]) + (pull * (w - target))[index]
+        hessian = np.array([[(curve * design[i] * design[j]).sum() for j in index] for i in index])
+        step = np.linalg.solve(hessian + np.diag(pull[index]), gradient)
+        scale, new = 1.0, best
+        while scale > 1e-6:
+            trial = w.copy()
+            trial[index] -= scale * step
+            new = loss(trial)
+            if new < best:
+                break
+            scale /= 2
+        if not new < best:
+            break
+        done = best - new <= 1e-10 * abs(best)
+        w, best = trial, new
+        if done:
+            break
+    return w
+
+
+def _pooled(
+    z: FloatArray, y: IntArray, weight: FloatArray, fold: IntArray, *, single: int = 2000, cells: int = 1000
+) -> tuple[FloatArray, IntArray, FloatArray, IntArray]:
+    """Pool, fold by fold, negatives of nearly the same logit, so that a fit costs the same for a million rows.
+
+    Positives stay as they are, and so do the ``single`` highest negatives of a fold, where the classes meet; the others
+    become ``cells`` rows of equal numbers, each at its mean logit with the sum of their weights.
+    """
+    parts = [np.flatnonzero(y == 1)]
+    pools: list[tuple[FloatArray, FloatArray, IntArray]] = []
+    for k in np.unique(fold):
+        rows = np.flatnonzero((y == 0) & (fold == k))
+        if len(rows) <= single + 2 * cells:
+            parts.append(rows)
+            continue
+        order = rows[np.argsort(z[rows], kind="stable")]
+        low = order[: len(order) - single]
+        parts.append(order[len(order) - single :])
+        starts = np.linspace(0, len(low), cells + 1).astype(np.int64)[:-1]
+        total = np.add.reduceat(weight[low], starts)
+        centre = np.add.reduceat(weight[low] * z[low], starts) / np.maximum(total, 1e-300)
+        pools.append((centre, total, np.full(cells, k)))
+    kept = np.concatenate(parts)
+    zeros = np.zeros(sum(len(pool[0]) for pool in pools), dtype=np.int64)
+    return (
+        np.concatenate([z[kept], *(pool[0] for pool in pools)]),
+        np.concatenate([y[kept], zeros]),
+        np.concatenate([weight[kept], *(pool[1] for pool in pools)]),
+        np.concatenate([fold[kept], *(pool[2] for pool in pools)]),
+    )
 
 
 def _fit_identity(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
@@ -195,14 +264,14 @@ def _fit_identity(z: FloatArray, y: IntArray, weight: FloatArray, offset: float)
 
 
 def _fit_platt(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
-    z, y, weight = _compressed(np.clip(z, -_FAR, _FAR), y, weight)
-    slope, intercept = _fit_line(z[:, None], y, weight)
+    z = np.clip(z, -_FAR, _FAR)
+    slope, intercept = _fit_line(z[None], y, weight)
     return Platt(offset, float(slope), float(intercept))
 
 
 def _fit_beta(z: FloatArray, y: IntArray, weight: FloatArray, offset: float) -> Calibrator:
-    z, y, weight = _compressed(np.clip(z, -_FAR, _FAR), y, weight)
-    a, b, c = _fit_line(np.stack([-np.logaddexp(0, -z), np.logaddexp(0, z)], axis=1), y, weight)
+    z = np.clip(z, -_FAR, _FAR)
+    a, b, c = _fit_line(np.stack([-np.logaddexp(0, -z), np.logaddexp(0, z)]), y, weight)
     return Beta(offset, float(a), float(b), float(c))
 
 
@@ -222,7 +291,7 @@ def _fit_isotonic(z: FloatArray, y: IntArray, weight: FloatArray, offset: float)
     rate = np.clip(found / size, np.minimum(0.5 / (size + 1), 0.5), 1 - 0.5 / (size + 1))
     knots = _rising(centre, np.maximum.accumulate(logit(rate)))
     shape = Isotonic(offset, tuple(centre.tolist()), tuple(knots.tolist()))
-    shift = _matching_shift(shape.on_logit(z), float(hits.sum() / mass.sum()), weight)
+    shift = _matching_shift(shape.on_logit(near), float(hits.sum() / mass.sum()), weight)
     return Isotonic(offset, shape.x, tuple((knots + shift).tolist()))
 
 
@@ -234,7 +303,9 @@ def _rising(x: FloatArray, y: FloatArray) -> FloatArray:
 def _matching_shift(z: FloatArray, rate: float, weight: FloatArray) -> float:
     """The addition to all logits that makes the mean probability the observed rate."""
     total = weight.sum()
-    return float(brentq(lambda shift: float(weight @ expit(z + shift)) / total - rate, -40, 40, xtol=1e-9))
+    if not 0 < rate < 1:
+        return 0.0
+    return float(brentq(lambda shift: float((weight * expit(z + shift)).sum() / total) - rate, -100, 100, xtol=1e-9))
 
 
 METHODS: dict[str, Callable[[FloatArray, IntArray, FloatArray, float], Calibrator]] = {
@@ -295,13 +366,13 @@ def fit(
     if scores.min() < 0 or scores.max() > 1:
         raise DataError(f"scores run from {scores.min():g} to {scores.max():g}; a calibrator needs them in [0, 1]")
     offset = 0.0 if math.isnan(kept) or kept == 1 else math.log(_positive(kept))
-    z = logit(scores) + offset
     mass = np.ones(len(labels)) if weights is None else weights
+    fold = _folds(labels, block, folds, seed)
     both = 0 < labels.sum() < len(labels)
     names = list(METHODS) if labels.sum() >= FEW_POSITIVES else ["none", "platt"]
     if method != "auto" and method not in names:
         names.append(method)
-    fold = _folds(labels, block, folds, seed)
+    z, labels, mass, fold = _pooled(logit(scores) + offset, labels, mass, fold)
     table = {name: _cross_fitted(METHODS[name], z, labels, mass, fold) for name in names} if both else {}
     chosen = method if method != "auto" else _simplest_best(table)
     if not both:
@@ -350,7 +421,7 @@ def _cross_fitted(
         else:
             calibrator = method(z[rest], y[rest], weight[rest], 0.0)
             mapped = calibrator.on_logit(z[held])  # type: ignore[attr-defined]
-        total += float(weight[held] @ np.logaddexp(0, np.where(y[held] == 1, -mapped, mapped)))
+        total += float((weight[held] * np.logaddexp(0, np.where(y[held] == 1, -mapped, mapped))).sum())
     return total / float(weight.sum())
 
 
@@ -388,19 +459,23 @@ def label_shift_em(
     counts = counts[counts > 0]
     ratio = centre - float(logit(prevalence))
     draws = np.random.default_rng(seed).multinomial(len(z), counts / len(z), size=n_boot)
-    found = _em(ratio, np.vstack([counts, draws]).astype(np.float64), prevalence)
+    found = _fixed_points(ratio, np.vstack([counts, draws]).astype(np.float64))
     tail = (1 - confidence) / 2
     low, high = np.quantile(found[1:], [tail, 1 - tail])
     return Estimate(float(found[0]), float(low), float(high), round(float(found[0]) * len(z)), len(z))
 
 
-def _em(ratio: FloatArray, counts: FloatArray, prevalence: float) -> FloatArray:
-    """(m,) fixed points of p = mean posterior at prior p, by EM; ``ratio`` is the log likelihood ratio of each cell."""
+def _fixed_points(ratio: FloatArray, counts: FloatArray) -> FloatArray:
+    """(m,) fixed points of p = mean posterior at prior p; ``ratio`` is the log likelihood ratio of each cell.
+
+    The fixed point of the EM is where the likelihood is flat, which bisection finds in 60 steps whatever the prevalence
+    (EM needs thousands where it is low). Without a fixed point inside (0, 1) the end it runs to is returned.
+    """
     shares = counts / counts.sum(axis=1, keepdims=True)
-    prior = np.full(len(counts), prevalence)
-    for _ in range(2000):
-        new = (shares * probability(logit(prior)[:, None] + ratio)).sum(axis=1)
-        if np.abs(new - prior).max() <= 1e-9:
-            break
-        prior = new
-    return np.asarray(new, dtype=np.float64)
+    low, high = np.full(len(counts), -40.0), np.full(len(counts), 40.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        prior = expit(middle)
+        rises = (shares * (expit(middle[:, None] + ratio) - prior[:, None])).sum(axis=1) > 0
+        low, high = np.where(rises, middle, low), np.where(rises, high, middle)
+    return np.asarray(expit((low + high) / 2), dtype=np.float64)

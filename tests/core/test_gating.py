@@ -1,0 +1,152 @@
+"""The gate approves, rejects, or says that the evidence does not decide; every reason carries its numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rareclass.config import Evaluate, Gate
+from rareclass.core.costs import CostArrays
+from rareclass.core.evaluation import evaluate
+from rareclass.core.gating import Champion, judge
+from rareclass.core.rows import Feature, Rows, Schema
+
+COSTS = CostArrays(19.0, 1.0, "EUR")
+
+
+def world(n=5000, seed=0, blur=0.0):
+    rng = np.random.default_rng(seed)
+    score = rng.beta(0.5, 8, n)
+    y = (rng.random(n) < score).astype(int)
+    blurred = score if blur == 0 else np.clip(score * np.exp(rng.normal(0, blur, n)), 0, 0.99)
+    return y, blurred
+
+
+def decide(y, score, champion=None, gate=None, threshold=0.1, costs=COSTS, rows=None, **kw):
+    found = evaluate(
+        y,
+        score,
+        thresholds={"default": threshold},
+        primary="default",
+        costs=costs,
+        config=Evaluate(bootstraps=100, slices=("g",) if rows else ()),
+        rows=rows,
+    )
+    return judge(found, y, score, champion, gate or Gate(), costs=costs, n_boot=100, **kw)
+
+
+def test_a_good_recipe_without_a_champion_is_approved_with_numbers_in_every_reason():
+    found = decide(*world())
+    assert found.verdict == "approve"
+    assert found.registers
+    assert any("average precision" in reason and "times the prevalence" in reason for reason in found.reasons)
+    assert any("EUR against" in reason for reason in found.reasons)
+    assert "there is no champion to compare with" in found.reasons
+    assert all("\n" not in reason for reason in found.reasons)
+    assert found.numbers["ap_lift.low"] >= found.numbers["ap_lift.bound"]
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_too_few_positives_are_not_enough_evidence_and_nothing_else_is_judged():
+    y, score = world(300)
+    found = decide(y, score, gate=Gate(min_positives=200))
+    assert found.verdict == "not enough evidence"
+    assert not found.registers
+    assert f"{y.sum()} positives among 300 rows; at least 200" in found.reasons[0]
+
+
+def test_random_scores_are_rejected_for_their_lift():
+    y, _ = world(20_000)
+    found = decide(y, np.random.default_rng(1).random(len(y)) * 0.1)
+    assert found.verdict == "reject"
+    assert any("average precision" in reason and "is below" in reason for reason in found.reasons)
+
+
+def test_an_interval_across_the_bound_does_not_decide():
+    y, score = world(1500)
+    ap = evaluate(y, score, thresholds={"d": 0.1}, primary="d", costs=COSTS, config=Evaluate(bootstraps=50)).metrics[
+        "ap"
+    ]
+    found = decide(y, score, gate=Gate(min_ap=ap.value))
+    assert found.verdict == "not enough evidence"
+    assert "the interval cannot decide" in found.reasons[0]
+
+
+def test_a_much_worse_challenger_is_rejected_and_an_equal_one_approved():
+    y, score = world(20_000)
+    _, worse = world(20_000, blur=1.5)
+    rejected = decide(y, worse, Champion(score), Gate(max_calibration_error=100))
+    assert rejected.verdict == "reject"
+    assert "it loses" in rejected.reasons[0]
+    assert decide(y, score, Champion(score * 0.9)).verdict == "approve"
+    assert decide(y, score, Champion(worse)).verdict == "approve"
+
+
+def test_a_loss_whose_interval_holds_the_bound_is_not_enough_evidence():
+    y, score = world(1500)
+    _, near = world(1500, blur=0.25)
+    found = decide(y, near, Champion(score))
+    assert found.numbers["champion.loss_low"] < 0.05 < found.numbers["champion.loss_high"]
+    assert found.verdict == "not enough evidence"
+
+
+def test_the_champion_is_judged_only_on_rows_it_was_not_trained_on():
+    y, score = world(8000)
+    cheat = np.where(np.arange(8000) < 4000, y, score)
+    unseen = np.arange(8000) >= 4000
+    assert decide(y, score, Champion(cheat)).verdict == "reject"
+    assert decide(y, score, Champion(cheat, unseen=unseen)).verdict == "approve"
+    blind = decide(y, score, Champion(np.where(unseen, np.nan, cheat), unseen=unseen))
+    assert blind.verdict == "not enough evidence"
+    assert "the champion was not trained on hold 0 positives" in blind.reasons[0]
+
+
+def test_decisions_that_cost_more_than_doing_nothing_are_rejected():
+    y, score = world(8000)
+    found = decide(y, score, costs=CostArrays(1.0, 50.0, "EUR"), threshold=0.05)
+    assert found.verdict == "reject"
+    assert "costs more than doing nothing: saving -" in found.reasons[0]
+
+
+def test_decisions_significantly_dearer_than_the_champions_are_rejected():
+    y, score = world(8000)
+    champion = Champion(score, decision=(score >= 0.05).astype(int))
+    found = decide(y, score, champion, threshold=0.7)
+    assert found.verdict == "reject"
+    assert any("costs significantly more than the champion" in reason for reason in found.reasons)
+    assert found.numbers["champion_cost.low"] > 0
+    free = CostArrays(19.0, 1.0, given=False)
+    assert decide(y, score, champion, threshold=0.7, costs=free).numbers.get("champion_cost.value") is None
+
+
+def test_scores_far_from_the_prevalence_are_rejected():
+    y, score = world(8000)
+    found = decide(y, np.clip(score * 3, 0, 1), threshold=0.3)
+    assert found.verdict == "reject"
+    assert "mean score / prevalence is 3." in found.reasons[0]
+
+
+def test_a_slice_that_is_missed_rejects_only_when_asked_for():
+    y, score = world(8000)
+    group = (np.arange(8000) % 4 == 0).astype(np.float32)
+    blind = np.where(group == 1, score * 0.05, score)
+    schema = Schema((Feature("g", "categorical", ("a", "b")),))
+    rows = Rows(schema, group[:, None], y, np.arange(8000).astype(np.uint64))
+    found = decide(y, blind, gate=Gate(max_slice_recall_gap=0.2), rows=rows)
+    assert found.verdict == "reject"
+    assert any("recall of g=b is" in reason for reason in found.reasons)
+    assert decide(y, blind, rows=rows).verdict == "approve"
+    fair = decide(y, score, gate=Gate(max_slice_recall_gap=0.2), rows=rows)
+    assert fair.verdict == "approve"
+    assert any("no slice of 2" in reason for reason in fair.reasons)
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict", "registers"),
+    [("disabled", "approve", True), ("dry_run", "reject", True), ("enabled", "reject", False)],
+)
+def test_the_mode_decides_what_a_verdict_does(mode, verdict, registers):
+    y, _ = world(8000)
+    found = decide(y, np.random.default_rng(1).random(len(y)) * 0.1, gate=Gate(mode=mode))
+    assert (found.verdict, found.registers) == (verdict, registers)
+    assert found.reasons
