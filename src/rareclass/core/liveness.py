@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.config import Monitor
-from rareclass.core.bootstrap import MIN_BLOCKS, Ladder, Resamples, interval
+from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.drift import Profile
 from rareclass.core.estimate import Estimate
 from rareclass.core.rows import FloatArray, IntArray
@@ -154,12 +154,11 @@ def evaluate(
     """
     now = _naive(now)
     rows = _prepared(frame, version, now, settings)
-    ts = rows["ts"].to_numpy("datetime64[us]")
     windows = []
     for start, end, state in boundaries(now, settings.delay, settings.monitor):
-        low, high = np.searchsorted(ts, [np.datetime64(start, "us"), np.datetime64(end, "us")])
+        low, high = np.searchsorted(rows.ts, [np.datetime64(start, "us"), np.datetime64(end, "us")])
         if high > low:
-            windows.append(_window(rows.iloc[low:high], start, end, state, profile, settings))
+            windows.append(_window(rows.take(slice(low, high)), start, end, state, profile, settings))
     return _together(version, now, rows, tuple(windows), profile, settings)
 
 
@@ -191,11 +190,16 @@ def estimated_ap(score: FloatArray, weight: FloatArray | None = None) -> float:
     """
     if not len(score):
         return math.nan
-    cut, place = np.unique(-score, return_inverse=True)
-    base = np.ones(len(score)) if weight is None else weight
-    positive = np.bincount(place, base * score, len(cut)).astype(np.float64)
-    negative = np.bincount(place, base * (1 - score), len(cut)).astype(np.float64)
-    return float(_average_precision(positive, negative))
+    if weight is None or bool((weight == weight[0]).all()):
+        p = np.sort(score)[::-1]
+        found, flagged = np.cumsum(p), np.arange(1, len(p) + 1, dtype=np.float64)
+    else:
+        order = np.argsort(-score)
+        p = score[order]
+        found, flagged = np.cumsum(weight[order] * p), np.cumsum(weight[order])
+    last = np.append(p[1:] != p[:-1], True)  # equal scores are one cut-off
+    found, flagged = found[last], flagged[last]
+    return float((np.diff(found, prepend=0.0) * found / flagged).sum() / found[-1])
 
 
 def paired(
@@ -214,39 +218,32 @@ def paired(
     """
     now = _naive(now)
     rows = _prepared(frame, None, now, settings)
-    ts = rows["ts"].to_numpy("datetime64[us]")
-    mature = ts <= np.datetime64(now - settings.delay, "us")
+    shadow, also = (frame[name].to_numpy(np.float64)[rows.index] for name in ("shadow_score", "shadow_decision"))
+    chosen = (rows.ts <= np.datetime64(now - settings.delay, "us")) & ~np.isnan(shadow)
     if since is not None:
-        mature &= ts >= np.datetime64(_naive(since), "us")
-    rows = rows[mature & rows["shadow_score"].notna().to_numpy()]
-    blind = rows["propensity"].to_numpy() <= 0
-    known = rows[~blind & rows["label"].notna().to_numpy()]
-    y = known["label"].to_numpy(np.int64)
-    counts = {"positives": int(y.sum()), "rows": len(known)}
-    acted = (rows["decision"].to_numpy(np.float64) >= 1) | (rows["shadow_decision"].to_numpy(np.float64) >= 1)
-    if bool((blind & acted).any()):
+        chosen &= rows.ts >= np.datetime64(_naive(since), "us")
+    rows, shadow, also = rows.take(chosen), shadow[chosen], also[chosen]
+    blind = rows.propensity <= 0
+    seen = ~blind & ~np.isnan(rows.label)
+    known, shadow = rows.take(seen), shadow[seen]
+    y = known.label.astype(np.int64)
+    counts = {"positives": int(y.sum()), "rows": len(y)}
+    if bool((blind & ((rows.decision >= 1) | (also >= 1))).any()):
         share = float(blind.mean())
-        return Paired(
-            Estimate(math.nan, **counts),
-            False,
-            f"cannot be judged: {share:.0%} of the rows have propensity 0, so their labels are never seen",
-        )
+        reason = f"cannot be judged: {share:.0%} of the rows have propensity 0, so their labels are never seen"
+        return Paired(Estimate(math.nan, **counts), False, reason)
     if y.sum() < settings.monitor.min_positives or y.sum() == len(y):
-        return Paired(
-            Estimate(math.nan, **counts), False, f"{int(y.sum())} positives, {settings.monitor.min_positives} needed"
-        )
-    weight = _weights(known)
-    draws = Resamples(
-        len(y), _blocks(known["ts"].to_numpy("datetime64[us]")), settings.monitor.bootstraps, settings.seed
-    )
+        reason = f"{int(y.sum())} positives, {settings.monitor.min_positives} needed"
+        return Paired(Estimate(math.nan, **counts), False, reason)
+    starts = _starts(known.ts)
+    draws = _draws(len(starts), settings)
     values, resampled = [], []
-    for column in ("shadow_score", "score"):
-        ladder = Ladder.build(y, known[column].to_numpy(np.float64), weight)
-        values.append(float(_average_precision(ladder.totals(None, True), ladder.totals(None, False))))
-        chunks = ladder.resampled(draws, columns=[(None, True), (None, False)])
-        resampled.append(np.concatenate([_average_precision(tp, fp) for tp, fp in chunks]))
+    for score in (shadow, known.score):
+        ranking = _Ranking.of(y, score, known.weights, starts)
+        values.append(float(ranking.ap()))
+        resampled.append(ranking.ap(draws))
     low, high = _widened(
-        values[0] - values[1], resampled[0] - resampled[1], draws.units, confidence or settings.confidence
+        values[0] - values[1], resampled[0] - resampled[1], len(starts), confidence or settings.confidence
     )
     return Paired(Estimate(values[0] - values[1], low, high, **counts), True, "", values[0], values[1])
 
@@ -279,64 +276,190 @@ def _naive(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def _times(values: pd.Series[Any]) -> pd.Series[Any]:
-    return pd.to_datetime(values, utc=True).dt.tz_localize(None).astype("datetime64[us]")
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """Rows of one version in order of time; ``index`` is their place in the frame they came from."""
+
+    index: IntArray
+    ts: NDArray[np.datetime64]
+    score: FloatArray
+    decision: FloatArray
+    sampling: FloatArray
+    propensity: FloatArray
+    label: FloatArray
+    observed: NDArray[np.datetime64]
+    miss: FloatArray | None
+    alarm: FloatArray | None
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+    def take(self, index: Any) -> _Live:
+        found: list[Any] = [getattr(self, name) for name in self.__slots__]
+        part: list[Any] = [None if array is None else array[index] for array in found]
+        return _Live(*part)
+
+    @property
+    def weights(self) -> FloatArray | None:
+        """Sampling weight over propensity, or None where every row counts once."""
+        if bool((self.sampling == 1).all() and (self.propensity == 1).all()):
+            return None
+        return np.asarray(self.sampling / np.where(self.propensity > 0, self.propensity, 1.0))
+
+    @property
+    def delays(self) -> FloatArray:
+        """Seconds from prediction to label, of the rows with a label that was observed."""
+        known = ~np.isnat(self.observed) & ~np.isnan(self.label)
+        return np.asarray((self.observed[known] - self.ts[known]) / np.timedelta64(1, "s"), dtype=np.float64)
 
 
-def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings: Settings) -> pd.DataFrame:
+def _times(values: pd.Series[Any]) -> NDArray[np.datetime64]:
+    if values.dtype.kind != "M" or getattr(values.dt, "tz", None) is not None:
+        values = pd.to_datetime(values, utc=True).dt.tz_localize(None)
+    return np.asarray(values.to_numpy("datetime64[us]"))
+
+
+def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings: Settings) -> _Live:
     """Rows of one version up to now, in order of time, with labels as they were known now."""
-    rows = frame if version is None else frame[frame["version"].astype(str).to_numpy() == version]
-    rows = rows.assign(
-        ts=_times(rows["ts"]), label_observed_at=_times(rows["label_observed_at"]), label=rows["label"].astype(float)
-    )
-    for column in ("weight", "propensity"):
-        rows[column] = rows[column].fillna(1.0).astype(float) if column in rows.columns else 1.0
-    moment = pd.Timestamp(now)
-    rows = rows[(rows["ts"] <= moment).to_numpy() & rows["score"].notna().to_numpy()]
-    rows = rows.sort_values("ts", kind="stable")
-    future = (rows["label_observed_at"] > moment).to_numpy()
-    label = rows["label"].to_numpy().copy()
-    label[future] = np.nan
+    ts, moment = _times(frame["ts"]), np.datetime64(now, "us")
+
+    def number(name: str, default: float = math.nan) -> FloatArray:
+        values = frame[name].to_numpy(np.float64) if name in frame else np.full(len(frame), default)
+        return values if math.isnan(default) else np.where(np.isnan(values), default, values)
+
+    score = number("score")
+    keep = (ts <= moment) & ~np.isnan(score)
+    if version is not None:
+        keep &= (frame["version"].astype(str) == version).to_numpy()
+    index = np.flatnonzero(keep)
+    if bool((np.diff(ts[index].astype(np.int64)) < 0).any()):
+        index = index[np.argsort(ts[index], kind="stable")]
+    costs = [number(name)[index] if name in frame else None for name in ("false_negative", "false_positive")]
+    observed = _times(frame["label_observed_at"])[index]
+    label, propensity = number("label")[index], number("propensity", 1.0)[index]
+    label = np.where(observed > moment, np.nan, label)
     if settings.missing_negative_after is not None:
-        old = (rows["ts"] <= pd.Timestamp(now - settings.missing_negative_after)).to_numpy()
-        label[old & np.isnan(label) & (rows["propensity"].to_numpy() >= 1)] = 0.0
-    return rows.assign(label=label)
+        old = ts[index] <= np.datetime64(now - settings.missing_negative_after, "us")
+        label = np.where(old & np.isnan(label) & (propensity >= 1), 0.0, label)
+    return _Live(
+        index,
+        ts[index],
+        score[index],
+        number("decision")[index],
+        number("weight", 1.0)[index],
+        propensity,
+        label,
+        observed,
+        *costs,
+    )
 
 
-def _weights(rows: pd.DataFrame) -> FloatArray | None:
-    """Sampling weight over propensity, or None where every row counts once."""
-    propensity = rows["propensity"].to_numpy(np.float64)
-    weight = rows["weight"].to_numpy(np.float64) / np.where(propensity > 0, propensity, 1.0)
-    return None if bool((weight == 1).all()) else weight
+def _starts(ts: NDArray[np.datetime64]) -> IntArray:
+    """First row of each block: days, or equal stretches of rows where there are too few days."""
+    days = np.arange(ts[0].astype("datetime64[D]"), ts[-1].astype("datetime64[D]") + 1)
+    starts = np.unique(np.searchsorted(ts, days.astype("datetime64[us]")))
+    if len(starts) < MIN_BLOCKS:
+        starts = np.unique(np.arange(min(CHUNKS, len(ts))) * len(ts) // min(CHUNKS, len(ts)))
+    return starts.astype(np.int64)
 
 
-def _blocks(ts: NDArray[np.datetime64]) -> IntArray:
-    """Days, or equal stretches of time where there are too few days."""
-    day = np.unique(ts.astype("datetime64[D]"), return_inverse=True)[1].astype(np.int64)
-    if len(day) and day.max() + 1 >= MIN_BLOCKS:
-        return day
-    return np.arange(len(ts)) * CHUNKS // max(len(ts), 1)
+def _draws(blocks: int, settings: Settings) -> FloatArray:
+    """(blocks, resamples): how often each block is in each resample."""
+    rng = np.random.default_rng(settings.seed)
+    size = settings.monitor.bootstraps
+    return np.asarray(rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=size).T, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """A ranking cut down to its K distinct scores of positives, best first, with its B blocks kept apart.
+
+    Average precision and the area under the ROC curve look at the rows above each positive only, so (K, B) sums are
+    all that a resample of blocks needs: no row is sorted or touched again.
+    at : positives at a score;  found, alarms : positives and negatives at or above it;  ahead : negatives above it,
+    those tied counted half
+    """
+
+    at: FloatArray
+    found: FloatArray
+    alarms: FloatArray
+    ahead: FloatArray
+    total: FloatArray
+    """(2, B) positives and negatives"""
+
+    @staticmethod
+    def of(y: IntArray, score: FloatArray, weight: FloatArray | None, starts: IntArray) -> _Ranking:
+        cut = np.unique(score[y == 1])[::-1]
+        ends = np.append(starts[1:], len(y))
+        columns = [
+            _by_cut(y[a:b], score[a:b], None if weight is None else weight[a:b], cut)
+            for a, b in zip(starts, ends, strict=True)
+        ]
+        found, alarms, above, positives, negatives = (np.stack(part, axis=-1) for part in zip(*columns, strict=True))
+        at = np.diff(found, axis=0, prepend=0.0)
+        return _Ranking(at, found, alarms, (alarms + above) / 2, np.stack([positives, negatives]))
+
+    def ap(self, draws: FloatArray | None = None, odds: float | None = None) -> Any:
+        """Average precision, of the whole or (R,) of resamples; with ``odds`` at these odds of a positive."""
+        weights = np.ones((self.at.shape[1], 1)) if draws is None else draws
+        result = np.empty(weights.shape[1])
+        for low in range(0, len(result), 32):
+            part = weights[:, low : low + 32]
+            positives, negatives = self.total @ part
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = 1.0 if odds is None else positives / (odds * np.maximum(negatives, 1e-12))
+                found, alarms = self.found @ part, (self.alarms @ part) * factor
+                alarms += found
+                np.divide(found, alarms, out=found, where=alarms > 0)
+                result[low : low + 32] = np.einsum("kr,kr->r", self.at @ part, found) / positives
+        return result[0] if draws is None else result
+
+    def roc_auc(self, draws: FloatArray | None = None) -> Any:
+        """Area under the ROC curve, equal scores counting half."""
+        weights = np.ones((self.at.shape[1], 1)) if draws is None else draws
+        positives, negatives = self.total @ weights
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # sum over rungs of positives x negatives ahead, as a form in the block draws: (B, B) is all that is needed
+            form = self.at.T @ self.ahead
+            result = 1 - np.einsum("br,bc,cr->r", weights, form, weights) / (positives * negatives)
+        return result[0] if draws is None else result
+
+
+def _by_cut(y: IntArray, score: FloatArray, weight: FloatArray | None, cut: FloatArray) -> tuple[Any, ...]:
+    """Of one block: positives at or above each cut, negatives at or above, negatives above, and both totals."""
+    sums = []
+    for value, sides in ((1, ("left",)), (0, ("left", "right"))):
+        mine = score[y == value]
+        if weight is None:
+            ranked, below = np.sort(mine), np.arange(len(mine) + 1, dtype=np.float64)
+        else:
+            order = np.argsort(mine)
+            ranked, below = mine[order], np.concatenate([[0.0], np.cumsum(weight[y == value][order])])
+        sums += [below[-1] - below[np.searchsorted(ranked, cut, side=side)] for side in sides]  # type: ignore[call-overload]
+        sums.append(below[-1])
+    found, positives, alarms, above, negatives = sums
+    return found, alarms, above, positives, negatives
 
 
 # --- one window ------------------------------------------------------------------------------------------------------
 
 
 def _window(
-    rows: pd.DataFrame, start: datetime, end: datetime, state: str, profile: Profile | None, settings: Settings
+    rows: _Live, start: datetime, end: datetime, state: str, profile: Profile | None, settings: Settings
 ) -> Window:
-    score, decision = rows["score"].to_numpy(np.float64), rows["decision"].to_numpy(np.float64)
-    sampling, propensity = rows["weight"].to_numpy(np.float64), rows["propensity"].to_numpy(np.float64)
-    labelled = rows["label"].notna().to_numpy() & (propensity > 0)
-    known = rows[labelled]
-    y = known["label"].to_numpy(np.int64)
-    expected = float((sampling * np.clip(propensity, 0, 1)).sum())
+    labelled = ~np.isnan(rows.label) & (rows.propensity > 0)
+    known = rows if bool(labelled.all()) else rows.take(labelled)
+    y = known.label.astype(np.int64)
+    expected = float((rows.sampling * np.clip(rows.propensity, 0, 1)).sum())
     reason = _why_not(state, y, settings.monitor.min_positives)
     metrics: dict[str, Estimate] = {}
     if state == "matured" and len(y):
-        metrics = _counted(known, y, settings)
+        starts = _starts(known.ts)
+        draws = _draws(len(starts), settings)
+        metrics = _counted(known, y, starts, draws, settings)
         if not reason:
-            metrics |= _ranked(known, y, profile, settings)
-    delays = (known["label_observed_at"] - known["ts"]).dt.total_seconds().dropna()
+            metrics |= _ranked(known, y, starts, draws, profile, settings)
+    delays, total = known.delays, float(rows.sampling.sum())
     days = (end - start) / timedelta(days=1)
     margin = settings.monitor.max_ap_loss * _reference(profile)[0] if profile is not None else math.nan
     difference = metrics.get("difference", MISSING)
@@ -345,15 +468,15 @@ def _window(
         end=end,
         state=state,
         rows=len(rows),
-        labelled=int(labelled.sum()),
+        labelled=len(y),
         positives=int(y.sum()),
-        coverage=min(1.0, float(sampling[labelled].sum()) / expected) if expected else math.nan,
-        unjudgeable=float(np.average(propensity <= 0, weights=sampling)),
-        mean_score=float(np.average(score, weights=sampling)),
-        alert_rate=float(np.average(decision, weights=sampling)),
-        alerts_per_day=float((decision * sampling).sum() / days),
-        label_delay_p95=float(delays.quantile(0.95)) if len(delays) else math.nan,
-        estimated_ap=estimated_ap(score, sampling),
+        coverage=min(1.0, float(known.sampling.sum()) / expected) if expected else math.nan,
+        unjudgeable=float((rows.sampling * (rows.propensity <= 0)).sum()) / total,
+        mean_score=float((rows.sampling * rows.score).sum()) / total,
+        alert_rate=float((rows.sampling * rows.decision).sum()) / total,
+        alerts_per_day=float((rows.decision * rows.sampling).sum() / days),
+        label_delay_p95=float(np.quantile(delays, 0.95)) if len(delays) else math.nan,
+        estimated_ap=estimated_ap(rows.score, rows.sampling),
         judged=not reason,
         reason=reason,
         metrics=metrics,
@@ -369,25 +492,23 @@ def _why_not(state: str, y: IntArray, min_positives: int) -> str:
     return "no negatives" if y.sum() == len(y) else ""
 
 
-def _counted(known: pd.DataFrame, y: IntArray, settings: Settings) -> dict[str, Estimate]:
+def _counted(known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, settings: Settings) -> dict[str, Estimate]:
     """Metrics that are ratios of sums: prevalence, precision, recall, F-beta, calibration in the large, cost."""
-    weight = _weights(known)
-    base = np.ones(len(y)) if weight is None else weight
-    decision, score = known["decision"].to_numpy(np.float64), known["score"].to_numpy(np.float64)
-    miss = known["false_negative"].to_numpy(np.float64) if "false_negative" in known else settings.false_negative
-    alarm = known["false_positive"].to_numpy(np.float64) if "false_positive" in known else settings.false_positive
-    cost = np.where(y == 1, (1 - decision) * miss, decision * alarm)
-    saved = np.where(y == 1, decision * miss, -decision * alarm)
-    table = np.column_stack([np.ones(len(y)), y, decision, y * decision, score, cost, saved]) * base[:, None]
-    draws = Resamples(
-        len(y), _blocks(known["ts"].to_numpy("datetime64[us]")), settings.monitor.bootstraps, settings.seed
-    )
-    whole, resampled = _ratios(table.sum(axis=0), settings.beta), _ratios(draws.sums(table).T, settings.beta)
+    base = known.weights
+    decision, positive = known.decision, y.astype(np.float64)
+    miss = settings.false_negative if known.miss is None else known.miss
+    alarm = settings.false_positive if known.alarm is None else known.alarm
+    caught = positive * decision
+    saved, false = caught * miss, (decision - caught) * alarm
+    cost = positive * miss - saved + false
+    columns = (np.ones(len(y)), positive, decision, caught, known.score, cost, saved - false)
+    blocks = np.stack([np.add.reduceat(column if base is None else column * base, starts) for column in columns])
+    whole, resampled = _ratios(blocks.sum(axis=1), settings.beta), _ratios(blocks @ draws, settings.beta)
     found = {}
     for name, value in whole.items():
         enough = name in ("prevalence", "cost_per_1000", "saving_per_1000") or y.sum() >= settings.monitor.min_positives
         if enough and np.isfinite(value):
-            low, high = _widened(float(value), resampled[name], draws.units, settings.confidence)
+            low, high = _widened(float(value), resampled[name], len(starts), settings.confidence)
             found[name] = Estimate(float(value), low, high, int(y.sum()), len(y))
     return found
 
@@ -406,38 +527,25 @@ def _ratios(sums: FloatArray, beta: float) -> dict[str, Any]:
         }
 
 
-def _ranked(known: pd.DataFrame, y: IntArray, profile: Profile | None, settings: Settings) -> dict[str, Estimate]:
+def _ranked(
+    known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, profile: Profile | None, settings: Settings
+) -> dict[str, Estimate]:
     """Average precision as it is and at the reference prevalence, ROC-AUC, and the calibration line."""
-    weight, score = _weights(known), known["score"].to_numpy(np.float64)
-    draws = Resamples(
-        len(y), _blocks(known["ts"].to_numpy("datetime64[us]")), settings.monitor.bootstraps, settings.seed
-    )
-    ladder = Ladder.build(y, score, weight)
-    whole = (ladder.totals(None, True), ladder.totals(None, False))
-    parts = list(ladder.resampled(draws, columns=[(None, True), (None, False)]))
-    odds = profile.prevalence / (1 - profile.prevalence) if profile is not None else math.nan
+    ranking = _Ranking.of(y, known.score, known.weights, starts)
 
-    def estimate(metric: Any) -> Estimate:
-        value = float(metric(*whole))
-        low, high = _widened(
-            value, np.concatenate([metric(tp, fp) for tp, fp in parts]), draws.units, settings.confidence
-        )
-        return Estimate(value, low, high, int(y.sum()), len(y))
+    def estimate(value: float, resampled: FloatArray) -> Estimate:
+        low, high = _widened(float(value), resampled, len(starts), settings.confidence)
+        return Estimate(float(value), low, high, int(y.sum()), len(y))
 
-    def reweighted(tp: FloatArray, fp: FloatArray) -> Any:
-        factor = tp.sum(axis=-1, keepdims=True) / (odds * np.maximum(fp.sum(axis=-1, keepdims=True), 1e-12))
-        return _average_precision(tp, fp * factor)
-
-    auc = estimate(_roc_auc)
-    ties = _tied(y, score, weight)
     found = {
-        "ap": estimate(_average_precision),
-        "roc_auc": replace(auc, value=auc.value + ties, low=auc.low + ties, high=auc.high + ties),
+        "ap": estimate(ranking.ap(), ranking.ap(draws)),
+        "roc_auc": estimate(ranking.roc_auc(), ranking.roc_auc(draws)),
     }
-    found |= _calibration(y, score, weight, draws.unit, settings.confidence)
-    if profile is None or not math.isfinite(profile.ap):
+    found |= _calibration(y, known.score, known.weights, starts, settings.confidence)
+    if profile is None or not math.isfinite(profile.ap) or not 0 < profile.prevalence < 1:
         return found
-    found["ap_reference"] = estimate(reweighted)
+    odds = profile.prevalence / (1 - profile.prevalence)
+    found["ap_reference"] = estimate(ranking.ap(odds=odds), ranking.ap(draws, odds))
     found["difference"] = _difference(found["ap_reference"], profile, settings.confidence)
     return found
 
@@ -467,56 +575,43 @@ def _difference(found: Estimate, profile: Profile, confidence: float) -> Estimat
     return Estimate(value, value - width, value + width, found.positives, found.rows)
 
 
-def _average_precision(positive: FloatArray, negative: FloatArray) -> Any:
-    """AP from (…, K) sums by rung, best rung first; NaN without positives."""
-    tp, fp = np.cumsum(positive, axis=-1), np.cumsum(negative, axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
-        return (positive * precision).sum(axis=-1) / tp[..., -1]
-
-
-def _roc_auc(positive: FloatArray, negative: FloatArray) -> Any:
-    """Area under the ROC curve from sums by rung; a negative tied with a positive counts as ranked above it."""
-    fp = np.cumsum(negative, axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 - (positive * fp[..., : positive.shape[-1]]).sum(axis=-1) / (positive.sum(axis=-1) * fp[..., -1])
-
-
-def _tied(y: IntArray, score: FloatArray, weight: FloatArray | None) -> float:
-    """What pairs of equal score add to the area under the ROC curve when they count half."""
-    base = np.ones(len(y)) if weight is None else weight
-    place = np.unique(score, return_inverse=True)[1]
-    positive, negative = np.bincount(place, base * y), np.bincount(place, base * (1 - y))
-    return float(0.5 * (positive * negative).sum() / (positive.sum() * negative.sum()))
+CELLS = 1000
+"""Cells of equal width on the logit that scores are pooled into for the calibration line."""
 
 
 def _calibration(
-    y: IntArray, score: FloatArray, weight: FloatArray | None, unit: IntArray | None, confidence: float
+    y: IntArray, score: FloatArray, weight: FloatArray | None, starts: IntArray, confidence: float
 ) -> dict[str, Estimate]:
     """Slope and intercept of log-odds(label) over log-odds(score): 1 and 0 when calibrated (Cox, 1958).
 
     A change of prevalence alone moves the intercept and leaves the slope. Intervals from the sandwich over blocks.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     p = np.clip(score, 1e-9, 1 - 1e-9)
-    x = np.column_stack([np.ones(len(p)), np.log(p / (1 - p))])
-    w, beta = np.ones(len(p)) if weight is None else weight, np.array([0.0, 1.0])
+    z = np.log(p / (1 - p))
+    low, blocks = float(z.min()), len(starts)
+    cell = np.minimum(((z - low) * (CELLS / max(float(z.max()) - low, 1e-12))).astype(np.int64), CELLS - 1)
+    cell += CELLS * np.repeat(np.arange(blocks), np.diff(np.append(starts, len(y))))
+    base = np.ones(len(y)) if weight is None else weight
+    size = CELLS * blocks
+    mass = np.bincount(cell, base, size)
+    used = np.flatnonzero(mass)
+    mass, found = mass[used], np.bincount(cell, base * y, size)[used]
+    x = np.column_stack([np.ones(len(used)), np.bincount(cell, base * z, size)[used] / mass])
+    beta = np.array([0.0, 1.0])
     for _ in range(30):
         fitted = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-        hessian = x.T @ (x * (w * fitted * (1 - fitted))[:, None]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, x.T @ (w * (y - fitted)))
+        hessian = x.T @ (x * (mass * fitted * (1 - fitted))[:, None]) + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, x.T @ (found - mass * fitted))
         beta = beta + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-8:
             break
-    residual = x * (w * (y - fitted))[:, None]
-    if unit is not None:
-        residual = np.stack([np.bincount(unit, column) for column in residual.T], axis=1)
+    residual = x * (found - mass * fitted)[:, None]
+    residual = np.stack([np.bincount(used // CELLS, column, blocks) for column in residual.T], axis=1)
     inverse = np.linalg.inv(hessian)
-    blocks = len(residual)
     variance = inverse @ (residual.T @ residual) @ inverse * blocks / max(blocks - 1, 1)
-    quantile = norm.ppf(0.5 + confidence / 2) if unit is None else t.ppf(0.5 + confidence / 2, blocks - 1)
-    width = float(quantile) * np.sqrt(np.diag(variance))
+    width = float(t.ppf(0.5 + confidence / 2, max(blocks - 1, 1))) * np.sqrt(np.diag(variance))
     names = ("calibration_intercept", "calibration_slope")
     return {
         name: Estimate(float(b), float(b - e), float(b + e), int(y.sum()), len(y))
@@ -542,7 +637,7 @@ def _widened(value: float, resampled: FloatArray, units: int, confidence: float)
 def _together(
     version: str,
     now: datetime,
-    rows: pd.DataFrame,
+    rows: _Live,
     windows: tuple[Window, ...],
     profile: Profile | None,
     settings: Settings,
@@ -552,8 +647,8 @@ def _together(
     violations = sum(window.violated for window in recent)
     errors = [window.estimated_ap - window.metric("ap").value for window in judged]
     coverage, count = _recent_coverage(rows, now, settings)
-    delays = (rows["label_observed_at"] - rows["ts"]).dt.total_seconds().dropna()
-    observed = rows["label_observed_at"][rows["label"].notna()]
+    delays = rows.delays
+    observed = rows.observed[~np.isnan(rows.label) & ~np.isnat(rows.observed)]
     return Liveness(
         version=version,
         now=now,
@@ -567,19 +662,20 @@ def _together(
         starved=bool(count >= settings.monitor.min_rows and coverage < settings.monitor.starvation),
         recent_coverage=coverage,
         recent_rows=count,
-        label_delay_p95=float(delays.quantile(0.95)) if len(delays) else math.nan,
-        last_label=None if observed.dropna().empty else observed.max().to_pydatetime(),
+        label_delay_p95=float(np.quantile(delays, 0.95)) if len(delays) else math.nan,
+        last_label=observed.max().astype(datetime) if len(observed) else None,
     )
 
 
-def _recent_coverage(rows: pd.DataFrame, now: datetime, settings: Settings) -> tuple[float, int]:
+def _recent_coverage(rows: _Live, now: datetime, settings: Settings) -> tuple[float, int]:
     """Coverage of the newest matured rows: half a window, so that labels that stop are noticed before it is full."""
     grain = min(settings.monitor.window, timedelta(days=1))
     end = now - settings.delay
     start = end - max(settings.monitor.window / 2, grain)
-    part = rows[((rows["ts"] > pd.Timestamp(start)) & (rows["ts"] <= pd.Timestamp(end))).to_numpy()]
-    expected = float((part["weight"] * part["propensity"].clip(0, 1)).sum())
-    seen = float(part["weight"][(part["label"].notna() & (part["propensity"] > 0)).to_numpy()].sum())
+    bounds = np.searchsorted(rows.ts, [np.datetime64(start, "us"), np.datetime64(end, "us")], side="right")
+    part = rows.take(slice(*bounds))
+    expected = float((part.sampling * np.clip(part.propensity, 0, 1)).sum())
+    seen = float(part.sampling[~np.isnan(part.label) & (part.propensity > 0)].sum())
     return (min(1.0, seen / expected) if expected else math.nan), len(part)
 
 
