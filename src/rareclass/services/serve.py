@@ -51,11 +51,11 @@ class Releases:
             self._registry = Registry(self._config.tracking.uri)
         versions = self._registry.versions(self._config.name)
         role = {alias: each for each in versions for alias in each.aliases}
-        if "champion" not in role:
+        champion = self._pinned(versions) or role.get("champion")
+        if champion is None:
             raise ModelError(
                 f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
-        champion = self._pinned(versions) or role["champion"]
         shadows = [
             Version(name, role[name].version, role[name].uri)
             for name in ("challenger", "previous")

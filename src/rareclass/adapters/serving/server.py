@@ -92,7 +92,6 @@ class Runtime(MLModel):  # type: ignore[misc]
     """The model as MLServer sees it: its metadata, and whether it is ready."""
 
     engine: Engine
-    refresher: Refresher
 
     @property
     def ready(self) -> bool:
@@ -213,7 +212,7 @@ class Server(MLServer):  # type: ignore[misc]
         runtime = Runtime(
             ModelSettings(name=self.opts.name, implementation=Runtime, parameters=ModelParameters(uri="champion"))
         )
-        runtime.engine, runtime.refresher = self.engine, self.refresher
+        runtime.engine = self.engine
         return Registry(runtime)
 
     def _create_servers(self) -> None:
