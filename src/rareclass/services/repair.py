@@ -57,8 +57,26 @@ def rethreshold(
         )
     except AlreadyDone:
         return Action(now, "rethreshold", champion.version, champion.version, "already", found.reason)
-    monitor.registry.tag(config.name, champion.version, {THRESHOLD_TAG: found.thresholds[champion.model.primary]})
+    follow(monitor)
     return Action(now, "rethreshold", champion.version, champion.version, "done", found.reason, found.to_json())
+
+
+def follow(monitor: Monitor) -> None:
+    """Let the champion's tags say what the ledger says: made good here when somebody died between the two."""
+    from rareclass.adapters.registry import THRESHOLD
+
+    version = monitor.registry.at(monitor.config.name, "champion")
+    known = monitor.known().get("champion")
+    entries = monitor.store.entries(monitor.config.name, "rethreshold")
+    if version is None or known is None or known.model is None:
+        return
+    if not any(str(entry.payload["version"]) == version.version for entry in entries):
+        return
+    wanted = current_thresholds(monitor, known)
+    tags = {f"{THRESHOLD}{name}": str(value) for name, value in wanted.items()}
+    tags[THRESHOLD_TAG] = str(wanted[known.model.primary])
+    if any(version.tags.get(name) != value for name, value in tags.items()):
+        monitor.registry.tag(monitor.config.name, version.version, tags)
 
 
 def current_thresholds(monitor: Monitor, known: Known) -> dict[str, float]:
