@@ -14,12 +14,14 @@ from rareclass.adapters.tables.files import (
     write_frames,
     write_rows,
 )
+from rareclass.adapters.tables.identity import data_version
 from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location
 
 __all__ = [
     "DEMOS",
     "Ingested",
     "columns_of",
+    "data_version",
     "export",
     "ingest",
     "location",

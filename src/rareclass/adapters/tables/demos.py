@@ -12,7 +12,7 @@ import pandas as pd
 from rareclass.errors import MissingExtra, unknown
 
 CACHE = Path(".rareclass/demo")
-_FLIGHTS_VERSION = 1
+_FLIGHTS_VERSION = 2
 
 
 def flights() -> pd.DataFrame:
@@ -35,7 +35,7 @@ def flights() -> pd.DataFrame:
     rows["weekday"] = rows["sched_time"].dt.dayofweek
     rows["cancelled"] = rows["dep_time"].isna().astype("int8")
     known = ["sched_time", "cancelled", "carrier", "flight", "origin", "dest", "distance"]
-    known += ["month", "weekday", "hour", "minute", "sched_arr_time", "time_hour"]
+    known += ["weekday", "hour", "minute", "sched_arr_time", "time_hour"]
     joined = rows[known].merge(weather, how="left", on=["origin", "time_hour"]).drop(columns="time_hour")
     return joined.sort_values("sched_time", kind="stable", ignore_index=True)
 
