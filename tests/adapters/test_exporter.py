@@ -43,6 +43,8 @@ def make_snapshot(thin: int = 1) -> triage.Snapshot:
         costs_moved="",
         new_positives=100,
         min_new_positives=30,
+        events={"promote": (2, NOW - timedelta(days=20)), "rollback": (1, NOW - timedelta(days=3))},
+        evidently={"share": 0.25, "version": "7", "at": NOW.isoformat()},
     )
 
 
@@ -105,6 +107,18 @@ def test_before_the_first_evaluation_only_failures_are_exported():
     found = read(exporter.render(None, model="live", failures=3))
     assert list(found) == ["rareclass_evaluation_failures_total"] or list(found) == ["rareclass_evaluation_failures"]
     assert b'rareclass_evaluation_failures_total{model="live"} 3.0' in exporter.render(None, model="live", failures=3)
+
+
+def test_the_ledger_and_evidently_are_exported_with_their_times(snapshot):
+    found = read(exporter.render(snapshot, model="live"))
+    counts = {one.labels["kind"]: one.value for one in found["rareclass_ledger_entries_total"]}
+    assert counts == {"promote": 2, "rollback": 1}
+    times = {one.labels["kind"]: one.value for one in found["rareclass_ledger_last_timestamp_seconds"]}
+    assert times["rollback"] == (NOW - timedelta(days=3)).timestamp()
+    assert [one.value for one in found["rareclass_evidently_drifted_ratio"]] == [0.25]
+    assert [one.value for one in found["rareclass_evidently_timestamp_seconds"]] == [NOW.timestamp()]
+    without = read(exporter.render(replace(snapshot, evidently=None), model="live"))
+    assert "rareclass_evidently_drifted_ratio" not in without
 
 
 def test_broken_data_is_one_flag_and_one_per_column(snapshot):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,12 +86,16 @@ METRICS: dict[str, str] = {
     "rareclass_shadow_positives_total": "Labelled positives behind the paired difference",
     "rareclass_version_role_ratio": "1 for the role a version has",
     "rareclass_verdict_ratio": "1 for the verdict of triage, 0 for the others",
+    "rareclass_evidently_drifted_ratio": "Share of columns that drifted in Evidently's latest report",
+    "rareclass_evidently_timestamp_seconds": "When that report was made, Unix time",
+    "rareclass_ledger_entries_total": "Entries of the ledger by kind (promote, rollback, repair, outcome, page ...)",
+    "rareclass_ledger_last_timestamp_seconds": "When the last entry of a kind was written, Unix time",
     "rareclass_evaluation_timestamp_seconds": "When the last evaluation succeeded, Unix time",
     "rareclass_evaluation_duration_seconds": "How long it took",
     "rareclass_evaluation_failures_total": "Evaluations that failed since the monitor started",
 }
 """Every metric and what it means. Labels: model; version and window where a version and a window are meant (window is
-``latest``, ``previous_1`` ... for matured ones, newest first, and ``maturing``); feature, role, verdict."""
+``latest``, ``previous_1`` ... for matured ones, newest first, and ``maturing``); feature, role, verdict, kind."""
 
 _ESTIMATES = {
     "ap": "rareclass_ap",
@@ -146,6 +151,9 @@ def samples(snapshot: Snapshot, verdict: Verdict | None, duration: float = math.
     """Yield (name, labels, value) of everything in a snapshot; NaN where there is nothing to say."""
     yield "rareclass_evaluation_timestamp_seconds", {}, _unix(snapshot.now)
     yield "rareclass_evaluation_duration_seconds", {}, duration
+    for kind, (count, last) in snapshot.events.items():
+        yield "rareclass_ledger_entries_total", {"kind": kind}, float(count)
+        yield "rareclass_ledger_last_timestamp_seconds", {"kind": kind}, _unix(last)
     for version, role in snapshot.roles.items():
         yield "rareclass_version_role_ratio", {"version": version, "role": role}, 1.0
     for version, live in snapshot.live.items():
@@ -219,6 +227,9 @@ def _data(labels: dict[str, str], snapshot: Snapshot) -> Iterator[Sample]:
     ):
         if value is not None:
             yield name, labels, value
+    if snapshot.evidently is not None:
+        yield "rareclass_evidently_drifted_ratio", labels, float(snapshot.evidently["share"])
+        yield "rareclass_evidently_timestamp_seconds", labels, _unix(datetime.fromisoformat(snapshot.evidently["at"]))
     report = snapshot.drift
     if report is not None and report.judged:
         yield "rareclass_drifted_features_ratio", labels, report.drifted_share

@@ -57,6 +57,7 @@ class Snapshot:
 
     champion : version that answers (None before the first);  roles : version -> champion, challenger or previous
     live : version -> its windows;  paired : version -> shadow against the champion on the same rows
+    events : kind of ledger entry -> (how many, when the last);  evidently : payload of its latest report, with ``at``
     """
 
     model: str
@@ -74,6 +75,8 @@ class Snapshot:
     costs_moved: str
     new_positives: int
     min_new_positives: int
+    events: Mapping[str, tuple[int, datetime]] = field(default_factory=dict)
+    evidently: Mapping[str, Any] | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -108,6 +111,8 @@ class Snapshot:
             "estimated_prevalence": _finite(self.estimated_prevalence),
             "costs_moved": self.costs_moved,
             "new_positives": self.new_positives,
+            "events": {kind: {"count": count, "last": last.isoformat()} for kind, (count, last) in self.events.items()},
+            "evidently": None if self.evidently is None else dict(self.evidently),
         }
 
 

@@ -114,6 +114,8 @@ class Monitor:
             costs_moved=costs_moved(config, champion.model if champion else None, entries, name),
             new_positives=_new_positives(frame, champion, now, config.data.label_delay),
             min_new_positives=config.retrain.min_positives,
+            events=events(entries, now),
+            evidently=latest_evidently(entries, name, now),
         )
 
     def known(self) -> dict[str, Known]:
@@ -279,6 +281,28 @@ def baseline(entries: Sequence[LedgerEntry], version: str | None, profile: Profi
             if found:
                 return float(found)
     return None if profile is None else profile.prevalence
+
+
+def events(entries: Sequence[LedgerEntry], now: datetime) -> dict[str, tuple[int, datetime]]:
+    """Return kind -> (how many entries until ``now``, when the last one was written)."""
+    found: dict[str, tuple[int, datetime]] = {}
+    for entry in entries:
+        if _naive(entry.at) <= _naive(now):
+            count, last = found.get(entry.kind, (0, entry.at))
+            found[entry.kind] = (count + 1, max(last, entry.at))
+    return found
+
+
+def latest_evidently(entries: Sequence[LedgerEntry], version: str | None, now: datetime) -> dict[str, Any] | None:
+    """Return what the newest Evidently report on ``version`` said, None without one."""
+    for entry in reversed(entries):
+        if (
+            entry.kind == "evidently"
+            and str(entry.payload.get("version")) == version
+            and _naive(entry.at) <= _naive(now)
+        ):
+            return {**entry.payload, "at": entry.at.isoformat()}
+    return None
 
 
 def costs_moved(config: Config, model: RareModel | None, entries: Sequence[LedgerEntry], version: str | None) -> str:
