@@ -39,6 +39,20 @@ def test_too_few_blocks_fall_back_to_rows():
     assert Resamples(40, np.arange(40) % MIN_BLOCKS, 5, 0).units == MIN_BLOCKS
 
 
+def test_very_many_rows_are_drawn_in_random_groups_with_the_same_spread(monkeypatch):
+    values = np.random.default_rng(0).exponential(size=20_000)
+    plain = Resamples(20_000, None, 400, 1)
+    spread = plain.sums(values).std()
+    monkeypatch.setattr("rareclass.core.bootstrap.MAX_UNITS", 4000)
+    grouped = Resamples(20_000, None, 400, 1)
+    assert (plain.units, grouped.units, grouped.independent) == (20_000, 4000, True)
+    assert np.bincount(grouped.unit).tolist() == [5] * 4000
+    assert grouped.sums(values).std() == pytest.approx(spread, rel=0.12)
+    blocks = Resamples(20_000, np.arange(20_000) // 2, 5, 1)
+    assert blocks.units == 4000
+    assert (blocks.unit[::2] == blocks.unit[1::2]).all()
+
+
 def test_draws_are_the_same_whether_kept_or_drawn_again(monkeypatch):
     kept = np.concatenate(list(Resamples(30, None, 12, 4).chunks()))
     monkeypatch.setattr("rareclass.core.bootstrap._KEPT", 0)

@@ -24,6 +24,10 @@ from rareclass.errors import DataError
 MIN_BLOCKS = 5
 """With fewer blocks than this a bootstrap over blocks has too few distinct resamples to mean anything; rows are drawn."""
 
+MAX_UNITS = 20_000
+"""More independent units than this are dealt at random into so many groups that are drawn whole: sums of independent
+rows vary alike either way, and a million rows cost no more than these."""
+
 _CHUNK = 4_000_000
 """Draws held at once for a chunk of resamples (32 MB of float64)."""
 
@@ -72,15 +76,30 @@ class Resamples:
     seed: int = 0
 
     @cached_property
-    def unit(self) -> IntArray | None:
-        """(n,) unit of each row as 0..units-1, or None where every row is its own unit."""
+    def _blocks(self) -> IntArray | None:
+        """(n,) block of each row as 0..blocks-1, or None where rows are independent."""
         if self.block is None:
             return None
         if len(self.block) != self.n:
             raise DataError(f"{len(self.block)} blocks were given for {self.n} rows. Give one block per row")
-        unit = np.unique(self.block, return_inverse=True)[1].astype(np.int64)
-        blocks = int(unit.max()) + 1 if self.n else 0
-        return None if blocks < MIN_BLOCKS or blocks == self.n else unit
+        block = np.unique(self.block, return_inverse=True)[1].astype(np.int64)
+        found = int(block.max()) + 1 if self.n else 0
+        return None if found < MIN_BLOCKS or found == self.n else block
+
+    @property
+    def independent(self) -> bool:
+        """Whether rows are drawn one by one."""
+        return self._blocks is None
+
+    @cached_property
+    def unit(self) -> IntArray | None:
+        """(n,) unit of each row as 0..units-1, or None where every row is its own unit."""
+        block = self._blocks
+        size = self.n if block is None else int(block.max()) + 1
+        if size <= MAX_UNITS:
+            return block
+        group = np.random.default_rng(self.seed).permutation(size) % MAX_UNITS
+        return np.asarray(group if block is None else group[block], dtype=np.int64)
 
     @cached_property
     def units(self) -> int:
@@ -226,7 +245,7 @@ class Ladder:
         With independent rows of weight 1 the counts are multinomial, and drawn as such: no row is touched. This gives
         the distribution of `resampled`, not the same draws, so paired comparisons use `resampled`.
         """
-        if self.weight is not None or resamples.unit is not None:
+        if self.weight is not None or not resamples.independent:
             yield from self.resampled(resamples, columns=[(None, True), (None, False)])
             return
         positive, negative = self.totals(None, True), self.totals(None, False)
