@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from tools import chart  # noqa: E402
 
 
 def pipeline(target: Path) -> None:
@@ -26,7 +31,63 @@ def schema(target: Path) -> None:
     target.write_text(json.dumps(made(), indent=2) + "\n", encoding="utf-8")
 
 
-GOLDENS = {"pipelines/compiled/training.yaml": pipeline, "docs/config.schema.json": schema}
+def copy_of(source: Path) -> Callable[[Path], None]:
+    """A file of monitoring/ in the chart, which cannot read outside its folder."""
+    return lambda target: target.write_bytes(source.read_bytes())
+
+
+def monitoring_in_chart() -> dict[str, Callable[[Path], None]]:
+    found = {f"{CHART}/files/rules/{each.name}": copy_of(each) for each in (ROOT / "monitoring/rules").glob("*.yaml")}
+    found |= {
+        f"{CHART}/files/dashboards/{each.name}": copy_of(each)
+        for each in (ROOT / "monitoring/dashboards").rglob("*.json")
+    }
+    return found
+
+
+def rendered(values: Path) -> Callable[[Path], None]:
+    """The chart's objects for one of its ci values."""
+
+    def render(target: Path) -> None:
+        command = ["helm", "template", "release", CHART, "-n", "space", "--kube-version", "1.34.0", "-f", str(values)]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the chart cannot be rendered with {values.name}: {done.stderr.strip()}")
+        # made once and kept by the cluster; here it would differ each time
+        target.write_text(re.sub(r"(?<=rareclass:)\w{32}(?=@)|(?<=password: \")\w{32}", "GENERATED", done.stdout))
+
+    return render
+
+
+def charts() -> dict[str, Callable[[Path], None]]:
+    """The chart's renders, where there is a helm."""
+    if shutil.which("helm") is None:
+        print("the chart's renders are not looked at: there is no helm on the PATH")
+        return {}
+    return {
+        f"tests/golden/chart/{each.name.removesuffix('-values.yaml')}.yaml": rendered(each)
+        for each in sorted((ROOT / CHART / "ci").glob("*-values.yaml"))
+    }
+
+
+CHART = "helm/rareclass"
+GOLDENS = {
+    "pipelines/compiled/training.yaml": pipeline,
+    "docs/config.schema.json": schema,
+    f"{CHART}/README.md": chart.readme,
+    f"{CHART}/values.schema.json": chart.schema,
+    **monitoring_in_chart(),
+    **charts(),
+}
+MADE = (f"{CHART}/files/rules", f"{CHART}/files/dashboards", "tests/golden/chart")
+"""Folders that hold nothing but golden files."""
+
+
+def left_over() -> list[Path]:
+    """Files in folders of golden files that nothing makes any more."""
+    folders = [each for each in MADE if any(name.startswith(f"{each}/") for name in GOLDENS)]
+    found = [file for folder in folders for file in (ROOT / folder).glob("*") if file.is_file()]
+    return [file for file in found if str(file.relative_to(ROOT)) not in GOLDENS]
 
 
 def main(check: bool) -> int:
@@ -51,6 +112,13 @@ def main(check: bool) -> int:
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text, encoding="utf-8")
             print(f"wrote {name}")
+    for file in left_over():
+        if check:
+            stale += 1
+            print(f"{file.relative_to(ROOT)} is made by nothing any more; run `make golden`")
+        else:
+            file.unlink()
+            print(f"removed {file.relative_to(ROOT)}")
     return 1 if stale else 0
 
 

@@ -262,10 +262,24 @@ def score(
 
 
 @app.command()
-def serve(config: ConfigOption, overrides: SetOption = None) -> None:
+def serve(
+    config: ConfigOption,
+    await_champion: Annotated[
+        float | None,
+        typer.Option(
+            "--await-champion",
+            metavar="SECONDS",
+            help="Serve nothing: end as soon as there is a champion, or with an error after SECONDS (init containers).",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
     """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
     from rareclass.services import serve as service
 
+    if await_champion is not None:
+        terminal.lines([f"version {service.wait_for_champion(_config(config, overrides), await_champion)} is there"])
+        return
     service.serve(_config(config, overrides))
 
 
@@ -275,6 +289,20 @@ def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
     from rareclass.services import monitor as service
 
     service.monitor(_config(config, overrides))
+
+
+@app.command()
+def migrate(
+    config: ConfigOption,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", help="How long a database that does not answer is waited for.")
+    ] = 0.0,
+    overrides: SetOption = None,
+) -> None:
+    """Bring the store's tables to this version; doing it again changes nothing. Servers also do it when they start."""
+    from rareclass.services import storage as service
+
+    terminal.lines([f"store at revision {service.migrate(_config(config, overrides), wait)}"])
 
 
 @labels_app.command("import")

@@ -1,0 +1,169 @@
+{{- /* Names, labels and the pieces that several objects share. */ -}}
+
+{{- define "rareclass.fullname" -}}
+{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "rareclass.model" -}}
+{{- required "config.name is missing: give the rareclass configuration under 'config' (name, data.path and data.target at least)" .Values.config.name -}}
+{{- end -}}
+
+{{- define "rareclass.selector" -}}
+app.kubernetes.io/name: rareclass
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "rareclass.labels" -}}
+{{ include "rareclass.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+rareclass.io/model: {{ include "rareclass.model" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* include "rareclass.image" (list . "pipeline") */ -}}
+{{- define "rareclass.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := $root.Values.image -}}
+{{- with $image.registry }}{{ . }}/{{ end }}{{ index $image (index . 1) }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end -}}
+
+{{- define "rareclass.pull" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{ toYaml . | indent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* What restricted Pod Security asks for, on the container, because Seldon 1 drops the pod's securityContext. */ -}}
+{{- define "rareclass.containerSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "rareclass.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- /* Is the PostgreSQL of the release used? */ -}}
+{{- define "rareclass.embeddedStore" -}}
+{{- if and .Values.postgresql.enabled (not .Values.store.url) (not .Values.store.existingSecret.name) }}true{{ end -}}
+{{- end -}}
+
+{{- define "rareclass.embeddedMlflow" -}}
+{{- if and .Values.mlflow.enabled (not .Values.tracking.uri) }}true{{ end -}}
+{{- end -}}
+
+{{- define "rareclass.embeddedMlflowDatabase" -}}
+{{- if and (include "rareclass.embeddedMlflow" .) (not .Values.mlflow.databaseUrl) (not .Values.mlflow.databaseSecret.name) }}true{{ end -}}
+{{- end -}}
+
+{{- define "rareclass.postgresql" -}}
+{{- if and .Values.postgresql.enabled (or (include "rareclass.embeddedStore" .) (include "rareclass.embeddedMlflowDatabase" .)) }}true{{ end -}}
+{{- end -}}
+
+{{- define "rareclass.trackingUri" -}}
+{{- if .Values.tracking.uri -}}{{ .Values.tracking.uri }}
+{{- else if .Values.mlflow.enabled -}}http://{{ include "rareclass.fullname" . }}-mlflow:5000
+{{- else -}}{{ fail "no MLflow: set tracking.uri to the address of a server, or mlflow.enabled to true" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "rareclass.storeEnv" -}}
+- name: RARECLASS_STORE_URL
+  valueFrom:
+    secretKeyRef:
+{{- if .Values.store.existingSecret.name }}
+      name: {{ .Values.store.existingSecret.name }}
+      key: {{ .Values.store.existingSecret.key }}
+{{- else if or .Values.store.url (include "rareclass.embeddedStore" .) }}
+      name: {{ include "rareclass.fullname" . }}-store
+      key: url
+{{- else }}
+{{- fail "no store: set store.existingSecret.name or store.url, or postgresql.enabled to true" }}
+{{- end }}
+{{- end -}}
+
+{{- define "rareclass.s3Env" -}}
+{{- with .Values.s3.endpoint }}
+- {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}
+- {name: MLFLOW_S3_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
+- {name: AWS_DEFAULT_REGION, value: {{ .Values.s3.region | quote }}}
+{{- with .Values.s3.existingSecret.name }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}
+{{- end }}
+{{- end -}}
+
+{{- define "rareclass.trackingEnvFrom" -}}
+{{- with .Values.tracking.existingSecret.name }}
+envFrom:
+  - secretRef: {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
+{{- define "rareclass.configChecksum" -}}
+{{ include (print $.Template.BasePath "/configmap.yaml") . | sha256sum }}
+{{- end -}}
+
+{{- /* Bearer token of a Secret as an environment variable: include "rareclass.tokenEnv" (list NAME SECRET) */ -}}
+{{- define "rareclass.tokenEnv" -}}
+- name: {{ index . 0 }}
+  valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: token}}
+{{- end -}}
+
+{{- /* The pod of a Job of the release: include "rareclass.jobPod" (dict "root" . "name" N "command" LIST "resources" R "volumes" LIST "mounts" LIST) */ -}}
+{{- define "rareclass.jobPod" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "rareclass.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ .name }}
+    rareclass.io/network: jobs
+spec:
+  restartPolicy: {{ default "Never" .restartPolicy }}
+  serviceAccountName: {{ include "rareclass.fullname" $root }}-jobs
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  {{- include "rareclass.pull" $root | nindent 2 }}
+  securityContext: {{- include "rareclass.podSecurity" $root | nindent 4 }}
+  containers:
+    - name: {{ .name }}
+      image: {{ include "rareclass.image" (list $root "pipeline") }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args: {{ toJson .args }}
+      {{- include "rareclass.trackingEnvFrom" $root | nindent 6 }}
+      env:
+        {{- include "rareclass.storeEnv" $root | nindent 8 }}
+        {{- include "rareclass.s3Env" $root | nindent 8 }}
+      securityContext: {{- include "rareclass.containerSecurity" $root | nindent 8 }}
+      resources: {{- toYaml .resources | nindent 8 }}
+      volumeMounts:
+        - {name: config, mountPath: /config, readOnly: true}
+        - {name: tmp, mountPath: /tmp}
+        {{- with .mounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  volumes:
+    - name: config
+      configMap: {name: {{ include "rareclass.fullname" $root }}-config}
+    - {name: tmp, emptyDir: {}}
+    {{- with .volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,98 @@
+{{- /* The pod that serves, the same behind Seldon and in a Deployment. Seldon adds ports, MLSERVER_* variables and a preStop. */ -}}
+{{- define "rareclass.servingPod" -}}
+{{- $name := include "rareclass.fullname" . -}}
+{{- $serving := .Values.serving -}}
+serviceAccountName: {{ $name }}-serving
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ $serving.terminationGracePeriodSeconds }}
+{{- include "rareclass.pull" . }}
+{{- with $serving.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $serving.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+affinity:
+{{- if $serving.affinity }}
+  {{- toYaml $serving.affinity | nindent 2 }}
+{{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 1
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- include "rareclass.selector" . | nindent 14 }}
+              app.kubernetes.io/component: serving
+{{- end }}
+initContainers:
+  - name: await-champion
+    image: {{ include "rareclass.image" (list . "serving") }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args: [serve, -c, /config/config.yaml, --await-champion, {{ $serving.waitSeconds | quote }}]
+    {{- include "rareclass.trackingEnvFrom" . | nindent 4 }}
+    env: {{- include "rareclass.servingEnv" . | nindent 6 }}
+    securityContext: {{- include "rareclass.containerSecurity" . | nindent 6 }}
+    resources: {{- toYaml $serving.resources | nindent 6 }}
+    volumeMounts:
+      - {name: config, mountPath: /config, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+containers:
+  - name: {{ include "rareclass.model" . }}
+    image: {{ include "rareclass.image" (list . "serving") }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args: [serve, -c, /config/config.yaml]
+    {{- include "rareclass.trackingEnvFrom" . | nindent 4 }}
+    env: {{- include "rareclass.servingEnv" . | nindent 6 }}
+    {{- if ne $serving.backend "seldon" }}
+    ports:
+      - {name: http, containerPort: 9000}
+      - {name: grpc, containerPort: 9500}
+      - {name: metrics, containerPort: 6000}
+    lifecycle:
+      preStop: {exec: {command: [/bin/sh, -c, /bin/sleep 10]}}
+    {{- end }}
+    startupProbe: # the version is loaded and has scored its golden rows
+      httpGet: {path: /v2/health/ready, port: 9000}
+      periodSeconds: 2
+      failureThreshold: {{ div $serving.startSeconds 2 | max 1 }}
+    readinessProbe:
+      httpGet: {path: /v2/health/ready, port: 9000}
+      periodSeconds: 3
+      timeoutSeconds: 2
+      failureThreshold: 2
+    livenessProbe:
+      httpGet: {path: /v2/health/live, port: 9000}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      failureThreshold: 6
+    securityContext: {{- include "rareclass.containerSecurity" . | nindent 6 }}
+    resources: {{- toYaml $serving.resources | nindent 6 }}
+    volumeMounts:
+      - {name: config, mountPath: /config, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+      - {name: spool, mountPath: /spool}
+volumes:
+  - name: config
+    configMap: {name: {{ $name }}-config}
+  - {name: tmp, emptyDir: {}}
+  {{- if not $serving.spool.persistent }}
+  - name: spool
+    emptyDir: {sizeLimit: {{ $serving.spool.size }}}
+  {{- end }}
+{{- end -}}
+
+{{- define "rareclass.servingEnv" -}}
+{{- include "rareclass.storeEnv" . }}
+- name: RARECLASS_VERSION
+  valueFrom: {fieldRef: {fieldPath: "metadata.annotations['rareclass.io/version']"}}
+- {name: OMP_NUM_THREADS, value: "1"}
+{{- with .Values.serving.tokenSecret }}
+{{ include "rareclass.tokenEnv" (list (default "RARECLASS_SERVE_TOKEN" (dig "serve" "token_env" "" $.Values.config)) .) }}
+{{- end }}
+{{- with .Values.serving.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
