@@ -48,6 +48,8 @@ CONVERSIONS: dict[str, float] = {
 """Factors between units in common use; a column that is another one's multiple by one of them (or its inverse) is
 suspected of a changed unit. Any other factor of ``LARGE_FACTOR`` or more is suspect as well."""
 LARGE_FACTOR = 5.0
+NEARLY = 0.95
+"""Share of one value from which a stretch of the reference counts as constant: a calm spell, which may be longer next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,9 @@ class FeatureProfile:
     edges : (k,) ascending cut-offs; a value falls in the first bin whose edge is not below it, the last bin is open
     shares : (k + 1,) share of the non-missing values per bin; for categories (n_categories,), without edges
     decile : (k,) True where an edge is also a decile
-    usual_psi, usual_missing, usual_unknown : the most that one window of the reference shows against all of it
-    may_be_constant : some window of the reference has one value only
+    usual_psi, usual_missing : the most that one window of the reference shows against all of it
+    may_be_constant : in some window of the reference nearly all rows have one value
+    day_missing, day_constant : the same for its days (a weekday is constant on every day, and a clear sky on many)
     """
 
     name: str
@@ -74,6 +77,8 @@ class FeatureProfile:
     usual_psi: float = 0.0
     usual_missing: float = 0.0
     may_be_constant: bool = False
+    day_missing: float = 0.0
+    day_constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +191,16 @@ def reference_profile(
     known = np.isfinite(score)
     y, s, weight = rows.y[known], score[known], None if rows.weight is None else rows.weight[known]
     parts = _windows(rows.time, window)
+    days = _windows(rows.time, min(window, timedelta(days=1)))
     names = zip(rows.schema.features, np.ascontiguousarray(rows.x.T), strict=True)
-    features = tuple(_profile_column(f.name, f.kind, f.categories, column, parts) for f, column in names)
+    features = tuple(_profile_column(f.name, f.kind, f.categories, column, parts, days) for f, column in names)
     score_parts = [part[known[part]] for part in parts]
     prevalence = _mean(y.astype(np.float64), weight)
     alerts = (s >= threshold).astype(np.float64)
     caught = _mean(alerts * y, weight)
     return Profile(
         features=features,
-        score=_profile_column("score", "numeric", (), score.astype(np.float32), score_parts),
+        score=_profile_column("score", "numeric", (), score.astype(np.float32), score_parts, []),
         rows=len(y),
         positives=int(y.sum()),
         prevalence=prevalence,
@@ -223,6 +229,7 @@ def compare(
     unknown: Mapping[str, float] | None = None,
     weight: FloatArray | None = None,
     skip: Collection[str] = (),
+    day: bool = False,
 ) -> DriftReport:
     """Compare a window of served rows with the reference.
 
@@ -232,6 +239,7 @@ def compare(
     unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at hand
     weight : (n,) sampling weights, None = 1
     skip : features that are not stored and cannot be compared
+    day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
     """
     limits = limits or Monitor()
     judged = len(x) >= limits.min_rows
@@ -240,7 +248,9 @@ def compare(
     columns = np.ascontiguousarray(x.T)
     unknown = unknown or {}
     found = tuple(
-        _compare_column(reference, column, weight, limits, unknown.get(reference.name, 0.0), judged)
+        _compare_column(
+            _daily(reference) if day else reference, column, weight, limits, unknown.get(reference.name, 0.0), judged
+        )
         for reference, column in zip(profile.features, columns, strict=True)
         if reference.name not in skip
     )
@@ -316,7 +326,12 @@ def _windows(time: NDArray[np.datetime64] | None, window: timedelta) -> list[NDA
 
 
 def _profile_column(
-    name: str, kind: str, categories: tuple[str, ...], column: Float32, parts: list[NDArray[np.int64]]
+    name: str,
+    kind: str,
+    categories: tuple[str, ...],
+    column: Float32,
+    parts: list[NDArray[np.int64]],
+    days: list[NDArray[np.int64]],
 ) -> FeatureProfile:
     present = column[np.isfinite(column)]
     edges, decile = (np.empty(0, np.float32), np.empty(0, bool)) if kind == "categorical" else _edges(present)
@@ -333,7 +348,21 @@ def _profile_column(
         low=float(present.min()) if len(present) else math.nan,
         high=float(present.max()) if len(present) else math.nan,
     )
-    return replace(profile, **_usual(profile, column, counts, parts))
+    short = _spells(column, days, profile.missing)
+    return replace(profile, **_usual(profile, column, counts, parts), day_missing=short[0], day_constant=short[1])
+
+
+def _spells(column: Float32, parts: list[NDArray[np.int64]], missing: float) -> tuple[float, bool]:
+    """Return the highest missing rate of a stretch of the reference, and whether one had nearly one value only."""
+    constant = False
+    for part in parts:
+        values = column[part]
+        present = np.sort(values[np.isfinite(values)])
+        missing = max(missing, 1 - len(present) / len(values))
+        if len(present) and not constant:
+            edges = np.flatnonzero(np.concatenate([[True], np.diff(present) != 0, [True]]))
+            constant = bool(np.diff(edges).max() >= NEARLY * len(present))
+    return missing, constant
 
 
 def _usual(
@@ -341,14 +370,13 @@ def _usual(
 ) -> dict[str, Any]:
     """How far the reference's own windows lie from all of it, beyond what chance does."""
     whole = _coarse(profile, counts)
-    moved, missing, constant = 0.0, profile.missing, profile.low == profile.high
+    missing, constant = _spells(column, parts, profile.missing)
+    moved, constant = 0.0, constant or profile.low == profile.high
     for part in parts if len(parts) > 1 else ():
         values = column[part]
         present = values[np.isfinite(values)]
-        missing = max(missing, 1 - len(present) / len(values) if len(values) else 0.0)
         if not len(present):
             continue
-        constant = constant or bool(present.min() == present.max())
         seen = _coarse(profile, _counts(values, np.asarray(profile.edges, np.float32), len(profile.categories), None))
         moved = max(moved, psi(whole, seen) - (len(whole) - 1) * (1 / len(present) + 1 / max(profile.rows, 1)))
     return {"usual_psi": max(moved, 0.0), "usual_missing": missing, "may_be_constant": constant}
@@ -358,7 +386,8 @@ def _edges(present: Float32) -> tuple[Float32, NDArray[np.bool_]]:
     """Percentiles as distinct cut-offs; a value that fills a whole percentile gets a bin of its own."""
     if not len(present):
         return np.empty(0, np.float32), np.empty(0, bool)
-    percentiles = np.quantile(present, np.arange(1, 100) / 100, method="inverted_cdf").astype(np.float32)
+    place = np.ceil(np.arange(1, 100) * len(present) / 100).astype(np.int64) - 1
+    percentiles = np.sort(present)[np.maximum(place, 0)]
     values, repeats = np.unique(percentiles, return_counts=True)
     atoms = np.nextafter(values[repeats > 1], np.float32(-np.inf))
     fine = np.unique(np.concatenate([values, atoms]))
@@ -382,6 +411,12 @@ def _by_window(
     return {"window_ap": tuple(aps), "window_prevalence": tuple(shares), "window_alert_rate": tuple(alerts)}
 
 
+def _daily(profile: FeatureProfile) -> FeatureProfile:
+    """The profile with what is usual on a day."""
+    missing = max(profile.usual_missing, profile.day_missing)
+    return replace(profile, usual_missing=missing, may_be_constant=profile.may_be_constant or profile.day_constant)
+
+
 # --- one column ------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +429,10 @@ def _counts(column: Float32, edges: Float32, categories: int, weight: FloatArray
         return np.bincount(column[finite].astype(np.int64), weights=w, minlength=categories).astype(np.float64)
     everything = bool(finite.all())
     values = column if everything else column[finite]
-    w = weight if weight is None or everything else weight[finite]
+    if weight is None:  # sorting the values and looking up a hundred edges beats looking up every value
+        below = np.searchsorted(np.sort(values), edges, side="right")
+        return np.diff(np.concatenate([[0], below, [len(values)]])).astype(np.float64)
+    w = weight if everything else weight[finite]
     return np.bincount(np.searchsorted(edges, values), weights=w, minlength=len(edges) + 1).astype(np.float64)
 
 
