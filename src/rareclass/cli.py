@@ -337,6 +337,35 @@ def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, qu
 
 
 @app.command()
+def evidently(
+    config: ConfigOption,
+    out: OutOption,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make Evidently's report on the newest live rows, keep it in MLflow, and let the monitor export its drift verdict.
+
+    Writes `DIR/drift.html` and, with enough labelled positives, `DIR/quality.html`. Meant for a schedule.
+    """
+    from rareclass.services import evidence as service
+
+    with terminal.steps(quiet=quiet) as progress:
+        found = service.report(_config(config, overrides), _now(), out, progress=progress)
+    if as_json:
+        terminal.dump(found.to_json())
+        return
+    drifted = f" ({', '.join(found.drifted)})" if found.drifted else ""
+    terminal.lines(
+        [
+            f"{len(found.drifted)} of {found.columns} columns drifted{drifted}, {found.rows:,} rows of version {found.version}",
+            *(f"  {name} {value:.4g}" for name, value in found.quality.items()),
+            *(f"  page    {page}" for page in found.pages),
+        ]
+    )
+
+
+@app.command()
 def triage(
     config: ConfigOption,
     act: Annotated[
