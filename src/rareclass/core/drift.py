@@ -566,7 +566,10 @@ def suspected_unit(profile: FeatureProfile, column: Float32) -> str | None:
         if np.sign(slope) != sign or not _straight(reference[middle], quantiles[middle], slope, offset):
             continue
         name = _conversion(abs(float(slope)), float(offset), reference, sign)
-        if name is not None:
+        # Seasons scale a column too, by small factors and within what was seen before; units leave it.
+        small = max(abs(slope), 1 / abs(slope)) < LARGE_FACTOR
+        unseen = not profile.low <= float(np.median(current[middle])) <= profile.high
+        if name is not None and (not small or unseen or sign < 0):
             return name
     return None
 
