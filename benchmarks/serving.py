@@ -2,7 +2,8 @@
 
 One model (30 features, 300 trees of depth 6), one and 100 rows in an FP32 tensor, 1 and 16 clients. Each server is a
 process of its own; they take turns in short rounds, so that all of them see the same machine, and the median round
-counts. The clients are asyncio connections that send the next request when they have the whole answer.
+counts. The order changes from round to round, and after each turn of ours the next one waits until the log is in the
+store, so that nobody pays for another's backlog. The clients are asyncio connections that send the next request when they have the whole answer.
 """
 
 from __future__ import annotations
@@ -225,6 +226,17 @@ def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
         yield port
 
 
+def drained(folder: Path) -> float:
+    """Wait until the spools below ``folder`` are shipped. Returns the seconds that took."""
+    from rareclass.adapters.spool import unshipped_bytes
+
+    began = time.monotonic()
+    spools = [each for each in (folder / "spool", folder / "spool" / "shadow") if each.is_dir()]
+    while any(unshipped_bytes(each) for each in spools) and time.monotonic() - began < 300:
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
 def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Return {server: {"rows x clients": {rps, p50_ms, p99_ms}}}."""
     model = fitted()
@@ -256,13 +268,21 @@ def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]
         path = "/v2/models/bench/infer"
         for at in range(rounds + 1):  # the first round warms up
             for rows, clients in CASES:
-                for name, port in ports.items():
+                turn = list(ports.items())
+                for name, port in turn[at % len(turn) :] + turn[: at % len(turn)]:
                     try:
                         found = asyncio.run(_load(port, path, rows, clients, seconds if at else 0.5))
                     except (RuntimeError, asyncio.IncompleteReadError) as error:
                         logs = "\n".join(log.read_text()[-1500:] for log in root.glob("*/*.log"))
                         raise RuntimeError(f"{name}: {error}\n{logs}") from None
                     taken.setdefault((name, rows, clients), []).append(found)
+                    for folder in ("log", "shadow"):
+                        waited = drained(root / folder)
+                        if waited > 1:
+                            print(
+                                f"{name}, {rows} x {clients}: {waited:.1f} s until its log was in the store",
+                                file=sys.stderr,
+                            )
                 if clients == 1:
                     taken.setdefault(("in-process", rows, 1), []).append(
                         in_process(model, rows, seconds if at else 0.2)
