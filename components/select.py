@@ -1,4 +1,3 @@
-
 from kfp import dsl
 
 from components import IMAGE

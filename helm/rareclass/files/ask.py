@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+import urllib.error
 import urllib.request
 
 model, server = os.environ["MODEL"], os.environ["SERVER"]
@@ -12,13 +14,21 @@ if os.environ.get("TOKEN"):
 
 def ask(path, body=None):
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{server}{path}", data, headers), timeout=30) as answer:
-        return json.load(answer)
+    for patience in range(15, -1, -1):  # a new pod's network rules take a second
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{server}{path}", data, headers), timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{path}: HTTP {error.code} {error.read(500).decode()}") from None
+        except OSError:
+            if not patience:
+                raise
+            time.sleep(1)
 
 
 known = ask(f"/v2/models/{model}")
 rows = json.loads(os.environ.get("ROWS") or "{}")
-if not rows:  # a row of typical emptiness: every number missing is a legal row, every category an unknown level
+if not rows:  # any legal row: what counts is that it is answered
     rows = {each["name"]: [0.0] if each["datatype"] == "FP32" else ["unknown"] for each in known["inputs"]}
 kinds = {each["name"]: each["datatype"] for each in known["inputs"]}
 inputs = [

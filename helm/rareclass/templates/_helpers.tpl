@@ -142,6 +142,20 @@ spec:
   enableServiceLinks: false
   {{- include "rareclass.pull" $root | nindent 2 }}
   securityContext: {{- include "rareclass.podSecurity" $root | nindent 4 }}
+  {{- if .awaitMlflow }}
+  initContainers:
+    - name: await-mlflow
+      image: {{ include "rareclass.image" (list $root "pipeline") }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      command: [python, -c]
+      args:
+        - |
+          {{- $root.Files.Get "files/await.py" | nindent 10 }}
+      env:
+        - {name: URL, value: {{ printf "%s/health" (include "rareclass.trackingUri" $root) | quote }}}
+      securityContext: {{- include "rareclass.containerSecurity" $root | nindent 8 }}
+      resources: {{- toYaml .resources | nindent 8 }}
+  {{- end }}
   containers:
     - name: {{ .name }}
       image: {{ include "rareclass.image" (list $root "pipeline") }}
