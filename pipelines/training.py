@@ -25,9 +25,14 @@ def sturdy(task: dsl.PipelineTask) -> dsl.PipelineTask:
 @dsl.pipeline(
     name="rareclass-training", description="Labelled history in; a calibrated, gated, registered rare-class model out"
 )
-def training(config: str, data_version: str = "") -> str:
-    """config : the configuration as JSON; data_version : content hash or date of the source, part of the cache key."""
-    read = sturdy(uncached(ingest(config=config)))
+def training(config: str, data_version: str = "", repair: str = "") -> str:
+    """Train, judge, register, promote.
+
+    config : the configuration as JSON
+    data_version : what identifies the content of the source; with it `rareclass submit` lets reading be cached
+    repair : empty, or JSON with number, moment and reason of the repair that this run is
+    """
+    read = sturdy(uncached(ingest(config=config, repair=repair, data_version=data_version)))
     parts = {"train": read.outputs["train"], "validation": read.outputs["validation"]}
     plan = sturdy(detect_imbalance(config=config, **parts))
     with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=2) as group:

@@ -375,16 +375,32 @@ def triage(
             help="Also do it, where the governor allows: re-threshold, recalibrate, retrain, promote, roll back.",
         ),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-file",
+            metavar="FILE",
+            help="Judge probation and challenger, reserve the repair that is due, and write it as JSON; exit code 0. For workflows: `repair` or `submit --repair` does it.",
+        ),
+    ] = None,
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="NAME", help="With --output-file: who reserves; takes up what it left.")
+    ] = "workflow",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what happened live and what to do, with the evidence. Changes nothing without --act.
+    """Say what happened live and what to do, with the evidence. Changes nothing without --act or --output-file.
 
     Exit code: 0 nothing, 10 rethreshold, 11 recalibrate, 12 retrain, 13 page.
     """
     from rareclass.services import govern as service
 
     settings = _config(config, overrides)
+    if output is not None:
+        turn = service.decide(settings, _now(), owner=owner)
+        service.write(output, turn)
+        terminal.lines([str(turn)])
+        return
     verdict, actions = service.govern(settings, _now()) if act else (service.triage(settings, _now()), [])
     if as_json:
         terminal.dump({**verdict.to_json(), "actions": [action.to_json() for action in actions]})
@@ -562,14 +578,102 @@ def submit(
         str | None,
         typer.Option("--recurring", metavar="CRON", help="Run on a schedule with six fields, like '0 0 2 * * *'."),
     ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="URL", help="Kubeflow Pipelines API; default: cluster.host.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")] = True,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="NAME", help="Name of the run: one of that name that did not fail is followed."),
+    ] = None,
+    repair: Annotated[
+        int | None,
+        typer.Option("--repair", metavar="N", help="Carry out the retrain that `triage --output-file` reserved."),
+    ] = None,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run the same pipeline on a Kubeflow cluster and follow it."""
+    """Run the same pipeline on a Kubeflow cluster and follow it.
+
+    Example: `rareclass submit -c my.yaml --host http://localhost:8888`
+    """
     from rareclass.services import submit as service
 
+    settings = _trainable(config, overrides)
+    if host is not None:
+        settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"host": host})})
     with terminal.steps(quiet=quiet) as progress:
-        service.submit(_trainable(config, overrides), recurring=recurring, progress=progress)
+        if repair is not None:
+            action = service.retrain(settings, repair, now=_now(), progress=progress)
+        else:
+            found = service.submit(settings, now=_now(), key=key, recurring=recurring, wait=wait, progress=progress)
+    if repair is not None:
+        terminal.lines([f"{action.kind}: {action.outcome}. {action.reason}"])
+    else:
+        terminal.lines([f"{found.name} {found.id}"])
+
+
+@app.command()
+def repair(
+    config: ConfigOption,
+    number: Annotated[
+        int, typer.Option("--number", metavar="N", help="The repair that `triage --output-file` reserved.")
+    ],
+    close: Annotated[
+        str | None,
+        typer.Option("--close", metavar="STATUS", help="Only record that whatever carried it out ended so."),
+    ] = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Carry out one reserved repair in this process: re-threshold, recalibrate, retrain. Done already, it says how it ended."""
+    from rareclass.services import govern as service
+
+    settings = _config(config, overrides)
+    if close is not None:
+        action = service.close(settings, number, close, _now())
+    else:
+        with terminal.steps(quiet=quiet) as progress:
+            action = service.repair(settings, number, _now(), progress=progress)
+    terminal.lines([f"{action.kind}: {action.outcome}. {action.reason}"])
+
+
+@app.command()
+def deploy(
+    config: ConfigOption,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the object that serves.")],
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="seldon|deployment|statefulset", help="What it is.")
+    ] = "seldon",
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", metavar="NAME", help="Default: of this pod, or of the present context.")
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option("--service", metavar="URL", help="Base URL that answers; default: http://NAME-serving.NAMESPACE."),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="N", help="Version to serve; default: the champion.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="How long the rollout may take before it is undone.")
+    ] = 600.0,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Let the pods serve the champion: pin, roll out, ask for the golden rows, record. Doing it again changes nothing.
+
+    Example: `rareclass deploy -c my.yaml --kind seldon --name flights --namespace models`
+    """
+    from rareclass.adapters import cluster
+    from rareclass.services import deploy as work
+
+    settings = _config(config, overrides)
+    target = cluster.Target(kind, name, namespace)
+    url = service or f"http://{name.removesuffix('-serving')}-serving.{target.namespace}"
+    with terminal.steps(quiet=quiet) as progress:
+        done = work.deploy(settings, target, url, now=_now(), version=version, seconds=seconds, progress=progress)
+    terminal.lines([str(done)])
 
 
 @app.command()

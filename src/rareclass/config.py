@@ -199,7 +199,28 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of XGBoost")
     threads: int | None = Field(None, ge=1, description="Threads; default: the processors this process may use")
     cpu: str = Field("2", description="CPU request of a pipeline step on Kubernetes")
-    memory: str = Field("4Gi", description="Memory limit of a pipeline step on Kubernetes")
+    memory: str = Field("4Gi", description="Memory of a pipeline step on Kubernetes (request and limit)")
+
+
+class SecretEnv(Section):
+    """Keys of a Secret that become environment variables of every pipeline step."""
+
+    name: str = Field(description="Name of the Secret, in the namespace that the steps run in")
+    env: dict[str, str] = Field(description="Environment variable -> key of the Secret, like RARECLASS_STORE_URL: url")
+
+
+class Cluster(Section):
+    """The Kubeflow Pipelines that `rareclass submit` runs on."""
+
+    host: str = Field("http://ml-pipeline.kubeflow:8888", description="Address of the Kubeflow Pipelines API")
+    namespace: str | None = Field(None, description="Namespace of the user, where Kubeflow has users")
+    account: str | None = Field(None, description="Service account of the steps; default: Kubeflow's own")
+    image: str | None = Field(None, description="Image of every step; default: rareclass/pipeline of this version")
+    env: dict[str, str] = Field({}, description="Plain environment variables of every step")
+    secrets: tuple[SecretEnv, ...] = Field(
+        (),
+        description="Secrets whose keys become environment variables: passwords never enter the pipeline's parameters",
+    )
 
 
 class Costs(Section):
@@ -424,6 +445,7 @@ class Config(Section):
     train: Train = Train()
     search: Search = Search()
     compute: Compute = Compute()
+    cluster: Cluster = Cluster()
     costs: Costs = Costs()
     threshold: Threshold = Threshold()
     evaluate: Evaluate = Evaluate()

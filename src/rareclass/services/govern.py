@@ -14,10 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, Governor
-from rareclass.errors import AlreadyDone, RareclassError
+from rareclass.errors import AlreadyDone, ConfigError, RareclassError
 from rareclass.services import promote as promotion
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rareclass.adapters.store import LedgerEntry, Store
     from rareclass.core.liveness import Paired
     from rareclass.core.triage import Snapshot, Verdict
@@ -146,6 +148,169 @@ def act(
             own.close()
 
 
+# --- the same in steps, each a process of its own --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn of the governor decided, for the steps that carry it out.
+
+    kind : nothing, rethreshold, recalibrate, retrain or page, after the brakes
+    number : of the repair in the ledger, None when nothing is to be done
+    """
+
+    kind: str
+    number: int | None
+    verdict: Verdict
+    actions: Sequence[Action]
+
+    def to_json(self) -> dict[str, Any]:
+        actions = [action.to_json() for action in self.actions]
+        return {"kind": self.kind, "number": self.number, **self.verdict.to_json(), "actions": actions}
+
+    def __str__(self) -> str:
+        moves = [f"{each.kind}: {each.outcome}. {each.reason}" for each in self.actions]
+        due = self.kind if self.number is None else f"{self.kind} {self.number}"
+        return "; ".join([due, *self.verdict.reasons, *moves])
+
+
+def write(path: Path, turn: Turn) -> None:
+    """Write a turn whole, as JSON: a workflow reads it as soon as it is there."""
+    import json
+
+    from rareclass.services import publish
+
+    publish.write(path, json.dumps(publish.clean(turn.to_json())))
+
+
+def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None = None) -> Turn:
+    """Judge probation and challenger, triage, and reserve the repair that is due; ``repair`` does it.
+
+    owner : who reserves. A repair that the same owner reserved and never finished is taken up again, so that what was
+    killed at any step goes on there. Owners see to it that one works at a time.
+    """
+    from rareclass.services import repair as repairing
+
+    own, close = _monitor(config, monitor)
+    try:
+        repairing.follow(own)
+        moves = [probation(config, now, monitor=own), challenge(config, now, monitor=own)]
+        actions = [action for action in moves if action is not None]
+        entries = own.store.entries(config.name)
+        left = _unfinished(entries, owner, now)
+        if left is not None:
+            verdict = _reserved(left)
+            return Turn(verdict.verdict, left.payload["number"], verdict, actions)
+        verdict = triage(config, now, monitor=own)
+        if verdict.verdict in REPAIRS:
+            allowed, why = permitted(config.governor, verdict, entries, now, window=config.monitor.window)
+            number = _start(config, verdict, now, own.store, owner) if allowed else None
+            if number is not None:
+                return Turn(verdict.verdict, number, verdict, actions)
+            why = why or "another governor is at it"
+            refused = Action(now, verdict.verdict, verdict.version or None, None, "refused", why)
+            return Turn("nothing", None, verdict, [*actions, refused])
+        if verdict.verdict == "page":
+            actions.append(_page(config, verdict, now, own.store))
+        return Turn(verdict.verdict, None, verdict, actions)
+    finally:
+        close()
+
+
+def repair(
+    config: Config, number: int, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None,
+    retrain: Callable[[Verdict], Action] | None = None,
+) -> Action:  # fmt: skip
+    """Carry out the repair with that number of the ledger and record how it ended; done already: says how it ended.
+
+    retrain : does a retrain somewhere else; default: in this process
+    A repair that fails is recorded as failed and leaves the champion as it is.
+    """
+    from rareclass.services import repair as repairing
+
+    own, close = _monitor(config, monitor)
+    try:
+        verdict, ended = _numbered(config, own.store, number)
+        if ended is not None:
+            return ended
+        doing: dict[str, Callable[..., Action]] = {
+            "rethreshold": repairing.rethreshold, "recalibrate": repairing.recalibrate, "retrain": repairing.retrain,
+        }  # fmt: skip
+        try:
+            done = _taken_over(own.store.entries(config.name), number, verdict)
+            if done is not None:
+                why = "an earlier attempt got as far as the promotion"
+                action = Action(now, verdict.verdict, verdict.version or None, done, "done", why)
+            elif verdict.verdict == "retrain" and retrain is not None:
+                action = retrain(verdict)
+            else:
+                action = doing[verdict.verdict](config, verdict, now, monitor=own, progress=progress)
+        except RareclassError as error:
+            action = Action(now, verdict.verdict, verdict.version or None, None, "failed", str(error))
+        _finish(config, action, verdict, now, own.store, number)
+        return action
+    finally:
+        close()
+
+
+def close(config: Config, number: int, status: str, now: datetime) -> Action:
+    """Record that whatever carried out a repair ended; an outcome that is there already stays."""
+    from rareclass.adapters.store import Store
+
+    with Store(config.store.url) as store:
+        verdict, ended = _numbered(config, store, number)
+        if ended is not None:
+            return ended
+        action = Action(now, verdict.verdict, verdict.version or None, None, "failed", f"the workflow ended: {status}")
+        _finish(config, action, verdict, now, store, number)
+        return action
+
+
+def _numbered(config: Config, store: Store, number: int) -> tuple[Verdict, Action | None]:
+    """The verdict behind a repair, and how it ended if it did. Raises ConfigError when there is no such repair."""
+    entries = store.entries(config.name)
+    started = {entry.payload["number"]: entry for entry in entries if entry.kind == "repair"}
+    if number not in started:
+        known = ", ".join(str(each) for each in sorted(started)) or "none yet"
+        raise ConfigError(f"'{config.name}' has no repair {number} in its ledger. Set --number to one of: {known}")
+    verdict = _reserved(started[number])
+    ended = next((e for e in entries if e.kind == "outcome" and e.payload["number"] == number), None)
+    if ended is None:
+        return verdict, None
+    said = ended.payload
+    action = Action(
+        ended.at, said["kind"], said["from_version"], said["to_version"], said["outcome"], said["reason"], said["numbers"]
+    )  # fmt: skip
+    return verdict, action
+
+
+def _reserved(entry: LedgerEntry) -> Verdict:
+    from rareclass.core.triage import Verdict
+
+    said = entry.payload
+    return Verdict(said["verdict"], (entry.reason,), said["evidence"], said["version"] or "", said["fingerprint"])
+
+
+def _taken_over(entries: Sequence[LedgerEntry], number: int, verdict: Verdict) -> str | None:
+    """The version that took over from the one that was to be repaired, since the repair began."""
+    begun = next(entry.id for entry in entries if entry.kind == "repair" and entry.payload["number"] == number)
+    moves = [entry for entry in entries if entry.id > begun and entry.kind == "promote" and entry.actor == ACTOR]
+    for move in moves:
+        if move.payload["role"] == "champion" and move.payload["before"]["champion"] == verdict.version:
+            return str(move.payload["version"])
+    return None
+
+
+def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:
+    ended = {entry.payload["number"] for entry in entries if entry.kind == "outcome"}
+    left = [
+        entry for entry in entries
+        if entry.kind == "repair" and entry.payload.get("owner") == owner and entry.payload["number"] not in ended
+        and _aware(now) - _aware(entry.at) < LEASE
+    ]  # fmt: skip
+    return left[-1] if left else None
+
+
 # --- the brakes ------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +387,7 @@ def challenger_of(entries: Sequence[LedgerEntry]) -> str | None:
     return None if found is None else str(found)
 
 
-def _start(config: Config, verdict: Verdict, now: datetime, store: Store) -> int | None:
+def _start(config: Config, verdict: Verdict, now: datetime, store: Store, owner: str | None = None) -> int | None:
     """Take the next number of the ledger: only one of two governors can."""
     number = 1 + sum(entry.kind == "repair" for entry in store.entries(config.name))
     payload = {
@@ -231,6 +396,7 @@ def _start(config: Config, verdict: Verdict, now: datetime, store: Store) -> int
         "fingerprint": verdict.fingerprint,
         "version": verdict.version,
         "evidence": dict(verdict.evidence),
+        "owner": owner,
     }
     try:
         store.append(config.name, f"repair:{number}", "repair", ACTOR, "; ".join(verdict.reasons), payload, now)

@@ -40,7 +40,9 @@ class Run:
     seconds: Mapping[str, float]
 
 
-def register(run: Run, *, now: datetime, reason: str = "run", progress: Progress = silent) -> dict[str, Any]:
+def register(
+    run: Run, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
+) -> dict[str, Any]:
     """Log the run, register the model when the gate lets it, and return the summary. Nothing is registered half."""
     from rareclass.adapters import registry, tracking
 
@@ -63,7 +65,7 @@ def register(run: Run, *, now: datetime, reason: str = "run", progress: Progress
         version = None
         if run.judged.decision.registers:
             version = promotion.register_logged(
-                config, uri, digest, logged.id, now=now, reason=reason, evidence=_evidence(run),
+                config, uri, digest, logged.id, now=now, actor=actor, reason=reason, evidence=_evidence(run),
                 tags={"gate": run.judged.decision.verdict, "selected": run.chosen.winner},
             ).version  # fmt: skip
         summary = {
@@ -82,8 +84,8 @@ def register(run: Run, *, now: datetime, reason: str = "run", progress: Progress
 
 
 def promote(
-    config: Config, version: str | None, *, now: datetime, reason: str = "run", progress: Progress = silent
-) -> str | None:
+    config: Config, version: str | None, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
+) -> str | None:  # fmt: skip
     """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
     from rareclass.errors import AlreadyDone
 
@@ -91,7 +93,7 @@ def promote(
         return None
     progress("promote", f"version {version}, {config.promotion.mode}")
     try:
-        return promotion.promote(config, version, now=now, reason=reason).role
+        return promotion.promote(config, version, now=now, actor=actor, reason=reason).role
     except AlreadyDone:  # killed after it was promoted and started again
         return next((role for role, holder in promotion.state(config).items() if holder == version), None)
 
@@ -109,6 +111,7 @@ def _params(config: Config) -> dict[str, Any]:
 def _evidence(run: Run) -> dict[str, Any]:
     trained = run.model.meta["trained"]
     return {
+        **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
         "data_hash": run.ingested.card["content_hash"], "trained": trained, "gate": dict(run.judged.decision.numbers),
         "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons),
         "ap": clean(run.judged.evaluation.metrics["ap"].to_json()), "selected": run.chosen.winner,

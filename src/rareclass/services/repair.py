@@ -19,6 +19,7 @@ from rareclass.services.govern import ACTOR, Action
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rareclass.adapters.tables import Ingested
     from rareclass.core.model import RareModel
     from rareclass.core.repair import Scored
     from rareclass.core.rows import Rows
@@ -127,60 +128,58 @@ def recalibrate(
 
 def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None) -> Action:
     """Train on the history that serves best; the new version starts in the shadow and is judged on rows still to come."""
+    from rareclass.services import run
+    from rareclass.services.train import silent
+
+    champion = _champion(monitor)
+    ingested, numbers = relearned(config, now, monitor=monitor)
+    reason = f"{'; '.join(verdict.reasons)}. {numbers['reason']}"
+    summary = run.run_rows(
+        judged_later(config), ingested, None, now=now, reason=reason, actor=ACTOR, progress=progress or silent
+    )
+    said = summary.get("gate") or {}
+    numbers = {**numbers, "gate": said}
+    version = summary.get("version")
+    if version is None:
+        why = f"{numbers['reason']}. gate: {said.get('verdict')}: {'; '.join(said.get('reasons', []))}"
+        return Action(now, "retrain", champion.version, None, "rejected", why, numbers)
+    outcome = "done" if summary.get("role") == "champion" else "challenger"
+    return Action(now, "retrain", champion.version, str(version), outcome, numbers["reason"], numbers)
+
+
+def judged_later(config: Config) -> Config:
+    """Return the configuration of a retrain: the gate keeps out what is clearly worse; who is better is decided on rows still to come."""
+    gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
+    shadow = config.promotion.model_copy(update={"mode": "shadow"})
+    return config.model_copy(update={"promotion": shadow, "gate": gate})
+
+
+def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Ingested, dict[str, Any]]:
+    """Choose how much history serves best and split it as a source is split; returns it with the numbers behind the choice."""
     from rareclass.core import repair
 
     champion = _champion(monitor)
+    assert champion.model is not None
     rows = history_rows(monitor, champion, now)
     change = change_point(monitor, champion, now)
     chosen = repair.choose_history(rows, quick_fit(config), config=config, change=change, seed=config.train.seed)
-    reason = f"{'; '.join(verdict.reasons)}. {chosen.reason}"
-    # the gate keeps out what is clearly worse; who is better is decided on rows that come after this moment
-    gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
-    shadow = config.promotion.model_copy(update={"mode": "shadow"})
-    quiet = config.model_copy(update={"promotion": shadow, "gate": gate})
-    summary = train_rows(quiet, chosen.rows, champion.model, now=now, reason=reason, progress=progress)
-    version = summary.get("version")
-    said = summary.get("gate") or {}
     numbers = {
         "history": chosen.chosen,
         "table": {name: value.to_json() for name, value in chosen.table.items()},
-        "gate": said,
         "rows": len(chosen.rows),
+        "reason": chosen.reason,
     }
-    if version is None:
-        return Action(
-            now,
-            "retrain",
-            champion.version,
-            None,
-            "rejected",
-            f"{chosen.reason}. gate: {said.get('verdict')}: {'; '.join(said.get('reasons', []))}",
-            numbers,
-        )
-    role = summary.get("role") or "challenger"
-    return Action(
-        now,
-        "retrain",
-        champion.version,
-        str(version),
-        "done" if role == "champion" else "challenger",
-        chosen.reason,
-        numbers,
-    )
+    return ingested_rows(config, chosen.rows, champion.model), numbers
 
 
-def train_rows(
-    config: Config, rows: Rows, model: RareModel, *, now: datetime, reason: str, progress: Progress = None
-) -> dict[str, Any]:
-    """Run the training pipeline on rows at hand: the same split, steps, gate and registration as on a source.
+def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
+    """Split rows at hand as the rows of a source are split.
 
     model : the champion, whose target and positive value the rows share
     """
     from rareclass.adapters.tables import Ingested
     from rareclass.adapters.tables.sources import redacted
     from rareclass.core import hashing, splitting
-    from rareclass.services import run
-    from rareclass.services.train import silent
 
     parts = splitting.split(
         y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
@@ -196,10 +195,9 @@ def train_rows(
         "prevalence": {name: part.prevalence for name, part in named.items()},
         "by_time": [], "features": [], "content_hash": content, "warnings": [],
     }  # fmt: skip
-    ingested = Ingested(
+    return Ingested(
         *named.values(), rows.schema, card, [], model.meta.get("positive"), 1.0, parts.kind, dict(parts.dropped)
     )
-    return run.run_rows(config, ingested, None, now=now, reason=reason, progress=progress or silent)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

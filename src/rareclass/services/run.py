@@ -47,15 +47,20 @@ def run(
 
 def run_rows(
     config: Config, ingested: Ingested, out: Path | None, *, now: datetime, watch: Stopwatch | None = None, progress: Progress = silent,
-    reason: str = "retrain",
+    reason: str = "retrain", actor: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version."""
+    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version.
+
+    actor : who the ledger says did it; default: the user of this process
+    """
     watch = watch or Stopwatch()
     made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=champion(config))
     with watch("register"):
-        details = publish.register(made, now=now, reason=reason, progress=progress)
+        details = publish.register(made, now=now, reason=reason, actor=actor, progress=progress)
     with watch("promote"):
-        role = publish.promote(config, details["summary"]["version"], now=now, reason=reason, progress=progress)
+        role = publish.promote(
+            config, details["summary"]["version"], now=now, reason=reason, actor=actor, progress=progress
+        )
     details["summary"]["seconds"] = publish.clean(watch.seconds)
     if out is None:
         return {**details["summary"], "role": role}

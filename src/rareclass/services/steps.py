@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,11 +64,19 @@ def _rows(path: str) -> Rows:
     return tables.read_rows(path)
 
 
-def ingest(config: str, ingested_path: str, train_path: str, validation_path: str, test_path: str) -> dict[str, float]:
-    """Read the source once into three Parquet files; returns rows and positives for the pipeline's own display."""
+def ingest(
+    config: str, ingested_path: str, train_path: str, validation_path: str, test_path: str, *, repair: str = ""
+) -> dict[str, float]:
+    """Read the source once into three Parquet files; returns rows and positives for the pipeline's own display.
+
+    repair : empty, or JSON of the repair that this run is (see ``_relearned``): its rows are the history that serves best
+    """
     from rareclass.adapters import tables
 
-    found = _timed(ingested_path, "ingest", lambda: train.ingest(_settings(config)))
+    settings = _settings(config)
+    found = _timed(
+        ingested_path, "ingest", lambda: _relearned(settings, json.loads(repair)) if repair else train.ingest(settings)
+    )
     parts = {
         "train": (train_path, found.train),
         "validation": (validation_path, found.validation),
@@ -81,6 +89,25 @@ def ingest(config: str, ingested_path: str, train_path: str, validation_path: st
         for name, (_, rows) in parts.items()
         for what, value in (("rows", len(rows)), ("positives", rows.positives))
     }
+
+
+def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
+    """Rows of a retrain: the training history and the served rows whose labels had matured when it was decided.
+
+    repair : number of the repair in the ledger, the moment of the decision, the reason
+    """
+    from rareclass.services import repair as repairing
+    from rareclass.services.govern import ACTOR
+    from rareclass.services.monitor import Monitor
+
+    own = Monitor(settings)
+    try:
+        found, numbers = repairing.relearned(settings, datetime.fromisoformat(repair["now"]), monitor=own)
+    finally:
+        own.close()
+    reason = f"{repair['reason']}. {numbers['reason']}"
+    found.card.update(repair=repair["number"], reason=reason, actor=ACTOR, history=numbers)
+    return found
 
 
 def detect_imbalance(config: str, train_path: str, validation_path: str, plan_path: str) -> list[str]:
@@ -220,7 +247,8 @@ def register(
     model = train.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
     seconds["refit"] = time.monotonic() - start
     made = publish.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
-    details = publish.register(made, now=when)
+    card = ingested.card
+    details = publish.register(made, now=when, reason=card.get("reason", "run"), actor=card.get("actor"))
     publish.write(Path(details_path), json.dumps(details))
     return details["summary"]["version"] or ""
 
@@ -230,7 +258,10 @@ def promote(config: str, details_path: str, summary_path: str, report_path: str,
     from rareclass.adapters import reports
 
     settings, details = _settings(config), json.loads(Path(details_path).read_text(encoding="utf-8"))
-    role = publish.promote(settings, details["summary"]["version"], now=now or train.utc_now())
+    card = details["data_card"]
+    role = publish.promote(
+        settings, details["summary"]["version"], now=now or train.utc_now(), reason=card.get("reason", "run"), actor=card.get("actor"),
+    )  # fmt: skip
     summary = {**details["summary"], "role": role, "status": role or details["summary"]["status"]}
     publish.write(Path(summary_path), json.dumps({**details, "summary": summary}))
     publish.write(Path(report_path), reports.training_report({**details, "summary": summary}))

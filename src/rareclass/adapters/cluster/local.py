@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines: the compiled training pipeline, on this machine or on a cluster."""
+"""The compiled training pipeline, and KFP's local runner for it."""
 
 from __future__ import annotations
 

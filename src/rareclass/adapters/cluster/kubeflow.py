@@ -1,0 +1,208 @@
+"""Kubeflow Pipelines: versions of the pipeline, its runs, its schedules."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rareclass.adapters.cluster.local import PipelineFailed
+from rareclass.adapters.cluster.spec import digest
+from rareclass.errors import ConfigError, MissingExtra, RareclassError
+
+DONE = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+ALIVE = ("PENDING", "RUNNING", "SUCCEEDED", "PAUSED", "RUNTIME_STATE_UNSPECIFIED", None)
+PAUSE_SECONDS = 5.0
+PATIENCE_SECONDS = 180.0
+"""How long an API server that does not answer is waited for while a run is followed: the run itself goes on."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What Kubeflow took: the version of the pipeline, and the run or the schedule. new: False when it was there already."""
+
+    pipeline: str
+    version: str
+    id: str
+    name: str
+    new: bool
+
+
+class Kubeflow:
+    """One Kubeflow Pipelines API.
+
+    host : like http://ml-pipeline.kubeflow:8888;  namespace : of the user, where Kubeflow has users
+    Raises ConfigError when it does not answer.
+    """
+
+    def __init__(self, host: str, namespace: str | None = None) -> None:
+        try:
+            import kfp
+        except ImportError:
+            raise MissingExtra("kfp", "pipelines", "submit") from None
+        self.host, self.namespace = host, namespace
+        with self._told("is not reached"), _silent():
+            self._client: Any = kfp.Client(host=host, namespace=namespace or "kubeflow")
+            self._client.get_kfp_healthz(sleep_duration=1)
+
+    def upload(self, pipeline: str, text: str) -> tuple[str, str, bool]:
+        """Make ``text`` a version of the pipeline unless that content is one; returns (pipeline id, version id, new)."""
+        import kfp_server_api
+
+        name = digest(text)
+        with self._told(f"refused the pipeline '{pipeline}'"), _silent(), tempfile.TemporaryDirectory() as folder:
+            found = self._client.get_pipeline_id(pipeline)
+            if found is None:
+                body = kfp_server_api.V2beta1Pipeline(display_name=pipeline, namespace=self.namespace)
+                found = self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=body).pipeline_id
+            known = self._client.list_pipeline_versions(found, filter=_named(name)).pipeline_versions or []
+            if known:
+                return found, known[0].pipeline_version_id, False
+            file = Path(folder) / "pipeline.yaml"
+            file.write_text(text, encoding="utf-8")
+            made = self._client.upload_pipeline_version(str(file), pipeline_version_name=name, pipeline_id=found)
+            return found, made.pipeline_version_id, True
+
+    def run(
+        self, experiment: str, key: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
+    ) -> Submitted:  # fmt: skip
+        """Start a run named ``key``, unless a run of that name is there that did not fail: then that one is meant."""
+        with self._told(f"refused the run '{key}'"), _silent():
+            place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
+            for known in self._runs(place, key):
+                if known.state in ALIVE:
+                    return Submitted(pipeline, version, known.run_id, key, False)
+            made = self._client.run_pipeline(
+                place, key, params=dict(arguments), pipeline_id=pipeline, version_id=version, service_account=account
+            )
+            return Submitted(pipeline, version, made.run_id, key, True)
+
+    def schedule(
+        self, experiment: str, key: str, cron: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
+    ) -> Submitted:  # fmt: skip
+        """Run on a schedule of six fields, replacing the schedule of that name unless it is the same."""
+        with self._told(f"refused the schedule '{key}'"), _silent():
+            place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
+            found = self._client.list_recurring_runs(
+                experiment_id=place, namespace=self.namespace, filter=_named(key), page_size=100
+            )
+            for known in found.recurring_runs or []:
+                if self._same(known, cron, version, arguments):
+                    return Submitted(pipeline, version, known.recurring_run_id, key, False)
+                self._client.delete_recurring_run(known.recurring_run_id)
+            made = self._client.create_recurring_run(
+                place, key, cron_expression=cron, no_catchup=True, max_concurrency=1, params=dict(arguments),
+                pipeline_id=pipeline, version_id=version, service_account=account,
+            )  # fmt: skip
+            return Submitted(pipeline, version, made.recurring_run_id, key, True)
+
+    @staticmethod
+    def _same(known: Any, cron: str, version: str, arguments: Mapping[str, Any]) -> bool:
+        schedule = known.trigger.cron_schedule if known.trigger is not None else None
+        reference = known.pipeline_version_reference
+        given = (known.runtime_config.parameters or {}) if known.runtime_config is not None else {}
+        return (
+            known.status == "ENABLED"
+            and schedule is not None
+            and schedule.cron == cron
+            and reference is not None
+            and reference.pipeline_version_id == version
+            and dict(given) == dict(arguments)
+        )
+
+    def follow(
+        self, run: str, progress: Callable[[str, str], None], *, pause: float = PAUSE_SECONDS,
+        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        """Wait for the end of a run and say what its steps do. Raises PipelineFailed with the step that failed."""
+        seen: dict[str, str] = {}
+        answered = clock()
+        while True:
+            try:
+                found = self._client.get_run(run)
+                answered = clock()
+            except Exception as error:  # the run goes on without whoever follows it
+                if clock() - answered > PATIENCE_SECONDS:
+                    raise PipelineFailed(
+                        f"{self.host} stopped answering while run {run} was followed: {_line(error)}"
+                    ) from None
+                sleep(pause)
+                continue
+            for name, state in _steps(found):
+                if state is not None and seen.get(name) != state:
+                    seen[name] = state
+                    progress(name, state.lower())
+            if found.state in DONE:
+                break
+            sleep(pause)
+        if found.state != "SUCCEEDED":
+            raise PipelineFailed(f"run {run} ended as {found.state}: {_failure(found)}")
+
+    def state(self, run: str) -> str:
+        """Return the state of a run as Kubeflow says it."""
+        with self._told(f"does not know run {run}"):
+            return str(self._client.get_run(run).state)
+
+    def _runs(self, experiment: str, name: str) -> list[Any]:
+        """Runs of that name, newest first."""
+        found = self._client.list_runs(
+            experiment_id=experiment, namespace=self.namespace, filter=_named(name), sort_by="created_at desc", page_size=100
+        )  # fmt: skip
+        return list(found.runs or [])
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RareclassError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"Kubeflow at '{self.host}' {what}: {_line(error)}. Set cluster.host, or pass --host"
+            ) from error
+
+
+def _named(name: str) -> str:
+    """A filter of the API for one display name."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+
+
+def _steps(run: Any) -> list[tuple[str, str | None]]:
+    """Steps with their states, without drivers and the groups around loops."""
+    details = run.run_details.task_details if run.run_details is not None else None
+    return [
+        (each.display_name, each.state)
+        for each in details or []
+        if not each.display_name.endswith(("-driver", "driver")) and each.display_name not in ("root", "executor")
+    ]
+
+
+def _failure(run: Any) -> str:
+    failed = [name for name, state in _steps(run) if state == "FAILED"]
+    said = _line(run.error.message) if run.error is not None and run.error.message else ""
+    where = f"failed at {', '.join(sorted(set(failed)))}" if failed else "no step says why"
+    return (
+        f"{where}{f' ({said})' if said else ''}. Look at: kubectl logs -l pipeline/runid={run.run_id} -c main --tail=20"
+    )
+
+
+def _line(error: object) -> str:
+    """One line of what an API said."""
+    body = getattr(error, "body", None)
+    if body:
+        with contextlib.suppress(ValueError, AttributeError):
+            return " ".join(str(json.loads(body).get("message") or json.loads(body).get("error") or body).split())[:300]
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The client prints links to a browser interface; the terminal is for progress."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

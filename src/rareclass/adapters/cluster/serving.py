@@ -1,0 +1,199 @@
+"""The objects that serve a model: which version they are pinned to, whether every pod has it, what they answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rareclass.errors import MissingExtra, ModelError, RareclassError, unknown
+
+VERSION_ANNOTATION = "rareclass.io/version"
+KINDS = ("seldon", "deployment", "statefulset")
+PAUSE_SECONDS = 2.0
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_SELDON = ("machinelearning.seldon.io", "v1")
+_BROKEN = ("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "InvalidImageName")
+
+
+class RolloutFailed(RareclassError):
+    """The pods of a version did not become ready."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How far a rollout is. done: every pod that there should be has the version and is ready, no other pod is left."""
+
+    done: bool
+    text: str
+
+
+class Target:
+    """One object that serves: a SeldonDeployment, a Deployment or a StatefulSet.
+
+    The version is an annotation of its pods that the server reads as RARECLASS_VERSION: changing it is a rolling update.
+    """
+
+    def __init__(self, kind: str, name: str, namespace: str | None = None) -> None:
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS, "--kind")
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise MissingExtra("kubernetes", "pipelines", "deploy") from None
+        with self._told("no Kubernetes is configured"):
+            config.load_config()
+        self.kind, self.name = kind, name
+        self.namespace = namespace or _namespace(config)
+        self._apps, self._core, self._objects = client.AppsV1Api(), client.CoreV1Api(), client.CustomObjectsApi()
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+    def version(self) -> str | None:
+        """Return the version it is pinned to; None: whatever the alias says. Raises ModelError when it is not there."""
+        found = self._read()
+        where = found["metadata"] if self.kind == "seldon" else found["spec"]["template"]["metadata"]
+        value = (where.get("annotations") or {}).get(VERSION_ANNOTATION)
+        return value or None
+
+    def point(self, version: str | None) -> None:
+        """Pin it to a version; None takes the pin away."""
+        change: dict[str, Any] = {"metadata": {"annotations": {VERSION_ANNOTATION: version}}}
+        with self._told(f"{self} cannot be changed"):
+            if self.kind == "seldon":
+                self._objects.patch_namespaced_custom_object(
+                    *_SELDON, self.namespace, "seldondeployments", self.name, change
+                )
+            elif self.kind == "deployment":
+                self._apps.patch_namespaced_deployment(self.name, self.namespace, {"spec": {"template": change}})
+            else:
+                self._apps.patch_namespaced_stateful_set(self.name, self.namespace, {"spec": {"template": change}})
+
+    def wait(
+        self, version: str | None, seconds: float, progress: Callable[[str, str], None], *,
+        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        """Wait until every pod has the version and is ready: it has scored its golden rows. Raises RolloutFailed."""
+        end, said = clock() + seconds, ""
+        while True:
+            now = self.rollout(version)
+            if now.text != said:
+                said = now.text
+                progress("rollout", said)
+            if now.done:
+                return
+            if clock() > end:
+                raise RolloutFailed(f"{self} did not get version {version} ready in {seconds:g} s: {said}{self._why()}")
+            sleep(PAUSE_SECONDS)
+
+    def rollout(self, version: str | None) -> Rollout:
+        """Return how far the rollout of a version is."""
+        objects = self._workloads()
+        if not objects:
+            return Rollout(False, "no workload yet")
+        parts = []
+        done = True
+        for each in objects:
+            spec, status = each["spec"], each.get("status") or {}
+            pinned = ((spec["template"]["metadata"].get("annotations")) or {}).get(VERSION_ANNOTATION) or None
+            wanted = int(spec.get("replicas", 1))
+            ready, total = int(status.get("updatedReplicas") or 0), int(status.get("replicas") or 0)
+            up = int(status.get("readyReplicas") or 0)
+            known = int(status.get("observedGeneration") or 0) >= int(each["metadata"]["generation"])
+            done = done and known and pinned == version and ready == wanted == total == up
+            parts.append(f"{up}/{wanted} ready, {ready} of version {version}" if pinned == version else "not begun")
+        return Rollout(done, "; ".join(parts))
+
+    def _workloads(self) -> list[dict[str, Any]]:
+        with self._told(f"{self} cannot be read"):
+            if self.kind == "seldon":
+                found = self._apps.list_namespaced_deployment(
+                    self.namespace, label_selector=f"seldon-deployment-id={self.name}"
+                )
+                return [_plain(each) for each in found.items]
+            return [self._read()]
+
+    def _read(self) -> dict[str, Any]:
+        with self._told(f"{self} cannot be read"):
+            if self.kind == "seldon":
+                found: dict[str, Any] = self._objects.get_namespaced_custom_object(
+                    *_SELDON, self.namespace, "seldondeployments", self.name
+                )
+                return found
+            if self.kind == "deployment":
+                return _plain(self._apps.read_namespaced_deployment(self.name, self.namespace))
+            return _plain(self._apps.read_namespaced_stateful_set(self.name, self.namespace))
+
+    def _why(self) -> str:
+        """What the pods that are not ready say."""
+        said = set()
+        with contextlib.suppress(Exception):
+            for workload in self._workloads():
+                labels = ",".join(
+                    f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
+                )
+                for pod in self._core.list_namespaced_pod(self.namespace, label_selector=labels).items:
+                    for container in pod.status.container_statuses or []:
+                        waiting = container.state.waiting
+                        if waiting is not None and waiting.reason in _BROKEN:
+                            said.add(f"{pod.metadata.name}: {waiting.reason}")
+        return f" ({'; '.join(sorted(said))})" if said else ""
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RareclassError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{what}: {_reason(error)}. Look at --kind, --name and --namespace") from error
+
+
+def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, seconds: float = 10) -> Any:
+    """Return what a server answers as JSON. Raises ModelError with what it said."""
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(  # noqa: S310 (the address is the operator's)
+            urllib.request.Request(url, data, headers),  # noqa: S310
+            timeout=seconds,
+        ) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise ModelError(
+            f"{url} answered {error.code}: {' '.join(error.read(500).decode(errors='replace').split())}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{url} does not answer: {error}") from None
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    from kubernetes import client
+
+    plain: dict[str, Any] = client.ApiClient().sanitize_for_serialization(found)
+    return plain
+
+
+def _namespace(config: Any) -> str:
+    """The namespace of this pod, else that of the present context."""
+    if _ACCOUNT.is_file():
+        return _ACCOUNT.read_text(encoding="utf-8").strip()
+    contexts: Sequence[Any] = config.list_kube_config_contexts()
+    return str(contexts[1].get("context", {}).get("namespace") or "default")
+
+
+def _reason(error: BaseException) -> str:
+    status, reason = getattr(error, "status", None), getattr(error, "reason", None)
+    said = f"{status} {reason}" if status else str(error)
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        said = str(json.loads(error.body)["message"])  # type: ignore[attr-defined]
+    return " ".join(said.split())[:300]
