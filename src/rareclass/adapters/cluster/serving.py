@@ -61,13 +61,15 @@ class Target:
     def version(self) -> str | None:
         """Return the version it is pinned to; None: whatever the alias says. Raises ModelError when it is not there."""
         found = self._read()
-        where = found["metadata"] if self.kind == "seldon" else found["spec"]["template"]["metadata"]
+        # Seldon copies spec.annotations to its pods, and not those of the object itself (seen with operator 1.16)
+        where = found["spec"] if self.kind == "seldon" else found["spec"]["template"]["metadata"]
         value = (where.get("annotations") or {}).get(VERSION_ANNOTATION)
         return value or None
 
     def point(self, version: str | None) -> None:
         """Pin it to a version; None takes the pin away."""
-        change: dict[str, Any] = {"metadata": {"annotations": {VERSION_ANNOTATION: version}}}
+        annotations = {"annotations": {VERSION_ANNOTATION: version}}
+        change: dict[str, Any] = {"spec": annotations} if self.kind == "seldon" else {"metadata": annotations}
         with self._told(f"{self} cannot be changed"):
             if self.kind == "seldon":
                 self._objects.patch_namespaced_custom_object(
