@@ -307,8 +307,8 @@ def _table(taken: dict[tuple[str, int, int], list[list[float]]]) -> dict[str, di
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Print the table and the claims; the last lines are JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.7, help="length of one round")
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
     table = measure(options.seconds, options.rounds)
     cases = [f"{rows} x {clients}" for rows, clients in CASES]

@@ -218,6 +218,7 @@ class _Shipping:
         from rareclass.services.shipping import start_process
 
         self._process = start_process(config)
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)  # answers first; the spool keeps what waits
 
     def stop(self) -> None:
         """Ask the shipper to drain the spool; say so when it could not within ``DRAIN_SECONDS``."""
