@@ -128,3 +128,8 @@ def test_a_folder_somebody_else_filled_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists and is not of a replay"):
         replay.replay(settings(data, replay={"train_until": "2024-01-10"}), tmp_path / "out")
     assert (tmp_path / "out" / "work" / "mine.txt").read_text() == "keep"
+
+
+def test_alerts_of_a_replay_are_alerts_of_the_rules() -> None:
+    rules = "".join(path.read_text() for path in (Path(__file__).parents[2] / "monitoring" / "rules").glob("*.yaml"))
+    assert [name for name in replay.ALERTS if f"alert: {name}\n" not in rules] == []

@@ -289,9 +289,10 @@ def _label(config: Config, store: Store, frame: pd.DataFrame, truth: Any, due: s
 
 
 ALERTS: Mapping[str, Callable[[Snapshot], bool]] = {
-    "RareclassPrAucViolated": lambda s: s.evidence is not None and s.evidence.live.degraded,
+    "RareclassApDegraded": lambda s: s.evidence is not None and s.evidence.live.degraded,
     "RareclassLabelStarvation": lambda s: s.evidence is not None and s.evidence.live.starved,
     "RareclassFeatureDrift": lambda s: s.drift is not None and bool(s.drift.drifted),
+    "RareclassPopulationDrift": lambda s: s.drift is not None and s.drift.drifted_share >= 0.3,
     "RareclassScoreDrift": lambda s: s.drift is not None and s.drift.score is not None and s.drift.score.drifted,
     "RareclassDataBroken": lambda s: (
         bool(s.schema_errors) or any(report is not None and report.broken for report in (s.drift, s.fresh))
