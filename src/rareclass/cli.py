@@ -305,6 +305,37 @@ def migrate(
     terminal.lines([f"store at revision {service.migrate(_config(config, overrides), wait)}"])
 
 
+@app.command()
+def backup(
+    config: ConfigOption,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Folder or object-store prefix, like s3://b/x.")],
+    keep: Annotated[
+        int | None, typer.Option("--keep", metavar="N", min=1, help="Delete older backups of this model but N.")
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write predictions, labels and the ledger of this model, as of one moment, to a new folder under DEST."""
+    from rareclass.services import storage as service
+
+    folder, counts = service.backup(_config(config, overrides), destination, _now(), keep=keep)
+    terminal.lines([f"{folder}: " + ", ".join(f"{rows:,} {table}" for table, rows in counts.items())])
+
+
+@app.command()
+def restore(
+    config: ConfigOption,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A backup, or a folder of backups: the newest.")],
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Put a backup's rows into the store where they are missing; doing it again changes nothing."""
+    from rareclass.services import storage as service
+
+    with terminal.steps(quiet=quiet) as progress:
+        done = service.restore(_config(config, overrides), source, progress=progress)
+    terminal.lines([f"{table}: {seen:,} rows, {new:,} new" for table, (seen, new) in done.items()])
+
+
 @labels_app.command("import")
 def labels_import(
     config: ConfigOption,
@@ -617,12 +648,13 @@ def submit(
 def repair(
     config: ConfigOption,
     number: Annotated[
-        int, typer.Option("--number", metavar="N", help="The repair that `triage --output-file` reserved.")
-    ],
+        int | None, typer.Option("--number", metavar="N", help="The repair that `triage --output-file` reserved.")
+    ] = None,
     close: Annotated[
         str | None,
-        typer.Option("--close", metavar="STATUS", help="Only record that whatever carried it out ended so."),
+        typer.Option("--close", metavar="STATUS", help="Only record that what carried out an open repair ended so."),
     ] = None,
+    owner: Annotated[str, typer.Option("--owner", metavar="NAME", help="With --close: who reserved it.")] = "workflow",
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -630,12 +662,14 @@ def repair(
     from rareclass.services import govern as service
 
     settings = _config(config, overrides)
+    if (number is None) == (close is None):
+        raise ConfigError("repair needs to know which. Pass --number N, or --close STATUS")
     if close is not None:
-        action = service.close(settings, number, close, _now())
-    else:
+        action = service.close(settings, owner, close, _now())
+    elif number is not None:
         with terminal.steps(quiet=quiet) as progress:
             action = service.repair(settings, number, _now(), progress=progress)
-    terminal.lines([f"{action.kind}: {action.outcome}. {action.reason}"])
+    terminal.lines([f"{action.kind}: {action.outcome}. {action.reason}" if action else "no repair is open"])
 
 
 @app.command()
@@ -658,6 +692,7 @@ def deploy(
     seconds: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="How long the rollout may take before it is undone.")
     ] = 600.0,
+    optional: Annotated[bool, typer.Option("--optional", help="No champion yet is no error.")] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -669,6 +704,9 @@ def deploy(
     from rareclass.services import deploy as work
 
     settings = _config(config, overrides)
+    if optional and not work.champion(settings):
+        terminal.lines([f"'{settings.name}' has no champion yet: nothing to deploy"])
+        return
     target = cluster.Target(kind, name, namespace)
     url = service or f"http://{name.removesuffix('-serving')}-serving.{target.namespace}"
     with terminal.steps(quiet=quiet) as progress:

@@ -1,13 +1,22 @@
-"""Care of the store as a whole: its schema, its backup."""
+"""Care of the store as a whole: its schema, its backup and the way back."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
-from rareclass.errors import StoreError
+from rareclass.errors import DataError, StoreError
+
+if TYPE_CHECKING:
+    from rareclass.adapters.tables.places import Place
+
+MANIFEST = "manifest.json"
 
 
 def migrate(config: Config, wait: float = 0.0, pause: float = 2.0) -> str:
@@ -27,3 +36,74 @@ def migrate(config: Config, wait: float = 0.0, pause: float = 2.0) -> str:
                 raise
             print(f"waiting: {error}", flush=True)
             time.sleep(pause)
+
+
+def backup(config: Config, destination: str, now: datetime, *, keep: int | None = None) -> tuple[str, dict[str, int]]:
+    """Write what the store holds of this model, as of one moment, to a new folder under ``destination``.
+
+    One Parquet file a table and, last, a manifest with their row counts: a folder without it is not a backup.
+    keep : number of backups of this model that stay, the newest; older ones are deleted. Returns (folder, rows by table).
+    """
+    from rareclass.adapters.store import archive
+    from rareclass.adapters.tables.places import Place
+
+    place, folder = Place(destination), f"{config.name}-{now:%Y%m%dT%H%M%SZ}"
+    counts: dict[str, int] = {}
+    with Store(config.store.url) as store:
+        store.migrate()
+        with archive.snapshot(store, config.name) as parts:
+            for table, pieces in parts.items():
+                counts[table] = place.write_frames(f"{folder}/{table}.parquet", pieces, archive.columns(table))
+    manifest = {"model": config.name, "revision": HEAD, "at": now.isoformat(), "rows": counts}
+    place.write(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+    if keep is not None:
+        for old in _backups(place, config.name)[:-keep]:
+            place.delete(old)
+    return f"{destination.rstrip('/')}/{folder}", counts
+
+
+def restore(
+    config: Config, source: str, *, progress: Callable[[str, str], None] = lambda step, message: None
+) -> dict[str, tuple[int, int]]:
+    """Put a backup's rows into the store where they are missing; what is there stays, doing it again changes nothing.
+
+    source : folder of one backup, or a folder of backups, of which the newest of this model is taken.
+    Returns table -> (rows in the backup, rows that were new). Raises DataError when it is not a whole backup of this model.
+    """
+    from rareclass.adapters.store import archive
+    from rareclass.adapters.tables.places import Place
+
+    place = Place(source)
+    if place.read(MANIFEST) is None:
+        found = _backups(place, config.name)
+        if not found:
+            raise DataError(
+                f"there is no backup of '{config.name}' in '{source}'. Pass the folder that `rareclass backup` wrote to"
+            )
+        place = Place(f"{source.rstrip('/')}/{found[-1]}")
+    manifest = json.loads(place.read(MANIFEST) or b"{}")
+    if manifest.get("model") != config.name:
+        raise DataError(
+            f"'{source}' is a backup of '{manifest.get('model')}', not of '{config.name}'. Pass its own configuration"
+        )
+    done: dict[str, tuple[int, int]] = {}
+    erased: set[str] = set()
+    with Store(config.store.url) as store:
+        store.migrate()
+        for table in archive.NAMES:
+            seen = new = 0
+            for frame in place.read_frames(f"{table}.parquet"):
+                seen, new = seen + len(frame), new + archive.restore(store, table, frame, erased)
+                progress(table, f"{seen:,} rows, {new:,} new")
+            if seen != manifest["rows"][table]:
+                raise DataError(
+                    f"'{place.path}/{table}.parquet' has {seen} rows and its manifest says {manifest['rows'][table]}. Take another backup"
+                )
+            done[table] = (seen, new)
+    return done
+
+
+def _backups(place: Place, model: str) -> list[str]:
+    """Folders of whole backups of a model, oldest first."""
+    mine = [name for name in place.folders() if name.rpartition("-")[0] == model]
+    return [name for name in mine if place.read(f"{name}/{MANIFEST}") is not None]
