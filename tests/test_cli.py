@@ -285,7 +285,10 @@ DETAILS = {
     "evaluation": {
         "untuned": {"missed_but_tuned_finds": {"value": 4.0}},
         "money": {"currency": "EUR", "note": "", "cost": {"value": 80.0}, "saving_vs_nothing": {"value": 1320.0}, "saving_vs_everything": {"value": 5115.0}},
-    }
+        "thinned": {"recall": {"value": 0.5}, "precision": {"value": 0.9}, "f2": {"value": 0.55}},
+    },
+    "config": {"evaluate": {"test_ratio": 5.0}},
+    "points": {"default": {"feasible": True, "message": "fine"}, "desk": {"feasible": False, "message": "no threshold reaches it"}},
 }  # fmt: skip
 
 
@@ -305,6 +308,8 @@ def test_the_summary_says_what_won_whether_that_is_significant_and_what_it_saves
         "gate        AP 20 times [the] prevalence",
         "AP 0.350 [0.250, 0.450] on the same rows",
         "+0.100 [+0.050, +0.150] *",
+        "infeasible  desk: no threshold reaches it",
+        "at 1:5      recall 0.500, precision 0.900, F2 0.550: the test thinned",
     ):
         assert part in shown
     _terminal.summary(

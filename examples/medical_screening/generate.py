@@ -4,7 +4,7 @@
 
 40,000 visits, 2 % with the disease. It comes in two forms: one raises marker A and B together, the other moves their
 ratio and a third marker. What makes it hard: inflammation (8 % of the healthy) raises the same markers, early disease
-(one in ten) barely moves them, and a test is ordered more often where a doctor is worried, so that missing values
+(one in fourteen) barely moves them, and a test is ordered more often where a doctor is worried, so that missing values
 carry information.
 """
 
@@ -31,7 +31,7 @@ def generate(rows: int = 40_000, seed: int = 0) -> pd.DataFrame:
     inflamed = ~sick & (rng.random(rows) < 0.08)
     second = sick & (rng.random(rows) < 0.4)
     first = sick & ~second
-    stage = np.where(rng.random(rows) < 0.1, rng.uniform(0.0, 0.5, rows), rng.uniform(0.8, 1.3, rows)) * sick
+    stage = np.where(rng.random(rows) < 0.07, rng.uniform(0.0, 0.5, rows), rng.uniform(0.8, 1.3, rows)) * sick
 
     log_a = rng.normal(2.0, 0.45, rows) + 1.9 * stage * first + 1.0 * stage * second + 0.9 * inflamed
     log_b = rng.normal(1.2, 0.45, rows) + 1.7 * stage * first - 0.9 * stage * second + 1.0 * inflamed

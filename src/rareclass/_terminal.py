@@ -101,7 +101,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     facts = [
         ("rare", f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}"),
         ("rows", counts),
-        ("tried", f"{len(found['candidates'])} candidates, paired on the same rows"),
+        ("tried", f"{len(found['candidates'])} candidates, paired on the same rows" if len(found["candidates"]) > 1 else "1 candidate was finished"),
         ("won", _won(found)),
         ("AP", f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; ROC-AUC {_number(metrics.get('roc_auc'))}"),
         ("threshold", f"{_number(metrics.get('threshold'), 4)}: recall {_number(metrics.get('recall'))}, precision {_number(metrics.get('precision'))}, "
@@ -154,7 +154,29 @@ def _details(details: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tup
         facts.append(("money", f"{text} ({money['note']})" if money.get("note") else text))
     elif metrics.get("cost") is not None:
         facts.append(("cost", f"{metrics['cost']:,.2f} on the test rows"))
-    return facts
+    return facts + _points(details) + _thinned(evaluation, details.get("config", {}))
+
+
+def _points(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Operating points beside the one that decides, and constraints that cannot be met."""
+    named = details.get("points", {})
+    return [
+        ("point" if point["feasible"] else "infeasible", f"{name}: {point['message']}")
+        for position, (name, point) in enumerate(named.items())
+        if position or not point["feasible"]
+    ]
+
+
+def _thinned(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same decisions on the thinned test, where one was asked for."""
+    found = evaluation.get("thinned")
+    if not found:
+        return []
+    said = ", ".join(
+        f"{name.upper() if name == 'f2' else name} {_number(found[name]['value'])}"
+        for name in ("recall", "precision", "f2")
+    )
+    return [(f"at 1:{config['evaluate']['test_ratio']:g}", f"{said}: the test thinned, as results are often published")]
 
 
 def _candidate(each: Mapping[str, Any], selected: str) -> tuple[str, ...]:

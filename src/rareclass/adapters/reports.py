@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 Details = Mapping[str, Any]
+_NARROW = "\u202f"
+"""A narrow space at which no line breaks: numbers stay whole on a phone."""
 _BLUE, _GREY, _ORANGE = "#0d74ce", "#8b8d98", "#e5730a"
 
 
@@ -31,6 +33,7 @@ def training_report(details: Details) -> str:
         money_lines=_money_lines(details["evaluation"]["money"]),
         charts=charts,
         point_lines=_point_lines(details["evaluation"]),
+        thinned_lines=_thinned_lines(details),
         point_notes=[f"{name}: {point['message']}" for name, point in details["points"].items() if point["message"]],
         selection_sentence=selection_sentence(summary),
         config_text=json.dumps(details["config"], indent=1),
@@ -46,14 +49,14 @@ def percent(value: float | None) -> str:
 
 def count(value: float | None) -> str:
     """A number of rows, in groups of three digits."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}".replace(",", " ")
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}".replace(",", _NARROW)
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """A value with its interval."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f},{_NARROW}{high:.3f}]"
 
 
 def estimate(found: Mapping[str, Any] | None) -> str:
@@ -67,9 +70,12 @@ def estimate(found: Mapping[str, Any] | None) -> str:
 def selection_sentence(summary: Details) -> str:
     """Say what won and whether that is significant."""
     winner = next((each for each in summary["candidates"] if each["name"] == summary["selected"]), None)
-    tried = f"{len(summary['candidates'])} candidates on the same held-out rows. "
+    number = len(summary["candidates"])
+    tried = "One candidate was finished. " if number == 1 else f"{number} candidates on the same held-out rows. "
+    if number == 1:
+        return f"{tried}A larger search.seconds tries more."
     if winner is None or winner["name"] == summary["candidates"][0]["name"]:
-        return tried + f"Nothing beat candidate 0, {summary['selected']}, significantly, so it is kept."
+        return f"{tried}Nothing beat candidate 0, {summary['selected']}, significantly, so it is kept."
     return tried + (
         f"{summary['selected']} was selected; against candidate 0 its AP differs by "
         f"{interval(winner['difference']['value'], winner['difference']['low'], winner['difference']['high'])}"
@@ -142,6 +148,20 @@ def _point_lines(evaluation: Details) -> list[dict[str, Any]]:
         {"name": name, "cells": [f"{threshold:.4f}", *(estimate(metrics.get(key)) for key in wanted), _amount(metrics["cost"]) if "cost" in metrics else "–"]}
         for name, threshold, metrics in [*named, ("untuned 0.5", 0.5, evaluation["untuned"])]
     ]  # fmt: skip
+
+
+def _thinned_lines(details: Details) -> list[dict[str, Any]]:
+    """The same decisions at the natural prevalence and on a test thinned to a ratio; empty unless that was asked for."""
+    evaluation, ratio = details["evaluation"], details["config"]["evaluate"]["test_ratio"]
+    if not evaluation["thinned"]:
+        return []
+    wanted = ("ap", "recall", "precision", "f2", "fp")
+    odds = 1 / details["summary"]["prevalence"]["test"] - 1
+    parts = ((f"natural, 1:{count(odds)}", evaluation["metrics"]), (f"thinned, 1:{ratio:g}", evaluation["thinned"]))
+    return [
+        {"name": name, "cells": [_amount(found[key]) if key == "fp" else estimate(found[key]) for key in wanted]}
+        for name, found in parts
+    ]
 
 
 def _charts(details: Details) -> list[tuple[Any, str]]:

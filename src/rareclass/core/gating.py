@@ -188,9 +188,14 @@ def _cost_rule(evaluation: Evaluation) -> Rule:
     other = "doing nothing" if nothing else "flagging everything"
     outcome = _at_least(saved.low, saved.high, 0.0)
     verb = {"pass": "saves", "fail": "costs more than", "undecided": "may or may not save anything against"}[outcome]
-    amount = f"{saved.value:,.4g} [{saved.low:,.4g}, {saved.high:,.4g}] {money.currency}"
+    amount = f"{_money(saved.value)} [{_money(saved.low)}, {_money(saved.high)}] {money.currency}"
     said = f"it {verb} {amount} against {other}" if outcome == "pass" else f"it {verb} {other}: saving {amount}"
     return Rule("cost", outcome, said + _SAYS[outcome], {**_numbers(saved), "cost": money.cost.value})
+
+
+def _money(value: float) -> str:
+    """Whole units of money where there are hundreds of them, three digits otherwise."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _calibration_rule(evaluation: Evaluation, gate: config.Gate) -> Rule:
@@ -293,7 +298,7 @@ class _Pair:
         drawn = Resamples(len(extra), block, self.resamples.n_boot, self.resamples.seed).sums(extra)
         found = estimate(float(extra.sum()), drawn, self.confidence, int(self.y[left].sum()), len(extra))
         outcome: Outcome = "fail" if found.low > 0 else "pass"
-        amount = f"{found.value:,.4g} [{found.low:,.4g}, {found.high:,.4g}] {costs.currency}"
+        amount = f"{_money(found.value)} [{_money(found.low)}, {_money(found.high)}] {costs.currency}"
         verb = "costs significantly more than" if outcome == "fail" else "does not cost significantly more than"
         return Rule(
             "champion_cost",

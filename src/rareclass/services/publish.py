@@ -191,7 +191,7 @@ def full(run: Run) -> dict[str, Any]:
         "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
         "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
         "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
-        "points": {name: _point(point) for name, point in run.tuning.points.items()},
+        "points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "gate": run.judged.decision.to_json(),
         "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
         "trials": trials, "summary": summarise(run),
@@ -202,12 +202,6 @@ def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | No
     """Curves by round or epoch from the records of a fit."""
     names = [name for name in trace[0] if name != "round"] if trace else []
     return {name: [float(each[name]) for each in trace] for name in names} or None
-
-
-def _point(point: Any) -> dict[str, Any]:
-    names = ("value", "low", "high", "objective", "precision", "recall", "alerts_per_day", "feasible", "message")
-    found = {name: getattr(point, name) for name in names}
-    return {**found, "objective_value": point.objective_value.to_json()}
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -229,7 +223,7 @@ def summarise(run: Run) -> dict[str, Any]:
         ],
         "metrics": {**metrics, "ap_low": ap.low, "ap_high": ap.high, "threshold": run.tuning.thresholds[run.tuning.primary]},
         "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
-        "operating_points": {name: _point(point) for name, point in run.tuning.points.items()},
+        "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "champion_metrics": dict(judged.champion_metrics) or None,
         "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
         "rows": {name: len(part) for name, part in rows.items()},
