@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -212,24 +214,47 @@ def _say(opts: Any, engine: Any, ports: Any) -> None:
 
 
 class _Shipping:
-    """The shipper's process, and its end."""
+    """The shipper's process: started again when it dies, and what it leaves behind is shipped at the end."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopping = threading.Event()
+        self._begin()
+        self._watch = threading.Thread(target=self._keep, name="rareclass-shipping", daemon=True)
+        self._watch.start()
+
+    def _begin(self) -> None:
         from rareclass.services.shipping import start_process
 
-        self._process = start_process(config)
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)  # answers first; the spool keeps what waits
+        self._process = start_process(self._config)
+        with contextlib.suppress(OSError):
+            # answers come first; the spool keeps what waits
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(1.0):
+            if self._process.poll() is not None:
+                _LOG.warning("the shipper ended (%s) and is started again", self._process.returncode)
+                self._begin()
 
     def stop(self) -> None:
-        """Ask the shipper to drain the spool; say so when it could not within ``DRAIN_SECONDS``."""
+        """Ship what is left within ``DRAIN_SECONDS``; say so when that was not possible."""
+        from rareclass.adapters.spool import unshipped_bytes
+        from rareclass.services.shipping import Shipper
+
+        self._stopping.set()
+        self._watch.join()
         self._process.terminate()
         try:
             self._process.wait(DRAIN_SECONDS + 10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.returncode:
-            print("the spool could not be shipped to the store; the next start ships it", file=sys.stderr)
+        folder = Path(self._config.serve.spool)
+        if unshipped_bytes(folder):  # it died, or was stopped before it had begun
+            Shipper(folder, self._config.store.url).start().stop(DRAIN_SECONDS)
+        if unshipped_bytes(folder):
+            print("not all of the spool could be shipped to the store; the next start ships it", file=sys.stderr)
 
 
 def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> None:
