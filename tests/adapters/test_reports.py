@@ -1,0 +1,162 @@
+"""Both reports in a real browser: nothing sticks out on a phone or a desktop, in light or dark."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import missing
+from rareclass.adapters import reports
+from rareclass.config import parse
+from rareclass.services import run
+
+WIDTHS = (390, 1280)
+PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 19)"}
+PROBE = """<script>addEventListener('load', () => setTimeout(() => {
+  const root = document.documentElement, edge = root.clientWidth
+  parent.postMessage({
+    name: location.hash.slice(1), inner: innerWidth, scroll: root.scrollWidth, paper: getComputedStyle(document.body).backgroundColor,
+    charts: [...document.querySelectorAll('.main-svg')].map(e => e.getBoundingClientRect().right - edge),
+    text: document.body.innerText.length,
+  }, '*')
+}, 1500))</script>"""
+
+
+def browser() -> str:
+    """A Chromium on this machine."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        missing("chromium")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Everything about a small real run that has slices, an impossible point and a thinned test."""
+    folder = tmp_path_factory.mktemp("reports")
+    rng = np.random.default_rng(0)
+    a, kind = rng.normal(size=2000), rng.choice(["a category with a long name", "y"], size=2000)
+    odds = -4 + 1.8 * a + (kind == "y")
+    frame = pd.DataFrame({"a": a, "kind": kind, "target": (rng.random(2000) < 1 / (1 + np.exp(-odds))).astype(int)})
+    frame.to_parquet(folder / "rows.parquet")
+    config = parse(
+        {
+            "name": "test",
+            "data": {"path": str(folder / "rows.parquet"), "target": "target"},
+            "search": {"trials": 1, "tune": False},
+            "evaluate": {"bootstraps": 50, "test_ratio": 5, "slices": ["kind"]},
+            "threshold": {
+                "points": [{"name": "dream", "objective": "f1", "min_recall": 0.999, "min_precision": 0.999}]
+            },
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+            "store": {"url": f"sqlite:///{folder}/store.db"},
+        }
+    )
+    run.run(config, folder / "out")
+    found: dict[str, Any] = json.loads((folder / "out" / "run.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def replayed() -> dict[str, Any]:
+    """What replay.json holds, with a missing number, a refusal and reasons as long as live ones are."""
+    periods = [
+        {
+            "start": f"2013-07-{day:02}T00:00:00", "end": f"2013-07-{day + 7:02}T00:00:00", "rows": 6192, "labelled": 6100, "positives": 174, "version": "1",
+            "ap": None if day == 8 else 0.107, "ap_low": None if day == 8 else 0.02, "ap_high": None if day == 8 else 0.2, "ap_estimated": 0.29, "prevalence": 0.028,
+            "precision": 0.1, "recall": 0.54, "cost": 478200.0, "drifted_features": ["temp"],
+        }
+        for day in (1, 8, 15)
+    ]  # fmt: skip
+    reason = "; ".join(f"column 'a_long_name_{n}': 53% missing, 0% in the reference" for n in range(8))
+    actions = [
+        {
+            "time": "2013-07-08T00:00:00+00:00", "kind": kind, "from_version": "1", "to_version": None,
+            "outcome": outcome, "reason": reason, "numbers": {},
+        }
+        for kind, outcome in (("page", "done"), ("retrain", "refused"))
+    ]  # fmt: skip
+    return {
+        "name": "flights", "train_until": "2013-07-01T00:00:00", "step": "1w", "first": "xgboost", "label_delay": "1d", "periods": periods,
+        "alerts": [{"time": "2013-07-08T00:00:00", "name": "RareclassFeatureDrift"}], "actions": actions,
+        "verdicts": [{"time": "2013-07-08T00:00:00", "verdict": "page", "reasons": [reason], "evidence": {}}],
+        "money": {"currency": "USD", "ours": 8.7e6, "never": 8.9e6, "weekly": 9.1e6, "saved_vs_never": 2e5, "saved_vs_weekly": 4e5},
+    }  # fmt: skip
+
+
+def seen(pages: dict[str, str], folder: Path, scheme: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Lay out every page at every width in one browser; frames are as wide as asked, which windows are not."""
+    for name, text in pages.items():
+        (folder / f"{name}.html").write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    frames = "".join(
+        f"<iframe style='border:0' width={width} height=900 src='{name}.html#{name}'></iframe>"
+        for name in pages
+        for width in WIDTHS
+    )
+    (folder / "all.html").write_text(
+        "<html style='color-scheme: light dark'><pre id=seen></pre><script>const all = []; addEventListener('message', e => "
+        f"{{ all.push(e.data); document.getElementById('seen').textContent = JSON.stringify(all) }})</script>{frames}</html>"
+    )
+    command = [
+        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=20000",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", "--dump-dom", (folder / "all.html").as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found is not None
+    return {(each["name"], each["inner"]): each for each in json.loads(html.unescape(found[1]) or "[]")}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_sticks_out_on_a_phone_or_a_desktop(
+    scheme: str, trained: dict[str, Any], replayed: dict[str, Any], tmp_path: Path
+) -> None:
+    pages = {"training": reports.training_report(trained), "replay": reports.replay_report(replayed)}
+    found = seen(pages, tmp_path, scheme)
+    assert set(found) == {(name, width) for name in pages for width in WIDTHS}
+    for page, laid_out in found.items():
+        assert laid_out["scroll"] <= laid_out["inner"], f"{page} scrolls sideways"
+        assert laid_out["charts"], f"{page} drew no chart"
+        assert max(laid_out["charts"]) <= 0, f"a chart of {page} is cut off"
+        assert laid_out["paper"] == PAPER[scheme]
+        assert laid_out["text"] > 500
+
+
+def test_a_page_that_is_too_wide_is_noticed(replayed: dict[str, Any], tmp_path: Path) -> None:
+    wide = reports.replay_report(replayed).replace("<h1>", "<h1 style='width: 2000px'>")
+    found = seen({"wide": wide}, tmp_path, "light")
+    assert all(each["scroll"] > each["inner"] for each in found.values())
+    assert len(found) == len(WIDTHS)
+
+
+def test_the_reports_load_nothing_from_elsewhere(trained: dict[str, Any], replayed: dict[str, Any]) -> None:
+    for text in (reports.training_report(trained), reports.replay_report(replayed)):
+        assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(?!data:)", text)
+
+
+def test_the_report_says_what_cannot_be_met_and_what_a_thinned_test_flatters(trained: dict[str, Any]) -> None:
+    text = html.unescape(reports.training_report(trained))
+    assert "dream: no threshold reaches precision >= 0.999" in text
+    natural, thinned = (trained["evaluation"][key]["precision"]["value"] for key in ("metrics", "thinned"))
+    assert natural < thinned
+    assert "thinned, 1:5" in text
+    assert f"{thinned:.3f}" in text
+    assert "thinned, 1:5" not in reports.training_report(
+        {**trained, "evaluation": {**trained["evaluation"], "thinned": {}}}
+    )
+
+
+def test_text_of_the_data_is_not_markup(trained: dict[str, Any]) -> None:
+    gate = {**trained["gate"], "reasons": ["<script>alert(1)</script>"]}
+    assert "<script>alert(1)" not in reports.training_report({**trained, "gate": gate})
