@@ -71,7 +71,20 @@ def charts() -> dict[str, Callable[[Path], None]]:
 
 
 CHART = "helm/rareclass"
+def dashboard(name: str) -> Callable[[Path], None]:
+    """A Grafana dashboard as JSON."""
+
+    def write(target: Path) -> None:
+        from monitoring.dashboards import DASHBOARDS
+
+        target.write_text(DASHBOARDS[name](), encoding="utf-8")
+
+    return write
+
+
+DASHBOARDS = ("live-quality", "drift", "serving", "retraining")
 GOLDENS = {
+    **{f"monitoring/dashboards/json/{name}.json": dashboard(name) for name in DASHBOARDS},
     "pipelines/compiled/training.yaml": pipeline,
     "docs/config.schema.json": schema,
     f"{CHART}/README.md": chart.readme,
