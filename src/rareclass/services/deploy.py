@@ -44,6 +44,14 @@ class Deployed:
         return f"{self.target} serves version {self.version}{was}; {self.rows} golden rows agree"
 
 
+def champion(config: Config) -> str | None:
+    """Return the version that is champion."""
+    from rareclass.adapters.registry import Registry
+
+    found = Registry(config.tracking.uri).at(config.name, "champion")
+    return None if found is None else found.version
+
+
 def deploy(
     config: Config, target: Target, service: str, *, now: datetime, version: str | None = None, seconds: float = 600,
     progress: Progress = silent,

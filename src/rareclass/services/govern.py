@@ -175,11 +175,13 @@ class Turn:
 
 
 def write(path: Path, turn: Turn) -> None:
-    """Write a turn whole, as JSON: a workflow reads it as soon as it is there."""
+    """Write a turn as JSON, and beside it FILE.kind and FILE.number, a word each, for workflows that branch on them."""
     import json
 
     from rareclass.services import publish
 
+    publish.write(path.with_name(f"{path.name}.kind"), turn.kind)
+    publish.write(path.with_name(f"{path.name}.number"), str(turn.number or ""))
     publish.write(path, json.dumps(publish.clean(turn.to_json())))
 
 
@@ -253,14 +255,15 @@ def repair(
         close()
 
 
-def close(config: Config, number: int, status: str, now: datetime) -> Action:
-    """Record that whatever carried out a repair ended; an outcome that is there already stays."""
+def close(config: Config, owner: str, status: str, now: datetime) -> Action | None:
+    """Record that what carried out the repair of that owner ended without an outcome; None when nothing is open."""
     from rareclass.adapters.store import Store
 
     with Store(config.store.url) as store:
-        verdict, ended = _numbered(config, store, number)
-        if ended is not None:
-            return ended
+        left = _unfinished(store.entries(config.name), owner, now)
+        if left is None:
+            return None
+        verdict, number = _reserved(left), left.payload["number"]
         action = Action(now, verdict.verdict, verdict.version or None, None, "failed", f"the workflow ended: {status}")
         _finish(config, action, verdict, now, store, number)
         return action

@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from rareclass.errors import ConfigError, MissingExtra, RareclassError
 
 DONE = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 ALIVE = ("PENDING", "RUNNING", "SUCCEEDED", "PAUSED", "RUNTIME_STATE_UNSPECIFIED", None)
+STEPS = (
+    "ingest", "detect-imbalance", "resample", "train", "select", "tune-threshold", "evaluate", "register", "promote",
+)  # fmt: skip
 PAUSE_SECONDS = 5.0
 PATIENCE_SECONDS = 180.0
 """How long an API server that does not answer is waited for while a run is followed: the run itself goes on."""
@@ -174,13 +178,9 @@ def _named(name: str) -> str:
 
 
 def _steps(run: Any) -> list[tuple[str, str | None]]:
-    """Steps with their states, without drivers and the groups around loops."""
+    """Steps with their states, without the drivers, retries and loops around them."""
     details = run.run_details.task_details if run.run_details is not None else None
-    return [
-        (each.display_name, each.state)
-        for each in details or []
-        if not each.display_name.endswith(("-driver", "driver")) and each.display_name not in ("root", "executor")
-    ]
+    return [(each.display_name, each.state) for each in details or [] if each.display_name in STEPS]
 
 
 def _failure(run: Any) -> str:
@@ -203,6 +203,7 @@ def _line(error: object) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The client prints links to a browser interface; the terminal is for progress."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """The client warns of old backends and prints links to a browser interface; the terminal is for progress."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
