@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -52,18 +51,21 @@ def batch(first: int, rows: int, total: int) -> pd.DataFrame:
 def postgres() -> Iterator[str | None]:
     """URL of a PostgreSQL; None where the machine has none."""
     given = os.environ.get("RARECLASS_BENCH_POSTGRES")
-    if given or not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+    if given:
         yield given
         return
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from conftest import _new_server
+    from postgres import NotInstalled, discard, new_server
 
-    server = _new_server()
+    try:
+        server = new_server()
+    except NotInstalled:
+        yield None
+        return
     try:
         yield server.url()
     finally:
-        server.stop()
-        shutil.rmtree(server.root, ignore_errors=True)
+        discard(server)
 
 
 def timed(work: Any) -> tuple[float, Any]:
