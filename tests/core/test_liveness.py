@@ -82,9 +82,21 @@ def test_a_maturing_window_is_estimated_and_never_judged(frame, reference):
     assert maturing
     for window in maturing:
         assert not window.judged
-        assert "ap" not in window.metrics
+        assert not window.violated
+        assert set(window.metrics) <= {"ap"}
         assert 0 < window.estimated_ap < 1
     assert abs(found.estimate_error) < 0.15
+
+
+def test_a_maturing_window_with_enough_early_positives_shows_its_average_precision_without_an_interval():
+    frame, _ = live_rows.stream("sudden pattern", days=63, per_day=500)
+    now = live_rows.START + timedelta(days=63)
+    found = liveness.evaluate(frame, now=now, version="1", profile=live_rows.profile(), settings=live_rows.settings())
+    (window,) = [window for window in found.windows if window.state == "maturing"]
+    early = frame[(frame["ts"] >= window.start) & frame["label"].notna() & (frame["label_observed_at"] <= now)]
+    assert window.metric("ap").value == pytest.approx(average_precision_score(early["label"], early["score"]))
+    assert np.isnan(window.metric("ap").low)
+    assert not window.judged
 
 
 def test_the_estimate_without_labels_is_the_expected_average_precision():

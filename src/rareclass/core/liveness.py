@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rareclass.config import Monitor
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
-from rareclass.core.drift import Profile
+from rareclass.core.drift import Profile, weighted_ap
 from rareclass.core.estimate import Estimate
 from rareclass.core.rows import FloatArray, IntArray
 
@@ -459,6 +459,10 @@ def _window(
         metrics = _counted(known, y, starts, draws, settings)
         if not reason:
             metrics |= _ranked(known, y, starts, draws, profile, settings)
+    elif state == "maturing" and settings.monitor.min_positives <= y.sum() < len(y):
+        # Shown, never judged, and without an interval: which labels come early is not chance.
+        value = weighted_ap(y, known.score, known.weights)
+        metrics["ap"] = Estimate(value, positives=int(y.sum()), rows=len(y))
     delays, total = known.delays, float(rows.sampling.sum())
     days = (end - start) / timedelta(days=1)
     margin = settings.monitor.max_ap_loss * _reference(profile)[0] if profile is not None else math.nan

@@ -277,11 +277,10 @@ def _row(window: Any) -> str:
 
 
 def _estimate(found: Estimate, digits: int = 3) -> str:
-    return (
-        "–"
-        if math.isnan(found.value)
-        else f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    )
+    if math.isnan(found.value):
+        return "–"
+    between = "" if math.isnan(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.value:.{digits}f}{between}"
 
 
 def _number(value: float, digits: int = 3) -> str:
