@@ -1,0 +1,1 @@
+"""Rules, dashboards, runbooks: what watches the live model from outside."""
