@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools import chart  # noqa: E402
+from tools import chart, settings  # noqa: E402
 
 
 def pipeline(target: Path) -> None:
@@ -71,6 +71,8 @@ def charts() -> dict[str, Callable[[Path], None]]:
 
 
 CHART = "helm/rareclass"
+
+
 def dashboard(name: str) -> Callable[[Path], None]:
     """A Grafana dashboard as JSON."""
 
@@ -87,6 +89,7 @@ GOLDENS = {
     **{f"monitoring/dashboards/json/{name}.json": dashboard(name) for name in DASHBOARDS},
     "pipelines/compiled/training.yaml": pipeline,
     "docs/config.schema.json": schema,
+    "docs/settings.md": settings.settings,
     f"{CHART}/README.md": chart.readme,
     f"{CHART}/values.schema.json": chart.schema,
     **monitoring_in_chart(),
