@@ -6,6 +6,7 @@ python tools/draw_dashboards.py --prometheus http://localhost:9090 --out out/das
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import re
 import shutil
@@ -94,20 +95,22 @@ def _marks(board: dict[str, Any], prometheus: str, minutes: float) -> Iterator[t
 
 
 def _panel(panel: dict[str, Any], prometheus: str, minutes: float, marks: list[tuple[float, str, str]]) -> str:
+    title = html.escape(panel["title"])
+    head = f'<div class=panel title="{title}">'
     found = [
         (_legend(target["legendFormat"], series["metric"]), series["values"])
         for target in panel["targets"]
         for series in results(prometheus, target["expr"], minutes)
     ]
     if not found:
-        return f"<div class=panel><h3>{panel['title']}</h3><div class=big>no data</div></div>"
+        return f"{head}<h3>{title}</h3><div class='big nothing'>no data</div></div>"
     if panel["type"] == "stat":
         unit = panel["fieldConfig"]["defaults"].get("unit", "")
         numbers = "".join(
             f"<div class=big>{_shown(float(values[-1][1]), unit)}<span>{legend}</span></div>"
             for legend, values in found[:3]
         )
-        return f"<div class=panel><h3>{panel['title']}</h3>{numbers}</div>"
+        return f"{head}<h3>{title}</h3>{numbers}</div>"
     figure = _states(panel, found) if panel["type"] == "state-timeline" else _lines(panel, found)
     figure.update_layout(
         title={"text": panel["title"], "font": {"size": 13}, "x": 0.02, "y": 0.97},
@@ -122,7 +125,7 @@ def _panel(panel: dict[str, Any], prometheus: str, minutes: float, marks: list[t
     for at, text, colour in marks:
         figure.add_vline(x=at, line={"color": colour, "dash": "dash", "width": 1})
         figure.add_annotation(x=at, y=1, yref="paper", text=text, showarrow=False, font={"size": 10, "color": colour})
-    return f"<div class=panel>{figure.to_html(full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
+    return f"{head}{figure.to_html(full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
 
 
 def _lines(panel: dict[str, Any], found: list[tuple[str, list[Any]]]) -> Any:
