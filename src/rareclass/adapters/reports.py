@@ -44,7 +44,7 @@ def training_report(details: Details) -> str:
 
 def percent(value: float | None) -> str:
     """A share as text with three digits that matter."""
-    return "–" if value is None else f"{100 * value:.3g} %"
+    return "–" if value is None else f"{100 * value:.3g}{_NARROW}%"
 
 
 def count(value: float | None) -> str:
@@ -125,7 +125,7 @@ def _money_sentence(money: Details) -> str:
 def _amount(found: Details) -> str:
     if found["low"] is None:
         return count(found["value"])
-    return f"{count(found['value'])} [{count(found['low'])}, {count(found['high'])}]"
+    return f"{count(found['value'])} [{count(found['low'])},{_NARROW}{count(found['high'])}]"
 
 
 def _money_lines(money: Details) -> list[dict[str, str]]:
