@@ -3,8 +3,8 @@
     python tools/readme_tables.py            rewrite the sections whose benchmark has results
     python tools/readme_tables.py --check    only say whether every marker is closed and names a benchmark (exit code 1 if not)
 
-``<!-- bench:NAME -->`` ... ``<!-- /bench -->`` gets the claims of NAME, ``<!-- bench:NAME:table -->`` what it printed.
-A section whose benchmark was not run here keeps what it says.
+``<!-- bench:NAME -->`` ... ``<!-- /bench -->`` gets the claims of NAME, ``<!-- bench:NAME:table -->`` what it printed, and
+``<!-- bench:summary -->`` the claims of all that were run. A section whose benchmark was not run here keeps what it says.
 """
 
 from __future__ import annotations
@@ -61,11 +61,31 @@ def printed(found: dict[str, Any]) -> str:
     return "\n\n".join([*shown, caption(found)])
 
 
+def summary(results: Path) -> str | None:
+    """The claims of every benchmark that has results, with the load it ran under; None without any."""
+    lines = [
+        "| benchmark | claim | ours | peer | ratio | goal | met | size, load |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for file in sorted(results.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        ran = f"{'full' if found['full'] else 'short'}, {found['load'][0]}"
+        for each in found["claims"]:
+            values = " | ".join(number(each[key]) for key in ("ours", "peer", "ratio", "goal"))
+            lines.append(
+                f"| {found['benchmark']} | {each['claim']} | {values} | {'yes' if each['met'] else '**no**'} | {ran} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else None
+
+
 def filled(text: str, results: Path) -> str:
     """Return a document with its sections filled."""
 
     def section(match: re.Match[str]) -> str:
         head, name, kind, _, end = match.groups()
+        if name == "summary":
+            table = summary(results)
+            return match[0] if table is None else f"{head}\n{table}\n\n{end}"
         file = results / f"{name}.json"
         if not file.is_file():
             return match[0]
@@ -85,6 +105,7 @@ def wrong(text: str, known: set[str]) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Exit code 1 when markers are wrong."""
     known = {file.stem for file in (ROOT / "benchmarks").glob("*.py") if not file.stem.startswith("_")}
+    known.add("summary")
     bad = 0
     for name in FILES:
         path = ROOT / name

@@ -50,6 +50,11 @@ def test_a_section_gets_what_was_printed(tool: ModuleType, results: Path) -> Non
     assert "```text\na line\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
 
 
+def test_a_summary_has_the_claims_of_all(tool: ModuleType, results: Path) -> None:
+    text = tool.filled("<!-- bench:summary -->\n<!-- /bench -->", results)
+    assert "| fast | seconds | 0.25 | 1,234 | 4,936 | 50 | yes | short, 0.5 |" in text
+
+
 def test_a_section_without_results_stays_as_it_is(tool: ModuleType, results: Path) -> None:
     text = "<!-- bench:slow -->\nold\n<!-- /bench -->"
     assert tool.filled(text, results) == text
