@@ -1,0 +1,60 @@
+{{- /* One step of the workflow, a command of the image: include "rareclass.step" (dict "root" . "name" N "args" LIST "deadline" SECONDS) */ -}}
+{{- define "rareclass.step" -}}
+{{- $root := .root -}}
+name: {{ .name }}
+activeDeadlineSeconds: {{ .deadline }}
+metadata:
+  labels: {{- include "rareclass.workflowLabels" $root | nindent 4 }}
+# A lost node or a deleted pod is tried again; a command that says no is not.
+retryStrategy: {limit: 5, retryPolicy: OnError, backoff: {duration: 5s, factor: 2, maxDuration: 5m}}
+container:
+  image: {{ include "rareclass.image" (list $root "pipeline") }}
+  imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+  command: [rareclass]
+  args: {{- toYaml .args | nindent 4 }}
+  {{- include "rareclass.trackingEnvFrom" $root | nindent 2 }}
+  env:
+    {{- include "rareclass.storeEnv" $root | nindent 4 }}
+    {{- include "rareclass.s3Env" $root | nindent 4 }}
+    {{- with $root.Values.serving.tokenSecret }}
+    {{- include "rareclass.tokenEnv" (list (default "RARECLASS_SERVE_TOKEN" (dig "serve" "token_env" "" $root.Values.config)) .) | nindent 4 }}
+    {{- end }}
+  securityContext: {{- include "rareclass.containerSecurity" $root | nindent 4 }}
+  resources: {{- toYaml $root.Values.retrain.resources | nindent 4 }}
+  volumeMounts:
+    - {name: config, mountPath: /config, readOnly: true}
+    - {name: tmp, mountPath: /tmp}
+{{- end -}}
+
+{{- define "rareclass.workflowLabels" -}}
+{{- include "rareclass.labels" . }}
+app.kubernetes.io/component: workflow
+{{- end -}}
+
+{{- /* Name of the object that serves, as the deploy step patches it. */ -}}
+{{- define "rareclass.servingKind" -}}
+{{- if eq .Values.serving.backend "seldon" }}seldon{{ else if .Values.serving.spool.persistent }}statefulset{{ else }}deployment{{ end -}}
+{{- end -}}
+{{- define "rareclass.servingObject" -}}
+{{ include "rareclass.fullname" . }}{{ if ne .Values.serving.backend "seldon" }}-serving{{ end }}
+{{- end -}}
+
+{{- /* Secret with the store's URL in the namespace of the pipeline's steps. */ -}}
+{{- define "rareclass.pipelineSecret" -}}
+{{- default (printf "%s-%s-pipeline" .Release.Namespace (include "rareclass.fullname" .)) .Values.retrain.kubeflow.existingSecret -}}
+{{- end -}}
+
+{{- define "rareclass.makesPipelineSecret" -}}
+{{- if and .Values.retrain.enabled (eq .Values.retrain.runner "kubeflow") (not .Values.retrain.kubeflow.existingSecret) }}true{{ end -}}
+{{- end -}}
+
+{{- /* The section `cluster` of the configuration, as the steps of the pipeline need it. */ -}}
+{{- define "rareclass.clusterSettings" -}}
+{{- $kubeflow := .Values.retrain.kubeflow -}}
+{{- $tracking := include "rareclass.trackingUri" . -}}
+{{- if include "rareclass.embeddedMlflow" . }}{{ $tracking = printf "http://%s-mlflow.%s:5000" (include "rareclass.fullname" .) .Release.Namespace }}{{ end -}}
+{{- $env := dict "RARECLASS_TRACKING_URI" $tracking "AWS_DEFAULT_REGION" .Values.s3.region -}}
+{{- with .Values.s3.endpoint }}{{ $_ := set $env "AWS_ENDPOINT_URL" . }}{{ end -}}
+{{- $secrets := concat (list (dict "name" (include "rareclass.pipelineSecret" .) "env" (dict "RARECLASS_STORE_URL" "url"))) $kubeflow.secrets -}}
+{{- dict "host" $kubeflow.host "image" (include "rareclass.image" (list . "pipeline")) "env" (mustMergeOverwrite $env $kubeflow.env) "secrets" $secrets | toJson -}}
+{{- end -}}
