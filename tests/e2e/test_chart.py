@@ -477,7 +477,7 @@ def test_a_second_model_lives_beside_and_leaves_nothing_but_what_is_kept(release
     done = helm("install", "second", str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     try:
         assert done.returncode == 0, done.stderr
-        # its servers may reach the first release's MLflow only if that lets them: same instance labels are not theirs
+        kubectl("-n", SPACE, "rollout", "status", "statefulset/second-serving", "--timeout=240s")
         found = json.loads(kubectl("-n", SPACE, "get", "statefulset", "second-serving", "-o", "json"))
         assert found["spec"]["volumeClaimTemplates"]
     finally:
