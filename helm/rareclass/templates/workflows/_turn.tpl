@@ -19,6 +19,9 @@ podGC: {strategy: OnPodSuccess}
 ttlStrategy: {secondsAfterSuccess: {{ $retrain.keepSeconds.succeeded }}, secondsAfterFailure: {{ $retrain.keepSeconds.failed }}}
 securityContext: {{- include "rareclass.podSecurity" . | nindent 2 }}
 {{- include "rareclass.pull" . | nindent 0 }}
+# Argo's own containers get nothing by default that a namespace with the restricted profile lets through.
+{{- $own := dict "securityContext" (include "rareclass.containerSecurity" . | fromYaml) }}
+podSpecPatch: {{ dict "initContainers" (list (merge (dict "name" "init") $own)) "containers" (list (merge (dict "name" "wait") $own)) | toJson | quote }}
 metrics:
   prometheus:
     - name: rareclass_turns_total

@@ -1,0 +1,420 @@
+"""The loop on a real Kubernetes, arrow by arrow; each test asks the real system's own API. `make e2e` starts the cluster.
+
+The release is installed when it is not there (RARECLASS_E2E_NAMESPACE, default `loop`); the tests stand on each other in
+the order of the file and may be run again on what an earlier run left.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+HERE = Path(__file__).parents[2]
+VALUES = Path(__file__).with_name("loop-values.yaml")
+NAMESPACE, RELEASE, MODEL = os.environ.get("RARECLASS_E2E_NAMESPACE", "loop"), "stream", "stream"
+TAG = os.environ.get("RARECLASS_E2E_TAG", "")
+S3_USER = os.environ.get("RARECLASS_E2E_S3", "minioadmin")
+MINUTES = 60.0
+
+
+def kubectl(*words: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["kubectl", *words], capture_output=True, text=True, input=stdin, check=False)
+    assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+    return done.stdout
+
+
+def got(*words: str) -> Any:
+    return json.loads(kubectl("get", *words, "-o", "json"))
+
+
+def reachable() -> str:
+    """Empty when there is a cluster with the platform, else what is missing."""
+    if shutil.which("kubectl") is None or shutil.which("helm") is None:
+        return "kubectl and helm are not on the PATH"
+    if subprocess.run(["kubectl", "version", "--request-timeout=5s"], capture_output=True, check=False).returncode:
+        return "kubectl reaches no cluster"
+    for name in ("kubeflow", "argo", "monitoring", "seldon-system", "minio"):
+        if subprocess.run(["kubectl", "get", "namespace", name], capture_output=True, check=False).returncode:
+            return f"the cluster has no namespace {name}"
+    return ""
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"never seen: {what}"
+        time.sleep(2)
+    return value
+
+
+@cache
+def address(namespace: str, service: str, port: int, scheme: str = "http") -> str:
+    """Base URL of a Service; the nodes of the tests' cluster reach Service addresses."""
+    return f"{scheme}://{got('-n', namespace, 'service', service)['spec']['clusterIP']}:{port}"
+
+
+def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
+    with urllib.request.urlopen(request, timeout=30, context=context if url.startswith("https") else None) as answer:
+        return json.load(answer)
+
+
+def mlflow(path: str, **query: str) -> Any:
+    return ask(f"{address(NAMESPACE, f'{RELEASE}-mlflow', 5000)}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}", headers={"Host": f"{RELEASE}-mlflow:5000"})  # fmt: skip
+
+
+def champion() -> str | None:
+    try:
+        found = mlflow("registered-models/alias", name=MODEL, alias="champion")
+    except urllib.error.HTTPError:
+        return None
+    return str(found["model_version"]["version"])
+
+
+def prometheus(query: str) -> list[Any]:
+    url = f"{address('monitoring', 'prometheus', 9090)}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    return list(ask(url)["data"]["result"])
+
+
+def ledger() -> list[Any]:
+    """The ledger as the monitor's pod reads it from PostgreSQL."""
+    return list(json.loads(kubectl("-n", NAMESPACE, "exec", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "rareclass", "history", "-c", "/config/config.yaml", "--json")))  # fmt: skip
+
+
+def rows(n: int, seed: int, sign: float = 1.0) -> pd.DataFrame:
+    """One row in ten is rare; with ``sign`` -1 the strongest feature points the other way."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=n), rng.normal(size=n)
+    kind = rng.choice(["x", "y", "z"], size=n, p=[0.6, 0.3, 0.1])
+    odds = -3.6 + 2.0 * sign * a + 1.0 * b + 1.0 * (kind == "z")
+    frame = pd.DataFrame({"a": a, "b": b, "noise": rng.normal(size=n), "kind": kind})
+    return frame.assign(target=(rng.random(n) < 1 / (1 + np.exp(-odds))).astype(int))
+
+
+def traffic(sign: float, minutes: int = 6, per_minute: int = 400) -> str:
+    """Ask for the predictions of the last minutes, row by row as clients do, and import their labels; returns what it said."""
+    start = datetime.now(UTC) - timedelta(minutes=minutes, seconds=15)
+    labels = ["request_id,row,label"]
+    url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}/infer"
+    for minute in range(minutes):
+        frame = rows(per_minute, int(time.time()) + minute, sign)
+        name = uuid.uuid4().hex
+        when = [(start + timedelta(minutes=minute, seconds=60 * i / per_minute)).isoformat() for i in range(per_minute)]
+        tensors = [
+            {"name": column, "shape": [per_minute], "datatype": "BYTES" if column == "kind" else "FP32", "data": frame[column].tolist()}
+            for column in ("a", "b", "noise", "kind")
+        ]  # fmt: skip
+        answer = ask(url, {"id": name, "inputs": tensors, "parameters": {"ts": when}})
+        assert len(next(each["data"] for each in answer["outputs"] if each["name"] == "score")) == per_minute
+        labels += [f"{name},{row},{label}" for row, label in enumerate(frame["target"])]
+    script = "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv"
+    return kubectl("-n", NAMESPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "sh", "-c", script, stdin="\n".join(labels) + "\n")  # fmt: skip
+
+
+def fire(**labels: str) -> None:
+    """Post what Alertmanager posts, with the account that the chart made for it."""
+    secret = got("-n", NAMESPACE, "secret", f"{RELEASE}-events-token")["data"]["token"]
+    body = {"status": "firing", "commonLabels": {"action": "triage", "model": MODEL, "alertname": "Test", **labels}}
+    url = f"{address('argo', 'argo-server', 2746, 'https')}/api/v1/events/{NAMESPACE}/{RELEASE}"
+    ask(url, body, {"Authorization": f"Bearer {base64.b64decode(secret).decode()}"})
+
+
+def turns() -> dict[str, Any]:
+    return {each["metadata"]["name"]: each for each in got("-n", NAMESPACE, "workflows")["items"]}
+
+
+def nodes(turn: Any) -> dict[str, Any]:
+    return {each["displayName"]: each for each in turn["status"].get("nodes", {}).values() if each["type"] != "Pod"}
+
+
+def output(turn: Any, name: str) -> str:
+    found = nodes(turn)["triage"]["outputs"]["parameters"]
+    return str(next(each.get("value", "") for each in found if each["name"] == name))
+
+
+def finished(name: str, seconds: float) -> Any:
+    def over() -> Any:
+        found = turns().get(name)
+        return found if found and found["status"].get("phase") in ("Succeeded", "Failed", "Error") else None
+
+    return until(over, seconds, f"the end of workflow {name}")
+
+
+def started(before: set[str], cause: str, seconds: float) -> str:
+    def new() -> str | None:
+        for name, each in turns().items():
+            given = {p["name"]: p.get("value") for p in each["spec"].get("arguments", {}).get("parameters", [])}
+            if name not in before and given.get("cause") == cause:
+                return name
+        return None
+
+    return str(until(new, seconds, f"a workflow because of {cause}"))
+
+
+missing = reachable()
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(missing), reason=f"needs a cluster: {missing}"),
+    pytest.mark.timeout(1800),
+]
+
+
+def settings() -> dict[str, Any]:
+    values = yaml.safe_load(VALUES.read_text(encoding="utf-8"))
+    if TAG:
+        values["image"] = {"tag": TAG}
+    return dict(values)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The chart in a namespace that enforces the restricted profile, the history in the object store."""
+    folder = tmp_path_factory.mktemp("loop")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}  # fmt: skip
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), S3_USER)
+    secrets = [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": where}, "stringData": keys}
+        for name, where in (("s3", NAMESPACE), ("stream-s3", "kubeflow"))
+    ]
+    for each in (namespace, *secrets):
+        kubectl("apply", "-f", "-", stdin=json.dumps(each))
+    import boto3
+
+    store = boto3.client(
+        "s3", endpoint_url=address("minio", "minio", 9000), region_name="us-east-1", aws_access_key_id=S3_USER, aws_secret_access_key=S3_USER
+    )  # fmt: skip
+    if "stream" not in [each["Name"] for each in store.list_buckets()["Buckets"]]:
+        store.create_bucket(Bucket="stream")
+    if not store.list_objects_v2(Bucket="stream").get("KeyCount"):
+        history = rows(4000, 1)
+        history["ts"] = pd.Timestamp.now("UTC").tz_localize(None).floor("s") - pd.to_timedelta(np.arange(4000)[::-1] * 60 + 86400, unit="s")  # fmt: skip
+        history.to_parquet(folder / "history.parquet")
+        store.upload_file(str(folder / "history.parquet"), "stream", "history.parquet")
+    (folder / "values.yaml").write_text(yaml.safe_dump(settings()))
+    if subprocess.run(["helm", "status", RELEASE, "-n", NAMESPACE], capture_output=True, check=False).returncode:
+        command = [
+            "helm",
+            "install",
+            RELEASE,
+            str(HERE / "helm/rareclass"),
+            "-n",
+            NAMESPACE,
+            "-f",
+            str(folder / "values.yaml"),
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
+    kubectl(
+        "-n",
+        NAMESPACE,
+        "rollout",
+        "status",
+        f"deployment/{RELEASE}-mlflow",
+        f"deployment/{RELEASE}-monitor",
+        "--timeout=600s",
+    )
+
+
+@pytest.fixture(scope="module")
+def submitted(release: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The first version, trained by a run of the pipeline; a run of that key that went well is not repeated."""
+    workflow = got("-n", NAMESPACE, "workflowtemplate", f"{RELEASE}-turn")["spec"]
+    step = next(each for each in workflow["templates"] if each["name"] == "retrain")
+    cluster = yaml.safe_load(
+        next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
+    )
+    config = {**settings()["config"], "cluster": {**cluster, "host": address("kubeflow", "ml-pipeline", 8888)}}
+    file = tmp_path_factory.mktemp("submit") / "config.json"
+    file.write_text(json.dumps(config))
+    environment = {
+        **os.environ, "AWS_ENDPOINT_URL": address("minio", "minio", 9000), "AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": S3_USER,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+
+    def submit(*words: str) -> str:
+        command = [str(HERE / ".venv/bin/rareclass"), "submit", "-c", str(file), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1500)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return submit, file
+
+
+def kubeflow(path: str, **query: str) -> Any:
+    return ask(f"{address('kubeflow', 'ml-pipeline', 8888)}/apis/v2beta1/{path}?{urllib.parse.urlencode(query)}")
+
+
+def test_submit_trains_on_kubeflow_and_says_so_once(submitted: tuple[Any, Path]) -> None:
+    submit, _ = submitted
+    said = submit("--key", "loop-first")
+    run = said.split()[said.split().index("loop-first") + 1].strip("()")
+    assert kubeflow(f"runs/{run}")["state"] == "SUCCEEDED"
+    again = submit("--key", "loop-first")
+    assert run in again
+    assert "uploaded" not in again
+
+
+def test_the_version_is_registered_whole_behind_postgres_and_the_object_store(submitted: tuple[Any, Path]) -> None:
+    number = until(champion, 60, "a champion in MLflow")
+    version = mlflow("model-versions/get", name=MODEL, version=number)["model_version"]
+    tags = {each["key"]: each["value"] for each in version["tags"]}
+    assert len(tags["rareclass.complete"]) == 64
+    assert version["source"].startswith("mlflow-artifacts:")
+    assert {"register", "promote"} <= {entry["kind"] for entry in ledger()}
+
+
+def test_seldon_serves_the_champion(submitted: tuple[Any, Path]) -> None:
+    def available() -> bool:
+        return got("-n", NAMESPACE, "seldondeployment", RELEASE).get("status", {}).get("state") == "Available"
+
+    until(available, 10 * MINUTES, "the SeldonDeployment available")
+    url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}"
+    assert ask(url)["name"] == MODEL
+
+
+def test_an_event_starts_a_turn_that_triages_branches_and_finishes(submitted: tuple[Any, Path]) -> None:
+    before = set(turns())
+    fire()
+    turn = finished(started(before, "Test", 60), 15 * MINUTES)
+    found = nodes(turn)
+    assert turn["status"]["phase"] == "Succeeded", turn["status"].get("message")
+    assert found["triage"]["phase"] == "Succeeded"
+    kind = output(turn, "kind")
+    assert kind in ("nothing", "rethreshold", "recalibrate", "retrain", "page")
+    assert (found["retrain"]["phase"] == "Skipped") == (kind != "retrain")
+    assert found["deploy"]["phase"] == "Succeeded"
+
+
+def test_the_turn_pins_the_served_version_to_the_champion_and_records_it(submitted: tuple[Any, Path]) -> None:
+    annotations = got("-n", NAMESPACE, "seldondeployment", RELEASE)["metadata"]["annotations"]
+    deployed = [entry for entry in ledger() if entry["kind"] == "deploy"]
+    assert annotations["rareclass.io/version"] == deployed[-1]["payload"]["version"]
+
+
+def test_an_event_for_another_model_or_another_action_starts_nothing(submitted: tuple[Any, Path]) -> None:
+    before = set(turns())
+    fire(model="another", alertname="NotOurs")
+    fire(action="page", alertname="NotOurs")
+    time.sleep(5)
+    causes = [each["spec"]["arguments"]["parameters"] for name, each in turns().items() if name not in before]
+    assert not any(p.get("value") == "NotOurs" for parameters in causes for p in parameters)
+
+
+def test_the_schedule_starts_a_turn_by_itself(submitted: tuple[Any, Path]) -> None:
+    before = set(turns())
+    name = started(before, "schedule", 6 * MINUTES)
+    assert turns()[name]["metadata"]["labels"]["workflows.argoproj.io/cron-workflow"] == f"{RELEASE}-turn"
+
+
+def test_a_recurring_run_of_kubeflow_starts_by_itself(submitted: tuple[Any, Path]) -> None:
+    submit, _ = submitted
+    said = submit("--recurring", "0 * * * * *")
+    job = said.split()[-1]
+    try:
+        runs = until(
+            lambda: [each for each in kubeflow("runs", page_size="100", sort_by="created_at desc").get("runs", []) if each.get("recurring_run_id") == job],
+            3 * MINUTES, "a run of the schedule",
+        )  # fmt: skip
+        assert runs[0]["state"] in ("PENDING", "RUNNING", "SUCCEEDED")
+    finally:
+        request = urllib.request.Request(
+            f"{address('kubeflow', 'ml-pipeline', 8888)}/apis/v2beta1/recurringruns/{job}", method="DELETE"
+        )
+        urllib.request.urlopen(request, timeout=30)
+    for each in runs:
+        ask(f"{address('kubeflow', 'ml-pipeline', 8888)}/apis/v2beta1/runs/{each['run_id']}:terminate", {})
+
+
+def test_labels_come_late_and_prometheus_has_the_live_ap(submitted: tuple[Any, Path]) -> None:
+    assert "2,400 new" in traffic(sign=1.0)
+    query = f'rareclass_live_ap_ratio{{model="{MODEL}",namespace="{NAMESPACE}"}}'
+    found = until(lambda: prometheus(query), 5 * MINUTES, query)
+    assert all(0 <= float(each["value"][1]) <= 1 for each in found)
+
+
+def test_a_changed_pattern_is_retrained_through_kubeflow_and_recorded(submitted: tuple[Any, Path]) -> None:
+    before, first = set(turns()), champion()
+    number = len([entry for entry in ledger() if entry["kind"] == "outcome"])
+    traffic(sign=-1.0)
+
+    def repaired() -> Any:
+        traffic(sign=-1.0, minutes=2)
+        fire(alertname="Drift")
+        name = started(before, "Drift", 2 * MINUTES)
+        before.add(name)
+        turn = finished(name, 20 * MINUTES)
+        return turn if output(turn, "kind") == "retrain" else None
+
+    turn = until(repaired, 25 * MINUTES, "a turn that retrains")
+    assert turn["status"]["phase"] == "Succeeded", turn["status"].get("message")
+    outcomes = [entry for entry in ledger() if entry["kind"] == "outcome"]
+    assert len(outcomes) > number
+    last = outcomes[-1]["payload"]
+    assert (last["verdict"], last["from_version"]) == ("retrain", first)
+    assert last["outcome"] in ("challenger", "done"), last["reason"]
+    runs = kubeflow("runs", page_size="100", sort_by="created_at desc")["runs"]
+    run = next(each for each in runs if each["display_name"] == f"{MODEL}-repair-{last['number']}")
+    assert run["state"] == "SUCCEEDED"
+
+
+def test_the_new_version_wins_on_live_labels_and_seldon_serves_it(submitted: tuple[Any, Path]) -> None:
+    old = champion()
+    until(lambda: (traffic(sign=-1.0, minutes=2), champion() != old)[1], 15 * MINUTES, "another champion")
+    url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}/infer"
+    tensors = [{"name": n, "shape": [1], "datatype": "BYTES" if n == "kind" else "FP32", "data": ["x" if n == "kind" else 0.0]} for n in ("a", "b", "noise", "kind")]  # fmt: skip
+    until(
+        lambda: ask(url, {"inputs": tensors})["model_version"] == champion(),
+        10 * MINUTES,
+        "the new version behind the Service",
+    )
+    assert (
+        got("-n", NAMESPACE, "seldondeployment", RELEASE)["metadata"]["annotations"]["rareclass.io/version"]
+        == champion()
+    )
+
+
+def test_the_workflow_account_can_do_its_work_and_nothing_else(release: None) -> None:
+    def may(account: str, verb: str, what: str) -> bool:
+        words = [
+            "auth",
+            "can-i",
+            verb,
+            what,
+            "-n",
+            NAMESPACE,
+            "--as",
+            f"system:serviceaccount:{NAMESPACE}:{RELEASE}-{account}",
+        ]
+        return subprocess.run(["kubectl", *words], capture_output=True, text=True, check=False).stdout.strip() == "yes"
+
+    assert may("workflow", "patch", f"seldondeployments.machinelearning.seldon.io/{RELEASE}")
+    assert may("workflow", "create", "workflowtaskresults.argoproj.io")
+    assert not may("workflow", "patch", "seldondeployments.machinelearning.seldon.io/other")
+    assert not any(
+        may("workflow", verb, what) for verb, what in (("get", "secrets"), ("delete", "pods"), ("create", "pods/exec"))
+    )
+    assert may("events", "create", "workflows.argoproj.io")
+    assert not any(
+        may("events", verb, what)
+        for verb, what in (("get", "secrets"), ("list", "workflows.argoproj.io"), ("get", "pods"))
+    )
