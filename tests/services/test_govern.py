@@ -404,3 +404,55 @@ def test_history_is_the_training_rows_then_the_served_ones_without_overlap(chang
     assert (rows.time < np.datetime64(live_rows.START, "us")).sum() == 15_000
     served = rows.take(rows.time >= np.datetime64(live_rows.START, "us"))
     assert len(served) == pytest.approx(56 * 500, abs=10)
+
+
+# --- the same in steps, each a process of its own -----------------------------------------------------------------------
+
+
+def test_a_repair_that_was_reserved_and_killed_is_taken_up_by_its_owner_and_done_once(folder):
+    config = make(folder, "steps", "prevalence up", per_day=800)
+    turn = govern.decide(config, END, owner="workflow")
+    assert (turn.kind, turn.number) == ("rethreshold", 1)
+    again = govern.decide(config, END, owner="workflow")
+    assert (again.kind, again.number) == ("rethreshold", 1)
+    other = govern.decide(config, END, owner="somebody else")
+    assert (other.kind, other.number) == ("nothing", None)
+    assert other.actions[-1].outcome == "refused"
+    done = govern.repair(config, 1, END)
+    assert done.outcome == "done"
+    assert govern.repair(config, 1, END).outcome == "done"
+    assert [entry.kind for entry in promote.history(config)].count("rethreshold") == 1
+    assert [entry.kind for entry in promote.history(config)].count("outcome") == 1
+    assert govern.close(config, "workflow", "Succeeded", END) is None
+    assert govern.decide(config, END, owner="workflow").kind == "nothing"
+
+
+def test_a_repair_whose_workflow_ended_badly_is_closed_as_failed_and_holds_nothing_back(folder):
+    config = make(folder, "closed", "prevalence up", per_day=800)
+    turn = govern.decide(config, END, owner="workflow")
+    assert turn.number == 1
+    closed = govern.close(config, "workflow", "Failed", END)
+    assert closed is not None
+    assert (closed.outcome, closed.reason) == ("failed", "the workflow ended: Failed")
+    assert govern.repair(config, 1, END).outcome == "failed"
+
+
+def test_a_turn_leaves_its_decision_as_words_beside_the_json(folder, tmp_path):
+    config = make(folder, "written", "prevalence up", per_day=800)
+    govern.write(tmp_path / "turn.json", govern.decide(config, END, owner="workflow"))
+    assert (tmp_path / "turn.json.kind").read_text() == "rethreshold"
+    assert (tmp_path / "turn.json.number").read_text() == "1"
+
+
+def test_a_retrain_in_steps_trains_on_the_history_of_the_log_and_says_which_repair_it_was(changed, tmp_path):
+    import json
+
+    from rareclass.config import dump
+    from rareclass.services import steps
+
+    asked = json.dumps({"number": 7, "now": END.isoformat(), "reason": "because"})
+    paths = [str(tmp_path / name) for name in ("ingested", "train", "validation", "test")]
+    found = steps.ingest(json.dumps(dump(changed)), *paths, repair=asked)
+    card = steps._load(paths[0]).value.card
+    assert found["train_rows"] > 0
+    assert (card["repair"], card["actor"], card["source"]) == (7, govern.ACTOR, "prediction log")
