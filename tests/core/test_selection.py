@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,33 @@ def test_an_average_of_different_learners_beats_each_of_them():
     assert combined > max(average_precision_score(ROWS.y, one.oof) for one in members) + 0.03
     expected = sum(weight * logit(one.oof) for one, weight in zip(members, found.weights.values(), strict=True))
     np.testing.assert_allclose(found.oof, expit(expected), rtol=1e-9)
+
+
+def nearly_equal(rows):
+    """Two candidates that are nearly copies, so that their average is ahead by a trifle."""
+    rng = np.random.default_rng(3)
+    shared = 3.0 * rows.y - 4 + 2.5 * rng.normal(size=len(rows))
+    made = [expit(shared + 0.4 * rng.normal(size=len(rows))) for _ in range(2)]
+    return [Trained(Candidate(f"c{i}", "xgboost"), oof, complete=True) for i, oof in enumerate(made)]
+
+
+def test_an_ensemble_that_is_ahead_by_a_trifle_is_taken_where_rows_have_no_time_and_says_so():
+    members = nearly_equal(ROWS)
+    found = select(members, ROWS, config=config(), seed=0)
+    line = found.table[-1]
+    assert not line.significant
+    assert line.ap.value > found.table[0].ap.value
+    assert found.winner == "ensemble-weighted"
+    assert "does not beat" in found.reasons[1]
+    assert "all the same" in found.reasons[2]
+
+
+def test_the_same_trifle_decides_nothing_in_time_nor_with_few_positives_nor_when_a_kind_is_asked_for():
+    times = np.datetime64("2026-01-01", "us") + np.arange(len(ROWS)) * np.timedelta64(1, "h")
+    assert select(nearly_equal(ROWS), replace(ROWS, time=times), config=config(), seed=0).winner == "c0"
+    assert select(nearly_equal(ROWS), ROWS, config=config(ensemble="weighted"), seed=0).winner == "c0"
+    few = ROWS.take(np.sort(np.r_[np.flatnonzero(ROWS.y == 0), np.flatnonzero(ROWS.y == 1)[:60]]))
+    assert select(nearly_equal(few), few, config=config(), seed=0).winner == "c0"
 
 
 def test_an_ensemble_of_one_good_and_many_bad_candidates_is_declined():

@@ -1,8 +1,9 @@
 """Compare candidates on the same rows none of them has seen, and decide whether a combination is worth more.
 
 Candidate 0 wins ties: another one must be better in a paired bootstrap, at a level that allows for how many were
-compared (Holm, 1979). An ensemble has to beat the best single candidate in turn, judged with weights learned on other
-rows than it is judged on.
+compared (Holm, 1979). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
+than it is judged on. It has to be significantly better where rows are ordered in time or positives are few; elsewhere an
+average of unlike learners is the safer bet, and a higher AP is enough (docs/decisions/0013).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from rareclass.errors import DataError
 MOST_MEMBERS = 6
 EVIDENCE = 100.0
 """Positives at which learned ensemble weights and equal weights count the same (below, equal weights do better)."""
+AVERAGING_PAYS = 100
+"""Positives from which an ensemble may win without significance, where rows have no time."""
 _BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
 _COUNTED = 10
 _POINTS = 200
@@ -125,7 +128,11 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
         reasons.append(note)
         if line is not None:
             table = (*table, line)
-            if line.significant:
+            if adopted(line, ground.ap(scores[best]), rows, config.search.ensemble):
+                if not line.significant:
+                    reasons.append(
+                        f"{line.name} is taken all the same: ahead, and averages of unlike learners are safer"
+                    )
                 best, weights, oof = line.name, found, combined
     full = np.full(len(dev), np.nan)
     full[scored] = oof
@@ -207,6 +214,18 @@ def _why_single(table: Sequence[CandidateResult], best: str) -> str:
 
 
 # --- ensembles ---------------------------------------------------------------------------------------------------
+
+
+def adopted(line: CandidateResult, alone: float, rows: Rows, asked: str) -> bool:
+    """Whether the ensemble of ``line`` replaces the best single candidate, whose AP is ``alone``.
+
+    Always when significantly better. With ``search.ensemble: auto`` also when its AP is higher on rows without time and
+    with enough positives: measured on held-out tests, it then won more often than it lost (docs/decisions/0013).
+    """
+    if line.significant:
+        return True
+    enough = rows.time is None and rows.positives >= AVERAGING_PAYS
+    return asked == "auto" and enough and line.ap.value > alone
 
 
 def _ensemble(
