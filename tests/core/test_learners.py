@@ -157,6 +157,15 @@ def test_settings_follow_the_number_of_rows_but_what_was_asked_for_stays():
     assert settle("xgboost", make_rows(300, category=True), {})["tree_method"] == "hist"
 
 
+def test_a_class_rarer_than_1_in_400_gets_heavier_leaves_and_shrinkage():
+    rows = make_rows(2000, shift=-3)
+    rare = rows.take(np.r_[np.flatnonzero(rows.y == 0)[:1200], np.flatnonzero(rows.y == 1)[:2]])
+    plain, careful = settle("xgboost", rows, {}), settle("xgboost", rare, {})
+    assert careful["min_child_weight"] > plain["min_child_weight"]
+    assert careful["reg_lambda"] > plain["reg_lambda"]
+    assert settle("xgboost", rare, {"reg_lambda": 1.0})["reg_lambda"] == 1.0
+
+
 def test_thinning_keeps_every_positive_and_the_weight_of_the_negatives():
     rows, weight = thin(Task(TRAIN, seed=1), 300)
     assert len(rows) == 300

@@ -240,16 +240,21 @@ _XGB_KNOWN = {
     "rounds", "patience", "focal_gamma", "focal_alpha",
 }  # fmt: skip
 _EXACT_ROWS, _FINE_ROWS, _LARGE_ROWS = 4_000, 40_000, 120_000
+_VERY_RARE = 1 / 400
+"""Prevalence below which a leaf has to hold more: there a step of the second order rests on few rows (decisions/0014)."""
 
 
 def xgboost_defaults(known: Rows) -> dict[str, Any]:
     """Return settings right for rare classes: slow shallow trees, base_score 1/2 and fine cut points while rows are few.
 
-    Large data take larger steps and 256 bins: there noise is no longer what limits the model, but time is.
+    Large data take larger steps and 256 bins: there noise is no longer what limits the model, but time is. A class rarer
+    than 1 in 400 takes heavier leaves and shrinkage.
     """
     params: dict[str, Any] = {"max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.7, "reg_lambda": 3.0,
                               "min_child_weight": 1.0, "base_score": 0.5, "tree_method": "hist"}  # fmt: skip
     rows = len(known)
+    if rows and known.prevalence < _VERY_RARE:
+        params |= {"min_child_weight": 3.0, "reg_lambda": 10.0}
     if rows <= _EXACT_ROWS and not known.schema.categorical.any():
         return params | {"tree_method": "exact", "eta": 0.05, "rounds": 800, "patience": 80 if rows > 1000 else 40}
     if rows <= _FINE_ROWS:
