@@ -100,7 +100,7 @@ def _tiles(details: Details) -> list[dict[str, str]]:
     prevalence = summary["prevalence"]["test"]
     lift = metrics["ap"]["value"] / prevalence if metrics["ap"]["value"] and prevalence else None
     tiles = [
-        {"name": "Average precision", "value": f"{metrics['ap']['value']:.3f}", "note": f"{_range(metrics['ap'])}; prevalence {prevalence:.3f}" + (f", {lift:.0f} times that" if lift else "")},
+        {"name": "Average precision", "value": f"{metrics['ap']['value']:.3f}", "note": f"{_range(metrics['ap'])}; prevalence {prevalence:.3g}" + (f", {lift:.0f} times that" if lift else "")},
         {"name": "Positives found (recall)", "value": percent(metrics["recall"]["value"]), "note": f"{_range(metrics['recall'])} of {count(summary['positives']['test'])}"},
         {"name": "Alerts that are right (precision)", "value": percent(metrics["precision"]["value"]), "note": _range(metrics["precision"])},
         {"name": "Threshold", "value": f"{summary['metrics']['threshold']:.4f}", "note": "the untuned 0.5 would find " + percent(_value(untuned, "recall"))},
