@@ -306,7 +306,7 @@ def test_an_event_starts_a_turn_that_triages_branches_and_finishes(submitted: tu
 
 
 def test_the_turn_pins_the_served_version_to_the_champion_and_records_it(submitted: tuple[Any, Path]) -> None:
-    annotations = got("-n", NAMESPACE, "seldondeployment", RELEASE)["metadata"]["annotations"]
+    annotations = got("-n", NAMESPACE, "seldondeployment", RELEASE)["spec"]["annotations"]
     deployed = [entry for entry in ledger() if entry["kind"] == "deploy"]
     assert annotations["rareclass.io/version"] == deployed[-1]["payload"]["version"]
 
@@ -388,7 +388,7 @@ def test_the_new_version_wins_on_live_labels_and_seldon_serves_it(submitted: tup
         "the new version behind the Service",
     )
     assert (
-        got("-n", NAMESPACE, "seldondeployment", RELEASE)["metadata"]["annotations"]["rareclass.io/version"]
+        got("-n", NAMESPACE, "seldondeployment", RELEASE)["spec"]["annotations"]["rareclass.io/version"]
         == champion()
     )
 
