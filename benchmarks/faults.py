@@ -57,6 +57,9 @@ def until(condition: Callable[[], Any], patience: float = 120) -> Any:
     return value
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
 class Server:
     """`rareclass serve` and its shipper."""
 
@@ -72,6 +75,7 @@ class Server:
                 [str(BIN / "rareclass"), "serve", "-c", str(file)], stdout=subprocess.PIPE, stderr=log, text=True,
                 env=environment(**paths, **more),
             )  # fmt: skip
+        STARTED.append(self.process)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("serving "):
@@ -109,6 +113,8 @@ class Traffic:
     amount: float = 1.0
     again: tuple[str, ...] = ()
     """ids that were answered before and are sent once more, as by a client that lost the answer"""
+    open_end: bool = False
+    """go on, slowly, after ``wanted`` until ``finish`` is called: faults need traffic when they happen"""
     answered: set[str] = field(default_factory=set)
     errors: int = 0
 
@@ -123,11 +129,12 @@ class Traffic:
         with self._lock:
             if self.again:
                 return next(self._resend, None)
-            return (
-                None
-                if len(self.answered) >= self.wanted or self._stop.is_set()
-                else f"{self.name}-{next(self._numbers)}"
-            )
+            enough = len(self.answered) >= self.wanted
+            if enough and (not self.open_end or self._stop.is_set()):
+                return None
+        if enough:
+            time.sleep(0.05)
+        return f"{self.name}-{next(self._numbers)}"
 
     def _send(self) -> None:
         data = [value for at in range(PER_REQUEST) for value in (self.amount + at % 4, at % 2)]
@@ -143,7 +150,7 @@ class Traffic:
                 good = answer.status == 200 and json.loads(said)["id"] == key
             except (OSError, http.client.HTTPException):
                 connection, good = None, False
-                time.sleep(0.05)  # nobody listens: do not count the same outage a thousand times
+                time.sleep(0.2)  # nobody listens: do not count the same outage a thousand times
             with self._lock:
                 if good:
                     self.answered.add(key)
@@ -153,6 +160,10 @@ class Traffic:
     def reached(self, share: float) -> None:
         """Wait until that share of the requests is answered."""
         until(lambda: len(self.answered) >= share * self.wanted)
+
+    def finish(self) -> None:
+        self._stop.set()
+        self.join()
 
     def join(self) -> None:
         for thread in self._threads:
@@ -202,12 +213,29 @@ class Course:
         print(f"{time.strftime('%H:%M:%S')} {fault}", file=sys.stderr, flush=True)
         self.traffic.append((fault, list(traffic), note))
 
+    def stored(self) -> int:
+        """Rows in the store; 0 before there is one."""
+        from rareclass.adapters.store import Store
+        from rareclass.errors import StoreError
+
+        try:
+            with Store(self.url) as store:
+                return int(store.counts("small")["predictions"])
+        except StoreError:
+            return 0
+
+    def growing(self) -> None:
+        """Wait until rows arrive in the store."""
+        before = self.stored()
+        until(lambda: self.stored() > before)
+
     def run(self, postgres: Any | None) -> list[Line]:
         """Play every fault and return the lines."""
         server = Server(self.config(), self.folder)
         first = self.send("nothing", server)
         first.join()
         self.done("nothing happens", first)
+        until(lambda: self.stored() >= len(first.answered) * PER_REQUEST)
         repeated = self.send("nothing", server, again=tuple(sorted(first.answered)))
         self.done("every request is sent a second time", repeated)
         self._shippers(server)
@@ -224,22 +252,26 @@ class Course:
         return self.lines
 
     def _shippers(self, server: Server) -> None:
-        sent, kills = self.send("shipper", server), 0
-        for share in (0.1, 0.3, 0.5, 0.7):
-            sent.reached(share)
-            with contextlib.suppress(RuntimeError):
-                os.kill(until(server.shipper, 20), signal.SIGKILL)
-                kills += 1
+        """Each killed one has shipped something, and requests go on."""
+        sent, kills = self.send("shipper", server, open_end=True), 0
+        for _ in range(3):
+            self.growing()
+            os.kill(until(server.shipper), signal.SIGKILL)
+            kills += 1
+        self.growing()
+        sent.finish()
         self.done(f"kill -9 of the shipper, {kills} times", sent)
 
     def _store_goes(self, server: Server, postgres: Any | None) -> None:
-        sent = self.send("store", server)
-        sent.reached(0.2)
+        sent = self.send("store", server, open_end=postgres is not None)
         if postgres is not None:
-            for share in (0.4, 0.7):
+            for share in (0.5, 1.0):
+                self.growing()
                 postgres.kill()
                 sent.reached(share)
                 postgres.start()
+            self.growing()
+            sent.finish()
             self.done("kill -9 of PostgreSQL, twice", sent)
             return
         path = self.url.removeprefix("sqlite:///")
@@ -266,7 +298,10 @@ class Course:
                 "--set",
                 f"monitor.port={port}",
             ]
-            both.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment(PYTHONPATH=str(TESTS))))
+            both.append(
+                subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment(PYTHONPATH=str(TESTS)))
+            )
+        STARTED.extend(both)
         with Store(self.url) as store:
             before = len(store.entries("small"))
         note = ""
@@ -322,14 +357,22 @@ class Course:
         registry = Registry(self.base.tracking.uri)
         registry.point("small", {"challenger": self.versions["poisoned"]})
         server = Server(self.config(shadows=True), self.folder)
-        sent = self.send("poisoned", server, amount=POISON)
-        sent.join()
+        sent = self.send("poisoned", server, amount=POISON, open_end=True)
+        raised = "SELECT COUNT(*) AS rows FROM shadow_scores WHERE error IS NOT NULL"
+
+        def failures() -> int:
+            with Store(self.url) as store:
+                return int(store.query(raised)["rows"].iloc[0])
+
+        note = ""
+        try:
+            until(failures)
+        except RuntimeError:
+            note = "the challenger never raised, NOT a test; "
+        sent.finish()
         server.stop()
         registry.point("small", {"challenger": None})
-        with Store(self.url) as store:
-            shadows = store.shadows("small", "1970-01-01", "2100-01-01")
-        mine = shadows[shadows["request_id"].str.startswith("poisoned-")] if len(shadows) else shadows
-        self.done("a poisoned challenger raises", sent, note=f"{len(mine):,} shadow rows, {int(mine['score'].notna().sum()) if len(mine) else 0} of them scored")  # fmt: skip
+        self.done("a poisoned challenger raises", sent, note=f"{note}{failures():,} rows of its own stored as failed")
 
     def _full_disk(self) -> None:
         with small_disk(self.folder / "disk") as disk:
@@ -354,7 +397,7 @@ class Course:
             filler.unlink()
             sent.join()
             server.stop()
-            self.done("the spool's disk is full", sent, note="requests were refused with 503" if refused else "the disk never was full: NOT a test")  # fmt: skip
+            self.done("the spool's disk is full", sent, note="requests were refused with 503" if refused else "the disk never was full, NOT a test")  # fmt: skip
 
     def _count(self) -> None:
         from rareclass.adapters.store import Store
@@ -518,6 +561,10 @@ def play(backend: str, rows: int) -> list[Line]:
         config, versions = registered(folder)
         return Course(config, url, folder, rows, versions).run(postgres)
     finally:
+        for process in STARTED:  # none is left when a fault was too much
+            if process.poll() is None:
+                process.kill()
+                process.wait()
         if postgres is not None:
             discard(postgres)
         shutil.rmtree(folder, ignore_errors=True)
