@@ -281,12 +281,12 @@ def _under(ratio: int) -> tuple[ResampleStep, ...]:
 IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
     deep_first,
     extra_trees,
-    under_forest,
     shallow_first,
     linear_if_few,
     random_forest,
     deep,
     histogram,
+    under_forest,
     sqrt_balanced,
     by_amount,
     under_xgboost,
