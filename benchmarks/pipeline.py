@@ -88,6 +88,7 @@ def pair(name: str, path: Path, roles: dict[str, Any], work: Path, options: argp
         for who, done in (("ours", mine), ("peer", theirs)):
             if who not in best or done.seconds < best[who].seconds:
                 best[who] = done
+        print(f"{name}: ours {mine.seconds:.1f} s, script {theirs.seconds:.1f} s", file=sys.stderr, flush=True)
     return {"name": name, "rows": rows, **best, "summary": summary, "straight": peer}
 
 
