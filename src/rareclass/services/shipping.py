@@ -271,7 +271,10 @@ class Shipper:
                     self._wake.wait(self._poll)
                 except Exception as error:  # whatever it is: the spool keeps the records, and trying again is safe
                     known = isinstance(error, RareclassError | OSError)
-                    self.last_error = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
+                    reason = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
+                    if reason != self.last_error:  # once, not at every attempt
+                        print(f"the spool is not shipped: {reason}", file=sys.stderr, flush=True)
+                    self.last_error = reason
                     if ending and time.monotonic() > self._drain_until:
                         return
                     self._wake.wait(pause if not ending else min(pause, 0.2))
