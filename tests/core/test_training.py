@@ -79,7 +79,7 @@ def test_resampling_sees_training_rows_of_its_own_fold_only():
     assert set(np.unique(made.fold)) == set(range(6)), "three folds to stop in, three on all training rows"
     for k, fold in enumerate(FOLDS):
         train = set(ROWS.row_id[fold.train].tolist())
-        _, stop = training._carve(ROWS.take(fold.train), 0)
+        _, stop = training._carve(ROWS, fold, 0)
         stopping = set(ROWS.row_id[fold.train][stop].tolist())
         first, whole = (set(made.row_id[made.fold == code].tolist()) for code in (k, 3 + k))
         assert first <= train - stopping
@@ -106,7 +106,7 @@ def test_time_ordered_rows_stop_on_their_latest_part_and_are_scored_forward():
     assert done.complete
     np.testing.assert_array_equal(np.flatnonzero(done.scored), np.concatenate([fold.score for fold in folds]))
     train = dev.take(folds[0].train)
-    fit, stop = training._carve(train, 0)
+    fit, stop = training._carve(dev, folds[0], 0)
     assert train.time[fit].max() < train.time[stop].min()
 
 
@@ -174,3 +174,15 @@ def test_many_rows_are_fitted_once_when_positives_are_plenty():
     assert training.seeds_worth("xgboost", 300_000, 200) == 2
     assert training.seeds_worth("xgboost", 5_000, 2_000) == 5
     assert training.seeds_worth("extra_trees", 5_000, 200) == 1
+
+
+def test_the_latest_rows_stop_a_fit_only_where_later_ones_are_scored():
+    times = np.datetime64("2026-01-01", "us") + np.arange(len(ROWS)) * np.timedelta64(1, "h")
+    dev, half = dataclasses.replace(ROWS, time=times), len(ROWS) // 2
+    forward = Fold(np.arange(half), np.arange(half, len(ROWS)))
+    fit, stop = training._carve(dev, forward, 0)
+    assert fit.max() < stop.min()
+    fit, stop = training._carve(dev, Fold(forward.score, forward.train), 0)
+    assert stop.min() < fit.max()
+    assert fit.min() < stop.max()
+    assert len(np.intersect1d(fit, stop)) == 0

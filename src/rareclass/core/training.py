@@ -74,9 +74,15 @@ class Trained:
 # --- resampling of folds -----------------------------------------------------------------------------------------
 
 
-def _carve(rows: Rows, seed: int) -> tuple[IntArray, IntArray]:
-    """Return (fit, stop) positions inside the training rows of a fold; the same for every caller."""
-    return inner_split(rows, seed=seed)
+def _carve(dev: Rows, fold: Fold, seed: int) -> tuple[IntArray, IntArray]:
+    """Return (fit, stop) positions inside the training rows of a fold; the same for every caller.
+
+    The latest rows stop a fit only where the fold scores later ones: under a random split of rows that have a time, the
+    fit would miss the latest rows and the scored ones would not.
+    """
+    rows = dev.take(fold.train)
+    forward = dev.time is None or dev.time[fold.train].max() <= dev.time[fold.score].min()
+    return inner_split(rows if forward else replace(rows, time=None), seed=seed)
 
 
 def resample_folds(
@@ -92,7 +98,7 @@ def resample_folds(
     parts = []
     for k, fold in enumerate(folds):
         train = dev.take(fold.train)
-        fit, stop = _carve(train, seed)
+        fit, stop = _carve(dev, fold, seed)
         made = resample(train.take(fit), chain, seed=seed + k, threads=threads).rows
         parts.append(replace(made, fold=np.full(len(made), k, dtype=np.int64)))
         if len(stop) and len(train) <= WHOLE_ROWS:
@@ -252,7 +258,7 @@ def _parts(
             f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
         )
     stops = learners.LEARNERS[candidate.learner].stops if candidate.learner in learners.LEARNERS else False
-    fit, stop = _carve(train, seed)
+    fit, stop = _carve(dev, fold, seed)
     stop_rows = train.take(stop) if stops and len(stop) else None
     second = len(train) <= WHOLE_ROWS or not stops
     if resampled is None or resampled.fold is None:
