@@ -345,7 +345,7 @@ def test_a_recurring_run_of_kubeflow_starts_by_itself(submitted: tuple[Any, Path
 
 def test_labels_come_late_and_prometheus_has_the_live_ap(submitted: tuple[Any, Path]) -> None:
     assert "2,400 new" in traffic(sign=1.0)
-    query = f'rareclass_live_ap_ratio{{model="{MODEL}",namespace="{NAMESPACE}"}}'
+    query = f'rareclass_ap_ratio{{model="{MODEL}",namespace="{NAMESPACE}"}}'
     found = until(lambda: prometheus(query), 5 * MINUTES, query)
     assert all(0 <= float(each["value"][1]) <= 1 for each in found)
 
