@@ -6,9 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from postgres import NotInstalled, PostgresServer, discard, free_port, new_server
+
+# A busy machine is slow, which is no fault of the code; the same examples each time, so that nothing fails by luck.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 __all__ = ["PostgresServer", "free_port", "missing"]
 

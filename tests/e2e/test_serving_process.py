@@ -119,6 +119,7 @@ class Running:
 
     def shadows(self) -> pd.DataFrame:
         with Store(self.config.store.url) as store:
+            store.migrate()  # the shipper may not have made the tables yet
             return store.shadows(self.config.name, "1970-01-01", "2100-01-01")
 
 

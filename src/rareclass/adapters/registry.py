@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 COMPLETE, HASH, OWNER = "rareclass.complete", "rareclass.hash", "rareclass.owner"
+ALIAS_TRIES = 4
 THRESHOLD = "rareclass.threshold."
 ALIASES = ("champion", "challenger", "previous")
 # What scoring needs; everything else of this package is for training and operating.
@@ -164,15 +165,28 @@ class Registry:
         return next((each for each in self.versions(name) if alias in each.aliases), None)
 
     def point(self, name: str, targets: Mapping[str, str | None]) -> None:
-        """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half done."""
+        """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half done.
+
+        Two processes may set the same alias at once; MLflow's store refuses one of them, which then looks again.
+        """
+        from mlflow.exceptions import MlflowException
+
+        for _ in range(ALIAS_TRIES - 1):
+            try:
+                return self._point(name, targets)
+            except MlflowException:
+                continue
         with self._told(name):
-            present = self._aliases(name)
-            for alias in sorted(targets, key=lambda each: each == "champion"):
-                wanted = targets[alias]
-                if wanted is None and alias in present:
-                    self.client.delete_registered_model_alias(name, alias)
-                elif wanted is not None and present.get(alias) != str(wanted):
-                    self.client.set_registered_model_alias(name, alias, str(wanted))
+            self._point(name, targets)
+
+    def _point(self, name: str, targets: Mapping[str, str | None]) -> None:
+        present = self._aliases(name)
+        for alias in sorted(targets, key=lambda each: each == "champion"):
+            wanted = targets[alias]
+            if wanted is None and alias in present:
+                self.client.delete_registered_model_alias(name, alias)
+            elif wanted is not None and present.get(alias) != str(wanted):
+                self.client.set_registered_model_alias(name, alias, str(wanted))
 
     def tag(self, name: str, number: str | int, tags: Mapping[str, Any]) -> None:
         """Set tags of a version, for example re-tuned thresholds."""
