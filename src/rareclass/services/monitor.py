@@ -193,7 +193,9 @@ class Monitor:
             return None, None, [], None
         newest = frame[(frame["ts"] > _naive(now - max(config.monitor.window / 7, timedelta(seconds=1)))).to_numpy()]
         drift, errors = self._compared(frame, champion)
-        fresh, late = self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
+        fresh, late = (
+            self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
+        )
         mine = frame[(frame["version"].astype(str) == champion.version).to_numpy()]
         estimated = None
         if len(mine) >= config.monitor.min_rows and 0 < champion.profile.prevalence < 1:
@@ -201,7 +203,9 @@ class Monitor:
             estimated = calibration.label_shift_em(score, champion.profile.prevalence, n_boot=1).value
         return drift, fresh, list(dict.fromkeys([*errors, *late])), estimated
 
-    def _compared(self, frame: pd.DataFrame, champion: Known, *, day: bool = False) -> tuple[DriftReport | None, list[str]]:
+    def _compared(
+        self, frame: pd.DataFrame, champion: Known, *, day: bool = False
+    ) -> tuple[DriftReport | None, list[str]]:
         from rareclass.core import drift, rows
 
         assert champion.model is not None
