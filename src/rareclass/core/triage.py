@@ -25,8 +25,6 @@ SLOPE = (0.6, 1.6)
 
 DRIFTED_SHARE = 0.3
 """Share of drifted features from which the population counts as another one."""
-RUN_CHANCE = 0.02
-"""Chance below which a run of windows on one side of the prevalence bound is no swing of the usual kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,30 +218,6 @@ def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
         return [
             f"prevalence went from {baseline:.3%} to {now.value:.3%} [{now.low:.3%}, {now.high:.3%}] "
             f"(x{now.value / baseline:.2f}); the ranking holds"
-        ]
-    return _lasting_prevalence(evidence, baseline, usual, limits)
-
-
-def _lasting_prevalence(evidence: Evidence, baseline: float, usual: Sequence[float], limits: Monitor) -> list[str]:
-    """Prevalence on one side of the bound, beyond chance, for longer than windows like the reference's would stay there.
-
-    Where single windows swing as far by themselves, only a run of them says something: its length is such that windows
-    drawn like those of the reference would all lie there with a chance below ``RUN_CHANCE``.
-    """
-    judged = [window for window in evidence.live.judged if _countable(window, baseline, limits)]
-    for side, word in ((1, "above"), (-1, "below")):
-        bound = baseline * limits.prevalence_ratio**side
-        beyond = [(share - bound) * side > 0 for share in usual]
-        needed = math.ceil(math.log(RUN_CHANCE) / math.log((sum(beyond) + 1) / (len(usual) + 2)))
-        run = judged[-needed:]
-        prevalences = [window.metric("prevalence") for window in run]
-        if len(run) < needed or not all((each.value - bound) * side > 0 for each in prevalences):
-            continue
-        if not all((each.low - baseline if side > 0 else baseline - each.high) > 0 for each in prevalences):
-            continue
-        mean = sum(each.value for each in prevalences) / needed
-        return [
-            f"prevalence stayed {word} {bound:.3%} for {needed} windows (mean {mean:.3%}, was {baseline:.3%}); the ranking holds"
         ]
     return []
 
