@@ -7,6 +7,34 @@ from scipy.special import expit
 from rareclass.core.focal import HESSIAN_FLOOR, floored, focal_gradient, focal_loss, focal_objective
 from rareclass.errors import ConfigError
 
+
+class Matrix:
+    """What an objective asks of XGBoost's matrix."""
+
+    def __init__(self, label, weight=()):
+        self.label, self.weight = np.asarray(label, np.float32), np.asarray(weight, np.float32)
+
+    def get_label(self):
+        return self.label
+
+    def get_weight(self):
+        return self.weight
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
+def test_the_objective_of_boosting_is_gradient_and_floored_hessian(gamma, alpha):
+    y = np.arange(400) % 2
+    z = np.linspace(-14, 14, 400)
+    gradient, exact = focal_gradient(y, z, gamma=gamma, alpha=alpha)
+    hessian = floored(y, z, exact, alpha=alpha)
+    objective = focal_objective(gamma, alpha)
+    for matrix, factor in ((Matrix(y), 1.0), (Matrix(y, np.full(400, 3.0)), 3.0)):
+        found = objective(z, matrix)
+        np.testing.assert_allclose(found[0], factor * gradient, rtol=2e-4, atol=2e-6)
+        np.testing.assert_allclose(found[1], factor * hessian, rtol=2e-4, atol=2e-6)
+
+
 logits = st.floats(-12, 12)
 gammas = st.floats(0, 5)
 alphas = st.floats(0.05, 0.95)

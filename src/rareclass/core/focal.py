@@ -64,16 +64,40 @@ def floored(y: IntArray, z: FloatArray, hessian: FloatArray, *, alpha: float = 0
     return np.maximum(hessian, HESSIAN_FLOOR * a * np.maximum(np.exp(log_p + log_q), _TINY))
 
 
-def focal_objective(gamma: float = 2.0, alpha: float = 0.5) -> Callable[[AnyArray, Any], tuple[FloatArray, FloatArray]]:
+def focal_objective(gamma: float = 2.0, alpha: float = 0.5) -> Callable[[AnyArray, Any], tuple[AnyArray, AnyArray]]:
     """Return an XGBoost objective: (margins, DMatrix) -> (gradient, hessian), row weights applied."""
     check_focal(gamma, alpha)
 
-    def objective(margin: AnyArray, matrix: Any) -> tuple[FloatArray, FloatArray]:
-        y = matrix.get_label().astype(np.int64)
-        z = np.asarray(margin, dtype=np.float64).reshape(-1)
-        gradient, hessian = focal_gradient(y, z, gamma=gamma, alpha=alpha)
-        hessian = floored(y, z, hessian, alpha=alpha)
+    seen: list[Any] = [None, None]  # the matrix of this fit (kept, so that no other takes its place) and its positives
+
+    def objective(margin: AnyArray, matrix: Any) -> tuple[AnyArray, AnyArray]:
+        if seen[0] is not matrix:
+            seen[:] = matrix, matrix.get_label() == 1
+        z = np.asarray(margin, dtype=np.float32).reshape(-1)
+        gradient, hessian = _step(seen[1], z, np.float32(gamma), np.float32(alpha))
         weight = matrix.get_weight()
         return (gradient * weight, hessian * weight) if len(weight) else (gradient, hessian)
 
     return objective
+
+
+def _step(positive: AnyArray, z: AnyArray, gamma: np.float32, alpha: np.float32) -> tuple[AnyArray, AnyArray]:
+    """Return gradient and floored hessian in float32 with one exponential and one logarithm per row, as boosting asks
+    for them in every round; ``focal_gradient`` and ``floored`` say the same more slowly.
+
+    positive : (n,) bool · z : (n,) float32 logits
+    """
+    one = np.float32(1)
+    u = np.where(positive, z, -z)
+    small = np.exp(-np.abs(u))
+    large = one / (one + small)
+    log_p = np.minimum(u, np.float32(0)) - np.log1p(small)
+    small *= large
+    up = u >= 0
+    p, q = np.where(up, large, small), np.where(up, small, large)
+    base = np.where(positive, alpha, one - alpha)
+    focused = base * (q * q if gamma == 2 else q**gamma)
+    gradient = focused * (gamma * p * log_p - q)
+    hessian = focused * p * (gamma * log_p * (q - gamma * p) + (2 * gamma + one) * q)
+    floor = np.float32(HESSIAN_FLOOR) * base * np.maximum(p * q, np.float32(_TINY))
+    return np.where(positive, gradient, -gradient), np.maximum(hessian, floor)
