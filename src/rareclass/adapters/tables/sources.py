@@ -67,7 +67,8 @@ def open_source(path: str, query: str | None = None, *, text: Sequence[str] = ()
 
 
 def _unreadable(path: str, error: BaseException) -> DataError:
-    reason = " ".join(str(error).split())
+    # pyarrow repeats the path in each layer of its message; what was wrong stands behind the last of them
+    reason = " ".join(str(error).split()).rsplit("': Invalid: ", 1)[-1]
     return DataError(f"'{redacted(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
 
 
