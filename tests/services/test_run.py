@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -198,6 +199,19 @@ def test_the_pipeline_under_kubeflows_local_runner_gives_the_same_summary(tmp_pa
     ]
     assert timeless[0] == timeless[1]
     assert set(here["seconds"]) - {"register", "promote", "resample"} == set(there["seconds"])
+
+
+def test_prequential_windows_are_reported_in_order_of_time_each_with_its_interval(tmp_path: Path) -> None:
+    config = settings(tmp_path, table(tmp_path / "data.parquet", time=True), time=True, split={"prequential": 3})
+    found = run.run(config, tmp_path / "out")["prequential"]
+    assert len(found) == 3
+    assert all(
+        before["to"] <= after["from"] and before["trained_on"] < after["trained_on"]
+        for before, after in itertools.pairwise(found)
+    )
+    assert all(
+        each["ap"]["low"] <= each["ap"]["value"] <= each["ap"]["high"] and each["ap"]["positives"] > 0 for each in found
+    )
 
 
 @pytest.mark.parametrize("step", ["train", "register"])

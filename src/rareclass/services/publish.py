@@ -222,6 +222,7 @@ def summarise(run: Run) -> dict[str, Any]:
             for each in run.chosen.table
         ],
         "metrics": {**metrics, "ap_low": ap.low, "ap_high": ap.high, "threshold": run.tuning.thresholds[run.tuning.primary]},
+        "prequential": list(judged.prequential),
         "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
         "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "champion_metrics": dict(judged.champion_metrics) or None,

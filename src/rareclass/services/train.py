@@ -83,6 +83,8 @@ class Judgement:
     champion: str | None = None
     champion_metrics: Mapping[str, Any] = field(default_factory=dict)
     """on the test rows the champion was not trained on; empty where there are none"""
+    prequential: Sequence[Mapping[str, Any]] = ()
+    """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
 
 
 def threads(config: Config) -> int:
@@ -304,7 +306,42 @@ def evaluate(
         confidence=config.evaluate.confidence,
         seed=config.train.seed,
     )
-    return Judgement(found, score, decision, champion[0] if champion else None, metrics)
+    windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
+    return Judgement(found, score, decision, champion[0] if champion else None, metrics, windows)
+
+
+def prequential(
+    config: Config, rows: Rows, trained: Sequence[Trained], chosen: Selection, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """Fit the recipe again before each of ``split.prequential`` windows and judge it in the window; empty unless asked for.
+
+    The recipe was chosen on some of these rows, so the windows tell how steady it is, not how good: that the test says.
+    Raises DataError when the rows have no time.
+    """
+    from rareclass.core import evaluation, splitting
+
+    if not config.split.prequential:
+        return []
+    found = []
+    folds = splitting.prequential(rows, windows=config.split.prequential, label_delay=config.data.label_delay)
+    for number, fold in enumerate(folds, 1):
+        progress("evaluate", f"prequential window {number} of {len(folds)}")
+        window = rows.take(fold.score)
+        score = fit_recipe(config, trained, chosen, rows.take(fold.train)).score(window.x)
+        ap = evaluation.estimate_ap(
+            window.y, score, block=window.block(), n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence,
+            seed=config.train.seed, weight=window.weight,
+        )  # fmt: skip
+        assert window.time is not None
+        found.append(
+            {
+                "from": str(window.time.min()),
+                "to": str(window.time.max()),
+                "ap": ap.to_json(),
+                "trained_on": len(fold.train),
+            }
+        )
+    return found
 
 
 def _champion_metrics(config: Config, fresh: Rows, old: Any, new: Any, model: RareModel) -> dict[str, Any]:
