@@ -33,6 +33,7 @@ packages: ## install the Debian packages that tests need (root on Debian), or sa
 
 demo: setup ## train on the real 2013 New York flights: diagnose, train, gate, register, report
 	@$(BIN)/rareclass run -c examples/flights/config.yaml --out $(DEMO)
+	@echo "next: make replay  plays the following half year through the whole loop (serve, late labels, drift, triage, repair) in about three minutes"
 
 replay: setup ## play months of flights through the whole loop: serve, late labels, drift, triage, repair
 	@$(BIN)/rareclass replay -c examples/flights/config.yaml --out out/replay
