@@ -15,16 +15,12 @@ _BLUE, _GREY, _ORANGE = "#0d74ce", "#8b8d98", "#e5730a"
 
 def training_report(details: Details) -> str:
     """Return the HTML of a run from the values that `services.publish.full` gathers (JSON-ready)."""
-    import jinja2
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rareclass.adapters"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     charts = [{"html": Markup(_html(figure)), "caption": caption} for figure, caption in _charts(details)]  # noqa: S704
     summary = details["summary"]
-    return environment.get_template("training.html").render(
+    return _page(
+        "training.html",
         **details,
         one_in=count(1 / summary["prevalence"]["all"]),
         headline=_headline(summary, details["gate"]),
@@ -37,9 +33,21 @@ def training_report(details: Details) -> str:
         point_notes=[f"{name}: {point['message']}" for name, point in details["points"].items() if point["message"]],
         selection_sentence=selection_sentence(summary),
         config_text=json.dumps(details["config"], indent=1),
-        plotly=Markup(f"<script>{get_plotlyjs()}</script>"),  # noqa: S704
         percent=percent, count=count, interval=interval, estimate=estimate,
     )  # fmt: skip
+
+
+def _page(template: str, **values: Any) -> str:
+    """Render a template with plotly's script inside, so that the page needs nothing from the network."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rareclass.adapters"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    script = Markup(f"<script>{get_plotlyjs()}</script>")  # noqa: S704
+    return environment.get_template(template).render(**values, plotly=script)
 
 
 def percent(value: float | None) -> str:
@@ -249,17 +257,12 @@ def _html(figure: Any) -> str:
 
 def replay_report(told: Details) -> str:
     """Return the HTML timeline of a replay from the values of replay.json."""
-    import jinja2
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rareclass.adapters"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("replay.html").render(
+    return _page(
+        "replay.html",
         **told,
         chart=Markup(_html(_timeline(told))),  # noqa: S704
-        plotly=Markup(f"<script>{get_plotlyjs()}</script>"),  # noqa: S704
         percent=percent, count=count, interval=interval,
     )  # fmt: skip
 

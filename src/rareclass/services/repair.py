@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rareclass.adapters.registry import THRESHOLD, THRESHOLD_TAG
 from rareclass.config import Config, dump
 from rareclass.errors import AlreadyDone, DataError, ModelError
 from rareclass.services import monitor as watching
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from rareclass.services.monitor import Known, Monitor
 
 Progress = Callable[[str, str], None] | None
-THRESHOLD_TAG = "rareclass.threshold"
-"""Registry tag with the re-tuned cut-off that decides; servers watch it. The ledger has the other operating points."""
 JUDGES = 20
 """Test positives with which a retrain may be judged before it goes into the shadow."""
 QUICK_ROWS = 60_000
@@ -64,8 +63,6 @@ def rethreshold(
 
 def follow(monitor: Monitor) -> None:
     """Let the champion's tags say what the ledger says: made good here when somebody died between the two."""
-    from rareclass.adapters.registry import THRESHOLD
-
     version = monitor.registry.at(monitor.config.name, "champion")
     known = monitor.known().get("champion")
     entries = monitor.store.entries(monitor.config.name, "rethreshold")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters.registry import THRESHOLD_TAG
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.registry import Version as RegisteredVersion
     from rareclass.adapters.serving.ports import Release, Scorer, Version
 
-POINT_TAG, THRESHOLD_TAG = "rareclass.operating_point", "rareclass.threshold"
+POINT_TAG = "rareclass.operating_point"
 PIN = "RARECLASS_VERSION"
 """Environment variable with the version that this server answers with; empty: the champion."""
 DRAIN_SECONDS = 30.0
