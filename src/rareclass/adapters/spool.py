@@ -148,6 +148,7 @@ class Spool:
         self._written = self._synced = 0  # bytes since opening
         self._failure: OSError | None = None
         self._closed = False
+        self._stopping = threading.Event()  # apart from _changed: an append must not wake a syncer that keeps its window
         self._descriptor, self._offset = -1, 0
         self._depth, self._depth_at = 0, -1.0
         self._open_segment()
@@ -235,8 +236,8 @@ class Spool:
                 if failure is None:
                     self._synced = max(self._synced, target)
                 self._changed.notify_all()
-                if failure is not None or not self._power:
-                    self._changed.wait_for(lambda: self._closed, timeout=self._window)
+            if failure is not None or not self._power:
+                self._stopping.wait(self._window)
 
     def depth(self) -> int:
         """Return the bytes that are not in the store yet (a look at the folder)."""
@@ -259,6 +260,7 @@ class Spool:
             if self._closed:
                 return
             self._closed = True
+            self._stopping.set()
             self._changed.notify_all()
         self._syncer.join()
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,12 @@ class ScoreHistogram:
         self._sums: dict[tuple[str, str], float] = {}
 
     def observe(self, labels: tuple[str, str], scores: FloatArray) -> None:
-        counts = np.bincount(np.searchsorted(SCORE, scores), minlength=len(SCORE) + 1)
         with self._lock:
-            self._counts[labels] = self._counts.get(labels, np.zeros(len(SCORE) + 1)) + counts
+            counts = self._counts.setdefault(labels, np.zeros(len(SCORE) + 1))
+            if len(scores) == 1:
+                counts[bisect_left(SCORE, scores[0])] += 1
+            else:
+                counts += np.bincount(np.searchsorted(SCORE, scores), minlength=len(SCORE) + 1)
             self._sums[labels] = self._sums.get(labels, 0.0) + float(scores.sum())
 
     def collect(self) -> Iterator[Any]:
