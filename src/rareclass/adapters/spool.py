@@ -148,7 +148,8 @@ class Spool:
         self._written = self._synced = 0  # bytes since opening
         self._failure: OSError | None = None
         self._closed = False
-        self._stopping = threading.Event()  # apart from _changed: an append must not wake a syncer that keeps its window
+        # apart from _changed: an append must not wake a syncer that keeps its window
+        self._stopping = threading.Event()
         self._descriptor, self._offset = -1, 0
         self._depth, self._depth_at = 0, -1.0
         self._open_segment()
