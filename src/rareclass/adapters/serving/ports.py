@@ -17,6 +17,7 @@ class Scorer(Protocol):
     schema: Schema
     thresholds: Mapping[str, float]
     primary: str
+    meta: Mapping[str, Any]
 
     def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray: ...
     def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]: ...

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from rareclass.adapters.serving.engine import Active, Engine
 from rareclass.adapters.serving.ports import Ports, Release, Scorer, Version
 from rareclass.adapters.serving.signature import Signature
+from rareclass.adapters.serving.within import Condition, groups
 from rareclass.errors import ConfigError, unknown
 
 _LOG = logging.getLogger("rareclass.serving")
@@ -110,6 +111,7 @@ class Refresher:
                 aliases=self.aliases,
                 known=sorted(known),
                 points=list(model.thresholds),
+                within=_within(model),
             )
             self.engine.active = Active(model, release.champion.version, point, threshold, signature)
             self.engine.metrics.serving(release.champion.version, point, threshold)
@@ -143,6 +145,12 @@ class Refresher:
         chosen = {} if stamp is None else parse_point(self.file.read_text(encoding="utf-8"), str(self.file))
         self._stamp, self._chosen = stamp, chosen
         return True
+
+
+def _within(model: Scorer) -> tuple[tuple[Condition, ...], ...]:
+    """Return the rows that a version was trained for: the filter it was trained with, not the one of today's configuration."""
+    data = (model.meta.get("config") or {}).get("data") or {}
+    return groups(data.get("filter") or (), without=[data["time"]] if data.get("time") else [])
 
 
 def _known(point: str, model: Scorer) -> tuple[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.adapters.serving.wire import Request, Tensor, Wanted, shown, text, values
+from rareclass.adapters.serving.within import Condition, check
 from rareclass.core.rows import OTHER, Feature, FloatMatrix, Schema
 from rareclass.errors import InputError, nearest
 
@@ -51,6 +52,7 @@ class Signature:
     max_rows : rows of one request at most
     aliases : further tensor names for ts, entity and propensity (the names that the training data had)
     known : columns that a shadow of this version wants; they are let through
+    within : conditions that rows have to meet, or-ed groups of and-ed ones (see ``within.groups``); their columns are let through
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class Signature:
         aliases: Mapping[str, str] | None = None,
         known: Sequence[str] = (),
         points: Sequence[str] = (),
+        within: Sequence[Sequence[Condition]] = (),
     ) -> None:
         self.schema, self.max_rows, self.points = schema, max_rows, tuple(points)
         self.index = {feature.name: at for at, feature in enumerate(schema.features)}
         self.others = frozenset(known) - self.index.keys()
+        self.within = within
+        self._let_through = self.others | {column for group in within for column, _, _ in group}
         roles = {**{role: role for role in ROLES}, **(aliases or {})}
         self.roles = {name: role for name, role in roles.items() if name not in self.index}
         self.codes = [{level: float(at) for at, level in enumerate(f.categories)} for f in schema.features]
@@ -85,6 +90,8 @@ class Signature:
             query = self._columns(columns, missing)
             query.id = request.id
         n = len(query)
+        if self.within:
+            check(self.within, lambda name: self._sent(query, name), n)
         query.wanted = request.wanted
         query.top = self._top(options, request.wanted)
         query.point = self._point(options)
@@ -128,7 +135,7 @@ class Signature:
 
     def _columns(self, columns: Mapping[str, Tensor], missing: bool) -> Query:
         for name in columns:
-            if name not in self.index and name not in self.others:
+            if name not in self.index and name not in self._let_through:
                 raise InputError(
                     f"unknown column '{shown(name)[1:-1]}'.{nearest(name, self.index)} The model takes: {shown(', '.join(self.index), 300)[1:-1]}"
                 )
@@ -160,6 +167,19 @@ class Signature:
         query.text[name] = texts
         query.matrix[:, at] = [np.nan if level is None else levels.get(level, other) for level in texts]
         query.unknown += sum(level is not None and level not in levels for level in texts)
+
+    def _sent(self, query: Query, name: str) -> NDArray[Any] | None:
+        """Return a column of the request as it was sent: categories as text, None when it is not there."""
+        at = self.index.get(name)
+        if at is None:
+            return query.others.get(name)
+        feature = self.schema.features[at]
+        if feature.kind == "numeric":
+            return query.matrix[:, at]
+        texts = query.text.get(name) or [
+            None if np.isnan(c) else feature.categories[int(c)] for c in query.matrix[:, at]
+        ]
+        return np.array(texts, dtype=object)
 
     def _top(self, options: Mapping[str, Any], wanted: Wanted) -> int:
         explain = _flag(options, "explain") or "reasons" in wanted.names
