@@ -151,6 +151,36 @@ def test_costs_that_differ_from_the_tuned_ones_are_told(folder):
     assert costs_moved(config, same, [], "1") == ""
 
 
+def test_errors_cost_what_the_amount_of_their_row_says(folder):
+    data = {"path": "x", "target": "label", "label_delay": "7d", "amount": "amount"}
+    config = make_config(folder, "amounts", data=data, costs={"amount_share": 1.0, "false_positive": 2.0})
+    fill(config, days=42, shadow=True)
+    register(config, 0.0, 3.0)
+    now = (live_rows.START + timedelta(days=42)).replace(tzinfo=UTC)
+    with Monitor(config) as monitor:
+        found = monitor.evaluate(now)
+        window = found.live["1"].latest
+        frame = monitor.store.window(config.name, now - timedelta(days=42), now, features=True, labels_until=now)
+    frame = frame[(frame["ts"] >= window.start) & (frame["ts"] < window.end) & frame["label"].notna()]
+    amount = np.array([json.loads(text)["amount"] for text in frame["features"]])
+    missed = ((frame["label"] == 1) & (frame["decision"] == 0)).to_numpy()
+    alarm = ((frame["label"] == 0) & (frame["decision"] == 1)).to_numpy()
+    expected = 1000 * (amount[missed].sum() + 2.0 * alarm.sum()) / len(frame)
+    assert window.metrics["cost_per_1000"].value == pytest.approx(expected, rel=1e-6)
+    assert found.live["2"].latest.metrics["cost_per_1000"].value > 0
+
+
+def test_no_cost_is_shown_where_it_follows_from_an_amount_that_is_not_stored(folder):
+    data = {"path": "x", "target": "label", "label_delay": "7d", "amount": "elsewhere"}
+    config = make_config(folder, "hidden", data=data, costs={"amount_share": 1.0})
+    fill(config, days=28)
+    register(config, 0.0)
+    with Monitor(config) as monitor:
+        metrics = monitor.evaluate((live_rows.START + timedelta(days=28)).replace(tzinfo=UTC)).live["1"].latest.metrics
+    assert "ap" in metrics
+    assert "cost_per_1000" not in metrics
+
+
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rareclass.config import Config, dump
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ if TYPE_CHECKING:
     from rareclass.core.drift import DriftReport, Profile
     from rareclass.core.liveness import Liveness, Paired, Settings
     from rareclass.core.model import RareModel
-    from rareclass.core.rows import Schema
+    from rareclass.core.rows import FloatArray, Schema
     from rareclass.core.triage import Snapshot
 
 DRIFT_ROWS = 100_000
 """Newest rows at most that drift is computed on; evenly thinned above."""
 ROLES = ("champion", "challenger", "previous")
+_COSTS = ("false_negative", "false_positive")
 _LIVE_COLUMNS = (
     "request_id",
     "row",
@@ -91,8 +94,11 @@ class Monitor:
         known = self.known()
         champion = known.get("champion")
         start = liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
-        frame = self.store.window(config.name, start, _after(now), labels_until=now)
+        by_amount = config.costs.amount_share is not None
+        frame = self.store.window(config.name, start, _after(now), features=by_amount, labels_until=now)
         shadows = self.store.shadows(config.name, start, _after(now))
+        if by_amount:
+            frame, shadows = priced(config, frame, shadows)
         name = champion.version if champion is not None else _answering(frame)
         lives, pairs = self._live(frame, shadows, known, name, now)
         profile = champion.profile if champion is not None else None
@@ -138,16 +144,17 @@ class Monitor:
         from rareclass.core.liveness import Settings
 
         config = self.config
-        plain = config.costs.model_copy(update={"amount_share": None})
-        costs = cost_arrays(plain, prevalence)
+        # where the amount at stake sets the cost, a row without its amount has none: the series is dropped, not guessed
+        by_amount = config.costs.amount_share is not None
+        costs = None if by_amount else cost_arrays(config.costs, prevalence)
         return Settings(
             monitor=config.monitor,
             delay=config.data.label_delay,
             beta=config.threshold.beta,
             confidence=config.evaluate.confidence,
             missing_negative_after=config.labels.horizon if config.labels.missing == "negative" else None,
-            false_negative=float(costs.false_negative),
-            false_positive=float(costs.false_positive),
+            false_negative=math.nan if costs is None else float(costs.false_negative),
+            false_positive=math.nan if costs is None else float(costs.false_positive),
             seed=config.train.seed,
         )
 
@@ -258,10 +265,36 @@ def own_rows(frame: pd.DataFrame, shadows: pd.DataFrame, version: str) -> pd.Dat
     """Return all rows a version scored, as the one that answered or in the shadow, in the shape of ``Store.window``."""
     import pandas as pd
 
-    mine = frame.loc[(frame["version"].astype(str) == version).to_numpy(), list(_LIVE_COLUMNS)]
+    columns = [*_LIVE_COLUMNS, *(name for name in _COSTS if name in frame and name in shadows)]
+    mine = frame.loc[(frame["version"].astype(str) == version).to_numpy(), columns]
     beside = shadows[(shadows["version"].astype(str) == version).to_numpy() & shadows["score"].notna().to_numpy()]
-    parts = [part for part in (mine, beside[list(_LIVE_COLUMNS)]) if len(part)]
+    parts = [part for part in (mine, beside[columns]) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else mine
+
+
+def amounts(config: Config, frame: pd.DataFrame) -> FloatArray | None:
+    """Return the (n,) stored amount at stake of rows with their features; None when the store has no amount."""
+    stored = frame["features"].notna().to_numpy()
+    if config.data.amount is None or not stored.any():
+        return None
+    table = features_of(frame.loc[stored, "features"])
+    if config.data.amount not in table:
+        return None
+    found = np.full(len(frame), np.nan)
+    found[stored] = table[config.data.amount].to_numpy(dtype=float)
+    return found if np.isfinite(found).any() else None
+
+
+def priced(config: Config, frame: pd.DataFrame, shadows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give rows, and what shadows scored of them, the costs that follow from their amount; as they are without amounts."""
+    from rareclass.core.costs import cost_arrays
+
+    amount = amounts(config, frame)
+    if amount is None:
+        return frame, shadows
+    costs = cost_arrays(config.costs, math.nan, amount)
+    frame = frame.assign(**dict(zip(_COSTS, (costs.false_negative, costs.false_positive), strict=True)))
+    return frame, shadows.merge(frame[["request_id", "row", *_COSTS]], on=["request_id", "row"], how="left")
 
 
 def beside(shadows: pd.DataFrame, version: str, champion: str) -> pd.DataFrame:

@@ -401,16 +401,18 @@ def _matured(monitor: Monitor, champion: Known, now: datetime) -> tuple[Scored, 
     frame = settled(config, frame, now)
     weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
     y = frame["label"].to_numpy(np.int64)
-    amount = (
-        watching.features_of(frame["features"])[config.data.amount].to_numpy(float) if needed and len(frame) else None
-    )
+    amount = watching.amounts(config, frame) if needed else None
+    if needed and amount is None and len(frame):
+        raise DataError(
+            f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. Take it out of data.drop and data.private, or set costs.false_negative"
+        )
     prevalence = float(np.average(y, weights=weight)) if len(y) else 0.5
     scored = repair.Scored(
         y,
         frame["score"].to_numpy(float),
         frame["ts"].to_numpy("datetime64[us]"),
         None if (weight == 1).all() else weight,
-        cost_arrays(config.costs, prevalence, amount),
+        cost_arrays(config.costs, prevalence, np.empty(0) if amount is None else amount),
     )
     newest = _newest(monitor, now)
     fit, judge = repair.halves(scored, newest)
