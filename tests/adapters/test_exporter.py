@@ -43,6 +43,8 @@ def make_snapshot(thin: int = 1) -> triage.Snapshot:
         costs_moved="",
         new_positives=100,
         min_new_positives=30,
+        calibration_bound=1.5,
+        prevalence_bound=1.5,
         events={"promote": (2, NOW - timedelta(days=20)), "rollback": (1, NOW - timedelta(days=3))},
         evidently={"share": 0.25, "version": "7", "at": NOW.isoformat()},
     )

@@ -62,6 +62,8 @@ def snapshot(cause: str, data: str = "nothing") -> triage.Snapshot:
         costs_moved="",
         new_positives=100,
         min_new_positives=30,
+        calibration_bound=1.5,
+        prevalence_bound=1.5,
         events={"promote": (2, datetime.now(UTC) - timedelta(days=9)), "rollback": (1, datetime.now(UTC) - timedelta(days=2))},
         evidently={"share": 0.6, "version": "7", "at": datetime.now(UTC).isoformat()},
     )  # fmt: skip

@@ -90,8 +90,8 @@ class Book:
         self.entries.append(LedgerEntry(number, "m", key or f"{kind}:{number}", kind, actor, "", payload, at))
         return self
 
-    def retrain(self, number: int, days_ago: float, fingerprint: str, to: str | None) -> Book:
-        self.add("repair", days_ago, number=number, verdict="retrain", fingerprint=fingerprint)
+    def retrain(self, number: int, days_ago: float, fingerprint: str, to: str | None, of: str = "1") -> Book:
+        self.add("repair", days_ago, number=number, verdict="retrain", fingerprint=fingerprint, version=of)
         return self.add("outcome", days_ago, number=number, verdict="retrain", fingerprint=fingerprint, to_version=to)
 
     def move(self, kind: str, days_ago: float, version: str, before: str, actor: str = govern.ACTOR) -> Book:
@@ -161,6 +161,20 @@ def test_retrains_that_did_not_help_stop_the_next_until_a_person_acts():
     assert "loop guard" in asked(undone)[1]
     resumed = Book().retrain(1, 40, "f1", None).retrain(2, 35, "f2", None).move("promote", 20, "1", "1", actor="anna")
     assert asked(resumed)[0]
+
+
+def test_a_promoted_version_that_soon_needs_a_retrain_itself_was_no_help():
+    def twice(first: float, second: float) -> Book:
+        book = Book().retrain(1, first, "f1", "2").move("promote", first - 1, "2", "1")
+        return book.retrain(2, second, "f2", "3", of="2").move("promote", second - 1, "3", "2")
+
+    def asked_for_third(book: Book) -> tuple[bool, str]:
+        now_degraded = Verdict("retrain", ("because",), {}, "3", "f9")
+        return govern.permitted(Governor(), now_degraded, book.entries, NOW, window=timedelta(days=7))
+
+    assert "loop guard: the last 2 retrains" in asked_for_third(twice(40, 20))[1]
+    assert asked_for_third(twice(80, 20))[0]  # the first one held for two months
+    assert asked_for_third(twice(60, 40))[0]  # the second one did
 
 
 def test_a_challenger_under_judgement_holds_back_the_next_retrain():

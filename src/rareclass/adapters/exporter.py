@@ -51,6 +51,8 @@ METRICS: dict[str, str] = {
     "rareclass_prevalence_low_ratio": "Lower end of its interval",
     "rareclass_prevalence_high_ratio": "Upper end of its interval",
     "rareclass_prevalence_baseline_ratio": "Prevalence that the threshold in force was fitted at",
+    "rareclass_prevalence_bound_ratio": "Change of prevalence, either way, that counts as a shift (monitor.prevalence_ratio)",
+    "rareclass_calibration_bound_ratio": "Mean score / prevalence, either way, that counts as off (1 + gate.max_calibration_error)",
     "rareclass_prevalence_estimated_ratio": "Prevalence of the newest rows by label-shift EM, without labels",
     "rareclass_cost_per_row_ratio": "Cost of mistakes per labelled row, in the currency of the configuration",
     "rareclass_cost_saved_per_row_ratio": "Cost saved per labelled row against never alarming",
@@ -223,6 +225,8 @@ def _paired(labels: dict[str, str], pair: Paired) -> Iterator[Sample]:
 def _data(labels: dict[str, str], snapshot: Snapshot) -> Iterator[Sample]:
     for name, value in (
         ("rareclass_prevalence_baseline_ratio", snapshot.prevalence_baseline),
+        ("rareclass_prevalence_bound_ratio", snapshot.prevalence_bound),
+        ("rareclass_calibration_bound_ratio", snapshot.calibration_bound),
         ("rareclass_prevalence_estimated_ratio", snapshot.estimated_prevalence),
     ):
         if value is not None:

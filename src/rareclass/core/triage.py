@@ -57,6 +57,7 @@ class Snapshot:
 
     champion : version that answers (None before the first);  roles : version -> champion, challenger or previous
     live : version -> its windows;  paired : version -> shadow against the champion on the same rows
+    calibration_bound, prevalence_bound : factors from which mean score / prevalence, or the prevalence, is off either way
     events : kind of ledger entry -> (how many, when the last);  evidently : payload of its latest report, with ``at``
     """
 
@@ -75,6 +76,8 @@ class Snapshot:
     costs_moved: str
     new_positives: int
     min_new_positives: int
+    calibration_bound: float
+    prevalence_bound: float
     events: Mapping[str, tuple[int, datetime]] = field(default_factory=dict)
     evidently: Mapping[str, Any] | None = None
 

@@ -30,6 +30,8 @@ LEASE = timedelta(hours=24)
 """A retrain that started longer ago and never reported counts as dead."""
 ERROR = 0.05
 """Chance of rolling back an equal version, over all looks of a probation."""
+SOON = timedelta(days=30)
+"""A retrained champion that needs a retrain itself within this time was no help."""
 MOVES = ("promote", "rollback", "retire")
 REPAIRS = ("rethreshold", "recalibrate", "retrain")
 
@@ -350,7 +352,7 @@ def permitted(
     waiting = challenger_of(entries)
     if waiting is not None:
         return False, f"version {waiting} is a challenger already and is still being judged on live labels"
-    useless = _useless(entries, outcomes)
+    useless = _useless(entries, outcomes, verdict.version, now)
     if useless >= governor.loop_guard:
         return (
             False,
@@ -359,16 +361,22 @@ def permitted(
     return True, ""
 
 
-def _useless(entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry]) -> int:
+def _useless(
+    entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry], version: str | None, now: datetime
+) -> int:
     """How many retrains in a row did not help, back to the last one that did or to the last act of a person.
 
-    A retrain helped when its version became champion and was not rolled back, and no further retrain was needed on it.
+    A retrain helped when its version became champion, was not rolled back, and needed no retrain itself within ``SOON``.
+    version : the one that ``now`` needs a retrain
     """
     person = max((entry.id for entry in entries if entry.kind in MOVES and entry.actor != ACTOR), default=0)
-    champions = {
-        entry.payload["version"] for entry in entries if entry.kind == "promote" and entry.payload["role"] == "champion"
+    since = {
+        str(entry.payload["version"]): _aware(entry.at)
+        for entry in entries
+        if entry.kind == "promote" and entry.payload["role"] == "champion"
     }
-    undone = {entry.payload["before"]["champion"] for entry in entries if entry.kind == "rollback"}
+    undone = {str(entry.payload["before"]["champion"]) for entry in entries if entry.kind == "rollback"}
+    needed = {str(version): now}  # version -> when a retrain of it was needed first
     count = 0
     for entry in reversed(entries):
         if entry.id < person:
@@ -376,9 +384,11 @@ def _useless(entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry]
         if entry.kind != "repair" or entry.payload["verdict"] != "retrain":
             continue
         outcome = outcomes.get(entry.payload["number"])
-        made = outcome.payload.get("to_version") if outcome is not None else None
-        if made is not None and str(made) in champions and str(made) not in undone:
+        made = str(outcome.payload.get("to_version")) if outcome is not None else ""
+        soon = made in since and made in needed and needed[made] - since[made] < SOON
+        if made in since and made not in undone and not soon:
             break
+        needed[str(entry.payload.get("version"))] = _aware(entry.at)
         count += 1
     return count
 

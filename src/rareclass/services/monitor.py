@@ -120,6 +120,8 @@ class Monitor:
             costs_moved=costs_moved(config, champion.model if champion else None, entries, name),
             new_positives=_new_positives(frame, champion, now, config.data.label_delay),
             min_new_positives=config.retrain.min_positives,
+            calibration_bound=1 + config.gate.max_calibration_error,
+            prevalence_bound=config.monitor.prevalence_ratio,
             events=events(entries, now),
             evidently=latest_evidently(entries, name, now),
         )
