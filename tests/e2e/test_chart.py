@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import textwrap
-import threading
-import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from kube import (
+    CHART,
+    KIT,
+    RELEASE,
+    ROOT,
+    SPACE,
+    Load,
+    got,
+    helm,
+    inside,
+    kubectl,
+    lacking,
+    ready,
+    stored,
+    under_load,
+    until,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "helm" / "rareclass"
 VALUES = sorted(each.name.removesuffix("-values.yaml") for each in (CHART / "ci").glob("*-values.yaml"))
 SMALL = ("--set", "config.name=m", "--set", "config.data.path=s3://b/x", "--set", "config.data.target=y")
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="there is no helm on the PATH")
-
-
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["helm", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def render(*arguments: str) -> list[dict[str, Any]]:
@@ -97,7 +103,7 @@ def test_names_of_objects_are_unique_and_carry_the_release() -> None:
         objects = render("-f", str(CHART / "ci" / f"{values}-values.yaml"))
         names = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in objects]
         assert len(set(names)) == len(names)
-        assert all(name.startswith("release") for _, _, name in names), names
+        assert all("release" in name for _, _, name in names), names
 
 
 @needs_helm
@@ -115,10 +121,29 @@ def test_an_unknown_value_is_refused_with_its_name() -> None:
         (["postgresql.enabled=false"], "no store: set store.existingSecret.name"),
         (["mlflow.enabled=false"], "no MLflow: set tracking.uri"),
         (["jobs.labels.enabled=true"], "jobs.labels.enabled needs jobs.labels.source"),
+        (
+            ["store.existingSecret.name=s", "retrain.enabled=true"],
+            "set retrain.kubeflow.existingSecret to a Secret there",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_to_set(settings: list[str], said: str) -> None:
     assert said in refused(*SMALL, *(part for each in settings for part in ("--set", each)))
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["store.existingSecret.name=s", "retrain.enabled=true", "retrain.kubeflow.existingSecret=there"],
+        ["store.existingSecret.name=s", "retrain.enabled=true", "retrain.runner=pod"],
+        ["retrain.enabled=true", "retrain.kubeflow.existingSecret=there"],
+    ],
+)
+def test_a_store_of_ones_own_goes_together_with_a_pipeline_that_is_told_of_it(settings: list[str]) -> None:
+    objects = render(*SMALL, *(part for each in settings for part in ("--set", each)))
+    assert not [each for each in objects if each["metadata"].get("namespace") == "kubeflow"]
+    assert ("there" in json.dumps(of(objects, "WorkflowTemplate"))) == ("runner=pod" not in settings[-1])
 
 
 @needs_helm
@@ -211,22 +236,11 @@ def test_the_chart_follows_the_version_of_the_package() -> None:
 
 # --- on a cluster ----------------------------------------------------------------------------------------------------
 
-SPACE, RELEASE = os.environ.get("NAMESPACE", "rareclass"), os.environ.get("RELEASE", "flights")
-KIT = os.environ.get("VALUES", str(CHART / "ci" / "kit-values.yaml"))
-
-
-def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> str:
-    done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stderr
-    return done.stdout if done.returncode == 0 else done.stdout + done.stderr
-
 
 @pytest.fixture(scope="module")
 def cluster() -> None:
-    if shutil.which("kubectl") is None or shutil.which("helm") is None:
-        pytest.skip("kubectl and helm are not on the PATH: make e2e")
-    if subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True, check=False, timeout=20).returncode:
-        pytest.skip("kubectl reaches no cluster: make e2e")
+    if why := lacking():
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
@@ -234,42 +248,6 @@ def release(cluster: None) -> str:
     if helm("status", RELEASE, "-n", SPACE).returncode:
         pytest.skip(f"release {RELEASE} is not installed in namespace {SPACE}: make install")
     return RELEASE
-
-
-def pod_manifest(name: str, script: str, labels: dict[str, str] | None = None) -> str:
-    security = {
-        "runAsNonRoot": True, "runAsUser": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    container = {
-        "name": "main", "image": os.environ.get("IMAGE", f"rareclass/pipeline:{version}"), "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-c", textwrap.dedent(script)], "securityContext": security,
-        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
-    }  # fmt: skip
-    spec = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
-    return json.dumps(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {}}, "spec": spec}
-    )
-
-
-def inside(script: str, *, space: str = SPACE, labels: dict[str, str] | None = None, seconds: int = 180) -> str:
-    """Run a script in a pod of a namespace and return what it printed."""
-    name = f"probe-{uuid.uuid4().hex[:8]}"
-    kubectl("-n", space, "apply", "-f", "-", given=pod_manifest(name, script, labels))
-    try:
-        end = time.monotonic() + seconds
-        while (phase := kubectl("-n", space, "get", "pod", name, "-o", "jsonpath={.status.phase}")) not in (
-            "Succeeded",
-            "Failed",
-        ):
-            assert time.monotonic() < end, kubectl("-n", space, "describe", "pod", name)
-            time.sleep(1)
-        said = kubectl("-n", space, "logs", name)
-        assert phase == "Succeeded", said
-        return said
-    finally:
-        kubectl("-n", space, "delete", "pod", name, "--wait=false", "--grace-period=0")
 
 
 @pytest.mark.cluster
@@ -282,11 +260,15 @@ def test_the_cluster_accepts_every_rendered_object(cluster: None, values: str) -
         arguments = ("template", RELEASE, str(CHART), "-n", space, "--kube-version", "1.34.0", "--skip-tests")
         done = helm(*arguments, "-f", str(CHART / "ci" / f"{values}-values.yaml"))
         assert done.returncode == 0, done.stderr
-        apply = ("-n", space, "apply", "--server-side", "--dry-run=server", "-f", "-")
-        said = subprocess.run(["kubectl", *apply], input=done.stdout, capture_output=True, text=True, check=False)
+        objects = [each for each in yaml.safe_load_all(done.stdout) if each]
+        for each in objects:  # but what the steps of a pipeline need in their own namespace
+            each["metadata"].setdefault("namespace", space)
+        apply = ("apply", "--server-side", "--dry-run=server", "-f", "-")
+        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        said = subprocess.run(["kubectl", *apply], input=given, capture_output=True, text=True, check=False)
         assert said.returncode == 0, said.stderr
         assert "would violate PodSecurity" not in said.stderr
-        assert said.stdout.count("(server dry run)") == len([each for each in yaml.safe_load_all(done.stdout) if each])
+        assert said.stdout.count("(server dry run)") == len(objects)
     finally:
         kubectl("delete", "namespace", space, "--wait=false")
 
@@ -333,165 +315,129 @@ def test_accounts_of_the_servers_may_do_nothing(release: str, account: str) -> N
 
 CONNECT = """
     import socket, time
-    targets = {targets}
-    time.sleep(3)  # the rules of a new pod take a second
-    for host, port in targets:
-        try:
-            socket.create_connection((host, port), timeout=3).close()
-            print(host, "open")
-        except OSError as error:
-            print(host, "closed")
+    expected, end = {expected}, time.monotonic() + 60
+    while True:  # the rules of a new pod take a moment
+        found = dict()
+        for (host, port), _ in expected:
+            try:
+                socket.create_connection((host, port), timeout=3).close()
+                found[host] = "open"
+            except OSError:
+                found[host] = "closed"
+        if time.monotonic() > end or all(found[host] == wanted for (host, _), wanted in expected):
+            break
+        time.sleep(0.5)
+    [print(*each) for each in found.items()]
 """
+
+
+def reached(expected: list[tuple[tuple[str, int], str]], **where: Any) -> dict[str, str]:
+    return dict(line.split() for line in inside(CONNECT.format(expected=expected), **where).splitlines())
 
 
 @pytest.mark.cluster
 def test_the_network_denies_what_is_not_needed(release: str) -> None:
-    targets = [
+    serving, database, mlflow, monitor = targets = [
         (f"{release}-serving.{SPACE}", 80), (f"{release}-postgresql.{SPACE}", 5432), (f"{release}-mlflow.{SPACE}", 5000),
         (f"{release}-monitor.{SPACE}", 8090),
     ]  # fmt: skip
-    serving, database, mlflow, monitor = (host for host, _ in targets)
-    script = CONNECT.format(targets=targets)
-    neighbour = dict(line.split() for line in inside(script).splitlines())
-    assert neighbour == {serving: "open", database: "closed", mlflow: "closed", monitor: "open"}
-    stranger = dict(line.split() for line in inside(script, space="default").splitlines())
-    assert set(stranger.values()) == {"closed"}
     own = {"app.kubernetes.io/name": "rareclass", "app.kubernetes.io/instance": release}
-    member = dict(
-        line.split() for line in inside(script, labels={**own, "app.kubernetes.io/component": "test"}).splitlines()
-    )
-    assert set(member.values()) == {"open"}
-    jailed = {**own, "app.kubernetes.io/component": "postgresql-probe"}
-    outside = inside(CONNECT.format(targets=[("93.184.216.34", 80)]), labels=jailed)
-    assert outside.split()[-1] == "closed"
-
-
-LOAD = """
-    import json, threading, time, urllib.request
-    url, model, seconds = "http://{release}-serving.{space}", "{model}", {seconds}
-    with urllib.request.urlopen(f"{{url}}/v2/models/{{model}}") as answer:
-        inputs = json.load(answer)["inputs"]
-    columns = [dict(name=each["name"], datatype=each["datatype"], shape=[1], data=[1.0] if each["datatype"] == "FP32" else ["x"]) for each in inputs]
-    end, good, bad, versions, lock = time.monotonic() + seconds, [], [], set(), threading.Lock()
-    def ask(number):
-        turn = 0
-        while time.monotonic() < end:
-            turn += 1
-            name = f"{prefix}-{{number}}-{{turn}}"
-            body = json.dumps(dict(id=name, inputs=columns)).encode()
-            try:
-                with urllib.request.urlopen(urllib.request.Request(f"{{url}}/v2/models/{{model}}/infer", body), timeout=20) as answer:
-                    found = json.load(answer)
-                with lock:
-                    good.append(found["id"]); versions.add(found["model_version"])
-            except Exception as error:
-                with lock:
-                    bad.append(repr(error))
-            time.sleep(0.02)
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
-    [each.start() for each in threads]; [each.join() for each in threads]
-    print(json.dumps(dict(good=len(good), distinct=len(set(good)), bad=bad[:5], failed=len(bad), versions=sorted(versions))))
-"""
-
-
-def stored(prefix: str) -> int:
-    """How many predictions with this prefix of their id are in the database."""
-    statement = f"SELECT count(*) FROM predictions WHERE request_id LIKE '{prefix}-%'"
-    pod = f"{RELEASE}-postgresql-0"
-    said = kubectl("-n", SPACE, "exec", pod, "--", "psql", "-h", "/tmp", "-U", "rareclass", "-Atc", statement)
-    return int(said.strip())
-
-
-def under_load(change: Any, seconds: int = 90) -> dict[str, Any]:
-    """Answer requests while something changes; return what the clients saw. Every answer must be in the store after."""
-    prefix = uuid.uuid4().hex[:8]
-    model = yaml.safe_load(Path(KIT).read_text())["config"]["name"]
-    script = LOAD.format(release=RELEASE, space=SPACE, model=model, seconds=seconds, prefix=prefix)
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(inside(script, seconds=seconds + 120)))
-    thread.start()
-    time.sleep(10)
-    change()
-    thread.join()
-    seen: dict[str, Any] = json.loads(said[0].splitlines()[-1])
-    end = time.monotonic() + 60
-    while stored(prefix) < seen["distinct"] and time.monotonic() < end:
-        time.sleep(1)
-    seen["stored"] = stored(prefix)
-    print(seen)
-    return seen
-
-
-def ready() -> None:
-    kubectl(
-        "-n",
-        SPACE,
-        "wait",
-        "--for=condition=Ready",
-        "pod",
-        "-l",
-        "app.kubernetes.io/component=serving",
-        "--timeout=240s",
-    )
+    cases: list[tuple[dict[str, Any], list[tuple[tuple[str, int], str]]]] = [
+        ({}, [(serving, "open"), (database, "closed"), (mlflow, "closed"), (monitor, "open")]),
+        ({"space": "default"}, [(each, "closed") for each in targets]),
+        ({"labels": {**own, "app.kubernetes.io/component": "test"}}, [(each, "open") for each in targets]),
+        # the database connects to nobody, not even to the release; others reach it
+        ({"labels": {**own, "app.kubernetes.io/component": "postgresql"}}, [(each, "closed") for each in targets]),
+    ]
+    for where, expected in cases:
+        assert reached(expected, **where) == {host: wanted for (host, _), wanted in expected}, where
 
 
 @pytest.mark.cluster
-def test_an_upgrade_under_load_loses_no_request_and_no_prediction(release: str) -> None:
-    def upgrade() -> None:
-        stamp = f"serving.podAnnotations.turn={uuid.uuid4().hex[:6]}"
-        done = helm("upgrade", release, str(CHART), "-n", SPACE, "--reuse-values", "--set", stamp, "--timeout", "5m")
+def test_an_upgrade_and_a_rollback_under_load_lose_no_request_and_no_prediction(release: str) -> None:
+    def there_and_back() -> None:
+        before = stamps(release)
+        stamp = uuid.uuid4().hex[:6]
+        change = ("--reuse-values", "--set", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
+        done = helm("upgrade", release, str(CHART), "-n", SPACE, *change)
         assert done.returncode == 0, done.stderr
+        rolled(release, {stamp})
+        done = helm("rollback", release, "-n", SPACE, "--timeout", "5m")
+        assert done.returncode == 0, done.stderr
+        rolled(release, before)
 
-    seen = under_load(upgrade)
+    seen = under_load(there_and_back)
     assert seen["failed"] == 0, seen
     assert seen["good"] > 100
     assert seen["stored"] == seen["distinct"] == seen["good"]
-    ready()
+
+
+def stamps(release: str) -> set[str | None]:
+    """The annotation `turn` of every pod that serves, also of those that are on their way out."""
+    which = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=serving"
+    pods = got("-n", SPACE, "pods", "-l", which)["items"]
+    return {each["metadata"].get("annotations", {}).get("turn") for each in pods}
+
+
+def rolled(release: str, wanted: set[str | None]) -> None:
+    until(lambda: stamps(release) == wanted, 400, f"only pods of turn {wanted}")
+    ready(release=release)
 
 
 @pytest.mark.cluster
 def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
     pin = '{"spec":{"annotations":{"rareclass.io/version":"1"}}}'
     kubectl("-n", SPACE, "patch", "seldondeployment", release, "--type=merge", "-p", pin)
-    stamp = f"serving.podAnnotations.turn={uuid.uuid4().hex[:6]}"
-    done = helm("upgrade", release, str(CHART), "-n", SPACE, "--reuse-values", "--set", stamp, "--timeout", "5m")
+    stamp = uuid.uuid4().hex[:6]
+    change = ("--reuse-values", "--set", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
+    done = helm("upgrade", release, str(CHART), "-n", SPACE, *change)
     assert done.returncode == 0, done.stderr
-    found = json.loads(kubectl("-n", SPACE, "get", "seldondeployment", release, "-o", "json"))
-    assert found["spec"]["annotations"]["rareclass.io/version"] == "1"
-    deployments = json.loads(
-        kubectl("-n", SPACE, "get", "deployment", "-l", f"seldon-deployment-id={release}", "-o", "json")
-    )
-    template = deployments["items"][0]["spec"]["template"]["metadata"]["annotations"]
-    assert template["rareclass.io/version"] == "1"
-    ready()
+    assert got("-n", SPACE, "seldondeployment", release)["spec"]["annotations"]["rareclass.io/version"] == "1"
+    rolled(release, {stamp})
+    pods = got("-n", SPACE, "pods", "-l", f"app.kubernetes.io/instance={release},app.kubernetes.io/component=serving")
+    assert {each["metadata"]["annotations"]["rareclass.io/version"] for each in pods["items"]} == {"1"}
 
 
 @pytest.mark.cluster
-def test_a_second_model_lives_beside_and_leaves_nothing_but_what_is_kept(release: str) -> None:
+def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_is_kept(release: str) -> None:
     """Several models in one namespace share MLflow; this one has its own store and a persistent spool."""
     values = [
         "--set", "fullnameOverride=second", "--set", f"tracking.uri=http://{release}-mlflow:5000",
-        "--set", "config.name=flights", "--set", "serving.backend=deployment", "--set", "serving.spool.persistent=true",
-        "--set", "serving.spool.size=100Mi", "--set", "train.enabled=false", "--set", "dashboards.enabled=false",
+        "--set", "serving.backend=deployment", "--set", "serving.spool.persistent=true", "--set", "serving.spool.size=100Mi",
+        "--set", "train.enabled=false", "--set", "dashboards.enabled=false", "--set", "retrain.enabled=false",
+        "--set", "jobs.backup.enabled=false", "--set", "serving.terminationGracePeriodSeconds=20",
     ]  # fmt: skip
     done = helm("install", "second", str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     try:
         assert done.returncode == 0, done.stderr
-        kubectl("-n", SPACE, "rollout", "status", "statefulset/second-serving", "--timeout=240s")
-        found = json.loads(kubectl("-n", SPACE, "get", "statefulset", "second-serving", "-o", "json"))
-        assert found["spec"]["volumeClaimTemplates"]
+        kubectl("-n", SPACE, "rollout", "status", "statefulset/second-serving", "--timeout=300s")
+        load = Load(service="second")
+        load.under_way()
+        seen = load.stop()
+        assert seen["failed"] == 0, seen
+        until(lambda: stored(load.prefix, "second") == seen["good"], 60, "everything in the second store")
+        # the store is away, the pod goes and cannot drain: the next one finds the spool on its volume
+        kubectl("-n", SPACE, "scale", "statefulset/second-postgresql", "--replicas=0")
+        kubectl("-n", SPACE, "wait", "--for=delete", "pod/second-postgresql-0", "--timeout=60s")
+        load = Load(service="second")
+        load.under_way()
+        seen = load.stop()
+        assert seen["failed"] == 0, seen
+        kubectl("-n", SPACE, "delete", "pod", "second-serving-0", "--timeout=120s")
+        kubectl("-n", SPACE, "scale", "statefulset/second-postgresql", "--replicas=1")
+        kubectl("-n", SPACE, "rollout", "status", "statefulset/second-postgresql", "--timeout=120s")
+        kubectl("-n", SPACE, "rollout", "status", "statefulset/second-serving", "--timeout=300s")
+        until(lambda: stored(load.prefix, "second") == seen["good"], 120, "the spool of the lost pod in the store")
     finally:
         gone = helm("uninstall", "second", "-n", SPACE, "--wait", "--timeout", "5m")
     assert gone.returncode == 0, gone.stderr
     kinds = "all,configmap,secret,pvc,serviceaccount,networkpolicy,role,rolebinding,poddisruptionbudget,podmonitor,servicemonitor,prometheusrule,alertmanagerconfig"
-    left = json.loads(kubectl("-n", SPACE, "get", kinds, "-l", "app.kubernetes.io/instance=second", "-o", "json"))
-    names = sorted(
-        f"{each['kind']}/{each['metadata']['name']}"
-        for each in left["items"]
-        if "deletionTimestamp" not in each["metadata"]
-    )
-    assert [each for each in names if "spool" not in each] == [
+    which = ("-l", "app.kubernetes.io/instance=second")
+    left = [each for each in got("-n", SPACE, kinds, *which)["items"] if "deletionTimestamp" not in each["metadata"]]
+    assert sorted(f"{each['kind']}/{each['metadata']['name']}" for each in left) == [
         "PersistentVolumeClaim/second-postgresql",
+        "PersistentVolumeClaim/spool-second-serving-0",
         "Secret/second-postgresql",
     ]
-    kubectl("-n", SPACE, "delete", "pvc,secret", "-l", "app.kubernetes.io/instance=second", "--wait=false")
+    assert not got("-n", "kubeflow", "secret", *which)["items"]
+    kubectl("-n", SPACE, "delete", "pvc,secret", *which, "--wait=false")

@@ -41,6 +41,9 @@ app.kubernetes.io/component: workflow
 
 {{- /* Secret with the store's URL in the namespace of the pipeline's steps. */ -}}
 {{- define "rareclass.pipelineSecret" -}}
+{{- if and .Values.store.existingSecret.name (not .Values.retrain.kubeflow.existingSecret) }}
+{{- fail (printf "the pipeline's steps run in namespace %s and cannot read store.existingSecret: set retrain.kubeflow.existingSecret to a Secret there whose key url is the store's URL, or retrain.runner to pod" .Values.retrain.kubeflow.namespace) }}
+{{- end }}
 {{- default (printf "%s-%s-pipeline" .Release.Namespace (include "rareclass.fullname" .)) .Values.retrain.kubeflow.existingSecret -}}
 {{- end -}}
 

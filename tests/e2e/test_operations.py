@@ -1,0 +1,243 @@
+"""What runs beside the loop on a cluster: scheduled jobs, backup and restore, the plain backend, scaling, the pipeline's cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube import (  # fmt: skip
+    CHART,
+    KIT,
+    OBJECT_STORE_KEY,
+    RELEASE,
+    SPACE,
+    Load,
+    address,
+    ended,
+    got,
+    helm,
+    kubectl,
+    lacking,
+    model,
+    ready,
+    sql,
+    stored,
+    until,
+)
+
+missing = lacking("argo", "kubeflow", "minio", "monitoring")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(missing), reason=f"needs a cluster: {missing}"),
+    pytest.mark.timeout(1500),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release() -> None:
+    if helm("status", RELEASE, "-n", SPACE).returncode:
+        pytest.skip(f"release {RELEASE} is not installed in namespace {SPACE}: make install")
+    ready()
+
+
+def run_job(job: str) -> str:
+    """Start a CronJob now; return what its pod said."""
+    name = f"{RELEASE}-{job}-{uuid.uuid4().hex[:6]}"
+    kubectl("-n", SPACE, "create", "job", name, f"--from=cronjob/{RELEASE}-{job}")
+    pods = until(lambda: got("-n", SPACE, "pods", "-l", f"job-name={name}")["items"], 60, f"a pod of {name}")
+    return ended(SPACE, pods[0]["metadata"]["name"], 400)
+
+
+def cli(*words: str, given: str | None = None) -> str:
+    """Run a command of rareclass in the monitor's pod."""
+    pod = ("exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "rareclass", *words)
+    return kubectl("-n", SPACE, *pod, given=given)
+
+
+@pytest.fixture(scope="module")
+def answered() -> list[str]:
+    """Requests that were answered and are in the store."""
+    load = Load(ids=True)
+    load.under_way()
+    seen = load.stop()
+    assert seen["failed"] == 0, seen
+    until(lambda: stored(load.prefix) == seen["good"], 60, "the predictions in the store")
+    return list(seen["ids"])
+
+
+def test_the_job_of_labels_imports_what_lies_in_the_object_store(answered: list[str]) -> None:
+    import boto3
+
+    keys = {"aws_access_key_id": OBJECT_STORE_KEY, "aws_secret_access_key": OBJECT_STORE_KEY}
+    store = boto3.client("s3", endpoint_url=address("minio", "minio", 9000), region_name="us-east-1", **keys)
+    lines = ["request_id,label", *(f"{each},{number % 20 == 0:d}" for number, each in enumerate(answered))]
+    store.put_object(Bucket="mlflow", Key="labels/today.csv", Body="\n".join(lines).encode())
+    assert f"{len(answered):,} new" in run_job("labels")
+    assert "0 new" in run_job("labels")
+
+
+def test_the_job_of_evidently_reports_what_the_monitor_exports(answered: list[str]) -> None:
+    from kube import prometheus
+
+    assert "drift" in run_job("evidently").lower()
+    query = f'rareclass_evidently_drifted_ratio{{model="{model()}",namespace="{SPACE}"}}'
+    assert until(lambda: prometheus(query), 120, query)
+
+
+def test_a_backup_brings_back_what_was_lost_and_a_second_restore_changes_nothing(answered: list[str]) -> None:
+    before = {table: sql(f"SELECT count(*) FROM {table}") for table in ("predictions", "labels")}
+    assert "predictions" in run_job("backup")
+    sql("DELETE FROM labels")
+    sql("DELETE FROM predictions")
+    assert sql("SELECT count(*) FROM predictions") == "0"
+    said = restored()
+    assert f"{int(before['predictions']):,} new" in said, said
+    assert {table: sql(f"SELECT count(*) FROM {table}") for table in before} == before
+    assert "0 new" in restored()
+
+
+def restored() -> str:
+    """`rareclass restore` in a pod like the job's own, which has the volume of the backups."""
+    job = got("-n", SPACE, "cronjob", f"{RELEASE}-backup")["spec"]["jobTemplate"]["spec"]["template"]
+    name = f"restore-{uuid.uuid4().hex[:6]}"
+    job["spec"]["containers"][0]["args"] = ["restore", "-c", "/config/config.yaml", "/backup"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": job["metadata"]["labels"]}, "spec": job["spec"]}  # fmt: skip
+    kubectl("-n", SPACE, "apply", "-f", "-", given=json.dumps(pod))
+    try:
+        return ended(SPACE, name, 300)
+    finally:
+        kubectl("-n", SPACE, "delete", "pod", name, "--wait=false")
+
+
+# --- the plain backend -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[str]:
+    """The same model behind a Deployment that scales with its processor use."""
+    name = "plain"
+    values = [
+        "--set", f"fullnameOverride={name}", "--set", f"tracking.uri=http://{RELEASE}-mlflow:5000", "--set", "serving.backend=deployment",
+        "--set", f"store.existingSecret.name={RELEASE}-store", "--set", "postgresql.enabled=false", "--set", "monitor.enabled=false",
+        "--set", "serving.autoscaling.enabled=true", "--set", "serving.autoscaling.minReplicas=1", "--set", "serving.autoscaling.maxReplicas=2",
+        "--set", "serving.resources.requests.cpu=50m", "--set", "train.enabled=false", "--set", "retrain.enabled=false",
+        "--set", "jobs.backup.enabled=false", "--set", "alerts.enabled=false", "--set", "dashboards.enabled=false",
+    ]  # fmt: skip
+    done = helm("install", name, str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
+    assert done.returncode == 0, done.stderr
+    try:
+        kubectl("-n", SPACE, "rollout", "status", f"deployment/{name}-serving", "--timeout=300s")
+        yield name
+    finally:
+        helm("uninstall", name, "-n", SPACE, "--wait", "--timeout", "5m")
+
+
+def test_the_plain_backend_answers_and_scales_under_load(plain: str) -> None:
+    def replicas() -> int:
+        return int(got("-n", SPACE, "deployment", f"{plain}-serving")["status"].get("readyReplicas", 0))
+
+    load = Load(service=plain, pause=0.0)
+    load.under_way()
+    until(lambda: replicas() == 2, 400, "a second pod by the autoscaler")
+    seen = load.stop()
+    assert seen["failed"] == 0, seen
+    until(lambda: stored(load.prefix) == seen["good"], 120, "every answer in the store")
+
+
+@pytest.fixture
+def mlflow() -> Iterator[str]:
+    """MLflow as a developer reaches it: it answers to its own names and to localhost only."""
+    command = ["kubectl", "-n", SPACE, "port-forward", f"service/{RELEASE}-mlflow", ":5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        assert forward.stdout is not None
+        yield f"http://localhost:{forward.stdout.readline().partition(' -> ')[0].rpartition(':')[2]}"
+        forward.terminate()
+
+
+def test_deploy_pins_a_plain_deployment_and_a_second_time_changes_nothing(
+    plain: str, mlflow: str, tmp_path: Path
+) -> None:
+    """`rareclass deploy` as somebody with a kubeconfig calls it."""
+    config = yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"]
+    config |= {"tracking": {"uri": mlflow}, "store": {"url": f"sqlite:///{tmp_path}/store.db"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["deploy", "-c", str(tmp_path / "config.json"), "--kind", "deployment", "--name", f"{plain}-serving"]
+    words += ["--namespace", SPACE, "--service", address(SPACE, f"{plain}-serving", 80), "--timeout", "400"]
+    first, second = (rareclass(*words) for _ in range(2))
+    assert "golden rows agree" in first
+    assert "already" in second
+
+
+def rareclass(*words: str, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-m", "rareclass", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=1400, env={**os.environ, **(environment or {})}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr + done.stdout
+
+
+def ask(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
+
+
+# --- the flights through Kubeflow ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`rareclass submit` with the cluster's settings as the chart gives them to its own workflow."""
+    template = got("-n", SPACE, "workflowtemplate", f"{RELEASE}-turn")["spec"]["templates"]
+    step = next(each for each in template if each["name"] == "retrain")
+    cluster = json.loads(
+        next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
+    )
+    config = {
+        **yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"],
+        "cluster": {**cluster, "host": address("kubeflow", "ml-pipeline", 8888)},
+    }
+    config["compute"] = {"cpu": "100m", "memory": "1500Mi", "threads": 2}
+    file = tmp_path_factory.mktemp("submit") / "config.json"
+    file.write_text(json.dumps(config))
+    return lambda key: rareclass("submit", "-c", str(file), "--key", key)
+
+
+def kubeflow_run(name: str) -> dict[str, Any]:
+    query = urllib.parse.urlencode({"page_size": 100, "sort_by": "created_at desc"})
+    runs = ask(f"{address('kubeflow', 'ml-pipeline', 8888)}/apis/v2beta1/runs?{query}")["runs"]
+    found = next(each["run_id"] for each in runs if each["display_name"] == name)
+    return dict(ask(f"{address('kubeflow', 'ml-pipeline', 8888)}/apis/v2beta1/runs/{found}"))
+
+
+def states(run: dict[str, Any]) -> dict[str, str]:
+    return {each["display_name"]: each["state"] for each in run["run_details"]["task_details"]}
+
+
+def test_the_flights_pipeline_finishes_on_kubeflow(submit: Callable[[str], str]) -> None:
+    submit("flights-first")
+    run = kubeflow_run("flights-first")
+    assert run["state"] == "SUCCEEDED"
+    assert "register" in states(run)
+
+
+def test_the_same_data_a_second_time_come_from_the_cache_but_for_what_acts(submit: Callable[[str], str]) -> None:
+    submit("flights-first")
+    submit("flights-second")
+    run = kubeflow_run("flights-second")
+    assert run["state"] == "SUCCEEDED"
+    found = states(run)
+    cached = {name for name, state in found.items() if state == "SKIPPED" or state == "CACHED"}
+    assert {"ingest", "train"} <= {name.split("-")[0] for name in cached} | cached, found
+    assert not {"register", "promote"} & cached, found
