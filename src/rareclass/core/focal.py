@@ -67,37 +67,72 @@ def floored(y: IntArray, z: FloatArray, hessian: FloatArray, *, alpha: float = 0
 def focal_objective(gamma: float = 2.0, alpha: float = 0.5) -> Callable[[AnyArray, Any], tuple[AnyArray, AnyArray]]:
     """Return an XGBoost objective: (margins, DMatrix) -> (gradient, hessian), row weights applied."""
     check_focal(gamma, alpha)
-
-    seen: list[Any] = [None, None]  # the matrix of this fit (kept, so that no other takes its place) and its positives
+    seen: list[tuple[Any, _Steps]] = []  # the matrix of this fit (kept, so that no other takes its place) and its rows
 
     def objective(margin: AnyArray, matrix: Any) -> tuple[AnyArray, AnyArray]:
-        if seen[0] is not matrix:
-            seen[:] = matrix, matrix.get_label() == 1
-        z = np.asarray(margin, dtype=np.float32).reshape(-1)
-        gradient, hessian = _step(seen[1], z, np.float32(gamma), np.float32(alpha))
-        weight = matrix.get_weight()
-        return (gradient * weight, hessian * weight) if len(weight) else (gradient, hessian)
+        if not seen or seen[0][0] is not matrix:
+            seen[:] = [(matrix, _Steps(matrix.get_label() == 1, matrix.get_weight(), gamma, alpha))]
+        return seen[0][1](np.asarray(margin, dtype=np.float32).reshape(-1))
 
     return objective
 
 
-def _step(positive: AnyArray, z: AnyArray, gamma: np.float32, alpha: np.float32) -> tuple[AnyArray, AnyArray]:
-    """Return gradient and floored hessian in float32 with one exponential and one logarithm per row, as boosting asks
-    for them in every round; ``focal_gradient`` and ``floored`` say the same more slowly.
+class _Steps:
+    """Gradient and floored hessian of the same rows in every round of boosting: float32, one exponential and one logarithm
+    per row, in blocks that stay in the processor's cache; ``focal_gradient`` and ``floored`` say the same more slowly.
 
-    positive : (n,) bool · z : (n,) float32 logits
+    positive : (n,) bool · weight : (n,) row weights, or none
     """
-    one = np.float32(1)
-    u = np.where(positive, z, -z)
-    small = np.exp(-np.abs(u))
-    large = one / (one + small)
-    log_p = np.minimum(u, np.float32(0)) - np.log1p(small)
-    small *= large
-    up = u >= 0
-    p, q = np.where(up, large, small), np.where(up, small, large)
-    base = np.where(positive, alpha, one - alpha)
-    focused = base * (q * q if gamma == 2 else q**gamma)
-    gradient = focused * (gamma * p * log_p - q)
-    hessian = focused * p * (gamma * log_p * (q - gamma * p) + (2 * gamma + one) * q)
-    floor = np.float32(HESSIAN_FLOOR) * base * np.maximum(p * q, np.float32(_TINY))
-    return np.where(positive, gradient, -gradient), np.maximum(hessian, floor)
+
+    BLOCK = 16_384
+
+    def __init__(self, positive: AnyArray, weight: AnyArray, gamma: float, alpha: float) -> None:
+        self._sign = np.where(positive, np.float32(1), np.float32(-1))
+        self._base = np.where(positive, np.float32(alpha), np.float32(1 - alpha))
+        if len(weight):
+            self._base *= weight
+        self._gamma = np.float32(gamma)
+        self._scratch = np.empty((6, min(self.BLOCK, max(len(positive), 1))), dtype=np.float32)
+
+    def __call__(self, z: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """Return (gradient, hessian), each (n,) float32, at the (n,) float32 logits."""
+        gradient, hessian = np.empty_like(z), np.empty_like(z)
+        for start in range(0, len(z), self.BLOCK):
+            part = slice(start, start + self.BLOCK)
+            self._block(z[part], self._sign[part], self._base[part], gradient[part], hessian[part])
+        return gradient, hessian
+
+    def _block(self, z: AnyArray, sign: AnyArray, base: AnyArray, gradient: AnyArray, hessian: AnyArray) -> None:
+        """Fill ``gradient`` and ``hessian``. Written in place: half of the time of a plain formula is its temporaries."""
+        gamma, one = self._gamma, np.float32(1)
+        u, small, log_p, p, q, focus = self._scratch[:, : len(z)]
+        np.multiply(sign, z, out=u)
+        np.exp(np.negative(np.abs(u, out=small), out=small), out=small)
+        np.add(small, one, out=focus)
+        np.subtract(np.minimum(u, np.float32(0), out=p), np.log(focus, out=log_p), out=log_p)
+        large = np.reciprocal(focus, out=focus)
+        small *= large
+        up = u >= 0
+        np.copyto(p, small)
+        np.copyto(p, large, where=up)
+        np.copyto(q, large)
+        np.copyto(q, small, where=up)
+        if gamma == 2:
+            np.multiply(q, q, out=focus)
+        else:
+            np.power(q, gamma, out=focus)
+        focus *= base
+        log_p *= gamma
+        # sign * focus * (gamma p log p - q)
+        np.subtract(np.multiply(p, log_p, out=gradient), q, out=gradient)
+        gradient *= focus
+        gradient *= sign
+        # focus * p * (gamma log p (q - gamma p) + (2 gamma + 1) q)
+        np.subtract(q, np.multiply(p, gamma, out=hessian), out=hessian)
+        hessian *= log_p
+        hessian += np.multiply(q, 2 * gamma + one, out=u)
+        hessian *= np.multiply(focus, p, out=focus)
+        floor = np.maximum(np.multiply(p, q, out=u), np.float32(_TINY), out=u)
+        floor *= base
+        floor *= np.float32(HESSIAN_FLOOR)
+        np.maximum(hessian, floor, out=hessian)
