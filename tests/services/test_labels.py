@@ -142,6 +142,15 @@ def test_a_file_that_is_not_there_or_not_parquet_is_one_clear_line(config: Confi
         import_labels(config, write(tmp_path / "text.parquet", "request_id,label"), NOW)
 
 
+def test_labels_are_read_from_an_address_of_an_object_store_like_from_a_path(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "late").mkdir()
+    write(tmp_path / "late" / "l.csv", "request_id,label\n001,1\n")
+    assert import_labels(config, (tmp_path / "late" / "l.csv").as_uri(), NOW) == LabelReport(inserted=1)
+    assert import_labels(config, tmp_path / "late" / "l.csv", NOW) == LabelReport(unchanged=1)
+    with pytest.raises(DataError, match=r"nowhere\.csv' is not a file.*like s3://bucket/labels\.csv"):
+        import_labels(config, (tmp_path / "nowhere.csv").as_uri(), NOW)
+
+
 def test_an_empty_label_file_changes_nothing(config: Config, tmp_path: Path) -> None:
     assert import_labels(config, write(tmp_path / "l.csv", "request_id,label\n"), NOW) == LabelReport()
     assert import_labels(config, write(tmp_path / "m.csv", "request_id,label\n001,\n"), NOW) == LabelReport()

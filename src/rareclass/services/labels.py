@@ -22,7 +22,7 @@ _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 def import_labels(config: Config, path: str | Path, now: datetime, *, store: Store | None = None) -> LabelReport:
     """Read a label file into the store; doing it again changes nothing.
 
-    path : CSV or Parquet with the columns ``request_id`` and ``label``, or a SQL URL followed by ``#`` and a table or a
+    path : CSV or Parquet (a file or an object like ``s3://bucket/labels.csv``) with the columns ``request_id`` and ``label``, or a SQL URL followed by ``#`` and a table or a
         SELECT (``postgresql://host/db#SELECT request_id, label FROM chargebacks``). Instead of ``label`` the file may
         have ``data.target`` as its column, with ``data.positive`` as the rare class. Optional columns: ``row`` (default
         0), ``observed_at`` (default now), ``source`` (default the file's name). Other columns are ignored, and rows
@@ -130,19 +130,28 @@ def _read(path: str) -> pd.DataFrame:
         except StoreError as error:
             reason = str(error).partition(". ")[0].removeprefix("store ")
             raise DataError(f"labels cannot be read: {reason}. Check the URL and what follows its #") from None
-    if not Path(path).is_file():
-        raise DataError(
-            f"label file '{path}' is not a file. Pass a CSV or Parquet file, or a SQL URL followed by #TABLE"
-        )
+    import io
+
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    from rareclass.adapters.tables.places import Place
+
+    folder, _, name = path.rpartition("/")
+    try:
+        content = Place(folder or ("/" if path.startswith("/") else ".")).read(name)
+    except OSError as error:
+        raise DataError(f"label file '{path}' cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if content is None:
+        raise DataError(
+            f"label file '{path}' is not a file. Pass a CSV or Parquet file, an object like s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
+        )
     try:
         if Path(path).suffix.lower() in (".parquet", ".pq"):
-            return parquet.read_table(path).to_pandas()
+            return parquet.read_table(io.BytesIO(content)).to_pandas()
         text = dict.fromkeys(("request_id", "label", "source", "observed_at"), pa.string())
         convert = csv.ConvertOptions(column_types=text, strings_can_be_null=True)
-        return csv.read_csv(path, convert_options=convert).to_pandas()
+        return csv.read_csv(io.BytesIO(content), convert_options=convert).to_pandas()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"label file '{path}' cannot be read as CSV or Parquet: {' '.join(str(error).split())[:200]}"
