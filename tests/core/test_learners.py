@@ -7,15 +7,27 @@ import pytest
 from rows_for_learning import make_rows
 from sklearn.metrics import average_precision_score
 
-from rareclass.core.learners import LEARNERS, BestRound, Interrupted, StopPrecision, Task, fit, settle, thin
+from rareclass.core.learners import (
+    LEARNERS,
+    BestRound,
+    Interrupted,
+    StopPrecision,
+    Task,
+    fit,
+    grow,
+    logit,
+    settle,
+    thin,
+)
 from rareclass.core.preparing import Preparation
 from rareclass.errors import ConfigError
 
-TRAIN, STOP, TEST = (
+TRAIN, WATCHED, TEST = (
     make_rows(700, category=True),
     make_rows(250, seed=1, category=True),
     make_rows(800, seed=2, category=True),
 )
+GROWING = [name for name, each in LEARNERS.items() if each.grow is not None]
 QUICK = {
     "xgboost": {"rounds": 60},
     "random_forest": {"n_estimators": 40},
@@ -32,10 +44,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def fitted():
-    return {
-        name: fit(name, TRAIN, params=QUICK[name], stop=STOP if LEARNERS[name].stops else None, seed=3)
-        for name in LEARNERS
-    }
+    return {name: fit(name, TRAIN, params=QUICK[name], seed=3) for name in LEARNERS}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -60,7 +69,7 @@ def test_every_learner_scores_the_same_after_a_pickle_and_row_by_row(name, fitte
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_is_deterministic_by_seed(name, fitted):
-    again = fit(name, TRAIN, params=QUICK[name], stop=STOP if LEARNERS[name].stops else None, seed=3)
+    again = fit(name, TRAIN, params=QUICK[name], seed=3)
     np.testing.assert_array_equal(again.score(TEST.x), fitted[name].score(TEST.x))
 
 
@@ -71,29 +80,32 @@ def test_every_learner_scores_levels_it_has_not_seen_and_rows_without_any_value(
     assert np.isfinite(fitted[name].score(x)).all()
 
 
-@pytest.mark.parametrize("name", [name for name, each in LEARNERS.items() if each.stops])
-def test_learners_that_stop_early_record_ap_by_round_and_keep_the_best_part(name, fitted):
-    trace = fitted[name].trace
-    assert [point["round"] for point in trace] == list(range(1, len(trace) + 1))
-    assert 1 <= fitted[name].rounds <= len(trace)
-    assert all(0 <= point["ap"] <= 1 for point in trace)
+@pytest.mark.parametrize("name", GROWING)
+def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name):
+    growing = grow(name, Task(TRAIN, seed=5), WATCHED, QUICK[name])
+    seen = []
+    for _ in range(3):
+        growing.grow()
+        seen.append(growing.log_odds())
+    rounds = 2 * growing.step
+    assert 3 * growing.step <= growing.most
+    early = growing.fitted(rounds)
+    assert early.rounds == rounds
+    np.testing.assert_allclose(logit(early.score(WATCHED.x)), seen[1], atol=1e-4)
+    fixed = fit(name, TRAIN, params=QUICK[name], rounds=rounds, seed=5)
+    assert fixed.rounds == rounds
+    if name != "hist_gradient_boosting":  # its steps draw other thresholds where a fit starts again
+        np.testing.assert_allclose(fixed.score(TEST.x), early.score(TEST.x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["xgboost", "mlp"])
-def test_a_fixed_number_of_rounds_grows_the_same_model_as_stopping_there(name):
-    stopped = fit(name, TRAIN, params=QUICK[name], stop=STOP, seed=5)
-    fixed = fit(name, TRAIN, params=QUICK[name], rounds=stopped.rounds, seed=5)
-    assert fixed.rounds == stopped.rounds
-    np.testing.assert_allclose(fixed.score(TEST.x), stopped.score(TEST.x), rtol=1e-6)
-
-
-def test_xgboost_loss_by_round_is_recorded_too(fitted):
-    assert fitted["xgboost"].trace[-1]["loss"] < fitted["xgboost"].trace[0]["loss"]
+def test_a_learner_without_rounds_does_not_grow():
+    with pytest.raises(ConfigError, match="random_forest"):
+        grow("random_forest", Task(TRAIN), WATCHED)
 
 
 def test_focal_loss_ranks_and_says_that_its_scores_are_no_probabilities():
-    focal = fit("xgboost", TRAIN, params={"rounds": 60, "focal_gamma": 2.0}, loss="focal", stop=STOP)
-    plain = fit("xgboost", TRAIN, params={"rounds": 60}, stop=STOP)
+    focal = fit("xgboost", TRAIN, params={"rounds": 60, "focal_gamma": 2.0}, loss="focal")
+    plain = fit("xgboost", TRAIN, params={"rounds": 60})
     assert average_precision_score(TEST.y, focal.score(TEST.x)) > 2 * TEST.prevalence
     assert not np.allclose(focal.score(TEST.x), plain.score(TEST.x))
 
@@ -183,7 +195,7 @@ def test_precision_by_round_is_the_average_precision_of_scikit_learn():
 
 
 def test_a_lonely_peak_is_not_mistaken_for_the_best_round():
-    best = BestRound(patience=50, width=5, least=3)
+    best = BestRound(step=1, patience=50, width=5, least=3)
     hill = np.concatenate([np.linspace(0.2, 0.6, 20), np.full(10, 0.6), np.linspace(0.6, 0.3, 40)])
     hill[3] = 0.9
     for position, value in enumerate(hill):
@@ -192,15 +204,16 @@ def test_a_lonely_peak_is_not_mistaken_for_the_best_round():
 
 
 def test_where_precision_is_equal_the_loss_decides():
-    best = BestRound(patience=50, width=1, least=2)
+    best = BestRound(step=10, patience=500, width=1, least=20)
     loss = np.abs(np.arange(60) - 40) / 100 + 0.1
     for value in loss:
         best.add(1.0, value)
-    assert best.rounds() == 41
+    assert best.rounds() == 410
+    assert best.trace()[40] == {"round": 410.0, "ap": 1.0, "loss": loss[40]}
 
 
 def test_waiting_ends_when_nothing_gets_better():
-    best = BestRound(patience=10, width=1, least=5)
+    best = BestRound(step=1, patience=10, width=1, least=5)
     assert [best.add(0.5, 0.1) for _ in range(20)].index(True) == 14
 
 

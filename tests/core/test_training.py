@@ -36,8 +36,9 @@ def test_every_row_is_scored_by_a_model_that_has_not_seen_it(plain):
     )
 
 
-def test_scored_labels_have_no_influence_on_their_own_scores(plain):
+def test_scored_labels_have_no_influence_on_their_own_scores_but_for_the_number_of_rounds(plain):
     fold = FOLDS[0]
+    assert set(plain.rounds) == {60}, "all that the settings allow, whatever the labels"
     flipped = ROWS.y.copy()
     flipped[fold.score] = 1 - flipped[fold.score]
     again = train_candidate(PLAIN, dataclasses.replace(ROWS, y=flipped), FOLDS[:1], seed=0)
@@ -76,15 +77,9 @@ def test_synthetic_rows_and_focal_loss_leave_the_shift_to_the_calibrator():
 
 def test_resampling_sees_training_rows_of_its_own_fold_only():
     made = resample_folds(UNDER.resample, ROWS, FOLDS, seed=0)
-    assert set(np.unique(made.fold)) == set(range(6)), "three folds to stop in, three on all training rows"
+    assert set(np.unique(made.fold)) == set(range(3))
     for k, fold in enumerate(FOLDS):
-        train = set(ROWS.row_id[fold.train].tolist())
-        _, stop = training._carve(ROWS, fold, 0)
-        stopping = set(ROWS.row_id[fold.train][stop].tolist())
-        first, whole = (set(made.row_id[made.fold == code].tolist()) for code in (k, 3 + k))
-        assert first <= train - stopping
-        assert whole <= train
-        assert whole & stopping
+        assert set(made.row_id[made.fold == k].tolist()) <= set(ROWS.row_id[fold.train].tolist())
 
 
 def test_rows_resampled_elsewhere_give_the_same_scores():
@@ -99,15 +94,42 @@ def test_the_sampling_factor_is_the_share_of_negatives_kept():
     assert np.isnan(sampling_factor(SMOTE.resample, ROWS, after))
 
 
-def test_time_ordered_rows_stop_on_their_latest_part_and_are_scored_forward():
+def test_time_ordered_rows_are_scored_forward():
     rows = make_rows(1200, hours=True)
     dev, folds = development(rows.take(slice(0, 900)), rows.take(slice(900, None)), Split(windows=2))
     done = train_candidate(PLAIN, dev, folds, seed=0)
     assert done.complete
     np.testing.assert_array_equal(np.flatnonzero(done.scored), np.concatenate([fold.score for fold in folds]))
-    train = dev.take(folds[0].train)
-    fit, stop = training._carve(dev, folds[0], 0)
-    assert train.time[fit].max() < train.time[stop].min()
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        Candidate("xgboost", "xgboost", {"rounds": 400, "patience": 20}),
+        Candidate("histogram", "hist_gradient_boosting"),
+        Candidate("mlp", "mlp", {"epochs": 12}),
+    ],
+    ids=lambda each: each.learner,
+)
+def test_folds_that_grow_stop_together_where_all_scored_rows_are_ranked_best(candidate):
+    done = train_candidate(candidate, ROWS, FOLDS, seed=0)
+    assert len(set(done.rounds)) == 1
+    by_round = {point["round"]: point for point in done.trace}
+    chosen = by_round[done.rounds[0]]
+    assert chosen["ap"] == pytest.approx(average_precision_score(ROWS.y, done.oof), abs=1e-6)
+    assert chosen["ap"] > max(point["ap"] for point in done.trace) - 0.05
+    assert list(by_round) == sorted(by_round)
+
+
+def test_a_fit_that_grows_is_kept_as_far_as_it_came_when_it_may_be_cut():
+    looks = iter([False] * 8 + [True] * 1000)
+    short = train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=looks.__next__, cut=True)
+    assert short.complete
+    assert set(short.rounds) == {20}, "three folds, looked at before each step of ten rounds"
+    again = train_candidate(short.candidate, ROWS, FOLDS, seed=0)
+    np.testing.assert_array_equal(again.oof, short.oof)
+    looks = iter([False] * 8 + [True] * 1000)
+    assert not train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=looks.__next__).complete
 
 
 def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
@@ -174,15 +196,3 @@ def test_many_rows_are_fitted_once_when_positives_are_plenty():
     assert training.seeds_worth("xgboost", 300_000, 200) == 2
     assert training.seeds_worth("xgboost", 5_000, 2_000) == 5
     assert training.seeds_worth("extra_trees", 5_000, 200) == 1
-
-
-def test_the_latest_rows_stop_a_fit_only_where_later_ones_are_scored():
-    times = np.datetime64("2026-01-01", "us") + np.arange(len(ROWS)) * np.timedelta64(1, "h")
-    dev, half = dataclasses.replace(ROWS, time=times), len(ROWS) // 2
-    forward = Fold(np.arange(half), np.arange(half, len(ROWS)))
-    fit, stop = training._carve(dev, forward, 0)
-    assert fit.max() < stop.min()
-    fit, stop = training._carve(dev, Fold(forward.score, forward.train), 0)
-    assert stop.min() < fit.max()
-    assert fit.min() < stop.max()
-    assert len(np.intersect1d(fit, stop)) == 0

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from rareclass.core.rows import AnyArray, FloatArray, FloatMatrix, IntArray, Row
 from rareclass.errors import ConfigError, unknown
 
 Trace = tuple[dict[str, float], ...]
+_T = TypeVar("_T")
 
 AS_GOOD = 0.002
 """Difference of average precision on stop rows that is never evidence."""
@@ -39,13 +40,11 @@ def never() -> bool:
 class Task:
     """Everything a fit needs besides its settings.
 
-    weight : (n,) training weights or None · stop : rows that end the fit early, never fitted on
-    rounds : fixed number of rounds or epochs instead of early stopping
+    weight : (n,) training weights or None · rounds : of boosting, or epochs; default: as many as the settings say
     """
 
     rows: Rows
     weight: FloatArray | None = None
-    stop: Rows | None = None
     rounds: int | None = None
     loss: str = "logistic"
     seed: int = 0
@@ -56,15 +55,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted learner. rounds : rounds or epochs used · kept : share of negatives its sampling amounts to (NaN: none)
-
-    trace : one dict per round or epoch with ``round``, and ``ap`` and ``loss`` on the stop rows where there are any
-    """
+    """A fitted learner. rounds : rounds or epochs used · kept : share of negatives its sampling amounts to (NaN: none)"""
 
     learner: str
     rounds: int | None = field(default=None, kw_only=True)
     kept: float = field(default=1.0, kw_only=True)
-    trace: Trace = field(default=(), kw_only=True)
 
     def score(self, x: FloatMatrix) -> FloatArray:
         """Return (n,) raw probabilities of the rare class for x (n, n_features) float32."""
@@ -183,7 +178,7 @@ def logit(p: FloatArray, *, margin: float = 1e-9) -> FloatArray:
 
 
 class StopPrecision:
-    """Average precision on the stop rows: exact, ties grouped, without a sort of all rows (called in every round)."""
+    """Average precision of labelled rows: exact, ties grouped, without a sort of all rows (called in every step)."""
 
     def __init__(self, y: IntArray) -> None:
         self.positive, self.negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
@@ -196,20 +191,22 @@ class StopPrecision:
 
 
 class BestRound:
-    """Keeps the curves of AP and loss by round, says when waiting is pointless and which round was best.
+    """Keeps the curves of AP and loss by step of so many rounds, says when waiting is pointless and which round was best.
 
-    AP is noisy where positives are few, so it is averaged over ``width`` rounds; where it is as good as equal, as it is
-    once the stop rows are ranked without a mistake, the loss decides: scores of a fit cut too short fit no other's.
+    AP is noisy where positives are few, so it is averaged over ``width`` steps; where it is as good as equal, as it is
+    once all rows are ranked without a mistake, the loss decides: scores of a fit cut too short fit no other's.
+    patience, least : in rounds
     """
 
-    def __init__(self, *, patience: int, width: int, least: int) -> None:
-        self.patience, self.width, self.least = patience, width, least
+    def __init__(self, *, step: int, patience: int, least: int, width: int = 3) -> None:
+        self.step, self.patience, self.width = step, patience / step, width
+        self.least = max(1, round(least / step))
         self.values: list[float] = []
         self.losses: list[float] = []
         self.best, self.since = -1.0, 0
 
     def add(self, value: float, loss: float) -> bool:
-        """Add a round; True when it is time to stop."""
+        """Add a step; True when it is time to stop."""
         self.values.append(value)
         self.losses.append(loss)
         mean = float(np.mean(self.values[-self.width :]))
@@ -224,11 +221,36 @@ class BestRound:
         smooth = np.convolve(padded, np.full(self.width, 1 / self.width), mode="valid")
         first = min(self.least, len(values)) - 1
         near = smooth[first:] >= smooth[first:].max() - AS_GOOD
-        return first + 1 + int(np.argmin(np.where(near, losses[first:], np.inf)))
+        return self.step * (first + 1 + int(np.argmin(np.where(near, losses[first:], np.inf))))
 
     def trace(self) -> Trace:
-        pairs = enumerate(zip(self.values, self.losses, strict=True))
-        return tuple({"round": float(i + 1), "ap": ap, "loss": loss} for i, (ap, loss) in pairs)
+        """Return one dict per step with ``round``, ``ap`` and ``loss``."""
+        pairs = enumerate(zip(self.values, self.losses, strict=True), 1)
+        return tuple({"round": float(i * self.step), "ap": ap, "loss": loss} for i, (ap, loss) in pairs)
+
+
+class Growing(Protocol):
+    """A fit that goes on step by step, so that the folds of a candidate can be stopped together.
+
+    step : rounds (or epochs) of a step · most : where it ends · patience, least : as `BestRound` takes them
+    """
+
+    step: int
+    most: int
+    patience: int
+    least: int
+
+    def grow(self) -> None:
+        """Take one step."""
+        ...
+
+    def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows as far as it has grown."""
+        ...
+
+    def fitted(self, rounds: int) -> Fitted:
+        """Return its first ``rounds``."""
+        ...
 
 
 # --- XGBoost -----------------------------------------------------------------------------------------------------
@@ -283,96 +305,63 @@ def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Map
     return xgb.DMatrix(rows.x, **options)
 
 
+class GrowingTrees:
+    """Boosted trees. Source: Chen and Guestrin, KDD 2016. Weights and settings as `fit` takes them."""
+
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+        import xgboost as xgb
+
+        _known("xgboost", params, _XGB_KNOWN)
+        settings = xgboost_defaults(task.rows) | _canonical(params)
+        settings.setdefault("max_bin", 256)
+        device = resolve_device(task.device)
+        if device == "cuda" and settings["tree_method"] == "exact":
+            settings |= {"tree_method": "hist", "max_bin": 1024}
+        most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
+        gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
+        self.objective = focal_objective(gamma, alpha) if task.loss == "focal" else None
+        eta = float(settings["eta"])
+        self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / eta)), max(1, round(4 / eta))
+        self.threads, self.done = task.threads, 0
+        self.types = tuple("c" if each else "q" for each in task.rows.schema.categorical)
+        # as many threads as asked for also while the matrices are built: by default every processor would spin
+        with xgb.config_context(nthread=task.threads, verbosity=0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.train = _matrix(task.rows, task.weight, list(self.types), settings)
+            self.watched = None if watched is None else _matrix(watched, None, list(self.types), settings, self.train)
+            self.booster = xgb.Booster(
+                {**settings, "objective": "binary:logistic", "seed": task.seed, "device": device, "nthread": task.threads,
+                 "verbosity": 0, "seed_per_iteration": True},  # folds that grow in turns share XGBoost's only generator
+                [self.train, *([] if self.watched is None else [self.watched])],
+            )  # fmt: skip
+
+    def grow(self, rounds: int | None = None) -> None:
+        for _ in range(rounds or self.step):
+            self.booster.update(self.train, self.done, self.objective)
+            self.done += 1
+
+    def log_odds(self) -> FloatArray:
+        return np.asarray(self.booster.predict(self.watched, output_margin=True), dtype=np.float64)
+
+    def fitted(self, rounds: int) -> Boosted:
+        kept = self.booster[:rounds]
+        kept.set_param({"nthread": self.threads})
+        return Boosted("xgboost", rounds=rounds, booster=kept, types=self.types)
+
+
 def fit_xgboost(task: Task, params: Mapping[str, Any]) -> Boosted:
-    """Boosted trees, stopped where AP on the stop rows is best. Source: Chen and Guestrin, KDD 2016."""
-    import xgboost as xgb
-
-    _known("xgboost", params, _XGB_KNOWN)
-    categorical = task.rows.schema.categorical
-    settings = xgboost_defaults(task.rows) | _canonical(params)
-    settings.setdefault("max_bin", 256)
-    device = resolve_device(task.device)
-    if device == "cuda" and settings["tree_method"] == "exact":
-        settings |= {"tree_method": "hist", "max_bin": 1024}
-    rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
-    gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
-    types = ["c" if each else "q" for each in categorical]
-    # as many threads as asked for also while the matrices are built: by default every processor would spin
-    with xgb.config_context(nthread=task.threads, verbosity=0):
-        return _boost(task, settings, types, rounds, patience, gamma, alpha, device)
-
-
-def _boost(
-    task: Task,
-    settings: dict[str, Any],
-    types: list[str],
-    rounds: int,
-    patience: int,
-    gamma: float,
-    alpha: float,
-    device: str,
-) -> Boosted:
-    import xgboost as xgb
-
-    train = _matrix(task.rows, task.weight, types, settings)
-    watch = _Watch(task, settings, patience)
-    stopping = task.stop is not None and task.rounds is None
-    evals = [(_matrix(task.stop, None, types, settings, train), "stop")] if stopping and task.stop is not None else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        booster = xgb.train(
-            {**settings, "objective": "binary:logistic", "eval_metric": "logloss", "seed": task.seed, "device": device,
-             "nthread": task.threads, "verbosity": 0},
-            train,
-            task.rounds or rounds,
-            evals=evals,
-            obj=focal_objective(gamma, alpha) if task.loss == "focal" else None,
-            custom_metric=watch.metric if evals else None,
-            callbacks=[watch.callback()],
-            verbose_eval=False,
-        )  # fmt: skip
-    if watch.interrupted:
-        raise Interrupted
-    used = watch.best.rounds() if evals else booster.num_boosted_rounds()
-    kept = booster[:used]
-    kept.set_param({"nthread": task.threads})
-    return Boosted("xgboost", rounds=used, trace=watch.best.trace(), booster=kept, types=tuple(types))
+    """Boosted trees of a fixed number of rounds."""
+    growing = GrowingTrees(task, params)
+    while growing.done < growing.most:
+        if task.out_of_time():
+            raise Interrupted
+        growing.grow(1)
+    return growing.fitted(growing.most)
 
 
 def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
     names = {"learning_rate": "eta", "lambda": "reg_lambda", "alpha": "reg_alpha"}
     return {names.get(key, key): value for key, value in params.items()}
-
-
-class _Watch:
-    """Looks at every round of XGBoost: AP on the stop rows, and the time."""
-
-    def __init__(self, task: Task, settings: Mapping[str, Any], patience: int) -> None:
-        eta = float(settings["eta"])
-        self.out_of_time, self.interrupted = task.out_of_time, False
-        self.best = BestRound(patience=patience, width=max(1, round(0.5 / eta)), least=max(1, round(4 / eta)))
-        self.precision = StopPrecision(task.stop.y) if task.stop is not None else None
-
-    def metric(self, predicted: Any, matrix: Any) -> tuple[str, float]:
-        assert self.precision is not None
-        return "ap", self.precision(predicted)
-
-    def callback(self) -> Any:
-        import xgboost as xgb
-
-        watch = self
-
-        class Callback(xgb.callback.TrainingCallback):  # type: ignore[misc]
-            def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-                if watch.out_of_time():
-                    watch.interrupted = True
-                    return True
-                if "stop" not in evals_log:
-                    return False
-                log = evals_log["stop"]
-                return watch.best.add(float(log["ap"][-1]), float(log["logloss"][-1]))
-
-        return Callback()
 
 
 # --- scikit-learn and imbalanced-learn ---------------------------------------------------------------------------
@@ -460,34 +449,44 @@ def hist_defaults(known: Rows) -> dict[str, Any]:
     """Return small steps while rows are few."""
     slow = len(known) <= _LARGE_ROWS
     sizes = {"max_leaf_nodes": 15, "min_samples_leaf": 10, "l2_regularization": 3.0}
-    steps = {"learning_rate": 0.05, "max_iter": 400, "n_iter_no_change": 30}
-    return sizes | (steps if slow else {"learning_rate": 0.15, "max_iter": 150, "n_iter_no_change": 15})
+    steps = {"learning_rate": 0.05, "max_iter": 400, "n_iter_no_change": 60}
+    return sizes | (steps if slow else {"learning_rate": 0.15, "max_iter": 150, "n_iter_no_change": 30})
+
+
+class GrowingHistograms:
+    """Histogram gradient boosting of scikit-learn; ``n_iter_no_change`` is its patience."""
+
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        _known("hist_gradient_boosting", params, HistGradientBoostingClassifier().get_params())
+        schema = task.rows.schema
+        few = np.array([each.kind == "categorical" and len(each.categories) <= 255 for each in schema.features])
+        settings = hist_defaults(task.rows) | dict(params)
+        settings |= {"categorical_features": few if few.any() else None, "random_state": task.seed}
+        self.most, self.patience = task.rounds or int(settings["max_iter"]), int(settings["n_iter_no_change"])
+        self.step, self.least = max(1, self.most // 16), max(1, round(4 / settings["learning_rate"]))
+        self.estimator = HistGradientBoostingClassifier(**settings, early_stopping=False, warm_start=True)
+        self.task, self.x, self.done = task, None if watched is None else watched.x, 0
+
+    def grow(self, rounds: int | None = None) -> None:
+        self.done = min(self.most, self.done + (rounds or self.step))
+        self.estimator.set_params(max_iter=self.done)
+        self.estimator.fit(self.task.rows.x, self.task.rows.y, sample_weight=self.task.weight)
+
+    def log_odds(self) -> FloatArray:
+        return np.asarray(self.estimator.decision_function(self.x), dtype=np.float64)
+
+    def fitted(self, rounds: int) -> Classified:
+        self.estimator._predictors = self.estimator._predictors[:rounds]
+        return Classified("hist_gradient_boosting", rounds=rounds, estimator=self.estimator)
 
 
 def fit_hist_gradient_boosting(task: Task, params: Mapping[str, Any]) -> Classified:
-    """Histogram gradient boosting of scikit-learn, stopped on AP of the stop rows."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    slow = len(task.rows) <= _LARGE_ROWS
-    base = {"learning_rate": 0.05 if slow else 0.15, "max_iter": 400 if slow else 150, "max_leaf_nodes": 15,
-            "min_samples_leaf": 10, "l2_regularization": 3.0, "n_iter_no_change": 30 if slow else 15}  # fmt: skip
-    _known("hist_gradient_boosting", params, HistGradientBoostingClassifier().get_params())
-    stopping = task.stop is not None and task.rounds is None
-    few = np.array([each.kind == "categorical" and len(each.categories) <= 255 for each in task.rows.schema.features])
-    settings = {**base, **params, "categorical_features": few if few.any() else None, "random_state": task.seed}
-    settings |= {"early_stopping": stopping, "scoring": "average_precision"}
-    if task.rounds is not None:
-        settings["max_iter"] = task.rounds
-    estimator = HistGradientBoostingClassifier(**settings)
-    extra = {"X_val": task.stop.x, "y_val": task.stop.y} if stopping and task.stop is not None else {}
-    estimator.fit(task.rows.x, task.rows.y, sample_weight=task.weight, **extra)
-    curve = estimator.validation_score_[1:] if stopping else []
-    least = min(len(curve), round(4 / estimator.learning_rate)) if stopping else 0
-    rounds = max(least, int(np.argmax(curve)) + 1) if stopping and len(curve) else estimator.n_iter_
-    trace = tuple({"round": float(i + 1), "ap": float(value)} for i, value in enumerate(curve))
-    if rounds < estimator.n_iter_:
-        estimator._predictors = estimator._predictors[:rounds]  # keep the best rounds, as XGBoost does
-    return Classified("hist_gradient_boosting", rounds=max(1, rounds), trace=trace, estimator=estimator)
+    """Histogram gradient boosting of a fixed number of rounds."""
+    growing = GrowingHistograms(task, params)
+    growing.grow(growing.most)
+    return growing.fitted(growing.most)
 
 
 def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified:
@@ -505,65 +504,52 @@ def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified
     return Classified("logistic_regression", estimator=estimator, preparation=preparation)
 
 
+class GrowingNetwork:
+    """Multi-layer perceptron of scikit-learn, one epoch at a time."""
+
+    step, least = 1, 3
+
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        rows, self.weight = thin(task, _SLOW_ROWS)
+        self.preparation, self.threads, self.y = Preparation.learn(rows), task.threads, rows.y
+        self.estimator = MLPClassifier()
+        _known("mlp", params, {*self.estimator.get_params(), "epochs", "patience"})
+        settings: dict[str, Any] = {"hidden_layer_sizes": (64, 32), "alpha": 1e-3, "learning_rate_init": 2e-3, "epochs": 60,
+                                    "patience": 10, **params}  # fmt: skip
+        epochs, self.patience = int(settings.pop("epochs")), int(settings.pop("patience"))
+        self.most = task.rounds or epochs
+        settings.setdefault("batch_size", int(min(512, max(64, len(rows) // 20))))
+        settings["hidden_layer_sizes"] = tuple(np.atleast_1d(settings["hidden_layer_sizes"]).tolist())
+        self.estimator.set_params(**settings, random_state=task.seed)
+        self.x = self.preparation(rows.x)
+        self.watched = None if watched is None else self.preparation(watched.x)
+        self.held: list[Any] = []
+
+    def grow(self) -> None:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        with threadpool_limits(self.threads):  # small matrices: more threads than asked for only wait for each other
+            self.estimator.partial_fit(self.x, self.y, classes=np.array([0, 1]), sample_weight=self.weight)
+        self.held.append(copy.deepcopy((self.estimator.coefs_, self.estimator.intercepts_)))
+
+    def log_odds(self) -> FloatArray:
+        return logit(self.estimator.predict_proba(self.watched)[:, 1])
+
+    def fitted(self, rounds: int) -> Classified:
+        self.estimator.coefs_, self.estimator.intercepts_ = self.held[rounds - 1]
+        return Classified("mlp", rounds=rounds, estimator=self.estimator, preparation=self.preparation)
+
+
 def fit_mlp(task: Task, params: Mapping[str, Any]) -> Classified:
-    """Multi-layer perceptron, one epoch at a time; the epoch with the best AP on the stop rows is kept."""
-    from sklearn.neural_network import MLPClassifier
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    rows, weight = thin(task, _SLOW_ROWS)
-    preparation = Preparation.learn(rows)
-    estimator = MLPClassifier()
-    _known("mlp", params, {*estimator.get_params(), "epochs", "patience"})
-    settings: dict[str, Any] = {"hidden_layer_sizes": (64, 32), "alpha": 1e-3, "learning_rate_init": 2e-3, "epochs": 60,
-                                "patience": 10, **params}  # fmt: skip
-    epochs, patience = task.rounds or settings.pop("epochs"), settings.pop("patience")
-    settings.pop("epochs", None)
-    settings.setdefault("batch_size", int(min(512, max(64, len(rows) // 20))))
-    settings["hidden_layer_sizes"] = tuple(np.atleast_1d(settings["hidden_layer_sizes"]).tolist())
-    estimator.set_params(**settings, random_state=task.seed)
-    x = preparation(rows.x)
-    stop = None if task.stop is None or task.rounds is not None else (preparation(task.stop.x), task.stop.y)
-    with threadpool_limits(task.threads):  # small matrices: more threads than asked for only wait for each other
-        rounds, trace = _epochs(estimator, task, x, rows.y, weight, stop, int(epochs), int(patience))
-    return Classified("mlp", rounds=rounds, trace=trace, estimator=estimator, preparation=preparation)
-
-
-def _epochs(
-    estimator: Any,
-    task: Task,
-    x: FloatMatrix,
-    y: IntArray,
-    weight: FloatArray | None,
-    stop: Any,
-    epochs: int,
-    patience: int,
-) -> tuple[int, Trace]:
-    """Train epoch by epoch; leave the coefficients of the best one in ``estimator``."""
-    best, held, trace = BestRound(patience=patience, width=1, least=3), [], []
-    for epoch in range(epochs):
+    """Multi-layer perceptron of a fixed number of epochs."""
+    growing = GrowingNetwork(task, params)
+    for _ in range(growing.most):
         if task.out_of_time():
             raise Interrupted
-        estimator.partial_fit(x, y, classes=np.array([0, 1]), sample_weight=weight)
-        point = {"round": float(epoch + 1), "train_loss": float(estimator.loss_)}
-        if stop is None:
-            trace.append(point)
-            continue
-        p = estimator.predict_proba(stop[0])[:, 1]
-        done = best.add(StopPrecision(stop[1])(p), _log_loss(stop[1], p))
-        trace.append({**point, "ap": best.values[-1], "loss": best.losses[-1]})
-        held.append(copy.deepcopy((estimator.coefs_, estimator.intercepts_)))
-        if done:
-            break
-    if stop is None:
-        return epochs, tuple(trace)
-    rounds = best.rounds()
-    estimator.coefs_, estimator.intercepts_ = held[rounds - 1]
-    return rounds, tuple(trace)
-
-
-def _log_loss(y: IntArray, p: Any) -> float:
-    q = np.clip(np.asarray(p, dtype=np.float64), 1e-12, 1 - 1e-12)
-    return float(-np.mean(np.where(y == 1, np.log(q), np.log1p(-q))))
+        growing.grow()
+    return growing.fitted(growing.most)
 
 
 def _boosting(
@@ -616,28 +602,32 @@ def fit_easy_ensemble(task: Task, params: Mapping[str, Any]) -> Classified:
 class Learner:
     """A member of the family.
 
-    stops : it takes stop rows · seeds : fits of different seeds are worth averaging
+    grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth averaging
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
     """
 
     fit: Callable[[Task, Mapping[str, Any]], Fitted]
-    stops: bool = False
+    grow: Callable[[Task, Mapping[str, Any], Rows], Growing] | None = None
     seeds: bool = False
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
 
 
 LEARNERS: dict[str, Learner] = {
-    "xgboost": Learner(fit_xgboost, stops=True, seeds=True, defaults=xgboost_defaults),
+    "xgboost": Learner(fit_xgboost, grow=GrowingTrees, seeds=True, defaults=xgboost_defaults),
     "random_forest": Learner(fit_random_forest),
     "balanced_random_forest": Learner(fit_balanced_random_forest),
     "extra_trees": Learner(fit_extra_trees),
-    "hist_gradient_boosting": Learner(fit_hist_gradient_boosting, stops=True, defaults=hist_defaults),
+    "hist_gradient_boosting": Learner(fit_hist_gradient_boosting, grow=GrowingHistograms, defaults=hist_defaults),
     "logistic_regression": Learner(fit_logistic_regression),
-    "mlp": Learner(fit_mlp, stops=True, seeds=True),
+    "mlp": Learner(fit_mlp, grow=GrowingNetwork, seeds=True),
     "adaboost": Learner(fit_adaboost),
     "rusboost": Learner(fit_rusboost),
     "easy_ensemble": Learner(fit_easy_ensemble),
 }
+
+
+LIMITS = {"xgboost": "rounds", "hist_gradient_boosting": "max_iter", "mlp": "epochs"}
+"""The parameter that says how far a learner grows at most."""
 
 
 def settle(name: str, rows: Rows, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -655,7 +645,6 @@ def fit(
     params: Mapping[str, Any] | None = None,
     loss: str = "logistic",
     weight: FloatArray | None = None,
-    stop: Rows | None = None,
     rounds: int | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -667,16 +656,33 @@ def fit(
     Raises ConfigError for an unknown learner or parameter, or a loss it does not have; Interrupted when
     ``out_of_time`` says so in the middle (XGBoost and the perceptron ask).
     """
+    task = Task(rows, weight, rounds, loss, seed, threads, device, out_of_time)
+    return refused(name, lambda: _member(name, loss).fit(task, dict(params or {})))
+
+
+def grow(name: str, task: Task, watched: Rows, params: Mapping[str, Any] | None = None) -> Growing:
+    """Begin a fit of a member of LEARNERS that grows, to be looked at on the ``watched`` rows. Raises ConfigError as `fit`."""
+    member = _member(name, task.loss)
+    if member.grow is None:
+        raise ConfigError(f"learner '{name}' has no rounds to be found. Fit it as a whole")
+    begin = member.grow
+    return refused(name, lambda: begin(task, dict(params or {}), watched))
+
+
+def _member(name: str, loss: str) -> Learner:
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS, "candidates.learner")
     if loss != "logistic" and name != "xgboost":
         raise ConfigError(
             f"loss '{loss}' works with learner 'xgboost' only, not with '{name}'. Set candidates.loss: logistic"
         )
-    task = Task(rows, weight, stop, rounds, loss, seed, threads, device, out_of_time)
-    asked: dict[str, Any] = dict(params) if params else {}
+    return LEARNERS[name]
+
+
+def refused(name: str, work: Callable[[], _T]) -> _T:
+    """Return what ``work`` returns; a parameter that the library refuses becomes a ConfigError of one line."""
     try:
-        return LEARNERS[name].fit(task, asked)
+        return work()
     except ValueError as error:
         if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
             raise

@@ -37,7 +37,7 @@ def train_group(
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
-    The first candidate of the untouched group is always finished. With ``search.replay`` nothing is searched.
+    The first candidate of the untouched group is always there, grown as far as time allowed. With ``search.replay`` nothing is searched.
     """
     start = clock()
     counted = config.search.trials is not None or config.search.replay is not None
@@ -52,7 +52,7 @@ def train_group(
         if late() and not first:
             break
         progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
-        found.append(train_candidate(candidate, dev, folds, out_of_time=never if first else late, **options))
+        found.append(train_candidate(candidate, dev, folds, out_of_time=late, cut=first, **options))
     if config.search.tune and config.search.replay is None and candidates and candidates[0].group == "none":
         trials = max(0, (config.search.trials or 0) - (planned or len(candidates))) if counted else None
         found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)

@@ -1,13 +1,14 @@
 """Fit one candidate on every fold, score the rows it has not seen, and fit the chosen recipe on all rows.
 
-In each fold: rows for early stopping are carved out before anything is resampled, and the scored rows are touched by
-nothing. Scores are corrected for random sampling and class weights fold by fold, so that what leaves this module is on
-the natural prevalence wherever an exact correction exists.
+Boosting and networks grow on all folds in step and stop together, where the average precision of all scored rows is
+best: one number learned from all positives instead of one per fold from a few of them (docs/decisions/0016). Apart from it
+the scored rows are touched by nothing. Scores are corrected for random sampling and class weights fold by fold, so that
+what leaves this module is on the natural prevalence wherever an exact correction exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,14 +19,11 @@ from rareclass.core import learners
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
-from rareclass.core.learners import Fitted, Interrupted, Trace, logit, never
-from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Rows, concatenate
-from rareclass.core.splitting import Fold, inner_split
+from rareclass.core.learners import BestRound, Fitted, Growing, Interrupted, StopPrecision, Task, Trace, logit, never
+from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
+from rareclass.core.splitting import Fold
 from rareclass.core.weighting import weigh
 from rareclass.errors import DataError
-
-WHOLE_ROWS = 20_000
-"""Up to this many training rows a fold is fitted a second time on all of them, for the rounds that early stopping found."""
 
 _MOST_GROWTH = 1.3
 _PLENTY = 1_000
@@ -40,7 +38,7 @@ class Trained:
     kept : share of negatives that training amounted to; already corrected where finite, NaN = left to the calibrator
     rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
     params : settings as fitted, with the defaults that depend on the number of rows
-    trace : per round, of the last fold that had one · complete : every fold was scored before the deadline
+    trace : AP and loss of all scored rows by round · complete : every fold was scored before the deadline
     """
 
     candidate: Candidate
@@ -74,36 +72,16 @@ class Trained:
 # --- resampling of folds -----------------------------------------------------------------------------------------
 
 
-def _carve(dev: Rows, fold: Fold, seed: int) -> tuple[IntArray, IntArray]:
-    """Return (fit, stop) positions inside the training rows of a fold; the same for every caller.
-
-    The latest rows stop a fit only where the fold scores later ones: under a random split of rows that have a time, the
-    fit would miss the latest rows and the scored ones would not.
-    """
-    rows = dev.take(fold.train)
-    forward = dev.time is None or dev.time[fold.train].max() <= dev.time[fold.score].min()
-    return inner_split(rows if forward else replace(rows, time=None), seed=seed)
-
-
 def resample_folds(
     chain: Sequence[ResampleStep], dev: Rows, folds: Sequence[Fold], *, seed: int, threads: int = 1
 ) -> Rows:
-    """Return the resampled training rows of every fold, stacked, with a ``fold`` column.
-
-    fold k (0 <= k < K) : rows to fit on, made from the training rows of fold k less its early-stopping rows
-    fold K + k : made from all training rows of fold k, where they are few enough for a second fit
-    """
+    """Return the resampled training rows of every fold, stacked, with a ``fold`` column."""
     from rareclass.core.resampling import resample
 
     parts = []
     for k, fold in enumerate(folds):
-        train = dev.take(fold.train)
-        fit, stop = _carve(dev, fold, seed)
-        made = resample(train.take(fit), chain, seed=seed + k, threads=threads).rows
+        made = resample(dev.take(fold.train), chain, seed=seed + k, threads=threads).rows
         parts.append(replace(made, fold=np.full(len(made), k, dtype=np.int64)))
-        if len(stop) and len(train) <= WHOLE_ROWS:
-            made = resample(train, chain, seed=seed + k, threads=threads).rows
-            parts.append(replace(made, fold=np.full(len(made), len(folds) + k, dtype=np.int64)))
     return concatenate(parts)
 
 
@@ -131,33 +109,40 @@ class _Setting:
     device: str
     out_of_time: Callable[[], bool]
 
-    def fit(
-        self,
-        rows: Rows,
-        costs: CostArrays | None,
-        *,
-        stop: Rows | None = None,
-        rounds: int | None = None,
-        salt: int = 0,
-    ) -> tuple[Fitted, float]:
-        """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
+    def _weights(self, rows: Rows, costs: CostArrays | None) -> tuple[FloatArray | None, float]:
         weights = weigh(rows, self.candidate.weighting, costs)
         plain = self.candidate.weighting == "none" and rows.weight is None
+        return None if plain else weights.weight, weights.kept
+
+    def _own(self, kept: float) -> float:
+        return float("nan") if self.candidate.loss == "focal" else kept
+
+    def fit(
+        self, rows: Rows, costs: CostArrays | None, *, rounds: int | None = None, salt: int = 0
+    ) -> tuple[Fitted, float]:
+        """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
+        weight, kept = self._weights(rows, costs)
         made = learners.fit(
             self.candidate.learner,
             rows,
             params=self.params,
             loss=self.candidate.loss,
-            weight=None if plain else weights.weight,
-            stop=stop,
+            weight=weight,
             rounds=rounds,
             seed=self.seed + 1009 * salt,
             threads=self.threads,
             device=self.device,
             out_of_time=self.out_of_time,
         )
-        own = float("nan") if self.candidate.loss == "focal" else made.kept
-        return made, weights.kept * own
+        return made, kept * self._own(made.kept)
+
+    def grow(self, part: _Part, watched: Rows, salt: int) -> tuple[Growing, float]:
+        """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
+        weight, kept = self._weights(part.rows, part.costs)
+        task = Task(
+            part.rows, weight, loss=self.candidate.loss, seed=self.seed + 1009 * salt, threads=self.threads, device=self.device
+        )  # fmt: skip
+        return learners.grow(self.candidate.learner, task, watched, self.params), kept * self._own(1.0) * part.kept
 
 
 def corrected(score: FloatArray, kept: float) -> FloatArray:
@@ -176,36 +161,37 @@ def train_candidate(
     costs: CostArrays | None = None,
     resampled: Rows | None = None,
     out_of_time: Callable[[], bool] = never,
+    cut: bool = False,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Trained:
     """Fit a candidate on every fold and score the rows it has not seen.
 
     costs : of the development rows · resampled : from ``resample_folds``, made here when the candidate needs it
-    out_of_time : asked between folds and inside long fits; then ``complete`` is False and the scores are of no use
+    out_of_time : asked between folds and steps; then ``complete`` is False and the scores are of no use
+    cut : one that grows is kept as far as it has grown when time is out, instead of being given up
     Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
     """
     start = clock()
     if resampled is None and candidate.group != "none":
         resampled = resample_folds(candidate.resample, dev, folds, seed=seed, threads=threads)
+    # made one at a time, so that the rows of all folds are never in memory together
+    parts = (_part(candidate, dev, fold, k, resampled, costs) for k, fold in enumerate(folds))
+    first = _part(candidate, dev, folds[0], 0, resampled, costs).rows
+    params = learners.settle(candidate.learner, first, candidate.params)
+    setting = _Setting(candidate, params, seed, threads, device, out_of_time)
+    trace: Trace = ()
+    if learners.LEARNERS[candidate.learner].grow is None:
+        done = _one_by_one(setting, parts, dev, folds)
+    else:
+        done, trace, grown = _together(setting, parts, dev, folds, cut)
+        if grown is not None:  # a repetition has no clock to cut it at the same step
+            candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
-    done: list[_Scored] = []
-    params: Mapping[str, Any] = {}
-    for k, fold in enumerate(folds):
-        if out_of_time():
-            break
-        parts = _parts(candidate, dev, fold, k, len(folds), resampled, costs, seed)
-        params = params or learners.settle(candidate.learner, parts.fit, candidate.params)
-        setting = _Setting(candidate, params, seed, threads, device, out_of_time)
-        try:
-            one = _score_fold(setting, parts, dev.x[fold.score], k)
-        except Interrupted:
-            break
+    for one, fold in zip(done, folds, strict=False):
         total[fold.score] += logit(one.score)
         count[fold.score] += 1
-        done.append(one)
     with np.errstate(invalid="ignore"):
         oof = learners.expit(total / count)
-    traces = [one.trace for one in done if one.trace]
     return Trained(
         candidate=candidate,
         oof=oof,
@@ -215,22 +201,19 @@ def train_candidate(
         params=params,
         fit_seconds=clock() - start,
         folds_done=len(done),
-        trace=traces[-1] if traces else (),
+        trace=trace,
         complete=len(done) == len(folds),
         costs=_summary(costs, dev),
     )
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Rows of one fold: to fit on, to stop on, all of them; with the factor of the resampling and the costs."""
+class _Part:
+    """Rows that one fold is fitted on; with the factor of the resampling and the costs."""
 
-    fit: Rows
-    stop: Rows | None
-    whole: Rows | None
+    rows: Rows
     kept: float
-    fit_costs: CostArrays | None
-    whole_costs: CostArrays | None
+    costs: CostArrays | None
 
 
 @dataclass(frozen=True)
@@ -239,55 +222,90 @@ class _Scored:
     kept: float
     rounds: int | None
     rows: int
-    trace: Trace
 
 
-def _parts(
-    candidate: Candidate,
-    dev: Rows,
-    fold: Fold,
-    k: int,
-    n_folds: int,
-    resampled: Rows | None,
-    costs: CostArrays | None,
-    seed: int,
-) -> _Parts:
+def _part(
+    candidate: Candidate, dev: Rows, fold: Fold, k: int, resampled: Rows | None, costs: CostArrays | None
+) -> _Part:
     train = dev.take(fold.train)
     if not 0 < train.positives < len(train):
         raise DataError(
             f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
         )
-    stops = learners.LEARNERS[candidate.learner].stops if candidate.learner in learners.LEARNERS else False
-    fit, stop = _carve(dev, fold, seed)
-    stop_rows = train.take(stop) if stops and len(stop) else None
-    second = len(train) <= WHOLE_ROWS or not stops
     if resampled is None or resampled.fold is None:
-        whole_costs = None if costs is None else costs.take(fold.train)
-        fit_costs = None if whole_costs is None else whole_costs.take(fit)
-        if stop_rows is None:
-            return _Parts(train, None, None, 1.0, whole_costs, None)
-        return _Parts(train.take(fit), stop_rows, train if second else None, 1.0, fit_costs, whole_costs)
-    first = resampled.take(resampled.fold == k)
-    whole = resampled.take(resampled.fold == n_folds + k)
-    factor = sampling_factor(candidate.resample, train.take(fit), first)
-    if stop_rows is None and len(whole):
-        return _Parts(
-            whole, None, None, sampling_factor(candidate.resample, train, whole), _of(costs, dev, whole), None
-        )
-    return _Parts(
-        first, stop_rows, whole if len(whole) else None, factor, _of(costs, dev, first), _of(costs, dev, whole)
-    )
+        return _Part(train, 1.0, None if costs is None else costs.take(fold.train))
+    made = resampled.take(resampled.fold == k)
+    return _Part(made, sampling_factor(candidate.resample, train, made), _of(costs, dev, made))
 
 
-def _score_fold(setting: _Setting, parts: _Parts, x: FloatMatrix, k: int) -> _Scored:
-    """Fit, again on all training rows of the fold where they are few, and score."""
-    fitted, kept = setting.fit(parts.fit, parts.fit_costs, stop=parts.stop, salt=k)
-    rounds, trace, n_rows = fitted.rounds, fitted.trace, len(parts.fit)
-    if parts.whole is not None and rounds is not None:
-        more = scaled_rounds([rounds], [n_rows], len(parts.whole))
-        fitted, kept = setting.fit(parts.whole, parts.whole_costs, rounds=more, salt=k)
-    kept *= parts.kept
-    return _Scored(corrected(fitted.score(x), kept), kept, rounds, n_rows, trace)
+def _one_by_one(setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold]) -> list[_Scored]:
+    """Fit and score fold by fold, until time is out."""
+    done: list[_Scored] = []
+    for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
+        if setting.out_of_time():
+            break
+        try:
+            fitted, kept = setting.fit(part.rows, part.costs, salt=k)
+        except Interrupted:
+            break
+        kept *= part.kept
+        done.append(_Scored(corrected(fitted.score(dev.x[fold.score]), kept), kept, None, len(part.rows)))
+    return done
+
+
+def _together(
+    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], cut: bool
+) -> tuple[list[_Scored], Trace, dict[str, int] | None]:
+    """Grow all folds in step and keep the rounds at which the scored rows are ranked best; nothing when time is out.
+
+    With ``cut`` the end of time ends the growth instead; then the third value says how far it had come.
+    """
+    name = setting.candidate.learner
+    if setting.out_of_time() and not cut:
+        return [], (), None
+    growing, factors, sizes = [], [], []
+    for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
+        one, kept = setting.grow(part, dev.take(fold.score), k)
+        growing.append(one)
+        factors.append(kept)
+        sizes.append(len(part.rows))
+    first = growing[0]
+    best = BestRound(step=first.step, patience=first.patience, least=first.least)
+    scored, count = _scored_rows(folds, len(dev))
+    sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), StopPrecision(dev.y[scored])
+    grown, short = 0, False
+    while grown < first.most and not short:
+        for one in growing:
+            if setting.out_of_time():
+                if not cut:
+                    return [], (), None
+                if grown:
+                    short = True
+                    break
+            learners.refused(name, one.grow)
+        if short:
+            break
+        grown += first.step
+        total = np.zeros(len(dev))
+        for one, fold, kept in zip(growing, folds, factors, strict=True):
+            total[fold.score] += one.log_odds() + (np.log(kept) if np.isfinite(kept) else 0.0)
+        z = total[scored] / count[scored]
+        if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
+            break
+    rounds = min(best.rounds(), first.most)
+    done = []
+    for one, fold, size, kept in zip(growing, folds, sizes, factors, strict=True):
+        score = one.fitted(rounds).score(dev.x[fold.score])
+        done.append(_Scored(corrected(score, kept), kept, rounds, size))
+    return done, best.trace(), {learners.LIMITS[name]: grown} if short else None
+
+
+def _scored_rows(folds: Sequence[Fold], n: int) -> tuple[BoolArray, FloatArray]:
+    """(n,) which rows are scored, and how often."""
+    count = np.zeros(n)
+    for fold in folds:
+        count[fold.score] += 1
+    return count > 0, count
 
 
 def scaled_rounds(rounds: Sequence[int], fitted_rows: Sequence[int], rows: int) -> int:
