@@ -118,7 +118,7 @@ def rows(n: int, seed: int, sign: float = 1.0) -> pd.DataFrame:
 class Stream:
     """Clients that ask row by row without a pause in their own time; the labels come right after."""
 
-    def __init__(self, per_minute: int = 400) -> None:
+    def __init__(self, per_minute: int = 1000) -> None:
         self.per_minute, self.sign, self.shift, self.negatives = per_minute, 1.0, 0.0, 1.0
         self.until = datetime.now(UTC) - timedelta(minutes=6)
         self.seed = int(time.time())
@@ -308,10 +308,11 @@ def kubeflow(path: str, **query: str) -> Any:
 
 def test_submit_trains_on_kubeflow_and_says_so_once(submitted: tuple[Any, Path]) -> None:
     submit, _ = submitted
-    said = submit("--key", "loop-first")
+    key = f"loop-{got('namespace', NAMESPACE)['metadata']['uid'][:8]}"
+    said = submit("--key", key)
     run = said.split()[-1]
     assert kubeflow(f"runs/{run}")["state"] == "SUCCEEDED"
-    again = submit("--key", "loop-first")
+    again = submit("--key", key)
     assert run in again
     assert "uploaded" not in again
 
@@ -399,7 +400,7 @@ def drifted(submitted: tuple[Any, Path], stream: Stream) -> Iterator[dict[str, A
     suspend(True)
     until(
         lambda: all(each["status"].get("phase") != "Running" for each in turns().values()),
-        5 * MINUTES,
+        15 * MINUTES,
         "no turn at work",
     )
     stream.sign = -1.0
@@ -464,7 +465,7 @@ def test_the_turn_retrains_through_kubeflow(drifted: dict[str, Any], stream: Str
 
 def test_the_challenger_wins_on_live_labels(drifted: dict[str, Any], stream: Stream) -> None:
     suspend(False)
-    stream.while_waiting(lambda: champion() != drifted["champion"], 15 * MINUTES, "another champion")
+    stream.while_waiting(lambda: champion() != drifted["champion"], 25 * MINUTES, "another champion")
     promoted = [entry for entry in ledger() if entry["kind"] == "promote"][-1]
     assert promoted["payload"]["version"] == champion()
     assert promoted["actor"] == "rareclass-governor"
