@@ -94,11 +94,28 @@ def test_an_ensemble_that_is_ahead_by_a_trifle_is_taken_where_rows_have_no_time_
     assert "all the same" in found.reasons[2]
 
 
+def test_the_line_of_an_ensemble_is_about_candidate_0_and_the_reasons_about_the_best_candidate():
+    rng = np.random.default_rng(3)
+    shared = 3.0 * ROWS.y - 4 + 1.5 * rng.normal(size=len(ROWS))
+    blur = {"zero": 3.0, "good0": 0.2, "good1": 0.2}
+    members = [
+        Trained(Candidate(name, "xgboost"), expit(shared + more * rng.normal(size=len(ROWS))), complete=True)
+        for name, more in blur.items()
+    ]
+    found = select(members, ROWS, config=config(), seed=0)
+    line = found.table[-1]
+    assert found.winner == "ensemble-weighted"
+    assert line.difference.low > 0
+    assert line.significant
+    assert "does not beat good" in found.reasons[1]
+    assert "all the same" in found.reasons[2]
+
+
 def test_the_same_trifle_decides_nothing_in_time_nor_with_few_positives_nor_when_a_kind_is_asked_for():
     times = np.datetime64("2026-01-01", "us") + np.arange(len(ROWS)) * np.timedelta64(1, "h")
     assert select(nearly_equal(ROWS), replace(ROWS, time=times), config=config(), seed=0).winner == "c0"
     assert select(nearly_equal(ROWS), ROWS, config=config(ensemble="weighted"), seed=0).winner == "c0"
-    few = ROWS.take(np.sort(np.r_[np.flatnonzero(ROWS.y == 0), np.flatnonzero(ROWS.y == 1)[:60]]))
+    few = ROWS.take(np.sort(np.r_[np.flatnonzero(ROWS.y == 0), np.flatnonzero(ROWS.y == 1)[20:35]]))
     assert select(nearly_equal(few), few, config=config(), seed=0).winner == "c0"
 
 

@@ -2,8 +2,8 @@
 
 Candidate 0 wins ties: another one must be better in a paired bootstrap, at a level that allows for how many were
 compared (Holm, 1979). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
-than it is judged on. It has to be significantly better where rows are ordered in time or positives are few; elsewhere an
-average of unlike learners is the safer bet, and a higher AP is enough (docs/decisions/0013).
+than it is judged on. It has to be significantly better where rows are ordered in time or positives are very few; elsewhere
+an average of unlike learners is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rareclass.errors import DataError
 MOST_MEMBERS = 6
 EVIDENCE = 100.0
 """Positives at which learned ensemble weights and equal weights count the same (below, equal weights do better)."""
-AVERAGING_PAYS = 100
+AVERAGING_PAYS = 20
 """Positives from which an ensemble may win without significance, where rows have no time."""
 _BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
 _COUNTED = 10
@@ -36,7 +36,8 @@ _WEIGHT_ROWS = 60_000
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One line of the comparison. ``difference`` is to candidate 0; ``p_value`` is one-sided and Holm-adjusted."""
+    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (one-sided, adjusted) are against
+    candidate 0."""
 
     name: str
     ap: Estimate
@@ -124,12 +125,12 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     reasons = [_why_single(table, best)]
     weights, oof = {best: 1.0}, scores[best]
     if config.search.ensemble != "none" and len(done) > 1:
-        line, found, combined, note = _ensemble(ground, done, scores, best, dev, config)
+        line, found, combined, sure, note = _ensemble(ground, done, scores, best, dev, config)
         reasons.append(note)
         if line is not None:
             table = (*table, line)
-            if adopted(line, ground.ap(scores[best]), rows, config.search.ensemble):
-                if not line.significant:
+            if adopted(line, sure, ground.ap(scores[best]), rows, config.search.ensemble):
+                if not sure:
                     reasons.append(
                         f"{line.name} is taken all the same: ahead, and averages of unlike learners are safer"
                     )
@@ -216,13 +217,13 @@ def _why_single(table: Sequence[CandidateResult], best: str) -> str:
 # --- ensembles ---------------------------------------------------------------------------------------------------
 
 
-def adopted(line: CandidateResult, alone: float, rows: Rows, asked: str) -> bool:
+def adopted(line: CandidateResult, sure: bool, alone: float, rows: Rows, asked: str) -> bool:
     """Whether the ensemble of ``line`` replaces the best single candidate, whose AP is ``alone``.
 
-    Always when significantly better. With ``search.ensemble: auto`` also when its AP is higher on rows without time and
+    Always when ``sure``, significantly better than that one. With ``search.ensemble: auto`` also when its AP is higher on rows without time and
     with enough positives: measured on held-out tests, it then won more often than it lost (docs/decisions/0013).
     """
-    if line.significant:
+    if sure:
         return True
     enough = rows.time is None and rows.positives >= AVERAGING_PAYS
     return asked == "auto" and enough and line.ap.value > alone
@@ -235,8 +236,8 @@ def _ensemble(
     best: str,
     dev: Rows,
     config: Config,
-) -> tuple[CandidateResult | None, dict[str, float], FloatArray, str]:
-    """Return the ensemble's line, its weights and its scores, and what is to be said about it."""
+) -> tuple[CandidateResult | None, dict[str, float], FloatArray, bool, str]:
+    """Return the ensemble's line, its weights and its scores, whether it beats ``best``, and what is to be said about it."""
     pool = [one.candidate.name for one in leaders(done, dev, MOST_MEMBERS)]
     pool = sorted({*pool, best}, key=list(scores).index)
     logits = np.stack([logit(scores[name]) for name in pool])
@@ -246,23 +247,25 @@ def _ensemble(
     crossed = _cross_fitted(ground, logits, learn)
     kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
     if len(kept) < 2:
-        return None, {}, scores[best], f"the {kind} ensemble puts all its weight on one candidate"
+        return None, {}, scores[best], False, f"the {kind} ensemble puts all its weight on one candidate"
     combined = combine([scores[name] for name in kept], list(kept.values()))
     zero = next(iter(scores))
     draws, best_draws, zero_draws = ground.boot([crossed, scores[best], scores[zero]])  # one call: paired resamples
     value = ground.ap(crossed)
     p = one_sided(draws - best_draws)
     gain = ground.estimate(value - ground.ap(scores[best]), draws - best_draws)
-    significant = bool(p < 1 - ground.confidence and gain.value > 0)
+    sure = bool(p < 1 - ground.confidence and gain.value > 0)
     difference = ground.estimate(value - ground.ap(scores[zero]), draws - zero_draws)
+    against_zero = min(1.0, len(done) * one_sided(draws - zero_draws))  # one comparison more than the candidates had
+    significant = bool(against_zero < 1 - ground.confidence and difference.value > 0)
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
     line = CandidateResult(
-        f"ensemble-{kind}", ground.estimate(value, draws), difference, p, significant, seconds, reason
+        f"ensemble-{kind}", ground.estimate(value, draws), difference, against_zero, significant, seconds, reason
     )
-    verdict = "beats" if significant else "does not beat"
-    return line, kept, combined, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})"
+    verdict = "beats" if sure else "does not beat"
+    return line, kept, combined, sure, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})"
 
 
 def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray:
