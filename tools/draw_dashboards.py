@@ -1,6 +1,6 @@
 """Draws every dashboard's panels from the results of their own queries, without a Grafana: one HTML page each.
 
-python tools/draw_dashboards.py --prometheus http://localhost:9090 --out out/dashboards [--minutes 60] [--png]
+python tools/draw_dashboards.py --prometheus http://localhost:9090 --out out/dashboards [--minutes 60] [--model NAME] [--png]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,34 @@ COLOURS = ("#3b6fb6", "#d1662b", "#3f9c5f", "#8a5ab5", "#b8433f", "#7d7d2e", "#3
 POINTS = 240
 
 
-def draw(prometheus: str, out: Path, *, minutes: float = 60, png: bool = False) -> list[Path]:
-    """Write DASHBOARD.html (and with ``png`` a picture, by Chromium) for each dashboard; return the pages."""
+def draw(
+    prometheus: str, out: Path, *, minutes: float = 60, png: bool = False, model: str = ".*", boards: Iterable[str] = (),
+    height: int | None = None,
+) -> list[Path]:  # fmt: skip
+    """Write DASHBOARD.html (and with ``png`` a picture, by Chromium) for each dashboard; return the pages.
+
+    model : of this name only;  boards : names of dashboards, default all;  height : pixels of the pictures, from the top
+    """
     from monitoring.dashboards import DASHBOARDS
 
     out.mkdir(parents=True, exist_ok=True)
     pages = []
     for name, build in DASHBOARDS.items():
+        if boards and name not in boards:
+            continue
         page = out / f"{name}.html"
-        height = _page(json.loads(build()), prometheus, minutes, page)
+        board = json.loads(build().replace("$model", model))
+        whole = _page(board, prometheus, minutes, page)
         if png:
-            _picture(page, height)
+            _picture(page, height or whole)
         pages.append(page)
     return pages
 
 
 def results(prometheus: str, expression: str, minutes: float) -> list[dict[str, Any]]:
     """Return the series of a range query; dashboard variables stand for everything."""
-    end = time.time()
-    step = max(minutes * 60 / POINTS, 0.25)
+    step = _step(minutes)
+    end = time.time() // step * step  # the same moments for every query
     for name, value in (
         ("$__rate_interval", f"{max(60, int(step * 4))}s"),
         ("$namespace", ".*"),
@@ -56,6 +65,10 @@ def results(prometheus: str, expression: str, minutes: float) -> list[dict[str, 
     url = f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(asked)}"
     with urllib.request.urlopen(url, timeout=60) as answer:
         return json.load(answer)["data"]["result"]
+
+
+def _step(minutes: float) -> float:
+    return max(minutes * 60 / POINTS, 0.25)
 
 
 def _page(board: dict[str, Any], prometheus: str, minutes: float, page: Path) -> int:
@@ -106,18 +119,19 @@ def _panel(panel: dict[str, Any], prometheus: str, minutes: float, marks: list[t
         return f"{head}<h3>{title}</h3><div class='big nothing'>no data</div></div>"
     if panel["type"] == "stat":
         unit = panel["fieldConfig"]["defaults"].get("unit", "")
+        last = max(values[-1][0] for _, values in found)  # what is shown is what holds now
         numbers = "".join(
             f"<div class=big>{_shown(float(values[-1][1]), unit)}<span>{legend}</span></div>"
-            for legend, values in found[:3]
+            for legend, values in [each for each in found if each[1][-1][0] == last][:3]
         )
         return f"{head}<h3>{title}</h3>{numbers}</div>"
-    figure = _states(panel, found) if panel["type"] == "state-timeline" else _lines(panel, found)
+    figure = _states(panel, found) if panel["type"] == "state-timeline" else _lines(panel, found, _step(minutes))
     figure.update_layout(
         title={"text": panel["title"], "font": {"size": 13}, "x": 0.02, "y": 0.97},
         margin={"l": 8, "r": 8, "t": 30, "b": 8},
         height=panel["gridPos"]["h"] * UNIT - 12,
         template="plotly_white",
-        legend={"orientation": "h", "font": {"size": 10}},
+        legend={"orientation": "h", "font": {"size": 10}, "y": -0.22 if panel["gridPos"]["h"] < 9 else -0.14},
         font={"size": 11},
     )
     figure.update_xaxes(type="date", automargin=True)
@@ -128,32 +142,66 @@ def _panel(panel: dict[str, Any], prometheus: str, minutes: float, marks: list[t
     return f"{head}{figure.to_html(full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
 
 
-def _lines(panel: dict[str, Any], found: list[tuple[str, list[Any]]]) -> Any:
+Series = list[tuple[str, list[Any]]]
+
+
+def _merged(found: Series) -> Series:
+    """Series of one legend that take turns (the champions one after the other) as one line."""
+    lines: Series = []
+    for legend, values in found:
+        times = {at for at, _ in values}
+        for position, (name, known) in enumerate(lines):
+            if name == legend and not times & {at for at, _ in known}:
+                lines[position] = (name, sorted([*known, *values]))
+                break
+        else:
+            lines.append((legend, list(values)))
+    return lines
+
+
+def _pieces(values: list[Any], step: float) -> list[list[Any]]:
+    """Cut where samples are missing, so that no line is drawn across."""
+    pieces: list[list[Any]] = []
+    for at, value in values:
+        if not pieces or at - pieces[-1][-1][0] > 2.5 * step:
+            pieces.append([])
+        pieces[-1].append((at, float(value)))
+    return pieces
+
+
+def _lines(panel: dict[str, Any], found: Series, step: float) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
     defaults = panel["fieldConfig"]["defaults"]
     looks = {each["matcher"]["options"]: _properties(each) for each in panel["fieldConfig"].get("overrides", [])}
     lows = {look["custom.fillBelowTo"] for look in looks.values() if "custom.fillBelowTo" in look}
-    right = False
-    order = sorted(found, key=lambda one: 0 if one[0] in lows else 1 if "custom.fillBelowTo" in looks.get(one[0], {}) else 2)  # fmt: skip
-    for position, (legend, values) in enumerate(order):
-        look, colour = looks.get(legend, {}), COLOURS[position % len(COLOURS)]
-        x, y = [1000 * at for at, _ in values], [float(value) for _, value in values]
-        if legend in lows or "custom.fillBelowTo" in look:
-            fill = {"fill": "tonexty", "fillcolor": "rgba(59,111,182,.18)"} if legend not in lows else {}
-            figure.add_scatter(x=x, y=y, mode="lines", line={"width": 0}, showlegend=False, name=legend, **fill)
+    lines, right, position = _merged(found), False, 0
+    for legend, values in lines:
+        look = looks.get(legend, {})
+        if legend in lows:
+            continue
+        if "custom.fillBelowTo" in look:
+            low = {at: value for name, known in lines if name == look["custom.fillBelowTo"] for at, value in known}
+            for piece in _pieces([(at, value) for at, value in values if at in low], step):
+                x = [1000 * at for at, _ in piece]
+                y = [value for _, value in piece] + [float(low[at]) for at, _ in reversed(piece)]
+                figure.add_scatter(x=x + x[::-1], y=y, mode="lines", line={"width": 0}, fill="toself", fillcolor="rgba(59,111,182,.18)", showlegend=False, hoverinfo="skip")  # fmt: skip
         elif look.get("custom.axisPlacement") == "right":
             right = True
+            x, y = [1000 * at for at, _ in values], [float(value) for _, value in values]
             figure.add_bar(x=x, y=y, name=f"{legend} (right)", marker={"color": "rgba(120,120,120,.25)", "line": {"width": 0}}, yaxis="y2")  # fmt: skip
         else:
-            figure.add_scatter(x=x, y=y, mode="lines", name=legend, line={"width": 2, "color": colour})
+            points = [pair for piece in _pieces(values, step) for pair in (*piece, (piece[-1][0], None))]
+            colour = COLOURS[position % len(COLOURS)]
+            position += 1
+            figure.add_scatter(x=[1000 * at for at, _ in points], y=[value for _, value in points], mode="lines", name=legend, line={"width": 2, "color": colour})  # fmt: skip
     percent = defaults.get("unit") == "percentunit"
     figure.update_yaxes(tickformat=".3~%" if percent else ".3~s")
-    low, high = defaults.get("min"), defaults.get("max")
-    if high is not None:
-        figure.update_yaxes(range=[low or 0, high])
-    elif low == 0:
+    low_end, high_end = defaults.get("min"), defaults.get("max")
+    if high_end is not None:
+        figure.update_yaxes(range=[low_end or 0, high_end])
+    elif low_end == 0:
         figure.update_yaxes(rangemode="tozero")
     if right:
         figure.update_layout(
@@ -212,11 +260,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/dashboards"), metavar="DIR")
     parser.add_argument("--minutes", type=float, default=60, help="how far back")
     parser.add_argument("--png", action="store_true", help="also a picture of each, by Chromium")
-    arguments = parser.parse_args()
+    parser.add_argument("--model", default=".*", metavar="NAME", help="of this model only")
+    parser.add_argument("--only", action="append", default=[], metavar="DASHBOARD", help="default: all")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the pictures, from the top; default: whole")
+    given = parser.parse_args()
+    url = given.prometheus.rstrip("/")
     try:
-        pages = draw(arguments.prometheus.rstrip("/"), arguments.out, minutes=arguments.minutes, png=arguments.png)
+        pages = draw(
+            url,
+            given.out,
+            minutes=given.minutes,
+            png=given.png,
+            model=given.model,
+            boards=given.only,
+            height=given.height,
+        )
     except OSError as error:
-        sys.exit(f"Prometheus at {arguments.prometheus} does not answer: {error}")
+        sys.exit(f"Prometheus at {url} does not answer: {error}")
     for page in pages:
         print(page)
 
