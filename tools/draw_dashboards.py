@@ -119,9 +119,10 @@ def _panel(panel: dict[str, Any], prometheus: str, minutes: float, marks: list[t
         return f"{head}<h3>{title}</h3><div class='big nothing'>no data</div></div>"
     if panel["type"] == "stat":
         unit = panel["fieldConfig"]["defaults"].get("unit", "")
+        named = panel["options"].get("textMode") == "name"
         last = max(values[-1][0] for _, values in found)  # what is shown is what holds now
         numbers = "".join(
-            f"<div class=big>{_shown(float(values[-1][1]), unit)}<span>{legend}</span></div>"
+            f"<div class=big>{legend if named else f'{_shown(float(values[-1][1]), unit)}<span>{legend}</span>'}</div>"
             for legend, values in [each for each in found if each[1][-1][0] == last][:3]
         )
         return f"{head}<h3>{title}</h3>{numbers}</div>"
@@ -241,7 +242,8 @@ def _shown(value: float, unit: str) -> str:
     if unit == "s":
         days, rest = divmod(int(value), 86_400)
         return f"{days} d {rest // 3600} h" if days else f"{rest // 60} min {rest % 60} s"
-    return f"{value:.3g}{' %' if unit == 'percent' else ''}"
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{number}{' %' if unit == 'percent' else ''}"
 
 
 def _picture(page: Path, height: int) -> None:

@@ -80,7 +80,7 @@ def build() -> str:
             (
                 "Now",
                 [
-                    number("Version that answers", [(every("rareclass_version_role_ratio", 'role="champion"'), "{{model}} version {{version}}")], says="From the registry."),
+                    number("Version that answers", [(every("rareclass_version_role_ratio", 'role="champion"'), "{{model}} version {{version}}")], says="From the registry.", named=True),
                     number("Violated windows of the last 5", [(champion("rareclass_ap_violations_total"), "{{model}}")], says="Two, with the latest among them, raise the alert."),
                     number("Positives in the newest mature window", [(champion("rareclass_window_positives_total", LATEST), "{{model}}")], says="A relative loss of 10 % needs about 200 to be seen."),
                     number("Cost saved per 1000 rows", [(f"1000 * {champion('rareclass_cost_saved_per_row_ratio', LATEST)}", "{{model}}")], says="Against never alarming, in the currency of the configuration."),

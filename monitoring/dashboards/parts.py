@@ -103,11 +103,14 @@ def counts(panel: timeseries.Panel, legend: str) -> timeseries.Panel:
     )
 
 
-def number(title: str, queries: Sequence[Query], *, says: str, unit: str = "short", span: int = 6) -> stat.Panel:
-    """The latest value, large."""
+def number(
+    title: str, queries: Sequence[Query], *, says: str, unit: str = "short", span: int = 6, named: bool = False
+) -> stat.Panel:
+    """The latest value, large; ``named``: the name of the series instead, where its value says nothing (always 1)."""
     panel = stat.Panel().title(title).description(says).datasource(SOURCE).unit(unit).span(span).height(4)
     reduce = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
-    panel = panel.reduce_options(reduce).text_mode(common.BigValueTextMode.VALUE_AND_NAME)
+    mode = common.BigValueTextMode.NAME if named else common.BigValueTextMode.VALUE_AND_NAME
+    panel = panel.reduce_options(reduce).text_mode(mode)
     return _targets(panel.graph_mode(common.BigValueGraphMode.NONE), queries)
 
 

@@ -26,7 +26,7 @@ def build() -> str:
             (
                 "Now",
                 [
-                    number("Version that answers", [(every("rareclass_serve_champion_info", by="model, version, point"), "version {{version}}, {{point}}")], says="Replicas disagree only while a version rolls out."),
+                    number("Version that answers", [(every("rareclass_serve_champion_info", by="model, version, point"), "version {{version}}, {{point}}")], says="Replicas disagree only while a version rolls out.", named=True),
                     number("Cut-off", [(every("rareclass_serve_threshold_ratio", by="model"), "{{model}}")], says="Score from which a row is decided 1."),
                     number("Failed requests", [(f"100 * max(rareclass:serve_errors:ratio_rate5m{{{HERE}}})", "5xx of all")], says="Five minutes.", unit="percent"),
                     number("Spool filled", [(f"100 * max(rareclass:serve_spool:fill_ratio{{{HERE}}})", "of its limit")], says="At the limit rows decided 0 are sampled.", unit="percent"),
