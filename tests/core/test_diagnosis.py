@@ -205,9 +205,16 @@ def test_fewer_positives_give_a_shorter_plan():
     assert sizes[0] <= 4
 
 
+def test_unlike_learners_come_first_and_very_deep_trees_only_where_rows_and_positives_are_many():
+    plans = {case: [c.name for c in plan_of(rows)] for case, rows in SITUATIONS.items()}
+    assert plans["scarce"][:3] == ["xgboost", "extra-trees", "logistic-regression"]
+    assert plans["large"][1] == "xgboost-very-deep"
+    assert [case for case, names in plans.items() if "xgboost-very-deep" in names] == ["large"]
+
+
 def test_many_rows_leave_out_what_would_take_too_long():
     plan = plan_of(SITUATIONS["large"], config(search={"trials": 50}))
-    slow = {"random_forest", "extra_trees", "balanced_random_forest", "mlp"}
+    slow = {"random_forest", "balanced_random_forest", "mlp"}
     assert not [c.name for c in plan if c.learner in slow and c.group == "none"]
     assert not [c.name for c in plan if "smote" in c.group]
     assert [c.name for c in plan if c.group == "random_under(ratio=20)"]

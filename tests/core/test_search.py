@@ -9,7 +9,7 @@ from rareclass.core.candidates import Candidate
 from rareclass.core.search import leaders, precision, record, replayed, train_group, tune_hyperparameters
 from rareclass.core.selection import select
 from rareclass.core.splitting import stratified_folds
-from rareclass.core.training import refit, train_candidate
+from rareclass.core.training import Trained, refit, train_candidate
 
 ROWS = make_rows(500)
 FOLDS = stratified_folds(ROWS.y, ROWS.row_id, folds=2)
@@ -111,3 +111,19 @@ def test_groups_of_resampled_rows_are_not_searched(tune):
         {**LINEAR.to_json(), "name": "under", "resample": [{"name": "random_under", "ratio": 2.0}]}
     )
     assert len(group([under], tune=tune)) == 1
+
+
+def test_leaders_keep_the_best_of_every_learner():
+    rng = np.random.default_rng(0)
+
+    def made(name, learner, noise):
+        oof = 1 / (1 + np.exp(-(2.0 * ROWS.y - 3 + noise * rng.normal(size=len(ROWS)))))
+        return Trained(Candidate(name, learner), oof, complete=True)
+
+    many = [made(f"xgboost {i}", "xgboost", 0.5) for i in range(8)]
+    linear, worse = made("linear", "logistic_regression", 5.0), made("linear too", "logistic_regression", 20.0)
+    kept = leaders([*many, linear, worse], ROWS, 5)
+    assert len(kept) == 5
+    assert kept[0] is many[0]
+    assert linear in kept
+    assert worse not in kept

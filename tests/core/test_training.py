@@ -170,11 +170,19 @@ def test_the_final_fit_averages_seeds_and_is_the_same_every_time(plain):
     assert first.contributions(ROWS.x[:5]).shape == (5, 5)
 
 
-def test_an_ensemble_scores_as_its_members_combined(plain):
-    linear = train_candidate(SMOTE, ROWS, FOLDS, seed=0)
-    both = refit([plain, linear], {"xgboost": 0.7, "smote": 0.3}, ROWS, seed=0)
-    alone = [refit([one], {one.candidate.name: 1.0}, ROWS, seed=0).score(ROWS.x) for one in (plain, linear)]
+def test_an_ensemble_scores_as_its_members_combined():
+    candidates = [Candidate("forest", "random_forest", {"n_estimators": 20}), SMOTE]
+    members = [train_candidate(each, ROWS, FOLDS, seed=0) for each in candidates]
+    both = refit(members, {"forest": 0.7, "smote": 0.3}, ROWS, seed=0)
+    alone = [refit([one], {one.candidate.name: 1.0}, ROWS, seed=0).score(ROWS.x) for one in members]
     np.testing.assert_allclose(both.score(ROWS.x), combine(alone, [0.7, 0.3]), rtol=1e-6)
+
+
+def test_a_member_of_an_ensemble_takes_its_share_of_the_seeds(plain):
+    linear = train_candidate(SMOTE, ROWS, FOLDS, seed=0)
+    both = refit([plain, linear], {"xgboost": 0.4, "smote": 0.6}, ROWS, seed=0)
+    assert len(both.members) == round(0.4 * training.seeds_worth("xgboost", len(ROWS))) + 1
+    assert sum(member.weight for member in both.members) == pytest.approx(1.0)
 
 
 def test_the_final_fit_keeps_the_settings_of_the_folds(plain):

@@ -1,7 +1,8 @@
 """The plan: which candidates are worth their time on these rows, most promising first, each with its reason.
 
-IDEAS is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind. Adding one
-is one function (when, and why) and one line.
+IDEAS is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind, most unlike
+learners first, because a blend gains from those (docs/decisions/0017). Adding one is one function (when, and why) and one
+line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ NO_POSITIVES = (
 )
 
 LARGE = 200_000
-"""Rows from which forests on all rows, and neighbours of all rows, take too long."""
+"""Rows from which slow learners, and neighbours of all rows, take too long."""
+DEEP, DEEP_POSITIVES = 100_000, 1_000
+"""Rows and positives from which trees of depth 10 are worth a try."""
+FOREST_ROWS = 40_000
+"""Rows that a forest takes at most: it thins the negatives itself."""
 SMALL = 50_000
 """Rows up to which synthetic rows are worth their neighbour search."""
 
@@ -123,7 +128,10 @@ def seconds(candidate: Candidate, situation: Situation) -> float:
     for step in candidate.resample:
         if step.name == "random_under":
             rows = round(situation.found.positives * (1 + (step.ratio or 1)))
-    cost = _COST.get(candidate.learner, 2.0) * (1.5 if candidate.params.get("max_depth", 0) > 4 else 1.0)
+    if candidate.learner.endswith(("forest", "trees")):
+        rows = min(rows, FOREST_ROWS)
+    depth = candidate.params.get("max_depth", 0)
+    cost = _COST.get(candidate.learner, 2.0) * (2.0 if depth > 6 else 1.5 if depth > 4 else 1.0)
     return _SECONDS_PER_VALUE * rows * max(situation.found.features, 5) * cost
 
 
@@ -137,8 +145,28 @@ def untouched(s: Situation) -> Candidate:
     )
 
 
-def shallow_first(s: Situation) -> Candidate | None:
-    return shallow(s) if s.found.regime == "few" else None
+def very_deep(s: Situation) -> Candidate | None:
+    if s.rows < DEEP or s.found.positives < DEEP_POSITIVES:
+        return None
+    reason = f"{s.rows:,} rows with {s.found.positives:,} positives have details that only deep trees can hold."
+    params = {"max_depth": 10, "min_child_weight": 5.0}
+    return Candidate("xgboost-very-deep", "xgboost", params, reason=reason)
+
+
+def extra_trees(s: Situation) -> Candidate | None:
+    return Candidate(
+        "extra-trees",
+        "extra_trees",
+        reason="Random trees averaged: robust with few positives, and they err unlike boosting, which helps a blend.",
+    )
+
+
+def linear(s: Situation) -> Candidate | None:
+    return Candidate(
+        "logistic-regression",
+        "logistic_regression",
+        reason="A linear model needs the fewest positives, carries furthest in time, and errs unlike trees.",
+    )
 
 
 def shallow(s: Situation) -> Candidate | None:
@@ -151,25 +179,11 @@ def shallow(s: Situation) -> Candidate | None:
     )
 
 
-def deep_first(s: Situation) -> Candidate | None:
-    return deep(s) if s.enough else None
-
-
 def deep(s: Situation) -> Candidate | None:
     if s.found.positives < 100:
         return None
     reason = f"{s.found.positives:,} positives are enough for deeper interactions."
     return Candidate("xgboost-deep", "xgboost", {"max_depth": 6}, reason=reason)
-
-
-def extra_trees(s: Situation) -> Candidate | None:
-    if s.large:
-        return None
-    return Candidate(
-        "extra-trees",
-        "extra_trees",
-        reason="Random trees averaged: robust with few positives, and they err unlike boosting, which helps a blend.",
-    )
 
 
 def random_forest(s: Situation) -> Candidate | None:
@@ -180,25 +194,6 @@ def random_forest(s: Situation) -> Candidate | None:
         "random_forest",
         reason="A forest of deep trees ranks rare classes about as well as boosting and errs unlike it.",
     )
-
-
-def under_forest(s: Situation) -> Candidate | None:
-    if not s.large or s.under_ratio is None:
-        return None
-    reason = f"{s.rows:,} rows are too many for a forest; under-sampled to 1:{s.under_ratio} it fits in seconds and errs unlike boosting."
-    return Candidate(f"extra-trees-under-{s.under_ratio}", "extra_trees", resample=_under(s.under_ratio), reason=reason)
-
-
-def linear(s: Situation) -> Candidate | None:
-    return Candidate(
-        "logistic-regression",
-        "logistic_regression",
-        reason="A linear model needs the fewest positives and errs unlike trees.",
-    )
-
-
-def linear_if_few(s: Situation) -> Candidate | None:
-    return linear(s) if s.found.regime == "few" else None
 
 
 def sqrt_balanced(s: Situation) -> Candidate | None:
@@ -279,19 +274,16 @@ def _under(ratio: int) -> tuple[ResampleStep, ...]:
 
 
 IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
-    deep_first,
+    very_deep,
     extra_trees,
-    shallow_first,
-    linear_if_few,
-    random_forest,
+    linear,
+    shallow,
     deep,
     histogram,
-    under_forest,
+    random_forest,
     sqrt_balanced,
     by_amount,
     under_xgboost,
-    shallow,
-    linear,
     balanced_forest,
     synthetic,
     perceptron,

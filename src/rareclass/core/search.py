@@ -164,10 +164,17 @@ def replayed(trials: Iterable[Mapping[str, Any]]) -> tuple[Candidate, ...]:
 
 
 def leaders(trained: Sequence[Trained], dev: Rows, most: int) -> list[Trained]:
-    """Return the first candidate and the best of the others by AP, ``most`` in all, in the order they were fitted."""
+    """Return the first candidate, the best of every learner and the best of the rest by AP, ``most`` in all, in the order
+    they were fitted.
+
+    A blend gains from learners that err unlike each other: forty tunings of one learner must not crowd out the others.
+    """
     done = [one for one in trained if one.complete]
     if len(done) <= most:
         return done
-    values = np.array([precision(one, dev) for one in done[1:]])
-    best = set((np.argsort(-values, kind="stable")[: most - 1] + 1).tolist())
-    return [one for position, one in enumerate(done) if position == 0 or position in best]
+    values = np.array([precision(one, dev) for one in done])
+    order = [int(i) for i in np.argsort(-values, kind="stable")]
+    names = [one.candidate.learner for one in done]
+    firsts = [i for at, i in enumerate(order) if names[i] not in {names[j] for j in order[:at]}]
+    wanted = dict.fromkeys([0, *firsts, *order])
+    return [done[i] for i in sorted(list(wanted)[:most])]

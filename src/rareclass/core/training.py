@@ -418,7 +418,7 @@ def _refit_one(
     known = costs if costs is not None else _of(one.costs, rows, fit_rows)
     rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
     setting = _Setting(candidate, one.params, seed, threads, device, never)
-    seeds = seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)
+    seeds = max(1, round(weight * seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)))
     members = []
     for number in range(seeds):
         fitted, kept = setting.fit(fit_rows, known, rounds=rounds, salt=number)
@@ -428,6 +428,8 @@ def _refit_one(
 
 def seeds_worth(learner: str, rows: int, positives: int = 0) -> int:
     """Return how many seeds a final fit averages: only learners that differ by seed, fewer as rows get many.
+
+    A member of an ensemble takes its share of them: the ensemble is an average already.
 
     Many rows with many positives need no second one: flights had a test AP of .137 with one and .133 with two, synthetic
     fires with 217 positives .061 and .066.
