@@ -163,6 +163,18 @@ def test_a_shift_of_the_population_is_drift_and_not_damage(profile, change):
     assert report.broken == {}
 
 
+def test_a_change_between_scales_of_temperature_is_seen_where_both_have_the_same_values():
+    known, fresh = make_rows(9000, seed=1), make_rows(3000, seed=2)
+    rng = np.random.default_rng(0)
+    known.x[:, COLUMN["temperature"]] = 54 + 18 * rng.normal(size=len(known))
+    celsius = (54 + 18 * rng.normal(size=len(fresh)) - 32) / 1.8
+    fresh.x[:, COLUMN["temperature"]] = celsius
+    reference = drift.reference_profile(known, scores_of(known), threshold=0.1)
+    feature = reference.features[COLUMN["temperature"]]
+    assert feature.low < np.median(celsius) < feature.high
+    assert "Celsius" in " ".join(drift.compare(reference, fresh.x).broken["temperature"])
+
+
 def test_too_few_rows_are_not_judged(profile):
     fresh = make_rows(150, seed=3)
     report = drift.compare(profile, damage(fresh, "constant"), limits=Monitor(min_rows=200))

@@ -26,6 +26,7 @@ Float32 = NDArray[np.float32]
 USUAL_MARGIN = 1.5
 """PSI counts as drift above this many times what the reference windows reach among themselves."""
 
+TEMPERATURE = "Celsius and Fahrenheit"
 CONVERSIONS: dict[str, float] = {
     "tens": 10,
     "percent or cents": 100,
@@ -38,7 +39,7 @@ CONVERSIONS: dict[str, float] = {
     "days and seconds": 86400,
     "weeks": 7,
     "months": 12,
-    "Celsius and Fahrenheit": 1.8,
+    TEMPERATURE: 1.8,
     "inches and centimetres": 2.54,
     "feet and metres": 3.28084,
     "miles and kilometres": 1.609344,
@@ -566,10 +567,11 @@ def suspected_unit(profile: FeatureProfile, column: Float32) -> str | None:
         if np.sign(slope) != sign or not _straight(reference[middle], quantiles[middle], slope, offset):
             continue
         name = _conversion(abs(float(slope)), float(offset), reference, sign)
-        # Seasons scale a column too, by small factors and within what was seen before; units leave it.
+        # Seasons scale a column too, by small factors and within what was seen before; units leave it. A scale of
+        # temperature has an offset as well, which no season meets by chance.
         small = max(abs(slope), 1 / abs(slope)) < LARGE_FACTOR
         unseen = not profile.low <= float(np.median(current[middle])) <= profile.high
-        if name is not None and (not small or unseen or sign < 0):
+        if name is not None and (not small or unseen or sign < 0 or TEMPERATURE in name):
             return name
     return None
 
@@ -586,8 +588,10 @@ def _conversion(factor: float, offset: float, reference: FloatArray, sign: float
         return "the sign changed" if same and reference.min() * reference.max() >= 0 else None
     ratio = max(factor, 1 / factor)
     for name, known in CONVERSIONS.items():
-        temperature = known == 1.8 and (abs(offset - 32) < 4 or abs(offset + 32 / 1.8) < 3)
-        if abs(ratio / known - 1) < 0.05 and (temperature or (through_zero and known != 1.8)):
+        right = through_zero
+        if name == TEMPERATURE:
+            right = abs(offset - 32) < 4 if factor > 1 else abs(offset + 32 / 1.8) < 3
+        if right and abs(ratio / known - 1) < 0.05:
             return f"the unit changed by a factor of {factor:.4g} ({name})"
     if ratio >= LARGE_FACTOR and through_zero:
         return f"the unit changed by a factor of {factor:.4g}"
