@@ -123,7 +123,9 @@ class Split(Section):
     validation: float = Field(
         0.25, gt=0, lt=0.9, description="Share of the other rows: scored forward in time where there is time"
     )
-    folds: int = Field(5, ge=2, le=20, description="Folds of cross-fitting where there is no time")
+    folds: int = Field(
+        5, ge=2, le=20, description="Folds of cross-fitting where there is no time; at most 3 above 100,000 rows with 1,000 positives"
+    )  # fmt: skip
     windows: int = Field(
         3, ge=1, le=20, description="Forward windows that the validation rows are cut into, where there is time"
     )

@@ -244,26 +244,13 @@ def test_one_positive_cannot_be_cross_fitted():
         splitting.stratified_folds(y, mix(np.arange(50, dtype=np.uint64)), folds=5)
 
 
-def test_rows_that_stop_a_fit_come_after_the_rows_that_fit():
-    rows = make_rows()
-    fit, stop = splitting.inner_split(rows, label_delay=timedelta(days=3))
-    assert rows.time[stop].min() - rows.time[fit].max() > 3 * DAY
-    assert len(stop) / len(rows) == pytest.approx(0.2, abs=0.02)
-
-
-def test_without_time_the_stopping_rows_are_stratified():
-    rows = make_rows(days=None)
-    fit, stop = splitting.inner_split(rows)
-    assert np.array_equal(np.sort(np.concatenate([fit, stop])), np.arange(len(rows)))
-    assert rows.y[stop].mean() == pytest.approx(rows.prevalence, rel=0.05)
-
-
-def test_one_positive_leaves_no_rows_to_stop_with():
-    rows = make_rows(100, prevalence=0, days=None)
-    rows.y[0] = 1
-    fit, stop = splitting.inner_split(rows)
-    assert len(fit) == 100
-    assert len(stop) == 0
+def test_very_many_rows_take_three_folds_at_most():
+    rows = make_rows(110_000, prevalence=0.02, days=None)
+    dev, folds = splitting.development(
+        rows.take(np.arange(90_000)), rows.take(np.arange(90_000, 110_000)), config.Split()
+    )
+    assert dev.positives > 1_000
+    assert len(folds) == 3
 
 
 def test_prequential_folds_walk_over_the_last_half():

@@ -42,6 +42,7 @@ def train_group(
     start = clock()
     counted = config.search.trials is not None or config.search.replay is not None
     late = never if counted else lambda: clock() - start >= seconds
+    left = None if counted else lambda: start + seconds - clock()
     options: dict[str, Any] = {
         "seed": config.train.seed, "threads": threads, "device": config.compute.device, "costs": costs,
         "resampled": resampled, "clock": clock,
@@ -52,7 +53,11 @@ def train_group(
         if late() and not first:
             break
         progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
-        found.append(train_candidate(candidate, dev, folds, out_of_time=late, cut=first, **options))
+        found.append(
+            train_candidate(
+                candidate, dev, folds, out_of_time=late, seconds_left=None if first else left, cut=first, **options
+            )
+        )
     if config.search.tune and config.search.replay is None and candidates and candidates[0].group == "none":
         trials = max(0, (config.search.trials or 0) - (planned or len(candidates))) if counted else None
         found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)

@@ -22,6 +22,7 @@ from rareclass.errors import DataError, NoPositives
 TimeArray = NDArray[np.datetime64]
 
 FEW, SOME = 30, 100  # positives below which folds are repeated five and three times
+MANY_ROWS, MANY_POSITIVES = 100_000, 1_000  # above both, at most three folds
 _LARGEST_UNIT = 0.05  # a unit with more of the rows than this is not a duplicate but a coarse table
 _SALTS = 200
 
@@ -242,7 +243,8 @@ def development(
     """Return the rows on which candidates are compared, and the folds that score them out of sample.
 
     Time: forward windows over the validation rows, each fitted on everything that was labelled before it. Otherwise
-    stratified (or grouped) folds over all rows, repeated where positives are few: under 30 five times, under 100 three.
+    stratified (or grouped) folds over all rows, repeated where positives are few: under 30 five times, under 100 three;
+    at most three folds where rows and positives are so many that time is scarcer than either.
     """
     dev = concatenate([train, validation])
     kind = resolve_kind(config, has_time=dev.time is not None, has_entity=dev.entity is not None)
@@ -253,7 +255,9 @@ def development(
     else:
         repeats = max(config.repeats, 5 if dev.positives < FEW else 3 if dev.positives < SOME else 1)
         keys = units(content_groups(dev.x), dev.entity if kind == "grouped" else None)
-        folds = stratified_folds(dev.y, keys, folds=config.folds, repeats=repeats, seed=seed)
+        many = len(dev) > MANY_ROWS and dev.positives > MANY_POSITIVES
+        count = min(config.folds, 3) if many else config.folds
+        folds = stratified_folds(dev.y, keys, folds=count, repeats=repeats, seed=seed)
     if config.drop_known_entities and dev.entity is not None:
         folds = tuple(_unknown_only(fold, dev.y, dev.entity) for fold in folds)
     return dev, folds
@@ -340,33 +344,6 @@ def _deal(length: int, folds: int) -> IntArray:
     """0 1 2 2 1 0 0 1 2 ...: no fold is always first."""
     cycle = np.concatenate([np.arange(folds), np.arange(folds)[::-1]])
     return np.asarray(np.resize(cycle, length), dtype=np.int64)
-
-
-def inner_split(
-    rows: Rows, *, seed: int = 0, share: float = 0.2, label_delay: timedelta = timedelta(0)
-) -> tuple[IntArray, IntArray]:
-    """Return (fit, stop): positions of the rows to fit on and of those that end the fit early.
-
-    By time where there is time (the last ``share``, one label delay later), else stratified by units. ``stop`` is
-    empty when there are too few positives to have some on both sides.
-    """
-    if rows.time is not None:
-        found = _inner_by_time(rows.y, rows.time, share, np.timedelta64(label_delay))
-        if found is not None:
-            return found
-    keys = units(content_groups(rows.x), rows.entity)
-    try:
-        folds = stratified_folds(rows.y, keys, folds=max(2, round(1 / share)), seed=seed + 1)
-    except DataError:
-        return np.arange(len(rows)), np.empty(0, dtype=np.int64)
-    return folds[0].train, folds[0].score
-
-
-def _inner_by_time(y: IntArray, time: TimeArray, share: float, gap: np.timedelta64) -> tuple[IntArray, IntArray] | None:
-    cut = _cut(time, y, share, bool(time.max() - time.min() >= np.timedelta64(30, "D")))
-    fit, stop = np.flatnonzero(time < cut - gap), np.flatnonzero(time >= cut)
-    both = all(0 < np.count_nonzero(y[part]) < len(part) for part in (fit, stop))
-    return (fit, stop) if both else None
 
 
 def prequential(

@@ -161,6 +161,7 @@ def train_candidate(
     costs: CostArrays | None = None,
     resampled: Rows | None = None,
     out_of_time: Callable[[], bool] = never,
+    seconds_left: Callable[[], float] | None = None,
     cut: bool = False,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Trained:
@@ -168,6 +169,7 @@ def train_candidate(
 
     costs : of the development rows · resampled : from ``resample_folds``, made here when the candidate needs it
     out_of_time : asked between folds and steps; then ``complete`` is False and the scores are of no use
+    seconds_left : by the clock; a candidate whose first fold or step shows that it would not be finished is given up there
     cut : one that grows is kept as far as it has grown when time is out, instead of being given up
     Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
     """
@@ -179,11 +181,12 @@ def train_candidate(
     first = _part(candidate, dev, folds[0], 0, resampled, costs).rows
     params = learners.settle(candidate.learner, first, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
+    hopeless = _projection(start, clock, seconds_left)
     trace: Trace = ()
     if learners.LEARNERS[candidate.learner].grow is None:
-        done = _one_by_one(setting, parts, dev, folds)
+        done = _one_by_one(setting, parts, dev, folds, hopeless)
     else:
-        done, trace, grown = _together(setting, parts, dev, folds, cut)
+        done, trace, grown = _together(setting, parts, dev, folds, cut, hopeless)
         if grown is not None:  # a repetition has no clock to cut it at the same step
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
@@ -238,7 +241,16 @@ def _part(
     return _Part(made, sampling_factor(candidate.resample, train, made), _of(costs, dev, made))
 
 
-def _one_by_one(setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold]) -> list[_Scored]:
+def _projection(start: float, clock: Callable[[], float], left: Callable[[], float] | None) -> Callable[[float], bool]:
+    """Return a function of the share that is done so far: whether the rest, at this speed, takes longer than is left."""
+    if left is None:
+        return lambda share: False
+    return lambda share: (clock() - start) * (1 / share - 1) > left()
+
+
+def _one_by_one(
+    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], hopeless: Callable[[float], bool]
+) -> list[_Scored]:
     """Fit and score fold by fold, until time is out."""
     done: list[_Scored] = []
     for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
@@ -250,11 +262,18 @@ def _one_by_one(setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Seq
             break
         kept *= part.kept
         done.append(_Scored(corrected(fitted.score(dev.x[fold.score]), kept), kept, None, len(part.rows)))
+        if k == 0 and hopeless(1 / len(folds)):
+            break
     return done
 
 
 def _together(
-    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], cut: bool
+    setting: _Setting,
+    parts: Iterable[_Part],
+    dev: Rows,
+    folds: Sequence[Fold],
+    cut: bool,
+    hopeless: Callable[[float], bool],
 ) -> tuple[list[_Scored], Trace, dict[str, int] | None]:
     """Grow all folds in step and keep the rounds at which the scored rows are ranked best; nothing when time is out.
 
@@ -286,6 +305,8 @@ def _together(
         if short:
             break
         grown += first.step
+        if grown == first.step and not cut and hopeless(min(1.0, first.step / first.least)):
+            return [], (), None
         total = np.zeros(len(dev))
         for one, fold, kept in zip(growing, folds, factors, strict=True):
             total[fold.score] += one.log_odds() + (np.log(kept) if np.isfinite(kept) else 0.0)
