@@ -18,6 +18,9 @@ from rareclass.core.training import Trained, train_candidate
 
 Progress = Callable[[str], None]
 
+ZERO_SHARE = 0.5
+"""Share of a group's time after which candidate 0 stops growing, so that something is held against it."""
+
 
 def train_group(
     candidates: Sequence[Candidate],
@@ -37,12 +40,14 @@ def train_group(
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
-    The first candidate of the untouched group is always there, grown as far as time allowed. With ``search.replay`` nothing is searched.
+    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With ``search.replay`` nothing is searched.
     """
     start = clock()
     counted = config.search.trials is not None or config.search.replay is not None
     late = never if counted else lambda: clock() - start >= seconds
     left = None if counted else lambda: start + seconds - clock()
+    share = ZERO_SHARE if len(candidates) > 1 else 1.0
+    zero_late = never if counted else lambda: clock() - start >= share * seconds
     options: dict[str, Any] = {
         "seed": config.train.seed, "threads": threads, "device": config.compute.device, "costs": costs,
         "resampled": resampled, "clock": clock,
@@ -55,7 +60,13 @@ def train_group(
         progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
         found.append(
             train_candidate(
-                candidate, dev, folds, out_of_time=late, seconds_left=None if first else left, cut=first, **options
+                candidate,
+                dev,
+                folds,
+                out_of_time=zero_late if first else late,
+                seconds_left=None if first else left,
+                cut=first,
+                **options,
             )
         )
     if config.search.tune and config.search.replay is None and candidates and candidates[0].group == "none":
