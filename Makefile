@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= out/demo
@@ -28,8 +29,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 setup: $(VENV)/.installed ## make the virtual environment from requirements.lock
 
-packages: ## install the Debian packages that tests need (root on Debian), or say what is missing
+packages: ## install the Debian packages and the Helm that tests need, or say what is missing
 	@tools/debian-packages
+	@tools/helm
 
 demo: setup ## train on the real 2013 New York flights: diagnose, train, gate, register, report
 	@$(BIN)/rareclass run -c examples/flights/config.yaml --out $(DEMO)
@@ -50,10 +52,10 @@ types: setup
 layers: setup
 	@$(BIN)/lint-imports
 
-goldens: setup ## fail where a golden file is not what the code makes
+goldens: setup packages ## fail where a golden file is not what the code makes
 	@$(BIN)/python tools/goldens.py --check
 
-golden: setup ## rewrite the golden files (compiled pipeline, dashboards, rendered chart)
+golden: setup packages ## rewrite the golden files (compiled pipeline, dashboards, rendered chart)
 	@$(BIN)/python tools/goldens.py
 
 check: lint types layers goldens test ## what CI runs
@@ -80,4 +82,4 @@ cluster-down: ## stop that Kubernetes
 	@tools/cluster down
 
 clean: ## remove what make made
-	@rm -rf $(VENV) out .rareclass .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .tools out .rareclass .pytest_cache .mypy_cache .ruff_cache .hypothesis
