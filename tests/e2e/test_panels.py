@@ -34,7 +34,7 @@ def source() -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def rolled_back() -> None:
+def rolled_back(source: str) -> None:
     """What the loop did not do by itself: a person goes back to the previous version."""
     query = f'rareclass_ledger_last_timestamp_seconds{{namespace="{SPACE}",kind="rollback"}}'
     if not prometheus(query):
@@ -50,7 +50,7 @@ def rolled_back() -> None:
             "/config/config.yaml",
         )
         kubectl("-n", SPACE, *words, "--reason", "looks odd")
-    until(lambda: prometheus(query), 120, query)
+    until(lambda: draw_dashboards.results(source, query, MINUTES), 120, query)
 
 
 @pytest.mark.parametrize(("dashboard", "panel", "expression"), sorted(QUERIES))
