@@ -142,6 +142,16 @@ def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
     assert not none.scored.any()
 
 
+@pytest.mark.parametrize("candidate", [PLAIN, Candidate("lr", "logistic_regression")], ids=["grows", "does not"])
+def test_what_would_not_be_finished_is_given_up_after_its_first_part(candidate):
+    seconds = iter(range(10_000))
+    late = train_candidate(candidate, ROWS, FOLDS, seed=0, clock=lambda: next(seconds), seconds_left=lambda: 0.5)
+    assert not late.complete
+    assert late.folds_done <= 1
+    done = train_candidate(candidate, ROWS, FOLDS, seed=0, clock=lambda: next(seconds), seconds_left=lambda: 50.0)
+    assert done.complete
+
+
 def test_seconds_come_from_the_clock_that_was_handed_in():
     ticks = iter([10.0, 17.5])
     done = train_candidate(Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, clock=ticks.__next__)

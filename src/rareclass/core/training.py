@@ -181,7 +181,7 @@ def train_candidate(
     first = _part(candidate, dev, folds[0], 0, resampled, costs).rows
     params = learners.settle(candidate.learner, first, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
-    hopeless = _projection(start, clock, seconds_left)
+    hopeless = _Projection(clock, seconds_left)
     trace: Trace = ()
     if learners.LEARNERS[candidate.learner].grow is None:
         done = _one_by_one(setting, parts, dev, folds, hopeless)
@@ -241,18 +241,29 @@ def _part(
     return _Part(made, sampling_factor(candidate.resample, train, made), _of(costs, dev, made))
 
 
-def _projection(start: float, clock: Callable[[], float], left: Callable[[], float] | None) -> Callable[[float], bool]:
-    """Return a function of the share that is done so far: whether the rest, at this speed, takes longer than is left."""
-    if left is None:
-        return lambda share: False
-    return lambda share: (clock() - start) * (1 / share - 1) > left()
+@dataclass
+class _Projection:
+    """Says whether the rest of a piece of work, at the speed so far, takes longer than is left."""
+
+    clock: Callable[[], float]
+    left: Callable[[], float] | None
+    began: float = 0.0
+
+    def start(self) -> None:
+        if self.left is not None:
+            self.began = self.clock()
+
+    def __call__(self, share: float) -> bool:
+        """share : of the work that is done, above 0"""
+        return self.left is not None and (self.clock() - self.began) * (1 / share - 1) > self.left()
 
 
 def _one_by_one(
-    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], hopeless: Callable[[float], bool]
+    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], hopeless: _Projection
 ) -> list[_Scored]:
     """Fit and score fold by fold, until time is out."""
     done: list[_Scored] = []
+    hopeless.start()
     for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
         if setting.out_of_time():
             break
@@ -273,7 +284,7 @@ def _together(
     dev: Rows,
     folds: Sequence[Fold],
     cut: bool,
-    hopeless: Callable[[float], bool],
+    hopeless: _Projection,
 ) -> tuple[list[_Scored], Trace, dict[str, int] | None]:
     """Grow all folds in step and keep the rounds at which the scored rows are ranked best; nothing when time is out.
 
@@ -293,6 +304,7 @@ def _together(
     scored, count = _scored_rows(folds, len(dev))
     sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), StopPrecision(dev.y[scored])
     grown, short = 0, False
+    hopeless.start()
     while grown < first.most and not short:
         for one in growing:
             if setting.out_of_time():
