@@ -50,16 +50,23 @@ CLIENT = """
     seconds, took = time.perf_counter() - begin, sorted(took)
     print(json.dumps(dict(requests=len(took), seconds=seconds, p50=took[len(took) // 2], p99=took[int(len(took) * 0.99)])))
 """
-USAGE = (
-    "import os;"
-    "two = '/sys/fs/cgroup/cpu.stat';"
-    "nanos = int(open('/sys/fs/cgroup/cpuacct/cpuacct.usage').read()) if not os.path.exists(two) else 1000 * int(open(two).read().split()[1]);"
-    "paths = ['/sys/fs/cgroup/memory.current', '/sys/fs/cgroup/memory/memory.usage_in_bytes'];"
-    "stats = [each for each in ('/sys/fs/cgroup/memory.stat', '/sys/fs/cgroup/memory/memory.stat') if os.path.exists(each)];"
-    "inactive = dict(line.split() for line in open(stats[0]));"
-    "used = int(open([each for each in paths if os.path.exists(each)][0]).read());"
-    "print(nanos, used - int(inactive.get('total_inactive_file', inactive.get('inactive_file', 0))))"
-)
+USAGE = """
+import os, time, urllib.request
+url = "http://localhost:6000" + os.environ.get("MLSERVER_METRICS_ENDPOINT", "/metrics")
+end = time.monotonic() + 120
+while time.monotonic() < end:  # what was logged is shipped too
+    text = urllib.request.urlopen(url).read().decode()
+    if all(float(line.split()[-1]) == 0 for line in text.splitlines() if line.startswith("rareclass_serve_spool_bytes")):
+        break
+    time.sleep(0.5)
+root = "/sys/fs/cgroup"
+second = os.path.exists(f"{root}/cpu.stat")
+nanos = 1000 * int(open(f"{root}/cpu.stat").read().split()[1]) if second else int(open(f"{root}/cpuacct/cpuacct.usage").read())
+memory = root if second else f"{root}/memory"
+used = int(open(f"{memory}/{'memory.current' if second else 'memory.usage_in_bytes'}").read())
+stat = dict(line.split() for line in open(f"{memory}/memory.stat"))
+print(nanos, used - int(stat["inactive_file" if second else "total_inactive_file"]))
+"""
 
 
 def kubectl(*words: str, given: str | None = None) -> str:

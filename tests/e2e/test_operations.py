@@ -132,7 +132,7 @@ def plain() -> Iterator[str]:
         "--set", f"fullnameOverride={name}", "--set", f"tracking.uri=http://{RELEASE}-mlflow:5000", "--set", "serving.backend=deployment",
         "--set", "postgresql.persistence.keep=false", "--set", "monitor.enabled=false",
         "--set", "serving.autoscaling.enabled=true", "--set", "serving.autoscaling.minReplicas=1", "--set", "serving.autoscaling.maxReplicas=2",
-        "--set", "serving.resources.requests.cpu=50m", "--set", "train.enabled=false", "--set", "retrain.enabled=false",
+        "--set", "serving.resources.requests.cpu=50m", "--set", "train.enabled=false", "--set", "retrain.runner=pod",
         "--set", "jobs.backup.enabled=false", "--set", "alerts.enabled=false", "--set", "dashboards.enabled=false",
     ]  # fmt: skip
     done = helm("install", name, str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
@@ -156,28 +156,19 @@ def test_the_plain_backend_answers_and_scales_under_load(plain: str) -> None:
     until(lambda: stored(load.prefix, plain) == seen["good"], 120, "every answer in the store")
 
 
-@pytest.fixture
-def mlflow() -> Iterator[str]:
-    """MLflow as a developer reaches it: it answers to its own names and to localhost only."""
-    command = ["kubectl", "-n", SPACE, "port-forward", f"service/{RELEASE}-mlflow", ":5000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
-        assert forward.stdout is not None
-        yield f"http://localhost:{forward.stdout.readline().partition(' -> ')[0].rpartition(':')[2]}"
-        forward.terminate()
+def test_a_turn_pins_the_plain_deployment_to_the_champion(plain: str) -> None:
+    spec = {"workflowTemplateRef": {"name": f"{plain}-turn"}}
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{plain}-turn-", "namespace": SPACE}, "spec": spec}  # fmt: skip
+    name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
 
+    def over() -> str:
+        phase = str(got("-n", SPACE, "workflow", name).get("status", {}).get("phase", ""))
+        return phase if phase in ("Succeeded", "Failed", "Error") else ""
 
-def test_deploy_pins_a_plain_deployment_and_a_second_time_changes_nothing(
-    plain: str, mlflow: str, tmp_path: Path
-) -> None:
-    """`rareclass deploy` as somebody with a kubeconfig calls it."""
-    config = yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"]
-    config |= {"tracking": {"uri": mlflow}, "store": {"url": f"sqlite:///{tmp_path}/store.db"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    words = ["deploy", "-c", str(tmp_path / "config.json"), "--kind", "deployment", "--name", f"{plain}-serving"]
-    words += ["--namespace", SPACE, "--service", address(SPACE, f"{plain}-serving", 80), "--timeout", "400"]
-    first, second = (rareclass(*words) for _ in range(2))
-    assert "golden rows agree" in first
-    assert "already" in second
+    assert until(over, 600, f"the end of {name}") == "Succeeded"
+    deployed = sql("SELECT payload FROM ledger WHERE kind = 'deploy'", plain)
+    template = got("-n", SPACE, "deployment", f"{plain}-serving")["spec"]["template"]["metadata"]["annotations"]
+    assert f'"version": "{template["rareclass.io/version"]}"' in deployed
 
 
 def rareclass(*words: str, environment: dict[str, str] | None = None) -> str:

@@ -33,7 +33,7 @@ SCAN = """
         below[:] = [each for each in below if os.path.join(folder, each) not in ("/proc", "/sys", "/dev", "/tmp", "/run", "/var/run")]
         for name in files:
             path = os.path.join(folder, name)
-            if name in names:
+            if name in names and os.path.getsize(path):  # a builder may leave an empty place where it mounted one
                 print("NAME", path)
             try:
                 if os.path.islink(path) or os.path.getsize(path) > 5_000_000:
