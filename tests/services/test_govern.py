@@ -373,7 +373,7 @@ def changed(folder) -> Config:
     table = decode(rows.x, rows.schema).assign(ts=rows.time, label=rows.y)
     table.to_parquet(folder / "history.parquet")
     search = {
-        "seconds": 4,
+        "seconds": 60,
         "tune": False,
         "ensemble": "none",
         "candidates": [{"learner": "xgboost", "params": {"rounds": 60}}],
@@ -383,7 +383,7 @@ def changed(folder) -> Config:
         "changed",
         "new pattern",
         since=28,
-        per_day=500,
+        per_day=800,
         search=search,
         threshold={"calibration": "platt"},
         evaluate={"bootstraps": 60},
@@ -417,7 +417,7 @@ def test_history_is_the_training_rows_then_the_served_ones_without_overlap(chang
     assert rows.time.max() <= np.datetime64((END - timedelta(days=7)).replace(tzinfo=None), "us")
     assert (rows.time < np.datetime64(live_rows.START, "us")).sum() == 15_000
     served = rows.take(rows.time >= np.datetime64(live_rows.START, "us"))
-    assert len(served) == pytest.approx(56 * 500, abs=10)
+    assert len(served) == pytest.approx(56 * 800, abs=10)
 
 
 # --- the same in steps, each a process of its own -----------------------------------------------------------------------
