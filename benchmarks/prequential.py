@@ -175,7 +175,7 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     from rareclass.services import train
 
     raw = {
-        "name": "prequential", "data": {"path": "none.parquet", "target": "y"}, "split": {"kind": "grouped"},
+        "name": "prequential", "data": {"path": "none.parquet", "target": "y", "entity": "card"}, "split": {"kind": "grouped"},
         "search": {"seconds": 0.6 * seconds}, "compute": {"threads": THREADS},
     }  # fmt: skip
     config = settings.parse(raw)
