@@ -36,13 +36,16 @@ def test_every_row_is_scored_by_a_model_that_has_not_seen_it(plain):
     )
 
 
-def test_scored_labels_have_no_influence_on_their_own_scores_but_for_the_number_of_rounds(plain):
+def test_scored_labels_have_no_influence_on_their_own_scores_but_for_rounds_and_prevalence(plain):
     fold = FOLDS[0]
     assert set(plain.rounds) == {60}, "all that the settings allow, whatever the labels"
     flipped = ROWS.y.copy()
     flipped[fold.score] = 1 - flipped[fold.score]
     again = train_candidate(PLAIN, dataclasses.replace(ROWS, y=flipped), FOLDS[:1], seed=0)
-    np.testing.assert_array_equal(again.oof[fold.score], plain.oof[fold.score])
+    flat = learners.logit(again.oof[fold.score]) - training.prior_shift(dataclasses.replace(ROWS, y=flipped), fold)
+    np.testing.assert_allclose(
+        flat, learners.logit(plain.oof[fold.score]) - training.prior_shift(ROWS, fold), atol=1e-6
+    )
     assert not again.scored[FOLDS[1].score].any(), "rows of other folds stay without a score"
 
 
@@ -100,6 +103,19 @@ def test_time_ordered_rows_are_scored_forward():
     done = train_candidate(PLAIN, dev, folds, seed=0)
     assert done.complete
     np.testing.assert_array_equal(np.flatnonzero(done.scored), np.concatenate([fold.score for fold in folds]))
+
+
+def test_windows_scored_by_fits_that_knew_the_class_rarer_are_lifted_to_the_prevalence_of_all_rows():
+    rows = make_rows(1200, hours=True)
+    hit = np.flatnonzero(rows.y == 1)
+    keep = np.setdiff1d(np.arange(len(rows)), hit[(hit < 600) & (hit % 3 > 0)])  # rare at first, common later
+    dev, folds = development(rows.take(keep[:-300]), rows.take(keep[-300:]), Split(windows=1))
+    shift = training.prior_shift(dev, folds[0])
+    assert shift > 0.1
+    linear = Candidate("lr", "logistic_regression")
+    done = train_candidate(linear, dev, folds, seed=0)
+    plain = learners.fit("logistic_regression", dev.take(folds[0].train), seed=0).score(dev.x[folds[0].score])
+    np.testing.assert_allclose(learners.logit(done.oof[folds[0].score]), learners.logit(plain) + shift, atol=1e-6)
 
 
 @pytest.mark.parametrize(

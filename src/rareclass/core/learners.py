@@ -366,7 +366,7 @@ def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- scikit-learn and imbalanced-learn ---------------------------------------------------------------------------
 
-_FOREST_ROWS, _SLOW_ROWS = 40_000, 60_000
+_SMALL_ROWS, _FOREST_ROWS, _SLOW_ROWS = 10_000, 40_000, 60_000
 
 
 def _known(learner: str, params: Mapping[str, Any], known: Any) -> None:
@@ -414,20 +414,29 @@ def _forest(
     )
 
 
+def _trees(rows: int) -> int:
+    """Fewer where every tree has many rows to see and to score."""
+    return 300 if rows <= _SMALL_ROWS else 150 if rows <= _LARGE_ROWS else 80
+
+
 def fit_random_forest(task: Task, params: Mapping[str, Any]) -> Classified:
     """Random forest. Source: Breiman, Machine Learning 2001."""
     from sklearn.ensemble import RandomForestClassifier
 
-    base = {"n_estimators": 300 if len(task.rows) <= 10_000 else 150, "min_samples_leaf": 2, "max_features": "sqrt"}
+    base = {"n_estimators": _trees(len(task.rows)), "min_samples_leaf": 2, "max_features": "sqrt"}
     return _forest("random_forest", base, params, task, RandomForestClassifier, balanced=False)
 
 
 def fit_extra_trees(task: Task, params: Mapping[str, Any]) -> Classified:
-    """Extremely randomised trees over all features. Source: Geurts et al., Machine Learning 2006."""
+    """Extremely randomised trees, over all features while rows are few (docs/decisions/0017).
+
+    Source: Geurts et al., Machine Learning 2006.
+    """
     from sklearn.ensemble import ExtraTreesClassifier
 
-    features = None if task.rows.x.shape[1] <= 40 else "sqrt"
-    base = {"n_estimators": 300 if len(task.rows) <= 10_000 else 150, "min_samples_leaf": 3, "max_features": features}
+    many = len(task.rows) > _SMALL_ROWS
+    features = "sqrt" if many or task.rows.x.shape[1] > 40 else None
+    base = {"n_estimators": _trees(len(task.rows)), "min_samples_leaf": 5 if many else 3, "max_features": features}
     return _forest("extra_trees", base, params, task, ExtraTreesClassifier, balanced=False)
 
 

@@ -36,8 +36,8 @@ _WEIGHT_ROWS = 60_000
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (one-sided, adjusted) are against
-    candidate 0."""
+    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (one-sided; of candidates adjusted
+    for their number) are against candidate 0."""
 
     name: str
     ap: Estimate
@@ -256,7 +256,7 @@ def _ensemble(
     gain = ground.estimate(value - ground.ap(scores[best]), draws - best_draws)
     sure = bool(p < 1 - ground.confidence and gain.value > 0)
     difference = ground.estimate(value - ground.ap(scores[zero]), draws - zero_draws)
-    against_zero = min(1.0, len(done) * one_sided(draws - zero_draws))  # one comparison more than the candidates had
+    against_zero = one_sided(draws - zero_draws)  # a single comparison, not the best of many
     significant = bool(against_zero < 1 - ground.confidence and difference.value > 0)
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))

@@ -34,7 +34,8 @@ _PLENTY = 1_000
 class Trained:
     """A candidate and what its folds said.
 
-    oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact; NaN = never scored
+    oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact, and for a prevalence of
+        the rows they were fitted on that is not that of all development rows; NaN = never scored
     kept : share of negatives that training amounted to; already corrected where finite, NaN = left to the calibrator
     rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
     params : settings as fitted, with the defaults that depend on the number of rows
@@ -191,7 +192,7 @@ def train_candidate(
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
     for one, fold in zip(done, folds, strict=False):
-        total[fold.score] += logit(one.score)
+        total[fold.score] += logit(one.score) + prior_shift(dev, fold)
         count[fold.score] += 1
     with np.errstate(invalid="ignore"):
         oof = learners.expit(total / count)
@@ -293,11 +294,12 @@ def _together(
     name = setting.candidate.learner
     if setting.out_of_time() and not cut:
         return [], (), None
-    growing, factors, sizes = [], [], []
+    growing, factors, shifts, sizes = [], [], [], []
     for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
         one, kept = setting.grow(part, dev.take(fold.score), k)
         growing.append(one)
         factors.append(kept)
+        shifts.append(prior_shift(dev, fold))
         sizes.append(len(part.rows))
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
@@ -320,8 +322,8 @@ def _together(
         if grown == first.step and not cut and hopeless(min(1.0, first.step / first.least)):
             return [], (), None
         total = np.zeros(len(dev))
-        for one, fold, kept in zip(growing, folds, factors, strict=True):
-            total[fold.score] += one.log_odds() + (np.log(kept) if np.isfinite(kept) else 0.0)
+        for one, fold, kept, shift in zip(growing, folds, factors, shifts, strict=True):
+            total[fold.score] += one.log_odds() + shift + (np.log(kept) if np.isfinite(kept) else 0.0)
         z = total[scored] / count[scored]
         if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
             break
@@ -331,6 +333,16 @@ def _together(
         score = one.fitted(rounds).score(dev.x[fold.score])
         done.append(_Scored(corrected(score, kept), kept, rounds, size))
     return done, best.trace(), {learners.LIMITS[name]: grown} if short else None
+
+
+def prior_shift(dev: Rows, fold: Fold) -> float:
+    """Return what a fold's log-odds lack against those of a fit on all ``dev`` rows, whose prevalence may be another.
+
+    Windows of a class that gets commoner are scored by fits that knew it rarer: without this the calibrator would make
+    good for that, and the final fit, which knows better, would promise too much. Nothing under a random split.
+    """
+    known = dev.y[fold.train].mean()
+    return float(logit(np.asarray(dev.y.mean())) - logit(np.asarray(known)))
 
 
 def _scored_rows(folds: Sequence[Fold], n: int) -> tuple[BoolArray, FloatArray]:
