@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rareclass.core.rows import FloatArray, Rows
 
 OURS, DEFAULT = "rareclass", "default XGBoost"
-SEARCH = 0.6
+SEARCH = 0.7
 SHORT = ["--seconds", "30", "--splits", "1"]
 FULL = ["--seconds", "60", "--splits", "3"]
 AUTOML = {"FLAML": "RARECLASS_BENCH_FLAML", "AutoGluon": "RARECLASS_BENCH_AUTOGLUON"}
@@ -60,6 +60,7 @@ class Result:
     brier: float
     ratio: float
     seconds: float
+    positives: int
     significant: int = 0
 
 
@@ -265,7 +266,7 @@ def measure(
         results.append(
             Result(
                 source.name, split, method, evaluation.average_precision(test.y, scores[method]),
-                evaluation.brier(test.y, scores[method]), evaluation.mean_score_ratio(test.y, scores[method]), took,
+                evaluation.brier(test.y, scores[method]), evaluation.mean_score_ratio(test.y, scores[method]), took, test.positives,
             )
         )  # fmt: skip
         print(f"{source.name}, {split}: {method} AP {results[-1].ap:.4f} in {took:.0f} s", flush=True)
@@ -348,11 +349,17 @@ def claims_of(results: Sequence[Result]) -> list[Claim]:
             rule="at most",
         )
     )
-    random = [each.ratio for each in results if each.method == OURS and each.split != "time"]
+    random = [each for each in results if each.method == OURS and each.split != "time"]
     if random:
-        far = max(random, key=lambda ratio: abs(ratio - 1))
-        text = "mean score / prevalence on random splits, the one farthest from 1 (0.9 to 1.1)"
-        said.append(claim("quality", text, ours=far, peer=None, goal=1.1, rule="at most", holds=far >= 0.9))
+        middle = mean_of(random, OURS, "ratio")
+        text = "mean score / prevalence on random splits, mean over sets (0.9 to 1.1)"
+        said.append(claim("quality", text, ours=middle, peer=None, goal=1.1, rule="at most", holds=middle >= 0.9))
+        far = max(random, key=lambda each: abs(each.ratio - 1))
+        luck = 1.96 / np.sqrt(far.positives)
+        text = (
+            f"the one farthest from 1: {far.source}, where {far.positives} test positives alone move it by +-{luck:.2f}"
+        )
+        said.append(claim("quality", text, ours=far.ratio, peer=None, goal=1.1, rule="at most", holds=far.ratio >= 0.9))
     return said
 
 
