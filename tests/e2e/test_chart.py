@@ -394,8 +394,13 @@ def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
     assert done.returncode == 0, done.stderr
     assert got("-n", SPACE, "seldondeployment", release)["spec"]["annotations"]["rareclass.io/version"] == "1"
     rolled(release, {stamp})
-    pods = got("-n", SPACE, "pods", "-l", f"app.kubernetes.io/instance={release},app.kubernetes.io/component=serving")
-    assert {each["metadata"]["annotations"]["rareclass.io/version"] for each in pods["items"]} == {"1"}
+
+    def versions() -> set[str | None]:
+        which = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=serving"
+        pods = got("-n", SPACE, "pods", "-l", which)["items"]
+        return {each["metadata"]["annotations"].get("rareclass.io/version") for each in pods}
+
+    until(lambda: versions() == {"1"}, 120, "only pods of the pinned version")
 
 
 @pytest.mark.cluster
