@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,7 +82,7 @@ def nearly_equal(rows):
     return [Trained(Candidate(f"c{i}", "xgboost"), oof, complete=True) for i, oof in enumerate(made)]
 
 
-def test_an_ensemble_that_is_ahead_by_a_trifle_is_taken_where_rows_have_no_time_and_says_so():
+def test_an_ensemble_that_is_ahead_by_a_trifle_is_taken_and_says_so():
     members = nearly_equal(ROWS)
     found = select(members, ROWS, config=config(), seed=0)
     line = found.table[-1]
@@ -111,9 +110,7 @@ def test_the_line_of_an_ensemble_is_about_candidate_0_and_the_reasons_about_the_
     assert "all the same" in found.reasons[2]
 
 
-def test_the_same_trifle_decides_nothing_in_time_nor_with_few_positives_nor_when_a_kind_is_asked_for():
-    times = np.datetime64("2026-01-01", "us") + np.arange(len(ROWS)) * np.timedelta64(1, "h")
-    assert select(nearly_equal(ROWS), replace(ROWS, time=times), config=config(), seed=0).winner == "c0"
+def test_the_same_trifle_decides_nothing_with_few_positives_nor_when_a_kind_is_asked_for():
     assert select(nearly_equal(ROWS), ROWS, config=config(ensemble="weighted"), seed=0).winner == "c0"
     few = ROWS.take(np.sort(np.r_[np.flatnonzero(ROWS.y == 0), np.flatnonzero(ROWS.y == 1)[20:35]]))
     assert select(nearly_equal(few), few, config=config(), seed=0).winner == "c0"

@@ -2,8 +2,8 @@
 
 Candidate 0 wins ties: another one must be better in a paired bootstrap, at a level that allows for how many were
 compared (Holm, 1979). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
-than it is judged on. It has to be significantly better where rows are ordered in time or positives are very few; elsewhere
-an average of unlike learners is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
+than it is judged on. It has to be significantly better where positives are very few; elsewhere an average of unlike learners
+is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_MEMBERS = 6
 EVIDENCE = 100.0
 """Positives at which learned ensemble weights and equal weights count the same (below, equal weights do better)."""
 AVERAGING_PAYS = 20
-"""Positives from which an ensemble may win without significance, where rows have no time."""
+"""Positives from which an ensemble may win without significance."""
 _BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
 _COUNTED = 10
 _POINTS = 200
@@ -220,13 +220,12 @@ def _why_single(table: Sequence[CandidateResult], best: str) -> str:
 def adopted(line: CandidateResult, sure: bool, alone: float, rows: Rows, asked: str) -> bool:
     """Whether the ensemble of ``line`` replaces the best single candidate, whose AP is ``alone``.
 
-    Always when ``sure``, significantly better than that one. With ``search.ensemble: auto`` also when its AP is higher on rows without time and
-    with enough positives: measured on held-out tests, it then won more often than it lost (docs/decisions/0013).
+    Always when ``sure``, significantly better than that one. With ``search.ensemble: auto`` also when its AP is higher and
+    positives are enough: measured on held-out tests, it then won more often than it lost (docs/decisions/0013, 0017).
     """
     if sure:
         return True
-    enough = rows.time is None and rows.positives >= AVERAGING_PAYS
-    return asked == "auto" and enough and line.ap.value > alone
+    return asked == "auto" and rows.positives >= AVERAGING_PAYS and line.ap.value > alone
 
 
 def _ensemble(
