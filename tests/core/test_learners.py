@@ -167,6 +167,8 @@ def test_settings_follow_the_number_of_rows_but_what_was_asked_for_stays():
     assert settle("xgboost", large, {"learning_rate": 0.01})["eta"] == 0.01
     assert settle("xgboost", small, {})["base_score"] == 0.5
     assert settle("xgboost", make_rows(300, category=True), {})["tree_method"] == "hist"
+    wide = dataclasses.replace(small, x=np.zeros((300, 1000), dtype=np.float32))
+    assert settle("xgboost", wide, {})["tree_method"] == "hist", "exact splits take too long on many columns"
 
 
 def test_a_class_rarer_than_1_in_400_gets_heavier_leaves_and_shrinkage():

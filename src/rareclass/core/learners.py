@@ -263,6 +263,7 @@ _XGB_KNOWN = {
     "rounds", "patience", "focal_gamma", "focal_alpha",
 }  # fmt: skip
 _EXACT_ROWS, _FINE_ROWS, _LARGE_ROWS = 4_000, 40_000, 120_000
+_EXACT_VALUES = 200_000  # rows times columns: exact splits sort every column
 _VERY_RARE = 1 / 400
 """Prevalence below which a leaf has to hold more: there a step of the second order rests on few rows (decisions/0014)."""
 
@@ -278,7 +279,7 @@ def xgboost_defaults(known: Rows) -> dict[str, Any]:
     rows = len(known)
     if rows and known.prevalence < _VERY_RARE:
         params |= {"min_child_weight": 3.0, "reg_lambda": 10.0}
-    if rows <= _EXACT_ROWS and not known.schema.categorical.any():
+    if rows <= _EXACT_ROWS and known.x.size <= _EXACT_VALUES and not known.schema.categorical.any():
         return params | {"tree_method": "exact", "eta": 0.05, "rounds": 800, "patience": 80 if rows > 1000 else 40}
     if rows <= _FINE_ROWS:
         return params | {"max_bin": 1024, "eta": 0.05, "rounds": 800, "patience": 60}
