@@ -24,7 +24,7 @@ Trace = tuple[dict[str, float], ...]
 _T = TypeVar("_T")
 
 AS_GOOD = 0.002
-"""Difference of average precision on stop rows that is never evidence."""
+"""Difference of average precision that is never evidence."""
 
 
 class Interrupted(Exception):
