@@ -459,7 +459,7 @@ def test_the_turn_retrains_through_kubeflow(drifted: dict[str, Any], stream: Str
     assert (last["verdict"], last["from_version"]) == ("retrain", drifted["champion"])
     assert last["outcome"] in ("challenger", "done"), last["reason"]
     runs = kubeflow("runs", page_size="100", sort_by="created_at desc")["runs"]
-    run = next(each for each in runs if each["display_name"] == f"{MODEL}-repair-{last['number']}")
+    run = next(each for each in runs if each["display_name"] == last["numbers"]["run"])
     assert run["state"] == "SUCCEEDED"
 
 

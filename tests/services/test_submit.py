@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -78,3 +79,9 @@ def test_golden_rows_become_a_request_that_monitoring_skips():
     assert body["parameters"] == {"missing": True, "propensity": 0.0}
     assert {each["name"]: each["datatype"] for each in body["inputs"]} == {"amount": "FP32", "channel": "BYTES"}
     assert all(each["shape"] == [3] for each in body["inputs"])
+
+
+def test_the_first_repairs_of_two_ledgers_are_two_runs_and_two_attempts_of_one_are_one() -> None:
+    monday, tuesday = datetime(2026, 1, 5, 12, 0, 1, tzinfo=UTC), datetime(2026, 1, 6, 12, 0, 1, tzinfo=UTC)
+    assert submit.repair_key("m", 1, monday) == submit.repair_key("m", 1, monday)
+    assert len({submit.repair_key("m", *each) for each in ((1, monday), (1, tuesday), (2, monday))}) == 3

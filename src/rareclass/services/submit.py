@@ -63,7 +63,7 @@ def _retrained(config: Config, number: int, verdict: Any, progress: Progress) ->
     reserved = next(e for e in promote.history(config, kind="repair") if e.payload["number"] == number)
     # the moment of the decision, not of this attempt: a second attempt asks for the same rows
     asked = {"number": number, "now": reserved.at.isoformat(), "reason": reserved.reason}
-    made = job(repair.judged_later(config), key=f"{config.name}-repair-{number}", repair=asked)
+    made = job(repair.judged_later(config), key=repair_key(config.name, number, reserved.at), repair=asked)
     run(made, wait=True, progress=progress)
     found = [e for e in promote.history(config, kind="register") if e.payload.get("repair") == number]
     if not found:
@@ -74,6 +74,11 @@ def _retrained(config: Config, number: int, verdict: Any, progress: Progress) ->
     outcome = "done" if role == "champion" else "challenger"
     numbers = {"run": made.key, "gate": found[-1].payload.get("gate"), "rows": found[-1].payload.get("trained")}
     return Action(reserved.at, "retrain", verdict.version or None, version, outcome, found[-1].reason, numbers)
+
+
+def repair_key(model: str, number: int, reserved: datetime) -> str:
+    """Name the run of a repair: the same for every attempt, and not that of another ledger, which counts from 1 too."""
+    return f"{model}-repair-{number}-{reserved:%Y%m%dT%H%M%S}"
 
 
 def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, cache: bool = True) -> Job:
