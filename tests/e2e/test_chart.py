@@ -358,7 +358,7 @@ def test_an_upgrade_and_a_rollback_under_load_lose_no_request_and_no_prediction(
     def there_and_back() -> None:
         before = stamps(release)
         stamp = uuid.uuid4().hex[:6]
-        change = ("--reuse-values", "--set", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
+        change = ("--reuse-values", "--set-string", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
         done = helm("upgrade", release, str(CHART), "-n", SPACE, *change)
         assert done.returncode == 0, done.stderr
         rolled(release, {stamp})
@@ -389,7 +389,7 @@ def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
     pin = '{"spec":{"annotations":{"rareclass.io/version":"1"}}}'
     kubectl("-n", SPACE, "patch", "seldondeployment", release, "--type=merge", "-p", pin)
     stamp = uuid.uuid4().hex[:6]
-    change = ("--reuse-values", "--set", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
+    change = ("--reuse-values", "--set-string", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
     done = helm("upgrade", release, str(CHART), "-n", SPACE, *change)
     assert done.returncode == 0, done.stderr
     assert got("-n", SPACE, "seldondeployment", release)["spec"]["annotations"]["rareclass.io/version"] == "1"
