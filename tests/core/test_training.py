@@ -228,5 +228,5 @@ def test_a_fold_without_positives_is_named():
 def test_many_rows_are_fitted_once_when_positives_are_plenty():
     assert training.seeds_worth("xgboost", 300_000, 7_000) == 1
     assert training.seeds_worth("xgboost", 300_000, 200) == 2
-    assert training.seeds_worth("xgboost", 5_000, 2_000) == 5
+    assert training.seeds_worth("xgboost", 5_000, 2_000) == 3
     assert training.seeds_worth("extra_trees", 5_000, 200) == 1
