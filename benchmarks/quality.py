@@ -38,6 +38,7 @@ SEARCH = 0.7
 SHORT = ["--seconds", "30", "--splits", "1"]
 FULL = ["--seconds", "60", "--splits", "3"]
 AUTOML = {"FLAML": "RARECLASS_BENCH_FLAML", "AutoGluon": "RARECLASS_BENCH_AUTOGLUON"}
+PACKAGES = ("flaml", "autogluon.tabular", "catboost", "lightgbm", "xgboost", "torch")
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,24 @@ def methods(only: str | None) -> dict[str, Callable[..., FloatArray]]:
         python = os.environ.get(AUTOML[name])
         if python:
             found[name] = automl(python, script)
+            print(f"{name}: {', '.join(installed(python))}")
         else:
             print(f"{name} is not measured: set {AUTOML[name]} to the Python of a virtual environment that has it")
     wanted = None if only is None else {OURS, DEFAULT, *only.split(",")}
     return {name: each for name, each in found.items() if wanted is None or name in wanted}
+
+
+def installed(python: str) -> list[str]:
+    """Names and versions of the packages that AutoML in this environment can draw on."""
+    script = """
+from importlib.metadata import PackageNotFoundError, version
+import sys
+for name in sys.argv[1:]:
+    try: print(name, version(name))
+    except PackageNotFoundError: pass
+"""
+    done = subprocess.run([python, "-c", script, *PACKAGES], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
