@@ -38,7 +38,7 @@ SEARCH = 0.7
 SHORT = ["--seconds", "30", "--splits", "1"]
 FULL = ["--seconds", "60", "--splits", "3"]
 AUTOML = {"FLAML": "RARECLASS_BENCH_FLAML", "AutoGluon": "RARECLASS_BENCH_AUTOGLUON"}
-PACKAGES = ("flaml", "autogluon.tabular", "catboost", "lightgbm", "xgboost", "torch")
+PACKAGES = ("flaml", "autogluon.tabular", "catboost", "lightgbm", "xgboost", "xgboost-cpu", "torch")
 
 
 @dataclass(frozen=True)
