@@ -284,7 +284,7 @@ def measure(
                 evaluation.brier(test.y, scores[method]), evaluation.mean_score_ratio(test.y, scores[method]), took, test.positives,
             )
         )  # fmt: skip
-        print(f"{source.name}, {split}: {method} AP {results[-1].ap:.4f} in {took:.0f} s", flush=True)
+        print(f"{source.name}, {split}: {method} AP {results[-1].ap:.4f} in {took:.0f} s", file=sys.stderr, flush=True)
     gain = evaluation.compare(test.y, scores[OURS], scores[DEFAULT], block=test.block())
     sign = 1 if gain.low > 0 else -1 if gain.high < 0 else 0
     first = results[0]
