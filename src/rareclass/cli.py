@@ -82,6 +82,13 @@ def _config(path: str, overrides: Sequence[str] | None = None) -> Config:
     return config.load(path, overrides or ())
 
 
+def _stored(path: str, overrides: Sequence[str] | None = None) -> Config:
+    """A configuration whose store answers, waited for as long as `store.wait` says."""
+    from rareclass.services import storage
+
+    return storage.ready(_config(path, overrides))
+
+
 def _trainable(path: str, overrides: Sequence[str] | None = None) -> Config:
     """A configuration whose candidates and objectives exist: said before the first row is read."""
     from rareclass.services import checks
@@ -317,7 +324,7 @@ def backup(
     """Write predictions, labels and the ledger of this model, as of one moment, to a new folder under DEST."""
     from rareclass.services import storage as service
 
-    folder, counts = service.backup(_config(config, overrides), destination, _now(), keep=keep)
+    folder, counts = service.backup(_stored(config, overrides), destination, _now(), keep=keep)
     terminal.lines([f"{folder}: " + ", ".join(f"{rows:,} {table}" for table, rows in counts.items())])
 
 
@@ -332,7 +339,7 @@ def restore(
     from rareclass.services import storage as service
 
     with terminal.steps(quiet=quiet) as progress:
-        done = service.restore(_config(config, overrides), source, progress=progress)
+        done = service.restore(_stored(config, overrides), source, progress=progress)
     terminal.lines([f"{table}: {seen:,} rows, {new:,} new" for table, (seen, new) in done.items()])
 
 
@@ -350,7 +357,7 @@ def labels_import(
     """Import late ground truth; importing the same file again changes nothing."""
     from rareclass.services import labels as service
 
-    report = service.import_labels(_config(config, overrides), file, _now())
+    report = service.import_labels(_stored(config, overrides), file, _now())
     terminal.lines(
         [
             f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, {report.unknown:,} waiting for their prediction"
@@ -382,7 +389,7 @@ def evidently(
     from rareclass.services import evidence as service
 
     with terminal.steps(quiet=quiet) as progress:
-        found = service.report(_config(config, overrides), _now(), out, progress=progress)
+        found = service.report(_stored(config, overrides), _now(), out, progress=progress)
     if as_json:
         terminal.dump(found.to_json())
         return
@@ -426,7 +433,7 @@ def triage(
     """
     from rareclass.services import govern as service
 
-    settings = _config(config, overrides)
+    settings = _stored(config, overrides)
     if output is not None:
         turn = service.decide(settings, _now(), owner=owner)
         service.write(output, turn)
@@ -462,7 +469,7 @@ def promote(
     from rareclass.services import promote as service
 
     move = service.promote(
-        _config(config, overrides), version, now=_now(), mode=service.checked_mode(mode), actor=actor, reason=reason
+        _stored(config, overrides), version, now=_now(), mode=service.checked_mode(mode), actor=actor, reason=reason
     )
     terminal.lines([str(move)])
 
@@ -474,7 +481,7 @@ def rollback(
     """Make the previous version champion again: model, threshold and calibrator together."""
     from rareclass.services import promote as service
 
-    terminal.lines([str(service.rollback(_config(config, overrides), now=_now(), actor=actor, reason=reason))])
+    terminal.lines([str(service.rollback(_stored(config, overrides), now=_now(), actor=actor, reason=reason))])
 
 
 @app.command()
@@ -489,7 +496,7 @@ def history(
     """Print the ledger: who did what, when and why."""
     from rareclass.services import promote as service
 
-    entries = service.history(_config(config, overrides), kind=kind)
+    entries = service.history(_stored(config, overrides), kind=kind)
     if as_json:
         terminal.dump(
             [
@@ -661,7 +668,7 @@ def repair(
     """Carry out one reserved repair in this process: re-threshold, recalibrate, retrain. Done already, it says how it ended."""
     from rareclass.services import govern as service
 
-    settings = _config(config, overrides)
+    settings = _stored(config, overrides)
     if (number is None) == (close is None):
         raise ConfigError("repair needs to know which. Pass --number N, or --close STATUS")
     if close is not None:
@@ -703,7 +710,7 @@ def deploy(
     from rareclass.adapters import cluster
     from rareclass.services import deploy as work
 
-    settings = _config(config, overrides)
+    settings = _stored(config, overrides)
     if optional and not work.champion(settings):
         terminal.lines([f"'{settings.name}' has no champion yet: nothing to deploy"])
         return
@@ -728,7 +735,7 @@ def forget(
 
     if (request_id is None) == (entity is None):
         raise ConfigError("forget needs to know what. Pass either --request-id ID or --entity ID")
-    erased = service.forget(_config(config, overrides), _now(), request_id=request_id, entity=entity)
+    erased = service.forget(_stored(config, overrides), _now(), request_id=request_id, entity=entity)
     terminal.lines([f"{erased:,} stored rows erased"])
 
 

@@ -322,6 +322,10 @@ class Store(Section):
         "sqlite:///.rareclass/store.db", description="SQLAlchemy URL: sqlite:///... or postgresql+psycopg://..."
     )
     retention: Duration = Field(timedelta(days=400), description="Predictions older than this are deleted")
+    wait: Duration = Field(
+        timedelta(0),
+        description="How long a command that needs the store waits for it when it starts; a pod's first connections may be refused",
+    )
 
 
 class Serve(Section):
@@ -526,6 +530,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 ENVIRONMENT = {
     "RARECLASS_STORE_URL": "store.url",
+    "RARECLASS_STORE_WAIT": "store.wait",
     "RARECLASS_TRACKING_URI": "tracking.uri",
     "RARECLASS_DATA_PATH": "data.path",
 }

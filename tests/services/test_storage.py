@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from postgres import PostgresServer
 from rareclass.adapters.store import Store
 from rareclass.config import Config, parse
 from rareclass.errors import DataError, StoreError
@@ -117,6 +118,35 @@ def test_a_damaged_backup_is_refused(config: Config, tmp_path: Path) -> None:
 def test_migrate_waits_for_a_database_and_gives_up_in_one_line(tmp_path: Path) -> None:
     away = configured("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(StoreError):
-        storage.migrate(away, wait=0.0, pause=0.0)
+        storage.migrate(away, wait=0.0)
     here = configured(f"sqlite:///{tmp_path}/s.db")
     assert storage.migrate(here) == storage.migrate(here) == storage.HEAD
+
+
+def test_a_command_waits_for_a_database_that_does_not_answer_yet(
+    own_postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_postgres.kill()
+    config = configured(own_postgres.url())
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) == 3:
+            own_postgres.start()
+        with Store(config.store.url) as store:
+            store.ping()
+        return "there"
+
+    assert storage.when_it_answers(ask, wait=120, pause=0.0) == "there"
+    assert len(asked) == 3
+    assert capsys.readouterr().err.count("waiting: store postgresql") == 2
+    patient = config.store.model_copy(update={"wait": timedelta(minutes=1)})
+    assert storage.ready(config.model_copy(update={"store": patient})).store.wait == timedelta(minutes=1)
+
+
+def test_nothing_is_waited_for_unless_the_settings_say_so(tmp_path: Path) -> None:
+    nobody = configured("postgresql://nobody@127.0.0.1:1/none")
+    assert storage.ready(nobody) is nobody
+    with pytest.raises(StoreError, match="cannot be reached"):
+        storage.when_it_answers(lambda: storage.migrate(nobody), wait=0.0)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
-from rareclass.errors import DataError, StoreError
+from rareclass.errors import DataError, StoreError, StoreRefused
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables.places import Place
@@ -19,23 +20,49 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 
-def migrate(config: Config, wait: float = 0.0, pause: float = 2.0) -> str:
+T = TypeVar("T")
+
+
+def when_it_answers(work: Callable[[], T], wait: float, pause: float = 2.0) -> T:
+    """Do ``work``, again while the database does not answer, for ``wait`` seconds. Raises the last StoreError."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return work()
+        except StoreRefused:
+            raise
+        except StoreError as error:
+            if time.monotonic() >= end:
+                raise
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
+            time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
+
+
+def migrate(config: Config, wait: float = 0.0) -> str:
     """Bring the store to this version's schema and return its revision.
 
     wait : seconds during which a database that does not answer is tried again, for an installation where it starts
     beside this. Raises StoreError.
     """
-    end = time.monotonic() + wait
-    while True:
-        try:
-            with Store(config.store.url) as store:
-                store.migrate()
-                return HEAD
-        except StoreError as error:
-            if time.monotonic() > end:
-                raise
-            print(f"waiting: {error}", flush=True)
-            time.sleep(pause)
+
+    def work() -> str:
+        with Store(config.store.url) as store:
+            store.migrate()
+            return HEAD
+
+    return when_it_answers(work, wait)
+
+
+def ready(config: Config) -> Config:
+    """Return the configuration when its store answers, waiting for ``store.wait`` at most. Raises StoreError."""
+
+    def ask() -> None:
+        with Store(config.store.url) as store:
+            store.ping()
+
+    if config.store.wait:
+        when_it_answers(ask, config.store.wait.total_seconds())
+    return config
 
 
 def backup(config: Config, destination: str, now: datetime, *, keep: int | None = None) -> tuple[str, dict[str, int]]:

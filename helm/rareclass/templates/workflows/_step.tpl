@@ -15,6 +15,8 @@ container:
   {{- include "rareclass.trackingEnvFrom" $root | nindent 2 }}
   env:
     {{- include "rareclass.storeEnv" $root | nindent 4 }}
+    # the network's rules of a new pod take a moment; until then its connections are refused
+    - {name: RARECLASS_STORE_WAIT, value: 2m}
     {{- include "rareclass.s3Env" $root | nindent 4 }}
     {{- with $root.Values.serving.tokenSecret }}
     {{- include "rareclass.tokenEnv" (list (default "RARECLASS_SERVE_TOKEN" (dig "serve" "token_env" "" $root.Values.config)) .) | nindent 4 }}
