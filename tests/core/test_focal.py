@@ -35,17 +35,6 @@ def test_the_objective_of_boosting_is_gradient_and_floored_hessian(gamma, alpha)
         np.testing.assert_allclose(found[1], factor * hessian, rtol=2e-4, atol=2e-6)
 
 
-def test_blocks_and_threads_change_nothing():
-    rng = np.random.default_rng(0)
-    y, z = rng.random(300_001) < 0.01, rng.normal(-3, 3, 300_001).astype(np.float32)
-    one, three = (focal_objective(2.0, 0.25, threads=threads)(z, Matrix(y)) for threads in (1, 3))
-    gradient, exact = focal_gradient(y.astype(int), z.astype(float), gamma=2.0, alpha=0.25)
-    for found, again in zip(one, three, strict=True):
-        np.testing.assert_array_equal(found, again)
-    np.testing.assert_allclose(one[0], gradient, rtol=2e-4, atol=2e-6)
-    np.testing.assert_allclose(one[1], floored(y.astype(int), z.astype(float), exact, alpha=0.25), rtol=2e-4, atol=2e-6)
-
-
 logits = st.floats(-12, 12)
 gammas = st.floats(0, 5)
 alphas = st.floats(0.05, 0.95)

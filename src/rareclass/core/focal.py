@@ -8,7 +8,6 @@ Source: Lin et al., ICCV 2017; the derivatives with respect to the logit z are w
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -65,16 +64,14 @@ def floored(y: IntArray, z: FloatArray, hessian: FloatArray, *, alpha: float = 0
     return np.maximum(hessian, HESSIAN_FLOOR * a * np.maximum(np.exp(log_p + log_q), _TINY))
 
 
-def focal_objective(
-    gamma: float = 2.0, alpha: float = 0.5, *, threads: int = 1
-) -> Callable[[AnyArray, Any], tuple[AnyArray, AnyArray]]:
+def focal_objective(gamma: float = 2.0, alpha: float = 0.5) -> Callable[[AnyArray, Any], tuple[AnyArray, AnyArray]]:
     """Return an XGBoost objective: (margins, DMatrix) -> (gradient, hessian), row weights applied."""
     check_focal(gamma, alpha)
     seen: list[tuple[Any, _Steps]] = []  # the matrix of this fit (kept, so that no other takes its place) and its rows
 
     def objective(margin: AnyArray, matrix: Any) -> tuple[AnyArray, AnyArray]:
         if not seen or seen[0][0] is not matrix:
-            seen[:] = [(matrix, _Steps(matrix.get_label() == 1, matrix.get_weight(), gamma, alpha, threads))]
+            seen[:] = [(matrix, _Steps(matrix.get_label() == 1, matrix.get_weight(), gamma, alpha))]
         return seen[0][1](np.asarray(margin, dtype=np.float32).reshape(-1))
 
     return objective
@@ -84,43 +81,31 @@ class _Steps:
     """Gradient and floored hessian of the same rows in every round of boosting: float32, one exponential and one logarithm
     per row, in blocks that stay in the processor's cache; ``focal_gradient`` and ``floored`` say the same more slowly.
 
-    positive : (n,) bool · weight : (n,) row weights, or none · threads : numpy lets go of the interpreter while it works
+    positive : (n,) bool · weight : (n,) row weights, or none
     """
 
     BLOCK = 16_384
 
-    def __init__(self, positive: AnyArray, weight: AnyArray, gamma: float, alpha: float, threads: int = 1) -> None:
+    def __init__(self, positive: AnyArray, weight: AnyArray, gamma: float, alpha: float) -> None:
         self._sign = np.where(positive, np.float32(1), np.float32(-1))
         self._base = np.where(positive, np.float32(alpha), np.float32(1 - alpha))
         if len(weight):
             self._base *= weight
         self._gamma = np.float32(gamma)
-        blocks = -(-len(positive) // self.BLOCK)
-        self._shares = np.linspace(0, blocks, 1 + max(1, min(threads, blocks // 4))).astype(int) * self.BLOCK
+        self._scratch = np.empty((6, min(self.BLOCK, max(len(positive), 1))), dtype=np.float32)
 
     def __call__(self, z: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return (gradient, hessian), each (n,) float32, at the (n,) float32 logits."""
         gradient, hessian = np.empty_like(z), np.empty_like(z)
-
-        def share(first: int, last: int) -> None:
-            scratch = np.empty((6, min(self.BLOCK, len(z))), dtype=np.float32)
-            for start in range(first, min(last, len(z)), self.BLOCK):
-                part = slice(start, min(start + self.BLOCK, len(z)))
-                self._block(scratch, z[part], self._sign[part], self._base[part], gradient[part], hessian[part])
-
-        if len(self._shares) == 2:
-            share(0, len(z))
-        else:
-            with ThreadPoolExecutor(len(self._shares) - 1) as pool:
-                list(pool.map(share, self._shares[:-1].tolist(), self._shares[1:].tolist()))
+        for start in range(0, len(z), self.BLOCK):
+            part = slice(start, start + self.BLOCK)
+            self._block(z[part], self._sign[part], self._base[part], gradient[part], hessian[part])
         return gradient, hessian
 
-    def _block(
-        self, scratch: AnyArray, z: AnyArray, sign: AnyArray, base: AnyArray, gradient: AnyArray, hessian: AnyArray
-    ) -> None:
+    def _block(self, z: AnyArray, sign: AnyArray, base: AnyArray, gradient: AnyArray, hessian: AnyArray) -> None:
         """Fill ``gradient`` and ``hessian``. Written in place: half of the time of a plain formula is its temporaries."""
         gamma, one = self._gamma, np.float32(1)
-        u, small, log_p, p, q, focus = scratch[:, : len(z)]
+        u, small, log_p, p, q, focus = self._scratch[:, : len(z)]
         np.multiply(sign, z, out=u)
         np.exp(np.negative(np.abs(u, out=small), out=small), out=small)
         np.add(small, one, out=focus)
