@@ -488,7 +488,7 @@ class Config(Section):
             raise ValueError(
                 f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount to other columns"
             )
-        if any(column == data.target for column in _columns_of(data.filter)):
+        if any(column == data.target for group in filter_groups(data.filter) for column, _, _ in group):
             raise ValueError(
                 f"data.filter may not see the target '{data.target}', because it holds at serving too. Use train.filter"
             )
@@ -500,11 +500,11 @@ class Config(Section):
         return self
 
 
-def _columns_of(conditions: Sequence[Any]) -> list[str]:
-    """List the columns that a filter reads."""
-    if conditions and isinstance(conditions[0], tuple) and conditions[0] and isinstance(conditions[0][0], tuple):
-        return [condition[0] for group in conditions for condition in group]
-    return [condition[0] for condition in conditions]
+def filter_groups(conditions: Sequence[Any]) -> list[Sequence[Condition]]:
+    """Return a filter as or-ed groups of and-ed conditions, however it was written; none for no filter."""
+    if not conditions:
+        return []
+    return list(conditions) if isinstance(conditions[0][0], list | tuple) else [conditions]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

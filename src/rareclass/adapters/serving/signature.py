@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.adapters.serving.wire import Request, Tensor, Wanted, shown, text, values
-from rareclass.adapters.serving.within import Condition, check
+from rareclass.adapters.serving.within import check
+from rareclass.config import Condition
 from rareclass.core.rows import OTHER, Feature, FloatMatrix, Schema
 from rareclass.errors import InputError, nearest
 

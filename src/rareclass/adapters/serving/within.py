@@ -14,21 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.adapters.serving.wire import shown
+from rareclass.config import Condition, filter_groups
 from rareclass.core.rows import BoolArray
 from rareclass.errors import InputError
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-Condition = tuple[str, str, Any]
 
 
 def groups(raw: Sequence[Any], *, without: Sequence[str] = ()) -> tuple[tuple[Condition, ...], ...]:
     """Return a filter as or-ed groups of and-ed conditions, leaving out those on the columns ``without``."""
-    if not raw:
-        return ()
-    nested = raw if isinstance(raw[0][0], list | tuple) else [raw]
-    found = [tuple((str(c), str(o), v) for c, o, v in group if c not in without) for group in nested]
+    found = [tuple((str(c), str(o), v) for c, o, v in group if c not in without) for group in filter_groups(raw)]
     return tuple(found) if all(found) else ()  # a group without conditions lets every row through
 
 

@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rareclass.config import filter_groups
 from rareclass.errors import ConfigError, DataError, MissingExtra, nearest
 
 BATCH = 65_536
@@ -84,10 +85,7 @@ def conditions(
     raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str
 ) -> list[list[tuple[str, str, Any]]]:
     """Return a filter as or-ed lists of and-ed conditions. Raises ConfigError for unknown columns and operators."""
-    if not raw:
-        return []
-    groups = raw if isinstance(raw[0][0], list | tuple) else [raw]
-    return [[_condition(each, columns, setting) for each in group] for group in groups]
+    return [[_condition(each, columns, setting) for each in group] for group in filter_groups(raw)]
 
 
 def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str) -> tuple[str, str, Any]:
