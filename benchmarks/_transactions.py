@@ -8,6 +8,8 @@ days, and how many of a terminal's transactions were fraud in windows that end a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -68,7 +70,9 @@ def _visits(rng: np.random.Generator, cards: int, days: int) -> tuple[NDArray[np
     return card, day
 
 
-def _near(rng: np.random.Generator, cards: int, terminals: int, radius: float):  # type: ignore[no-untyped-def]
+def _near(
+    rng: np.random.Generator, cards: int, terminals: int, radius: float
+) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
     """Return card -> a random terminal within reach; the nearest one where none is."""
     from scipy.spatial import cKDTree
 

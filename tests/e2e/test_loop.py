@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import ssl
 import subprocess
 import time
@@ -18,7 +17,6 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from kube import address, got, kubectl, lacking, prometheus, until
 
 HERE = Path(__file__).parents[2]
 VALUES = Path(__file__).with_name("loop-values.yaml")
@@ -33,45 +32,6 @@ NAMESPACE, RELEASE, MODEL = os.environ.get("RARECLASS_E2E_NAMESPACE", "loop"), "
 TAG = os.environ.get("RARECLASS_E2E_TAG", "")
 S3_USER = os.environ.get("RARECLASS_E2E_S3", "minioadmin")
 MINUTES = 60.0
-
-
-def kubectl(*words: str, stdin: str | None = None) -> str:
-    done = subprocess.run(["kubectl", *words], capture_output=True, text=True, input=stdin, check=False)
-    assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
-    return done.stdout
-
-
-def got(*words: str) -> Any:
-    return json.loads(kubectl("get", *words, "-o", "json"))
-
-
-def reachable() -> str:
-    """Empty when there is a cluster with the platform, else what is missing."""
-    if shutil.which("kubectl") is None or shutil.which("helm") is None:
-        return "kubectl and helm are not on the PATH"
-    if subprocess.run(["kubectl", "version", "--request-timeout=5s"], capture_output=True, check=False).returncode:
-        return "kubectl reaches no cluster"
-    for name in ("kubeflow", "argo", "monitoring", "seldon-system", "minio"):
-        if subprocess.run(["kubectl", "get", "namespace", name], capture_output=True, check=False).returncode:
-            return f"the cluster has no namespace {name}"
-    return ""
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"never seen: {what}"
-        time.sleep(2)
-    return value
-
-
-@cache
-def address(namespace: str, service: str, port: int, scheme: str = "http") -> str:
-    """Base URL of a Service, or of a pod behind a headless one; the nodes of the tests' cluster reach both."""
-    host = got("-n", namespace, "service", service)["spec"]["clusterIP"]
-    if host == "None":
-        host = got("-n", namespace, "endpoints", service)["subsets"][0]["addresses"][0]["ip"]
-    return f"{scheme}://{host}:{port}"
 
 
 def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
@@ -93,11 +53,6 @@ def champion() -> str | None:
     except urllib.error.HTTPError:
         return None
     return str(found["model_version"]["version"])
-
-
-def prometheus(query: str) -> list[Any]:
-    url = f"{address('monitoring', 'prometheus', 9090)}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    return list(ask(url)["data"]["result"])
 
 
 def ledger() -> list[Any]:
@@ -151,7 +106,7 @@ class Stream:
             self.until = end
         script = "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv"
         text = "\n".join(["request_id,row,label", *labels]) + "\n"
-        said = kubectl("-n", NAMESPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "sh", "-c", script, stdin=text)  # fmt: skip
+        said = kubectl("-n", NAMESPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "sh", "-c", script, given=text)  # fmt: skip
         assert f"{len(labels):,} new" in said, said
 
     def while_waiting(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -174,7 +129,7 @@ def fire(**labels: str) -> None:
     """Post what Alertmanager posts, with the account that the chart made for it."""
     secret = got("-n", NAMESPACE, "secret", f"{RELEASE}-events-token")["data"]["token"]
     body = {"status": "firing", "commonLabels": {"action": "triage", "model": MODEL, "alertname": "Test", **labels}}
-    url = f"{address('argo', 'argo-server', 2746, 'https')}/api/v1/events/{NAMESPACE}/{RELEASE}"
+    url = f"{address('argo', 'argo-server', 2746)}/api/v1/events/{NAMESPACE}/{RELEASE}"
     ask(url, body, {"Authorization": f"Bearer {base64.b64decode(secret).decode()}"})
 
 
@@ -214,7 +169,7 @@ def started(before: set[str], because: str, seconds: float) -> str:
     return str(until(new, seconds, f"a workflow because of {because}"))
 
 
-missing = reachable()
+missing = lacking("kubeflow", "argo", "monitoring", "seldon-system", "minio")
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing), reason=f"needs a cluster: {missing}"),
@@ -240,7 +195,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> None:
         for name, where in (("s3", NAMESPACE), ("stream-s3", "kubeflow"))
     ]
     for each in (namespace, *secrets):
-        kubectl("apply", "-f", "-", stdin=json.dumps(each))
+        kubectl("apply", "-f", "-", given=json.dumps(each))
     import boto3
 
     store = boto3.client(

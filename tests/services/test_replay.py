@@ -87,7 +87,7 @@ def test_every_row_after_the_first_training_is_served_once(told: tuple[Path, dic
     folder, found = told
     served = sum(period["rows"] for period in found["periods"])
     assert served == (pd.read_parquet(folder / "data.parquet")["when"] >= "2024-03-11").sum()
-    with Store(f"sqlite:///{folder}/out/work/store.db") as store:
+    with Store(f"sqlite:///{folder / 'out' / 'work' / 'store.db'}") as store:
         assert store.counts("stream")["predictions"] == served
 
 
