@@ -24,14 +24,6 @@ class NoPositives(DataError):
     """No row of the rare class: only one-class methods could work, and they are not part of this recipe."""
 
 
-class ConstantScores(DataError):
-    """Every score is the same: no cut-off separates anything."""
-
-
-class Infeasible(RareclassError):
-    """No threshold meets the constraints; the message says what is reachable."""
-
-
 class TooLarge(DataError):
     """The operation is quadratic in rows and was asked for more rows than its documented bound."""
 

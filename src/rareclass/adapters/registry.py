@@ -33,7 +33,6 @@ ALIAS_TRIES = 4
 THRESHOLD_TAG = "rareclass.threshold"
 """Tag of a version with the re-tuned cut-off that decides; servers watch it. With ``.NAME`` behind it: of that operating point."""
 THRESHOLD = f"{THRESHOLD_TAG}."
-ALIASES = ("champion", "challenger", "previous")
 # What scoring needs; everything else of this package is for training and operating.
 _REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "joblib")
 _ABANDONED_SECONDS = 3600.0

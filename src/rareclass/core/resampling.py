@@ -20,7 +20,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -76,12 +76,6 @@ class Task:
     def floor(self, rows: Rows) -> int:
         """Rows of the other class that a cleaning step must leave."""
         return 0 if self.ratio is None and self.count is None else self.majority(rows)
-
-
-class Resampler(Protocol):
-    """One step; further keyword parameters are its settings, with their defaults."""
-
-    def __call__(self, rows: Rows, task: Task) -> Rows: ...
 
 
 def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: int = 1) -> Resampled:

@@ -18,6 +18,7 @@ from rareclass.adapters.registry import THRESHOLD_TAG
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
+from rareclass.services.patience import patiently
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -101,15 +102,8 @@ def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str
 
     Raises what was wrong last when ``seconds`` are over.
     """
-    releases, end = Releases(config), time.monotonic() + seconds
-    while True:
-        try:
-            return releases().champion.version
-        except ModelError as error:
-            if time.monotonic() > end:
-                raise
-            print(f"waiting: {error}", flush=True)
-            time.sleep(pause)
+    releases = Releases(config)
+    return patiently(lambda: releases().champion.version, seconds, over=ModelError, pause=pause)
 
 
 def _name_of(uri: str) -> str:

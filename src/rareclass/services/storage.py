@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
 from rareclass.errors import DataError, StoreError, StoreRefused
+from rareclass.services.patience import T, patiently
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables.places import Place
@@ -20,22 +19,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 
-T = TypeVar("T")
-
-
 def when_it_answers(work: Callable[[], T], wait: float, pause: float = 2.0) -> T:
     """Do ``work``, again while the database does not answer, for ``wait`` seconds. Raises the last StoreError."""
-    end = time.monotonic() + wait
-    while True:
-        try:
-            return work()
-        except StoreRefused:
-            raise
-        except StoreError as error:
-            if time.monotonic() >= end:
-                raise
-            print(f"waiting: {error}", file=sys.stderr, flush=True)
-            time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
+    return patiently(work, wait, over=StoreError, never=(StoreRefused,), pause=pause)
 
 
 def migrate(config: Config, wait: float = 0.0) -> str:

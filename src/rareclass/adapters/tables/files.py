@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,8 +235,3 @@ def _flat(table: pa.Table) -> pa.Table:
             ]
             table = table.set_column(position, field.name, pa.array(texts, pa.string()))
     return table
-
-
-def describe_columns(rows: Rows) -> Mapping[str, str]:
-    """Return the kind of each feature by name."""
-    return {feature.name: feature.kind for feature in rows.schema.features}

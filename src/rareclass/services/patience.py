@@ -1,0 +1,35 @@
+"""Waiting for what starts beside this: a database, a first model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def patiently(
+    work: Callable[[], T],
+    seconds: float,
+    *,
+    over: type[Exception],
+    never: tuple[type[Exception], ...] = (),
+    pause: float,
+) -> T:
+    """Do ``work``, again each ``pause`` seconds while it raises ``over``, for ``seconds``, saying why on stderr.
+
+    never : what is raised at once, though it is an ``over`` too. Raises the last ``over``.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except never:
+            raise
+        except over as error:
+            if time.monotonic() >= end:
+                raise
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
+            time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
