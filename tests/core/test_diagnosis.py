@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from rareclass.config import Regime, parse
 from rareclass.core import diagnosis, planning
 from rareclass.core.candidates import group_by_resampler
+from rareclass.core.estimate import share_of
 from rareclass.core.rows import Feature, Rows, Schema
 from rareclass.errors import ConfigError, NoPositives
 
@@ -46,7 +47,7 @@ def plan_of(rows, settings=None):
 @given(st.integers(1, 10_000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
 def test_wilson_intervals_are_those_of_scipy(rows, share, confidence):
     positives = round(rows * share)
-    found = diagnosis.wilson(positives, rows, confidence=confidence)
+    found = share_of(positives, rows, confidence)
     oracle = binomtest(positives, rows).proportion_ci(confidence, method="wilson")
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
     assert found.low <= found.value <= found.high
@@ -54,7 +55,7 @@ def test_wilson_intervals_are_those_of_scipy(rows, share, confidence):
 
 
 def test_a_share_of_no_rows_is_nan():
-    assert np.isnan(diagnosis.wilson(0, 0).value)
+    assert np.isnan(share_of(0, 0).value)
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,20 @@ def test_smote_then_enn_is_smote_enn():
     np.testing.assert_array_equal(both.x, after.x[np.sort(oracle.sample_indices_)])
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 40), st.sampled_from([0.0, 1e3, 1e6]))
+@settings(max_examples=40)
+def test_the_nearest_of_a_few_rows_are_those_of_scikit_learn(seed, k, columns, offset):
+    from sklearn.neighbors import NearestNeighbors
+
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(rng.integers(600, 3000), columns)) + offset).astype(np.float32)
+    x[rng.integers(0, len(x), 50)] = x[rng.integers(0, len(x), 50)]
+    distance, index = neighbours.nearest(x, x[:20], k)
+    oracle = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(x.astype(np.float64)).kneighbors(x[:20])[0]
+    np.testing.assert_allclose(distance, oracle, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(x[index].astype(float) - x[:20, None], axis=2), distance, rtol=1e-9)
+
+
 def test_identical_rows_are_not_their_own_neighbours():
     x = np.repeat(np.arange(4, dtype=np.float32), 5)[:, None]
     found = others_nearest(x, np.arange(20), 3)[1]

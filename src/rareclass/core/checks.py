@@ -11,7 +11,7 @@ import pandas as pd
 
 from rareclass.config import Checks, Data
 from rareclass.core.hashing import content_groups
-from rareclass.core.rows import BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
+from rareclass.core.rows import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.errors import DataError
 
 _CHUNK = 1 << 16
@@ -42,15 +42,16 @@ def settle(found: Sequence[Finding]) -> list[Finding]:
     return list(found)
 
 
-def check_rows(rows: Rows, data: Data) -> list[Finding]:
+def check_rows(rows: Rows, data: Data, content: AnyArray | None = None) -> list[Finding]:
     """Check encoded rows: infinite values, columns without any value, identical rows, features that give the target away.
 
+    content : (n,) hashes that are equal where rows are equal in every feature, where they are known already
     Returns the warnings. Raises DataError with one line for the first check whose severity is "error".
     """
     checks = data.checks
     found = [*check_infinite(rows, checks), *check_all_missing(rows, checks)]
     settle(found)
-    found += [*check_identical(rows, checks), *check_leaks(rows, checks)]
+    found += [*check_identical(rows, checks, content), *check_leaks(rows, checks)]
     return settle(found)
 
 
@@ -134,11 +135,11 @@ def _counts(rows: Rows, what: Callable[[FloatMatrix], BoolArray]) -> list[tuple[
     return [(name, int(count)) for name, count in zip(rows.schema.names, total, strict=True) if count]
 
 
-def check_identical(rows: Rows, checks: Checks) -> Iterator[Finding]:
+def check_identical(rows: Rows, checks: Checks, content: AnyArray | None = None) -> Iterator[Finding]:
     """Rows equal in every feature; says also how many of them have both labels."""
     if checks.identical_rows == "off" or len(rows) < 2:
         return
-    index, group = _repeated(rows.x)
+    index, group = _repeated(rows.x, content)
     if not len(index):
         return
     positives, size = np.bincount(group, rows.y[index]), np.bincount(group)
@@ -152,15 +153,16 @@ def check_identical(rows: Rows, checks: Checks) -> Iterator[Finding]:
     yield from _finding(checks, "identical_rows", None, message)
 
 
-def _repeated(x: FloatMatrix) -> tuple[IntArray, IntArray]:
+def _repeated(x: FloatMatrix, content: AnyArray | None) -> tuple[IntArray, IntArray]:
     """Positions of the rows that equal another one, and the number of each one's group; sorts one array, in place."""
-    ordered = content_groups(x)
+    ordered = content_groups(x) if content is None else content.copy()
     ordered.sort()
     again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
     index, group = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for start in range(0, len(x) if len(again) else 0, _CHUNK):
-        hashed = content_groups(x[start : start + _CHUNK])
+        part = slice(start, start + _CHUNK)
+        hashed = content_groups(x[part]) if content is None else content[part]
         place = np.minimum(np.searchsorted(again, hashed), len(again) - 1)
         found = np.flatnonzero(again[place] == hashed)
         index.append(found + start)

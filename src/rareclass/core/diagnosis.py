@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rareclass.config import Config
 from rareclass.config import Regime as RegimeBounds
-from rareclass.core.estimate import Estimate
+from rareclass.core.estimate import Estimate, share_of
 from rareclass.core.planning import NO_POSITIVES, plan
 from rareclass.core.rows import IntArray, Rows
 
@@ -24,7 +24,6 @@ __all__ = [
     "prevalence_by_period",
     "prevalence_by_segment",
     "regime",
-    "wilson",
 ]
 
 Regime = Literal["none", "few", "scarce", "ample"]
@@ -110,24 +109,6 @@ def percent(share: Estimate) -> str:
     return f"{share.value:.{digits}%} [{share.low:.{digits}%}, {share.high:.{digits}%}]"
 
 
-def wilson(positives: int, rows: int, *, confidence: float = 0.95) -> Estimate:
-    """Return a share with its Wilson score interval; NaN without rows.
-
-    Source: Wilson, Journal of the American Statistical Association, 1927.
-    """
-    if rows == 0:
-        return Estimate(float("nan"))
-    from scipy.stats import norm
-
-    z2 = float(norm.ppf(0.5 + confidence / 2)) ** 2
-    share = positives / rows
-    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = np.sqrt(z2) / (1 + z2 / rows) * np.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
-    low = 0.0 if positives == 0 else max(0.0, float(centre - half))
-    high = 1.0 if positives == rows else min(1.0, float(centre + half))
-    return Estimate(share, low, high, positives, rows)
-
-
 def regime(positives: int, bounds: RegimeBounds) -> Regime:
     """Name how much there is to learn from, by the number of rows of the rare class."""
     if positives == 0:
@@ -152,7 +133,7 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
     found = Diagnosis(
         rows=len(rows),
         positives=rows.positives,
-        prevalence=wilson(rows.positives, len(rows), confidence=confidence),
+        prevalence=share_of(rows.positives, len(rows), confidence=confidence),
         ratio=negatives / rows.positives if rows.positives else float("inf"),
         regime=regime(rows.positives, config.regime),
         features=len(rows.schema.features),
@@ -223,7 +204,7 @@ def _by_group(names: Sequence[str], group: IntArray, y: IntArray, confidence: fl
     size = np.bincount(group, minlength=len(names))
     positives = np.bincount(group, y, minlength=len(names))
     return {
-        name: wilson(int(p), int(n), confidence=confidence) for name, p, n in zip(names, positives, size, strict=True)
+        name: share_of(int(p), int(n), confidence=confidence) for name, p, n in zip(names, positives, size, strict=True)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 
@@ -31,3 +32,28 @@ class Estimate:
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in asdict(self).items()
         }
+
+
+def normal_quantile(share: float) -> float:
+    """Return the quantile of the standard normal distribution, without the second that importing scipy.stats takes."""
+    return NormalDist().inv_cdf(share)
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share of n independent rows; NaN without rows.
+
+    Source: Wilson, Journal of the American Statistical Association, 1927.
+    """
+    if n <= 0:
+        return math.nan, math.nan
+    z, share = normal_quantile(0.5 + confidence / 2), hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (0.0 if hits == 0 else max(0.0, middle - half)), (1.0 if hits == n else min(1.0, middle + half))
+
+
+def share_of(positives: int, rows: int, confidence: float = 0.95) -> Estimate:
+    """Return a share with its Wilson score interval; NaN without rows."""
+    if rows == 0:
+        return Estimate(math.nan)
+    return Estimate(positives / rows, *wilson(positives, rows, confidence), positives, rows)

@@ -15,7 +15,7 @@ from scipy.special import xlogy
 from rareclass import config
 from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate
 from rareclass.core.costs import CostArrays
-from rareclass.core.estimate import Estimate
+from rareclass.core.estimate import Estimate, wilson
 from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.thresholds import sweep
 from rareclass.errors import ConfigError, DataError, nearest
@@ -725,16 +725,3 @@ def calibration_bins(
             }
         )
     return tuple(found)
-
-
-def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson interval of a share of n independent rows."""
-    from scipy.stats import norm
-
-    if n <= 0:
-        return math.nan, math.nan
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -21,6 +21,8 @@ _BLOCK = 4096
 _ROUNDS = 8
 _FLOAT32_SAFE = 1e15
 _STATISTICS_ROWS = 100_000
+_FEW = 2_000  # queries up to which scikit-learn is not worth its import
+_VALUES = 1 << 22  # distances held at once
 
 
 def distance_space(x: FloatMatrix, schema: Schema, *, scale: bool = True) -> FloatMatrix:
@@ -72,13 +74,46 @@ def nearest(reference: FloatMatrix, queries: FloatMatrix, k: int, *, threads: in
 
     k is cut to the number of reference rows. A query that is itself a reference row finds itself, at distance 0.
     """
-    from sklearn.neighbors import NearestNeighbors
+    k = min(k, len(reference))
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(limits=threads):
-        search = NearestNeighbors(n_neighbors=min(k, len(reference)), n_jobs=threads).fit(reference)
+        if len(queries) <= _FEW and len(reference) > _CELL and np.abs(reference).max() < _FLOAT32_SAFE:
+            return _nearest_to_few(reference, queries, k)
+        from sklearn.neighbors import NearestNeighbors
+
+        search = NearestNeighbors(n_neighbors=k, n_jobs=threads).fit(reference)
         distance, index = search.kneighbors(queries)
     return distance.astype(np.float64), index.astype(np.int64)
+
+
+def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tuple[FloatArray, IntArray]:
+    """Like ``nearest``, exact, without the second and a half that importing scikit-learn takes.
+
+    In float32 every block of rows yields its nearest; the k-th best of those bounds how far the k nearest can be, and what
+    rounding may have moved across that bound is kept. The few rows within it are compared in float64.
+    """
+    centre, slack = reference.mean(axis=0), _slack(reference.shape[1])
+    marks, eyes = reference - centre, queries - centre
+    norm = np.einsum("ij,ij->i", marks, marks)
+    padded = -len(marks) % _CELL
+    distance, index = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
+    blocks = (len(marks) + padded) // _CELL
+    step = max(1, _VALUES // len(marks))
+    for start in range(0, len(eyes), step):
+        asked = eyes[start : start + step]
+        value = norm - 2 * (asked @ marks.T)
+        best = (
+            np.pad(value, ((0, 0), (0, padded)), constant_values=np.inf).reshape(len(value), blocks, _CELL).min(axis=2)
+        )
+        lost = slack * (norm.max() + np.einsum("ij,ij->i", asked, asked))
+        bound = np.partition(best, k - 1, axis=1)[:, k - 1] if k <= blocks else np.full(len(value), np.inf)
+        for row, near in enumerate(value <= (bound + 2 * lost)[:, None]):
+            found = np.flatnonzero(near)
+            exact = np.square(reference[found].astype(np.float64) - queries[start + row]).sum(axis=1)
+            order = np.argsort(exact, kind="stable")[:k]
+            distance[start + row], index[start + row] = np.sqrt(exact[order]), found[order]
+    return distance, index
 
 
 def others_nearest(space: FloatMatrix, asked: IntArray, k: int, *, threads: int = 1) -> tuple[FloatArray, IntArray]:

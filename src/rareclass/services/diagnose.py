@@ -66,11 +66,11 @@ def settings_for(
 
 def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda step, message: None) -> Report:
     """Read the source once and say how rare the rare class is. Raises DataError, NoPositives."""
-    from rareclass.core import diagnosis, planning, rows
-    from rareclass.services import train
+    from rareclass.adapters import tables
+    from rareclass.core import diagnosis, planning
 
-    ingested = train.ingest(config, progress)
-    known = rows.concatenate([ingested.train, ingested.validation, ingested.test])
+    progress("ingest", f"reading {config.data.path}")
+    known, warnings = tables.survey(config, progress=lambda message: progress("ingest", message))
     progress("diagnose", f"{len(known):,} rows")
     found = diagnosis.diagnose(known, config)
-    return Report(found, planning.plan(found, config, known.schema), [each.message for each in ingested.warnings])
+    return Report(found, planning.plan(found, config, known.schema), [each.message for each in warnings])

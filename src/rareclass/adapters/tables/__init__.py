@@ -15,7 +15,7 @@ from rareclass.adapters.tables.files import (
     write_rows,
 )
 from rareclass.adapters.tables.identity import data_version
-from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location
+from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey
 
 __all__ = [
     "DEMOS",
@@ -28,6 +28,7 @@ __all__ = [
     "read_frame",
     "read_frames",
     "read_rows",
+    "survey",
     "write_frame",
     "write_frames",
     "write_rows",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -18,7 +18,10 @@ from rareclass.errors import DataError
 
 _GROWTH = 1 << 26  # bytes by which a matrix of unknown length grows
 _MAX_LEVELS = 200_000
+_PARTS = 4  # in which the columns of a batch are written at once
 _WORDS = 4  # mean number of words from which text is prose
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 class Grown:
@@ -110,9 +113,24 @@ class Encoder:
                 )
             self.levels.append(Levels() if kind == "category" or name in categorical else None)
 
-    def write(self, batch: pa.RecordBatch, x: FloatMatrix, hashed: HashArray | None) -> None:
-        """Fill ``x`` (n, n_features) and add every column to the rows' hash (n,) where one is wanted."""
-        for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True)):
+    def write(self, batch: pa.RecordBatch, x: FloatMatrix, hashed: HashArray | None, at_once: Map = map) -> None:
+        """Fill ``x`` (n, n_features) and add every column to the rows' hash (n,) where one is wanted.
+
+        at_once : the `map` of an executor; columns are shared out among its threads
+        """
+
+        def some(positions: Iterable[int]) -> HashArray | None:
+            total = None if hashed is None else np.zeros_like(hashed)
+            self._write(positions, batch, x, total)
+            return total
+
+        for total in at_once(some, np.array_split(range(len(self.names)), _PARTS)):
+            if hashed is not None and total is not None:
+                hashed += total  # modulo 2^64, so the order of the columns does not matter
+
+    def _write(self, positions: Iterable[int], batch: pa.RecordBatch, x: FloatMatrix, hashed: HashArray | None) -> None:
+        for position in positions:
+            name, levels = self.names[position], self.levels[position]
             column = batch.column(name)
             if levels is None:
                 x[:, position] = floats(column)
@@ -155,7 +173,7 @@ class Encoder:
             "Drop it with data.drop, or set data.entity or data.id to it, or bring embeddings as columns"
         )
 
-    def finish(self, x: FloatMatrix, train: AnyArray, max_categories: int) -> list[Feature]:
+    def finish(self, x: FloatMatrix, train: AnyArray | slice, max_categories: int) -> list[Feature]:
         """Return the features and rewrite the codes in ``x`` in place: most frequent level of the training rows first."""
         return [
             Feature(name) if levels is None else _settle(name, levels, x[:, position], train, max_categories)
@@ -168,7 +186,7 @@ def _words(levels: Levels) -> float:
     return float(np.mean([len(value.split()) for value in sample])) if sample else 0.0
 
 
-def _settle(name: str, levels: Levels, column: AnyArray, train: AnyArray, max_categories: int) -> Feature:
+def _settle(name: str, levels: Levels, column: AnyArray, train: AnyArray | slice, max_categories: int) -> Feature:
     texts, codes = levels.texts(), column[train]
     counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(texts))
     order = sorted(map(int, np.flatnonzero(counts)), key=lambda code: (-int(counts[code]), texts[code]))

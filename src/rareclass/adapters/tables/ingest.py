@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +74,6 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
 
 def _read(config: Config, source: Source, say: Progress) -> Raw:
     plan = Plan.of(config, source)
-    reader = Reader(config, source, plan)
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
 
     def use(batch: pa.RecordBatch) -> None:
@@ -80,16 +81,35 @@ def _read(config: Config, source: Source, say: Progress) -> Raw:
         if reader.read % 1_000_000 < batch.num_rows:
             say(f"{reader.read:,} rows read")
 
-    scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
+    with ThreadPoolExecutor(config.compute.threads or len(os.sched_getaffinity(0))) as pool:
+        reader = Reader(config, source, plan, pool.map)
+        scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
     pa.default_memory_pool().release_unused()
     return reader.done()
 
 
+def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list[Finding]]:
+    """Read the source once and return all its rows, checked and encoded but not split, and the warnings.
+
+    Categories are learned from all rows, so nothing may be trained on these. Raises as `ingest` does.
+    """
+    raw = _read(config, open_data(config.data), progress or (lambda message: None))
+    warnings = _checked(config, raw)
+    schema = Schema(tuple(raw.encoder.finish(raw.x, slice(None), config.data.max_categories)))
+    y = raw.y.astype(np.int64)
+    return Rows(schema, raw.x, y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight), warnings
+
+
+def _checked(config: Config, raw: Raw) -> list[Finding]:
+    whole = Rows(Schema(tuple(_provisional(raw.encoder))), raw.x, raw.y, raw.row_id, raw.time)
+    warnings = [*raw.findings, *checks.check_rows(whole, config.data, raw.content)]
+    _clean(raw)
+    return warnings
+
+
 def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     data = config.data
-    whole = Rows(Schema(tuple(_provisional(raw.encoder))), raw.x, raw.y, raw.row_id, raw.time)
-    warnings = [*raw.findings, *checks.check_rows(whole, data)]
-    _clean(raw, warnings)
+    warnings = _checked(config, raw)
     content_hash = _content_hash(raw)
     parts = splitting.split(
         y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
@@ -127,12 +147,13 @@ def _provisional(encoder: Encoder) -> list[Feature]:
     ]
 
 
-def _clean(raw: Raw, warnings: Sequence[Finding]) -> None:
+def _clean(raw: Raw) -> None:
     """Make infinite values missing and leave out columns without any value, as the warnings say."""
-    for position in range(raw.x.shape[1]):
-        column = raw.x[:, position]
-        column[np.isinf(column)] = np.nan
-    empty = np.array([bool(np.isnan(raw.x[:, position]).all()) for position in range(raw.x.shape[1])])
+    empty = np.ones(raw.x.shape[1], dtype=bool)
+    for start in range(0, len(raw.x), CHUNK):
+        part = raw.x[start : start + CHUNK]
+        part[np.isinf(part)] = np.nan
+        empty &= np.isnan(part).all(axis=0)
     if empty.all():
         raise DataError("every feature is missing in every row. Set data.path or data.columns to rows with values")
     if empty.any():

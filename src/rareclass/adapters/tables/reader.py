@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, times_of
+from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map, times_of
 from rareclass.adapters.tables.sources import Source, conditions, expression, kind_of, missing_column, redacted
 from rareclass.config import Config
 from rareclass.core import checks, splitting
@@ -82,10 +82,13 @@ class Raw:
 
 
 class Reader:
-    """Collects batches. ``start`` forgets what was read, for a scan that begins again."""
+    """Collects batches. ``start`` forgets what was read, for a scan that begins again.
 
-    def __init__(self, config: Config, source: Source, plan: Plan) -> None:
-        self.config, self.data, self.source, self.plan = config, config.data, source, plan
+    at_once : the `map` of an executor whose threads encode the columns
+    """
+
+    def __init__(self, config: Config, source: Source, plan: Plan, at_once: Map = map) -> None:
+        self.config, self.data, self.source, self.plan, self.at_once = config, config.data, source, plan, at_once
         # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
@@ -144,7 +147,7 @@ class Reader:
         count, data = batch.num_rows, self.data
         self.y.room(count)[:] = target
         content = np.zeros(count, dtype=np.uint64) if self.hashed else None
-        self.encoder.write(batch, self.x.room(count), content)
+        self.encoder.write(batch, self.x.room(count), content, self.at_once)
         entity = text_hash(_series(batch, data.entity)) if data.entity else None
         if self.time is not None and time is not None:
             self.time.room(count)[:] = time
