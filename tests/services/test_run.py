@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from rareclass.config import Config, parse
-from rareclass.services import pipeline, run
+from rareclass.services import pipeline, promote, run
 
 HERE = Path(__file__).parents[2]
 
@@ -165,6 +165,9 @@ def test_a_second_run_on_the_same_rows_cannot_judge_the_champion_and_says_so(
     assert summary["gate"]["verdict"] == "not enough evidence"
     assert summary["status"] == "not_registered"
     assert Path(summary["uri"]).is_dir()
+    line = promote.history(config, kind="reject")[-1]
+    assert line.reason.startswith("not enough evidence: ")
+    assert (line.payload["run_id"], line.payload["reasons"]) == (summary["run_id"], summary["gate"]["reasons"])
 
 
 def test_a_run_repeated_from_its_recorded_trials_gives_the_same_model(

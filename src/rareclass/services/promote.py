@@ -106,6 +106,15 @@ def register_logged(
         )
 
 
+def turned_away(
+    config: Config, run_id: str, *, now: datetime, actor: str | None = None, reason: str, evidence: Mapping[str, Any]
+) -> None:
+    """Write into the ledger that the gate registered nothing, and why; once a run."""
+    with _opened(config) as (_, store), suppress(AlreadyDone):
+        payload = {"run_id": run_id, **evidence}
+        store.append(config.name, f"reject:{run_id}", "reject", actor or _me(), reason, payload, now)
+
+
 def _registered(
     config: Config, registry: Registry, store: Store, uri: str, digest: str, run_id: str, *, now: datetime, actor: str | None,
     reason: str, tags: Mapping[str, Any] | None, evidence: Mapping[str, Any] | None,

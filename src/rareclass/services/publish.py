@@ -68,6 +68,10 @@ def register(
                 config, uri, digest, logged.id, now=now, actor=actor, reason=reason, evidence=_evidence(run),
                 tags={"gate": run.judged.decision.verdict, "selected": run.chosen.winner},
             ).version  # fmt: skip
+        else:
+            said = run.judged.decision
+            why = f"{said.verdict}: {'; '.join(said.reasons)}"
+            promotion.turned_away(config, logged.id, now=now, actor=actor, reason=why, evidence=_evidence(run))
         summary = {
             **details["summary"],
             "status": "registered" if version else "not_registered",

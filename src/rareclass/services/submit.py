@@ -67,7 +67,8 @@ def _retrained(config: Config, number: int, verdict: Any, progress: Progress) ->
     run(made, wait=True, progress=progress)
     found = [e for e in promote.history(config, kind="register") if e.payload.get("repair") == number]
     if not found:
-        why = "the gate registered nothing: the report of the run says why"
+        refused = [e.reason for e in promote.history(config, kind="reject") if e.payload.get("repair") == number]
+        why = f"gate: {refused[-1]}" if refused else "the run registered nothing: its report says why"
         return Action(reserved.at, "retrain", verdict.version or None, None, "rejected", why, {"run": made.key})
     version = str(found[-1].payload["version"])
     role = next((name for name, held in promote.state(config).items() if held == version), "")
