@@ -9,7 +9,7 @@ season does is no drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
@@ -193,7 +193,7 @@ def reference_profile(
     y, s, weight = rows.y[known], score[known], None if rows.weight is None else rows.weight[known]
     parts = _windows(rows.time, window)
     days = _windows(rows.time, min(window, timedelta(days=1)))
-    names = zip(rows.schema.features, np.ascontiguousarray(rows.x.T), strict=True)
+    names = zip(rows.schema.features, _columns(rows.x), strict=True)
     features = tuple(_profile_column(f.name, f.kind, f.categories, column, parts, days) for f, column in names)
     score_parts = [part[known[part]] for part in parts]
     prevalence = _mean(y.astype(np.float64), weight)
@@ -324,6 +324,12 @@ def _windows(time: NDArray[np.datetime64] | None, window: timedelta) -> list[NDA
     parts = np.split(order, np.flatnonzero(np.diff(position[order])) + 1)
     typical = float(np.median([len(part) for part in parts]))
     return [part for part in parts if len(part) >= typical / 5]
+
+
+def _columns(x: Float32, at_once: int = 8) -> Iterator[Float32]:
+    """The columns of (n, m) rows one by one, each contiguous; a few are turned at a time, not the whole matrix."""
+    for start in range(0, x.shape[1], at_once):
+        yield from np.ascontiguousarray(x[:, start : start + at_once].T)
 
 
 def _profile_column(

@@ -173,7 +173,9 @@ class Rows:
         return float(self.y.mean()) if len(self.y) else float("nan")
 
     def take(self, index: AnyArray) -> Rows:
-        """Return the rows at an index or mask."""
+        """Return the rows at an index or mask; these rows themselves where a mask leaves none out."""
+        if isinstance(index, np.ndarray) and index.dtype == np.bool_ and index.all():
+            return self
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schema"}
         taken: dict[str, Any] = {name: None if array is None else array[index] for name, array in arrays.items()}
         return replace(self, **taken)
@@ -188,12 +190,34 @@ class Rows:
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Stack rows of one schema. Raises DataError when the schemas differ."""
+    """Stack rows of one schema; nothing is copied where they lie one after the other in memory, as the parts of a split do.
+
+    Raises DataError when the schemas differ.
+    """
     first = parts[0]
     if any(part.schema != first.schema for part in parts):
         raise DataError("rows of different schemas cannot be stacked; encode both with the schema of the training rows")
     arrays: dict[str, Any] = {}
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
-        arrays[name] = None if any(array is None for array in found) else np.concatenate(found)
+        arrays[name] = None if any(array is None for array in found) else _joined(found)
     return Rows(schema=first.schema, **arrays)
+
+
+def _joined(arrays: Sequence[AnyArray]) -> AnyArray:
+    """Concatenate along the first axis: a view where all are views of one array, each beginning where the last one ends."""
+    filled = [array for array in arrays if len(array)]
+    if not filled:
+        return arrays[0]
+    first, owner = filled[0], filled[0].base
+    if not isinstance(owner, np.ndarray) or not owner.flags.c_contiguous:
+        return np.concatenate(arrays)
+    place = first.ctypes.data
+    for array in filled:
+        inside = array.base is owner and array.dtype == owner.dtype and array.flags.c_contiguous
+        if not inside or array.shape[1:] != first.shape[1:] or array.ctypes.data != place:
+            return np.concatenate(arrays)
+        place += array.nbytes
+    start = (first.ctypes.data - owner.ctypes.data) // owner.itemsize
+    size = sum(array.size for array in filled)
+    return owner.reshape(-1)[start : start + size].reshape(-1, *first.shape[1:])

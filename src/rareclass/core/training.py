@@ -8,7 +8,7 @@ what leaves this module is on the natural prevalence wherever an exact correctio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -177,17 +177,18 @@ def train_candidate(
     start = clock()
     if resampled is None and candidate.group != "none":
         resampled = resample_folds(candidate.resample, dev, folds, seed=seed, threads=threads)
-    # made one at a time, so that the rows of all folds are never in memory together
-    parts = (_part(candidate, dev, fold, k, resampled, costs) for k, fold in enumerate(folds))
-    first = _part(candidate, dev, folds[0], 0, resampled, costs).rows
-    params = learners.settle(candidate.learner, first, candidate.params)
+
+    def part(k: int) -> _Part:  # its rows are a copy: whoever asks lets go of them before the next
+        return _part(candidate, dev, folds[k], k, resampled, costs)
+
+    params = learners.settle(candidate.learner, part(0).rows, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
     hopeless = _Projection(clock, seconds_left)
     trace: Trace = ()
     if learners.LEARNERS[candidate.learner].grow is None:
-        done = _one_by_one(setting, parts, dev, folds, hopeless)
+        done = _one_by_one(setting, part, dev, folds, hopeless)
     else:
-        done, trace, grown = _together(setting, parts, dev, folds, cut, hopeless)
+        done, trace, grown = _together(setting, part, dev, folds, cut, hopeless)
         if grown is not None:  # a repetition has no clock to cut it at the same step
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
@@ -260,20 +261,24 @@ class _Projection:
 
 
 def _one_by_one(
-    setting: _Setting, parts: Iterable[_Part], dev: Rows, folds: Sequence[Fold], hopeless: _Projection
+    setting: _Setting, part_of: Callable[[int], _Part], dev: Rows, folds: Sequence[Fold], hopeless: _Projection
 ) -> list[_Scored]:
     """Fit and score fold by fold, until time is out."""
     done: list[_Scored] = []
+
+    def scored(k: int, part: _Part) -> _Scored:
+        fitted, kept = setting.fit(part.rows, part.costs, salt=k)
+        kept *= part.kept
+        return _Scored(corrected(fitted.score(dev.x[folds[k].score]), kept), kept, None, len(part.rows))
+
     hopeless.start()
-    for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
+    for k in range(len(folds)):
         if setting.out_of_time():
             break
         try:
-            fitted, kept = setting.fit(part.rows, part.costs, salt=k)
+            done.append(scored(k, part_of(k)))
         except Interrupted:
             break
-        kept *= part.kept
-        done.append(_Scored(corrected(fitted.score(dev.x[fold.score]), kept), kept, None, len(part.rows)))
         if k == 0 and hopeless(1 / len(folds)):
             break
     return done
@@ -281,7 +286,7 @@ def _one_by_one(
 
 def _together(
     setting: _Setting,
-    parts: Iterable[_Part],
+    part_of: Callable[[int], _Part],
     dev: Rows,
     folds: Sequence[Fold],
     cut: bool,
@@ -294,13 +299,12 @@ def _together(
     name = setting.candidate.learner
     if setting.out_of_time() and not cut:
         return [], (), None
-    growing, factors, shifts, sizes = [], [], [], []
-    for k, (part, fold) in enumerate(zip(parts, folds, strict=True)):
-        one, kept = setting.grow(part, dev.take(fold.score), k)
-        growing.append(one)
-        factors.append(kept)
-        shifts.append(prior_shift(dev, fold))
-        sizes.append(len(part.rows))
+
+    def begun(k: int, part: _Part) -> tuple[Growing, float, int]:
+        return *setting.grow(part, dev.take(folds[k].score), k), len(part.rows)
+
+    growing, factors, sizes = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
+    shifts = [prior_shift(dev, fold) for fold in folds]
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
     scored, count = _scored_rows(folds, len(dev))
