@@ -182,8 +182,10 @@ def run(
 
             summary = pipeline.run(settings, out, progress=progress)
         else:
+            from rareclass._memory import give_back_arrays
             from rareclass.services import run as service
 
+            give_back_arrays()
             summary = service.run(settings, out, progress=progress)
     if as_json:
         terminal.dump(summary)

@@ -332,9 +332,11 @@ def _together(
         if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
             break
     rounds = min(best.rounds(), first.most)
+    made = [one.fitted(rounds) for one in growing]
+    del growing, first, one  # the rows they hold
     done = []
-    for one, fold, size, kept in zip(growing, folds, sizes, factors, strict=True):
-        score = one.fitted(rounds).score(dev.x[fold.score])
+    for fitted, fold, size, kept in zip(made, folds, sizes, factors, strict=True):
+        score = fitted.score(dev.x[fold.score])
         done.append(_Scored(corrected(score, kept), kept, rounds, size))
     return done, best.trace(), {learners.LIMITS[name]: grown} if short else None
 
