@@ -203,6 +203,11 @@ class Compute(Section):
     cpu: str = Field("2", description="CPU request of a pipeline step on Kubernetes")
     memory: str = Field("4Gi", description="Memory of a pipeline step on Kubernetes (request and limit)")
 
+    def processors(self) -> int:
+        """Threads to use: what is configured, else the processors this process may run on."""
+        allowed = getattr(os, "sched_getaffinity", None)
+        return self.threads or (len(allowed(0)) if allowed else os.cpu_count() or 1)
+
 
 class SecretEnv(Section):
     """Keys of a Secret that become environment variables of every pipeline step."""

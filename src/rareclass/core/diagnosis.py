@@ -124,10 +124,8 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
     Neighbourhoods are judged for at most 500 rows of the rare class and 250 of the other, among at most 100,000 rows: a
     random thinning of both classes alike, so that the time hardly grows with the table.
     """
-    from joblib import cpu_count
-
     confidence = config.evaluate.confidence
-    threads = config.compute.threads or cpu_count()
+    threads = config.compute.processors()
     negatives = len(rows) - rows.positives
     kinds, overlap, asked, reference = point_types(rows, seed=config.train.seed, threads=threads)
     found = Diagnosis(

@@ -96,18 +96,23 @@ def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tup
     centre, slack = reference.mean(axis=0), _slack(reference.shape[1])
     marks, eyes = reference - centre, queries - centre
     norm = np.einsum("ij,ij->i", marks, marks)
-    padded = -len(marks) % _CELL
+    top = norm.max()
+    marks = np.vstack([marks, np.zeros((-len(marks) % _CELL, marks.shape[1]), dtype=np.float32)])  # to whole blocks
+    norm = np.concatenate([norm, np.full(len(marks) - len(norm), np.inf, dtype=np.float32)])
     distance, index = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
-    blocks = (len(marks) + padded) // _CELL
+    blocks = len(marks) // _CELL
     step = max(1, _VALUES // len(marks))
     for start in range(0, len(eyes), step):
         asked = eyes[start : start + step]
-        value = norm - 2 * (asked @ marks.T)
-        best = (
-            np.pad(value, ((0, 0), (0, padded)), constant_values=np.inf).reshape(len(value), blocks, _CELL).min(axis=2)
+        value = (-2 * asked) @ marks.T
+        value += norm
+        best = value.reshape(len(value), blocks, _CELL).min(axis=2)
+        lost = slack * (top + np.einsum("ij,ij->i", asked, asked))
+        bound = (
+            np.partition(best, k - 1, axis=1)[:, k - 1]
+            if k <= blocks
+            else np.full(len(value), np.finfo(np.float32).max)
         )
-        lost = slack * (norm.max() + np.einsum("ij,ij->i", asked, asked))
-        bound = np.partition(best, k - 1, axis=1)[:, k - 1] if k <= blocks else np.full(len(value), np.inf)
         for row, near in enumerate(value <= (bound + 2 * lost)[:, None]):
             found = np.flatnonzero(near)
             exact = np.square(reference[found].astype(np.float64) - queries[start + row]).sum(axis=1)

@@ -332,7 +332,6 @@ def change_point(monitor: Monitor, champion: Known, now: datetime) -> datetime |
 def quick_fit(config: Config) -> Any:
     """Return what fits the default learner on rows and scores others with it; negatives are thinned when there are many."""
     from rareclass.core import learners
-    from rareclass.services.train import threads
 
     def fit(rows: Rows) -> Callable[[Any], Any]:
         negatives = np.flatnonzero(rows.y == 0)
@@ -341,7 +340,7 @@ def quick_fit(config: Config) -> Any:
             rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
         fitted = learners.fit(
             "xgboost", rows, params={"eta": 0.1, "max_depth": 4}, weight=rows.weight, rounds=120,
-            seed=config.train.seed, threads=threads(config),
+            seed=config.train.seed, threads=config.compute.processors(),
         )  # fmt: skip
         return fitted.score
 

@@ -16,7 +16,7 @@ import pandas as pd
 from rareclass.config import Config, format_duration
 from rareclass.errors import ConfigError, DataError
 from rareclass.services import publish
-from rareclass.services.train import Progress, silent, threads
+from rareclass.services.train import Progress, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry
@@ -466,6 +466,6 @@ def _fit(config: Config, model: RareModel, x: Any, y: Any, index: Any) -> Callab
         params={"eta": 0.1, "max_depth": 4},
         rounds=120,
         seed=config.train.seed,
-        threads=threads(config),
+        threads=config.compute.processors(),
     )
     return lambda values: calibration.prior_correction(fitted.score(values), kept)

@@ -7,7 +7,6 @@ Steps take and return plain objects; files, MLflow and the store are touched by 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,11 +86,6 @@ class Judgement:
     """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
 
 
-def threads(config: Config) -> int:
-    """Threads to use: what is configured, else the processors this process may run on."""
-    return config.compute.threads or len(os.sched_getaffinity(0))
-
-
 def ingest(config: Config, progress: Progress = silent) -> Ingested:
     """Read the source once; check, split and encode it. Raises DataError."""
     from rareclass.adapters import tables
@@ -154,7 +148,7 @@ def resample(
     if members[0].group == "none":
         return None
     progress("resample", members[0].group)
-    return training.resample_folds(chain, dev, folds, seed=config.train.seed, threads=threads(config))
+    return training.resample_folds(chain, dev, folds, seed=config.train.seed, threads=config.compute.processors())
 
 
 def train(
@@ -180,7 +174,7 @@ def train(
         costs=costs.cost_arrays(config.costs, dev.prevalence, dev.amount),
         resampled=resampled,
         seconds=seconds,
-        threads=threads(config),
+        threads=config.compute.processors(),
         clock=clock,
         planned=planned,
         progress=lambda message: progress("train", message),
@@ -244,7 +238,12 @@ def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, ro
 
     members = [one for one in trained if one.candidate.name in chosen.weights]
     return training.refit(
-        members, chosen.weights, rows, seed=config.train.seed, threads=threads(config), device=config.compute.device
+        members,
+        chosen.weights,
+        rows,
+        seed=config.train.seed,
+        threads=config.compute.processors(),
+        device=config.compute.device,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,7 +80,7 @@ def _read(config: Config, source: Source, say: Progress) -> Raw:
         if reader.read % 1_000_000 < batch.num_rows:
             say(f"{reader.read:,} rows read")
 
-    with ThreadPoolExecutor(config.compute.threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(config.compute.processors()) as pool:
         reader = Reader(config, source, plan, pool.map)
         scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
     pa.default_memory_pool().release_unused()
