@@ -311,26 +311,42 @@ def _by(results: Sequence[Result], key: Callable[[Result], Any]) -> list[tuple[A
 
 
 def mean_of(results: Sequence[Result], method: str, what: str) -> float:
-    """Mean over the sets of the mean over their splits: every set counts the same."""
+    """Mean over the sets; of a set, the mean of its splits by time and at random; of these, the mean over the repeats.
+
+    So a repeat makes a figure steadier without changing what it stands for.
+    """
     mine = [each for each in results if each.method == method]
-    return float(
-        np.mean([np.mean([getattr(each, what) for each in group]) for _, group in _by(mine, lambda r: r.source)])
-    )
+    return _nested({key: [getattr(each, what) for each in group] for key, group in _by(mine, _part)})
+
+
+def _part(result: Result) -> tuple[str, bool]:
+    return result.source, result.split == "time"
+
+
+def _nested(values: dict[tuple[str, bool], list[float]]) -> float:
+    """values : {(set, by time): [one of each repeat]}"""
+    of_set: dict[str, list[float]] = {}
+    for (source, _), each in values.items():
+        of_set.setdefault(source, []).append(float(np.mean(each)))
+    return float(np.mean([np.mean(each) for each in of_set.values()]))
 
 
 def gain_interval(results: Sequence[Result], peer: str, draws: int = 5000) -> tuple[float, float, float]:
-    """Mean AP less the peer's and its 95 % interval: sets are drawn with replacement, then splits within each."""
-    pairs: dict[str, list[float]] = {}
-    for (source, _), group in _by(results, lambda r: (r.source, r.split)):
+    """Mean AP less the peer's, as `mean_of`, and its 95 % interval: sets are drawn with replacement, then splits within each."""
+    pairs: dict[tuple[str, bool], list[float]] = {}
+    for _, group in _by(results, lambda r: (r.source, r.split)):
         ap = {each.method: each.ap for each in group}
-        pairs.setdefault(source, []).append(ap[OURS] - ap[peer])
-    rng, values = np.random.default_rng(0), [np.asarray(each) for each in pairs.values()]
-    drawn = [
-        np.mean([rng.choice(values[at], len(values[at])).mean() for at in rng.integers(0, len(values), len(values))])
-        for _ in range(draws)
-    ]
+        pairs.setdefault(_part(group[0]), []).append(ap[OURS] - ap[peer])
+    rng, names = np.random.default_rng(0), sorted({source for source, _ in pairs})
+    drawn = []
+    for _ in range(draws):
+        means = []
+        for name in rng.choice(names, len(names)):
+            kinds = [rng.choice(each, len(each)).mean() for (source, _), each in pairs.items() if source == name]
+            means.append(np.mean(rng.choice(kinds, len(kinds))))
+        drawn.append(np.mean(means))
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(np.mean([each.mean() for each in values])), float(low), float(high)
+    return _nested(pairs), float(low), float(high)
 
 
 def claims_of(results: Sequence[Result]) -> list[Claim]:
@@ -370,12 +386,16 @@ def claims_of(results: Sequence[Result]) -> list[Claim]:
         middle = mean_of(random, OURS, "ratio")
         text = "mean score / prevalence on random splits, mean over sets (0.9 to 1.1)"
         said.append(claim("quality", text, ours=middle, peer=None, goal=1.1, rule="at most", holds=middle >= 0.9))
-        far = max(random, key=lambda each: abs(each.ratio - 1))
-        luck = 1.96 / np.sqrt(far.positives)
+        of_set = {source: float(np.mean([r.ratio for r in group])) for source, group in _by(random, lambda r: r.source)}
+        far = max(of_set, key=lambda source: abs(of_set[source] - 1))
+        seen = next(each.positives for each in random if each.source == far)
         text = (
-            f"the one farthest from 1: {far.source}, where {far.positives} test positives alone move it by +-{luck:.2f}"
+            f"the set farthest from 1, mean of its random splits: {far}, where the {seen} test positives of one split "
+            f"alone move it by +-{1.96 / np.sqrt(seen):.2f}"
         )
-        said.append(claim("quality", text, ours=far.ratio, peer=None, goal=1.1, rule="at most", holds=far.ratio >= 0.9))
+        said.append(
+            claim("quality", text, ours=of_set[far], peer=None, goal=1.1, rule="at most", holds=of_set[far] >= 0.9)
+        )
     return said
 
 
