@@ -35,13 +35,13 @@ def series(name: str, matchers: str = "") -> str:
 
 
 def alerts(names: Sequence[str]) -> str:
-    """1 where an alert fires, 0.5 where it is pending."""
+    """1 where an alert fires, 0.5 where it is pending, and a row "none" that is always 0, so that silence is not missing data."""
     chosen = "|".join(names)
     firing, pending = (
         f'max by (alertname) (ALERTS{{{HERE}, alertname=~"{chosen}", alertstate="{state}"}})'
         for state in ("firing", "pending")
     )
-    return f"{firing} or 0.5 * {pending}"
+    return f'{firing} or 0.5 * {pending} or label_replace(vector(0), "alertname", "none", "", "")'
 
 
 def _targets(panel: Any, queries: Sequence[Query]) -> Any:

@@ -42,7 +42,7 @@ def build() -> str:
                 "What triage says",
                 [
                     states("Verdict", [(every("rareclass_verdict_ratio", by="verdict"), "{{verdict}}")], says="The cheapest repair that fits the evidence."),
-                    states("Repair wanted by an alert", [('max by (action) (ALERTS{namespace=~"$namespace", model=~"$model", alertstate="firing", action=~"triage|page"})', "{{action}}")], says="Alerts never say retrain; triage does.", height=5),
+                    states("Repair wanted by an alert", [('max by (action) (ALERTS{namespace=~"$namespace", model=~"$model", alertstate="firing", action=~"triage|page"}) or label_replace(vector(0), "action", "none", "", "")', "{{action}}")], says="Alerts never say retrain; triage does.", height=5),
                 ],
             ),
             (
