@@ -92,22 +92,34 @@ class Finished:
     output: str
 
 
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+taken = time.perf_counter() - start
+with open(sys.argv[1], "w") as out:
+    out.write(f"{taken} {usage.ru_maxrss} {os.waitstatus_to_exitcode(status)}")
+"""
+
+
 def process(command: Sequence[str | Path], cwd: Path, **more: str) -> Finished:
-    """Run a command to its end. Raises RuntimeError with the end of its output when it fails."""
-    read = cwd / f".output-{time.monotonic_ns()}"
+    """Run a command to its end. Raises RuntimeError with the end of its output when it fails.
+
+    A small process starts it: Linux counts the memory of whoever starts a process into its peak.
+    """
+    read, told = (cwd / f".{what}-{time.monotonic_ns()}" for what in ("output", "usage"))
+    words = [str(each) for each in command]
     with read.open("w") as out:
-        start = time.perf_counter()
-        child = subprocess.Popen(
-            [str(each) for each in command], cwd=cwd, env=environment(**more), stdout=out, stderr=out
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        taken = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
+        launcher = [sys.executable, "-S", "-c", LAUNCHER, str(told), *words]
+        subprocess.run(launcher, cwd=cwd, env=environment(**more), stdout=out, stderr=out, check=True)
+    taken, peak, code = told.read_text().split()
     output = read.read_text(errors="replace")
-    read.unlink()
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {child.returncode}: {output[-2000:]}")
-    return Finished(taken, usage.ru_maxrss * 1024, output)
+    for each in (read, told):
+        each.unlink()
+    if int(code):
+        raise RuntimeError(f"{' '.join(words)} ended with {code}: {output[-2000:]}")
+    return Finished(float(taken), int(peak) * 1024, output)
 
 
 def rareclass(*arguments: str | Path, cwd: Path, **more: str) -> Finished:

@@ -242,8 +242,12 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def peak_memory() -> int:
     """Largest resident set of this process and of its finished children, in bytes."""
-    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return int(kilobytes) * 1024
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts the memory of whoever started this process, too
+        lines = status.read_text(encoding="ascii").splitlines()
+        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
+    return int(max(own, children)) * 1024
 
 
 def number(value: float | None) -> float | None:
