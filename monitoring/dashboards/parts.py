@@ -34,14 +34,19 @@ def series(name: str, matchers: str = "") -> str:
     return f"{name}{{{HERE}{', ' if matchers else ''}{matchers}}}"
 
 
+def never_empty(expression: str, label: str) -> str:
+    """The expression and a row "none" that is always 0, so that silence is not missing data."""
+    return f'{expression} or label_replace(vector(0), "{label}", "none", "", "")'
+
+
 def alerts(names: Sequence[str]) -> str:
-    """1 where an alert fires, 0.5 where it is pending, and a row "none" that is always 0, so that silence is not missing data."""
+    """1 where an alert fires, 0.5 where it is pending."""
     chosen = "|".join(names)
     firing, pending = (
         f'max by (alertname) (ALERTS{{{HERE}, alertname=~"{chosen}", alertstate="{state}"}})'
         for state in ("firing", "pending")
     )
-    return f'{firing} or 0.5 * {pending} or label_replace(vector(0), "alertname", "none", "", "")'
+    return never_empty(f"{firing} or 0.5 * {pending}", "alertname")
 
 
 def _targets(panel: Any, queries: Sequence[Query]) -> Any:

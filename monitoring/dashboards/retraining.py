@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitoring.dashboards.parts import band, every, lines, made, number, states
+from monitoring.dashboards.parts import band, every, lines, made, never_empty, number, states
 
 PAIR = "model, version, role"
 
@@ -42,7 +42,7 @@ def build() -> str:
                 "What triage says",
                 [
                     states("Verdict", [(every("rareclass_verdict_ratio", by="verdict"), "{{verdict}}")], says="The cheapest repair that fits the evidence."),
-                    states("Repair wanted by an alert", [('max by (action) (ALERTS{namespace=~"$namespace", model=~"$model", alertstate="firing", action=~"triage|page"}) or label_replace(vector(0), "action", "none", "", "")', "{{action}}")], says="Alerts never say retrain; triage does.", height=5),
+                    states("Repair wanted by an alert", [(never_empty('max by (action) (ALERTS{namespace=~"$namespace", model=~"$model", alertstate="firing", action=~"triage|page"})', "action"), "{{action}}")], says="Alerts never say retrain; triage does.", height=5),
                 ],
             ),
             (

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rareclass.config import Monitor
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.drift import Profile, weighted_ap
-from rareclass.core.estimate import Estimate
+from rareclass.core.estimate import Estimate, normal_quantile
 from rareclass.core.rows import FloatArray, IntArray
 
 CHUNKS = 12
@@ -569,10 +569,8 @@ def _reference(profile: Profile) -> tuple[float, float, float]:
 
 def _difference(found: Estimate, profile: Profile, confidence: float) -> Estimate:
     """Live minus reference AP: the window's own error (at least what reference windows show), and the reference's."""
-    from scipy.stats import norm
-
     reference, error, spread = _reference(profile)
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = normal_quantile(0.5 + confidence / 2)
     own = (found.high - found.low) / (2 * z)
     width = z * math.hypot(max(own, spread), error)
     value = found.value - reference
