@@ -13,6 +13,7 @@ from rareclass.core.learners import (
     Interrupted,
     StopPrecision,
     Task,
+    Watched,
     fit,
     grow,
     logit,
@@ -22,11 +23,8 @@ from rareclass.core.learners import (
 from rareclass.core.preparing import Preparation
 from rareclass.errors import ConfigError
 
-TRAIN, WATCHED, TEST = (
-    make_rows(700, category=True),
-    make_rows(250, seed=1, category=True),
-    make_rows(800, seed=2, category=True),
-)
+TRAIN, TEST = make_rows(700, category=True), make_rows(800, seed=2, category=True)
+WATCHED = Watched(TEST.x, np.arange(1, len(TEST), 3))
 GROWING = [name for name, each in LEARNERS.items() if each.grow is not None]
 QUICK = {
     "xgboost": {"rounds": 60},
@@ -81,7 +79,8 @@ def test_every_learner_scores_levels_it_has_not_seen_and_rows_without_any_value(
 
 
 @pytest.mark.parametrize("name", GROWING)
-def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name):
+def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name, monkeypatch):
+    monkeypatch.setattr(Watched, "BLOCK", 100)
     growing = grow(name, Task(TRAIN, seed=5), WATCHED, QUICK[name])
     seen = []
     for _ in range(3):
@@ -91,7 +90,7 @@ def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name)
     assert 3 * growing.step <= growing.most
     early = growing.fitted(rounds)
     assert early.rounds == rounds
-    np.testing.assert_allclose(logit(early.score(WATCHED.x)), seen[1], atol=1e-4)
+    np.testing.assert_allclose(logit(early.score(TEST.x[WATCHED.index])), seen[1], atol=1e-4)
     fixed = fit(name, TRAIN, params=QUICK[name], rounds=rounds, seed=5)
     assert fixed.rounds == rounds
     if name != "hist_gradient_boosting":  # its steps draw other thresholds where a fit starts again

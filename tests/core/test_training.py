@@ -148,6 +148,20 @@ def test_a_fit_that_grows_is_kept_as_far_as_it_came_when_it_may_be_cut():
     assert not train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=looks.__next__).complete
 
 
+def test_a_fit_that_has_its_least_rounds_when_time_is_out_is_kept_without_being_asked():
+    quick = Candidate("quick", "xgboost", {"eta": 0.2, "rounds": 200})  # steps of two rounds, 4 / eta at least
+
+    def after(steps):
+        looks = iter([False] * (1 + steps * len(FOLDS)) + [True] * 1000)
+        return train_candidate(quick, ROWS, FOLDS, seed=0, out_of_time=looks.__next__)
+
+    short = after(steps=10)
+    assert short.complete
+    assert set(short.rounds) == {20}
+    np.testing.assert_array_equal(train_candidate(short.candidate, ROWS, FOLDS, seed=0).oof, short.oof)
+    assert not after(steps=9).complete
+
+
 def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
     done = train_candidate(
         Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, out_of_time=iter([False, True]).__next__

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -229,6 +229,29 @@ class BestRound:
         return tuple({"round": float(i * self.step), "ap": ap, "loss": loss} for i, (ap, loss) in pairs)
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Rows that a fit is looked at on while it grows: the lines ``index`` of ``x``, copied one block at a time.
+
+    x : (n, n_features) float32 · index : (m,)
+    """
+
+    x: FloatMatrix
+    index: IntArray
+    BLOCK: ClassVar[int] = 65_536
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def each(self, look: Callable[[slice, FloatMatrix], FloatArray]) -> FloatArray:
+        """Return (m,) what ``look`` says of every block: it is given the block's place among the m, and its rows."""
+        out = np.empty(len(self))
+        for start in range(0, len(self), self.BLOCK):
+            part = slice(start, min(start + self.BLOCK, len(self)))
+            out[part] = look(part, self.x[self.index[part]])
+        return out
+
+
 class Growing(Protocol):
     """A fit that goes on step by step, so that the folds of a candidate can be stopped together.
 
@@ -251,6 +274,19 @@ class Growing(Protocol):
     def fitted(self, rounds: int) -> Fitted:
         """Return its first ``rounds``."""
         ...
+
+
+ALONE_ROWS = 120_000
+"""Rows up to which one thread fits boosted trees; the folds of a candidate then grow side by side, one in each thread."""
+
+
+def threads_of_a_fit(rows: int, threads: int) -> int:
+    """Return how many of the threads a fit of boosted trees uses.
+
+    The threads of a fit meet after every level or node of a tree. Where rows are few they mostly wait for each other, and
+    a neighbour on the machine makes that worse (docs/decisions/0019).
+    """
+    return 1 if rows <= ALONE_ROWS else threads
 
 
 # --- XGBoost -----------------------------------------------------------------------------------------------------
@@ -297,19 +333,22 @@ def resolve_device(device: str) -> str:
     return "cuda" if xgb.build_info().get("USE_CUDA") and Path("/dev/nvidia0").exists() else "cpu"
 
 
-def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Mapping[str, Any], ref: Any = None) -> Any:
+def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Mapping[str, Any]) -> Any:
     import xgboost as xgb
 
     options: dict[str, Any] = {"label": rows.y, "weight": weight, "feature_types": types, "enable_categorical": True}
     if params["tree_method"] == "hist":
-        return xgb.QuantileDMatrix(rows.x, max_bin=params["max_bin"], ref=ref, **options)
+        return xgb.QuantileDMatrix(rows.x, max_bin=params["max_bin"], **options)
     return xgb.DMatrix(rows.x, **options)
 
 
 class GrowingTrees:
-    """Boosted trees. Source: Chen and Guestrin, KDD 2016. Weights and settings as `fit` takes them."""
+    """Boosted trees. Source: Chen and Guestrin, KDD 2016. Weights and settings as `fit` takes them.
 
-    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+    What it watches is scored by the new trees only, from the rows as they are: a matrix of XGBoost would double them.
+    """
+
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Watched | None = None) -> None:
         import xgboost as xgb
 
         _known("xgboost", params, _XGB_KNOWN)
@@ -323,17 +362,17 @@ class GrowingTrees:
         self.objective = focal_objective(gamma, alpha) if task.loss == "focal" else None
         eta = float(settings["eta"])
         self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / eta)), max(1, round(4 / eta))
-        self.threads, self.done = task.threads, 0
+        self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.types = tuple("c" if each else "q" for each in task.rows.schema.categorical)
         # as many threads as asked for also while the matrices are built: by default every processor would spin
-        with xgb.config_context(nthread=task.threads, verbosity=0), warnings.catch_warnings():
+        with xgb.config_context(nthread=self.threads, verbosity=0), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.train = _matrix(task.rows, task.weight, list(self.types), settings)
-            self.watched = None if watched is None else _matrix(watched, None, list(self.types), settings, self.train)
+            self.watched, self.looked, self.margin = watched, 0, np.empty(0, dtype=np.float32)
             self.booster = xgb.Booster(
-                {**settings, "objective": "binary:logistic", "seed": task.seed, "device": device, "nthread": task.threads,
+                {**settings, "objective": "binary:logistic", "seed": task.seed, "device": device, "nthread": self.threads,
                  "verbosity": 0, "seed_per_iteration": True},  # folds that grow in turns share XGBoost's only generator
-                [self.train, *([] if self.watched is None else [self.watched])],
+                [self.train],
             )  # fmt: skip
 
     def grow(self, rounds: int | None = None) -> None:
@@ -342,7 +381,17 @@ class GrowingTrees:
             self.done += 1
 
     def log_odds(self) -> FloatArray:
-        return np.asarray(self.booster.predict(self.watched, output_margin=True), dtype=np.float64)
+        assert self.watched is not None
+        known = self.margin if self.looked else None
+        options = {"iteration_range": (self.looked, self.done), "predict_type": "margin", "validate_features": False}
+
+        def look(part: slice, x: FloatMatrix) -> FloatArray:
+            before = None if known is None else known[part]
+            return np.asarray(self.booster.inplace_predict(x, base_margin=before, **options))
+
+        self.margin = self.watched.each(look).astype(np.float32)
+        self.looked = self.done
+        return self.margin.astype(np.float64)
 
     def fitted(self, rounds: int) -> Boosted:
         kept = self.booster[:rounds]
@@ -464,9 +513,12 @@ def hist_defaults(known: Rows) -> dict[str, Any]:
 
 
 class GrowingHistograms:
-    """Histogram gradient boosting of scikit-learn; ``n_iter_no_change`` is its patience."""
+    """Histogram gradient boosting of scikit-learn; ``n_iter_no_change`` is its patience.
 
-    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+    It meets several times for every split of a tree: see `threads_of_a_fit`.
+    """
+
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Watched | None = None) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         _known("hist_gradient_boosting", params, HistGradientBoostingClassifier().get_params())
@@ -477,15 +529,23 @@ class GrowingHistograms:
         self.most, self.patience = task.rounds or int(settings["max_iter"]), int(settings["n_iter_no_change"])
         self.step, self.least = max(1, self.most // 16), max(1, round(4 / settings["learning_rate"]))
         self.estimator = HistGradientBoostingClassifier(**settings, early_stopping=False, warm_start=True)
-        self.task, self.x, self.done = task, None if watched is None else watched.x, 0
+        self.task, self.watched, self.done = task, watched, 0
+        self.threads = threads_of_a_fit(len(task.rows), task.threads)
 
     def grow(self, rounds: int | None = None) -> None:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
         self.done = min(self.most, self.done + (rounds or self.step))
         self.estimator.set_params(max_iter=self.done)
-        self.estimator.fit(self.task.rows.x, self.task.rows.y, sample_weight=self.task.weight)
+        with threadpool_limits(self.threads, user_api="openmp"):
+            self.estimator.fit(self.task.rows.x, self.task.rows.y, sample_weight=self.task.weight)
 
     def log_odds(self) -> FloatArray:
-        return np.asarray(self.estimator.decision_function(self.x), dtype=np.float64)
+        from threadpoolctl import threadpool_limits
+
+        assert self.watched is not None
+        with threadpool_limits(self.threads, user_api="openmp"):
+            return self.watched.each(lambda part, x: self.estimator.decision_function(x))
 
     def fitted(self, rounds: int) -> Classified:
         self.estimator._predictors = self.estimator._predictors[:rounds]
@@ -519,7 +579,7 @@ class GrowingNetwork:
 
     step, least = 1, 3
 
-    def __init__(self, task: Task, params: Mapping[str, Any], watched: Rows | None = None) -> None:
+    def __init__(self, task: Task, params: Mapping[str, Any], watched: Watched | None = None) -> None:
         from sklearn.neural_network import MLPClassifier
 
         rows, self.weight = thin(task, _SLOW_ROWS)
@@ -534,7 +594,7 @@ class GrowingNetwork:
         settings["hidden_layer_sizes"] = tuple(np.atleast_1d(settings["hidden_layer_sizes"]).tolist())
         self.estimator.set_params(**settings, random_state=task.seed)
         self.x = self.preparation(rows.x)
-        self.watched = None if watched is None else self.preparation(watched.x)
+        self.watched = None if watched is None else self.preparation(watched.x[watched.index])
         self.held: list[Any] = []
 
     def grow(self) -> None:
@@ -614,20 +674,24 @@ class Learner:
 
     grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth averaging
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
+    apart : fits of it do not disturb each other, so that several may go on at once
     """
 
     fit: Callable[[Task, Mapping[str, Any]], Fitted]
-    grow: Callable[[Task, Mapping[str, Any], Rows], Growing] | None = None
+    grow: Callable[[Task, Mapping[str, Any], Watched], Growing] | None = None
     seeds: bool = False
+    apart: bool = False
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
 
 
 LEARNERS: dict[str, Learner] = {
-    "xgboost": Learner(fit_xgboost, grow=GrowingTrees, seeds=True, defaults=xgboost_defaults),
+    "xgboost": Learner(fit_xgboost, grow=GrowingTrees, seeds=True, apart=True, defaults=xgboost_defaults),
     "random_forest": Learner(fit_random_forest),
     "balanced_random_forest": Learner(fit_balanced_random_forest),
     "extra_trees": Learner(fit_extra_trees),
-    "hist_gradient_boosting": Learner(fit_hist_gradient_boosting, grow=GrowingHistograms, defaults=hist_defaults),
+    "hist_gradient_boosting": Learner(
+        fit_hist_gradient_boosting, grow=GrowingHistograms, apart=True, defaults=hist_defaults
+    ),
     "logistic_regression": Learner(fit_logistic_regression),
     "mlp": Learner(fit_mlp, grow=GrowingNetwork, seeds=True),
     "adaboost": Learner(fit_adaboost),
@@ -670,8 +734,8 @@ def fit(
     return refused(name, lambda: _member(name, loss).fit(task, dict(params or {})))
 
 
-def grow(name: str, task: Task, watched: Rows, params: Mapping[str, Any] | None = None) -> Growing:
-    """Begin a fit of a member of LEARNERS that grows, to be looked at on the ``watched`` rows. Raises ConfigError as `fit`."""
+def grow(name: str, task: Task, watched: Watched, params: Mapping[str, Any] | None = None) -> Growing:
+    """Begin a fit of a member of LEARNERS that grows, to be looked at on ``watched`` rows. Raises ConfigError as `fit`."""
     member = _member(name, task.loss)
     if member.grow is None:
         raise ConfigError(f"learner '{name}' has no rounds to be found. Fit it as a whole")

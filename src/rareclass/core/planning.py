@@ -34,6 +34,12 @@ FOREST_ROWS = 40_000
 SMALL = 50_000
 """Rows up to which synthetic rows are worth their neighbour search."""
 
+AS_IT_COMES = {
+    "max_depth": 6, "eta": 0.3, "subsample": 1.0, "colsample_bytree": 1.0, "reg_lambda": 1.0, "min_child_weight": 1.0,
+    "tree_method": "hist", "max_bin": 256, "rounds": 100, "patience": 100,
+}  # fmt: skip
+"""What XGBClassifier() does; but the number of rounds is looked for here, too."""
+
 _SECONDS_PER_VALUE = 5e-6
 _COST = {
     "xgboost": 1.0,
@@ -169,6 +175,15 @@ def linear(s: Situation) -> Candidate | None:
     )
 
 
+def as_it_comes(s: Situation) -> Candidate | None:
+    return Candidate(
+        "xgboost-as-it-comes",
+        "xgboost",
+        AS_IT_COMES,
+        reason="XGBoost's own defaults, as most people try it first: quick, and what all others should be ahead of.",
+    )
+
+
 def shallow(s: Situation) -> Candidate | None:
     why = "hold back where positives are few" if not s.enough else "rank best when few features matter together"
     return Candidate(
@@ -277,6 +292,7 @@ IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
     very_deep,
     extra_trees,
     linear,
+    as_it_comes,
     shallow,
     deep,
     histogram,

@@ -8,7 +8,9 @@ what leaves this module is on the natural prevalence wherever an exact correctio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +21,19 @@ from rareclass.core import learners
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
-from rareclass.core.learners import BestRound, Fitted, Growing, Interrupted, StopPrecision, Task, Trace, logit, never
+from rareclass.core.learners import (
+    BestRound,
+    Fitted,
+    Growing,
+    Interrupted,
+    StopPrecision,
+    Task,
+    Trace,
+    Watched,
+    logit,
+    never,
+    threads_of_a_fit,
+)  # fmt: skip
 from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
 from rareclass.core.splitting import Fold
 from rareclass.core.weighting import weigh
@@ -110,6 +124,17 @@ class _Setting:
     device: str
     out_of_time: Callable[[], bool]
 
+    @contextmanager
+    def at_once(self, fits: int, rows: int) -> Iterator[Callable[..., Iterable[Any]]]:
+        """Give a ``map`` over so many fits of so many rows: one in each thread where a fit has no use for more than one."""
+        apart = learners.LEARNERS[self.candidate.learner].apart
+        threads = min(fits, self.threads) if apart and threads_of_a_fit(rows, self.threads) == 1 else 1
+        if threads == 1:
+            yield map
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                yield pool.map
+
     def _weights(self, rows: Rows, costs: CostArrays | None) -> tuple[FloatArray | None, float]:
         weights = weigh(rows, self.candidate.weighting, costs)
         plain = self.candidate.weighting == "none" and rows.weight is None
@@ -137,7 +162,7 @@ class _Setting:
         )
         return made, kept * self._own(made.kept)
 
-    def grow(self, part: _Part, watched: Rows, salt: int) -> tuple[Growing, float]:
+    def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
         weight, kept = self._weights(part.rows, part.costs)
         task = Task(
@@ -171,7 +196,7 @@ def train_candidate(
     costs : of the development rows · resampled : from ``resample_folds``, made here when the candidate needs it
     out_of_time : asked between folds and steps; then ``complete`` is False and the scores are of no use
     seconds_left : by the clock; a candidate whose first fold or step shows that it would not be finished is given up there
-    cut : one that grows is kept as far as it has grown when time is out, instead of being given up
+    cut : one that grows is kept however little it has grown when time is out; others need their least rounds for that
     Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
     """
     start = clock()
@@ -292,16 +317,17 @@ def _together(
     cut: bool,
     hopeless: _Projection,
 ) -> tuple[list[_Scored], Trace, dict[str, int] | None]:
-    """Grow all folds in step and keep the rounds at which the scored rows are ranked best; nothing when time is out.
+    """Grow all folds in step and keep the rounds at which the scored rows are ranked best.
 
-    With ``cut`` the end of time ends the growth instead; then the third value says how far it had come.
+    The end of time ends the growth of what has its least rounds, or any with ``cut``; then the third value says how far
+    it had come. Nothing where it had not come that far.
     """
     name = setting.candidate.learner
     if setting.out_of_time() and not cut:
         return [], (), None
 
     def begun(k: int, part: _Part) -> tuple[Growing, float, int]:
-        return *setting.grow(part, dev.take(folds[k].score), k), len(part.rows)
+        return *setting.grow(part, Watched(dev.x, folds[k].score), k), len(part.rows)
 
     growing, factors, sizes = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
     shifts = [prior_shift(dev, fold) for fold in folds]
@@ -310,30 +336,34 @@ def _together(
     scored, count = _scored_rows(folds, len(dev))
     sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), StopPrecision(dev.y[scored])
     grown, short = 0, False
+
+    def step(one: Growing) -> bool:
+        if setting.out_of_time() and (grown or not cut):
+            return False
+        learners.refused(name, one.grow)
+        return True
+
     hopeless.start()
-    while grown < first.most and not short:
-        for one in growing:
-            if setting.out_of_time():
-                if not cut:
-                    return [], (), None
-                if grown:
-                    short = True
+    with setting.at_once(len(folds), max(sizes)) as each:
+        while grown < first.most:
+            if not all(each(step, growing)):
+                short = grown >= (1 if cut else first.least)
+                if short:
                     break
-            learners.refused(name, one.grow)
-        if short:
-            break
-        grown += first.step
-        if grown == first.step and not cut and hopeless(min(1.0, first.step / first.least)):
-            return [], (), None
-        total = np.zeros(len(dev))
-        for one, fold, kept, shift in zip(growing, folds, factors, shifts, strict=True):
-            total[fold.score] += one.log_odds() + shift + (np.log(kept) if np.isfinite(kept) else 0.0)
-        z = total[scored] / count[scored]
-        if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
-            break
+                return [], (), None
+            grown += first.step
+            if grown == first.step and not cut and hopeless(min(1.0, first.step / first.least)):
+                return [], (), None
+            total = np.zeros(len(dev))
+            margins = each(lambda one: one.log_odds(), growing)
+            for margin, fold, kept, shift in zip(margins, folds, factors, shifts, strict=True):
+                total[fold.score] += margin + shift + (np.log(kept) if np.isfinite(kept) else 0.0)
+            z = total[scored] / count[scored]
+            if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
+                break
     rounds = min(best.rounds(), first.most)
     made = [one.fitted(rounds) for one in growing]
-    del growing, first, one  # the rows they hold
+    del growing, first  # the rows they hold
     done = []
     for fitted, fold, size, kept in zip(made, folds, sizes, factors, strict=True):
         score = fitted.score(dev.x[fold.score])
@@ -470,11 +500,9 @@ def _refit_one(
     rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
     setting = _Setting(candidate, one.params, seed, threads, device, never)
     seeds = max(1, round(weight * seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)))
-    members = []
-    for number in range(seeds):
-        fitted, kept = setting.fit(fit_rows, known, rounds=rounds, salt=number)
-        members.append(Member(fitted, weight / seeds, kept * factor))
-    return members
+    with setting.at_once(seeds, len(fit_rows)) as each:
+        fits = each(lambda number: setting.fit(fit_rows, known, rounds=rounds, salt=number), range(seeds))
+        return [Member(fitted, weight / seeds, kept * factor) for fitted, kept in fits]
 
 
 def seeds_worth(learner: str, rows: int, positives: int = 0) -> int:
