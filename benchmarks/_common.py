@@ -74,12 +74,16 @@ def turns(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What processes run with: two threads, no telemetry, compiled Python kept."""
+    """What processes run with: two threads, no telemetry, compiled Python kept; how threads wait is left to each.
+
+    rareclass lets waiting threads sleep, which is slow for many small fits: peers keep what their libraries choose.
+    """
     env = {
-        **os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true",
+        **os.environ, "OMP_NUM_THREADS": str(THREADS), "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true", **more,
     }  # fmt: skip
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    for each in ("PYTHONDONTWRITEBYTECODE", "OMP_WAIT_POLICY"):
+        env.pop(each, None)
     return env
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rareclass.adapters import tracking
-from rareclass.adapters.tracking import Tracker
+from rareclass.adapters.tracking import Tracker, reach
 from rareclass.errors import ModelError
 
 
@@ -122,3 +122,24 @@ def test_an_unreachable_server_is_one_line() -> None:
     )
     assert done.stdout.startswith("ModelError MLflow at 'http://127.0.0.1:9' cannot be used. Set tracking.uri")
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "postgresql+psycopg://me:secret@127.0.0.1:9/mlflow"], ids=["server", "database"]
+)
+def test_that_nothing_answers_is_found_without_loading_mlflow_and_told_without_the_password(uri: str) -> None:
+    code = f"import sys\nfrom rareclass.adapters.tracking import reach\ntry: reach({uri!r})\nexcept Exception as e: print(type(e).__name__, str(e), 'mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("ModelError MLflow at '")
+    assert "Set tracking.uri" in done.stdout
+    assert done.stdout.strip().endswith("False")
+    assert len(done.stdout.splitlines()) == 1
+    assert "secret" not in done.stdout
+
+
+def test_a_new_sqlite_store_is_reached_by_making_its_folder(tmp_path: Path) -> None:
+    reach(f"sqlite:///{tmp_path}/new/mlflow.db")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="Set tracking"):
+        reach(f"sqlite:///{tmp_path}/file/mlflow.db")

@@ -35,6 +35,13 @@ def test_the_objective_of_boosting_is_gradient_and_floored_hessian(gamma, alpha)
         np.testing.assert_allclose(found[1], factor * hessian, rtol=2e-4, atol=2e-6)
 
 
+def test_threads_share_the_rows_without_changing_a_number():
+    rng = np.random.default_rng(0)
+    y, z = np.arange(100_000) % 7 == 0, rng.normal(size=100_000)
+    alone, shared = (focal_objective(threads=threads)(z, Matrix(y)) for threads in (1, 3))
+    np.testing.assert_array_equal(alone, shared)
+
+
 logits = st.floats(-12, 12)
 gammas = st.floats(0, 5)
 alphas = st.floats(0.05, 0.95)

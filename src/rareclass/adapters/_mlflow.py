@@ -56,8 +56,16 @@ def client(uri: str) -> MlflowClient:
         Path(full.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     import mlflow
 
-    with told(f"MLflow at '{uri}' cannot be used. Set tracking.uri to a reachable store"):
+    with told(unusable(uri)):
         return mlflow.MlflowClient(tracking_uri=full, registry_uri=full)
+
+
+def unusable(uri: str) -> str:
+    """What is said of a store that does not answer, its password left out."""
+    from urllib.parse import urlsplit
+
+    password = urlsplit(uri).password
+    return f"MLflow at '{uri.replace(password, '***') if password else uri}' cannot be used. Set tracking.uri to a reachable store"
 
 
 def quiet() -> None:

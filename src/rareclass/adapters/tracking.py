@@ -26,6 +26,33 @@ _OWNER = "rareclass.owner"
 SCORES = "evaluation/test_scores.parquet"
 
 
+def reach(uri: str) -> None:
+    """Raise ModelError when nothing answers at ``uri``; without MLflow, which takes seconds and 80 MiB to import."""
+    import requests
+
+    full = _mlflow.absolute(uri)
+    try:
+        if full.startswith("sqlite:///"):
+            Path(full.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        elif full.startswith(("http://", "https://")):
+            requests.get(f"{full.rstrip('/')}/health", timeout=30)  # an answer is an answer, whatever it says
+        elif full.startswith(("postgresql", "mysql", "mssql")):
+            _connect(full)
+    except (OSError, requests.RequestException) as fault:
+        raise ModelError(f"{_mlflow.unusable(uri)}: {_mlflow.first_line(fault)}") from fault
+
+
+def _connect(uri: str) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with create_engine(uri).connect():
+            pass
+    except SQLAlchemyError as fault:
+        raise OSError(_mlflow.first_line(fault)) from fault
+
+
 class Tracker:
     """One experiment of a tracking store.
 
@@ -42,7 +69,7 @@ class Tracker:
     def _experiment_id(self, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        with _mlflow.told(f"MLflow at '{self.uri}' cannot be used. Set tracking.uri to a reachable store"):
+        with _mlflow.told(_mlflow.unusable(self.uri)):
             found = self.client.get_experiment_by_name(self.experiment)
             if found is None:
                 root = _mlflow.artifact_root(self.uri, artifacts)

@@ -176,6 +176,8 @@ def linear(s: Situation) -> Candidate | None:
 
 
 def as_it_comes(s: Situation) -> Candidate | None:
+    if s.found.regime == "few":
+        return None
     return Candidate(
         "xgboost-as-it-comes",
         "xgboost",

@@ -38,7 +38,10 @@ def run(
     config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
 ) -> dict[str, Any]:
     """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
+    from rareclass.adapters.tracking import reach
+
     checks.check(config)
+    reach(config.tracking.uri)
     watch = Stopwatch()
     with watch("ingest"):
         ingested = train.ingest(config, progress)
@@ -54,7 +57,7 @@ def run_rows(
     actor : who the ledger says did it; default: the user of this process
     """
     watch = watch or Stopwatch()
-    made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=champion(config))
+    made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=lambda: champion(config))
     with watch("register"):
         details = publish.register(made, now=now, reason=reason, actor=actor, progress=progress)
     with watch("promote"):
@@ -68,9 +71,13 @@ def run_rows(
 
 
 def fit(
-    config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent, champion: tuple[str, RareModel] | None = None,
+    config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
+    champion: Callable[[], tuple[str, RareModel] | None] = lambda: None,
 ) -> publish.Run:  # fmt: skip
-    """Everything up to the refitted model; writes nothing."""
+    """Everything up to the refitted model; writes nothing.
+
+    champion : asked for when it is compared with: until then MLflow and its model need not be in memory
+    """
     with watch("detect_imbalance"):
         plan = train.detect_imbalance(config, ingested.train, ingested.validation, progress)
         dev, folds = train.development(config, ingested.train, ingested.validation)
@@ -99,7 +106,7 @@ def fit(
         tuning = train.tune_threshold(config, dev, chosen, train.kept(chosen, ingested), progress)
     with watch("evaluate"):
         judged = train.evaluate(
-            config, dev, ingested.test, trained, chosen, tuning, champion=champion, progress=progress
+            config, dev, ingested.test, trained, chosen, tuning, champion=champion(), progress=progress
         )
     with watch("refit"):
         model = train.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
