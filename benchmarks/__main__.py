@@ -20,7 +20,7 @@ SHORT: dict[str, list[str]] = {
     "triage": ["--seeds", "1", "--quiet-streams", "2", "--every", "4"],
 }
 """Sizes of `short` where the default is more than a minute or two"""
-FULL: dict[str, list[str]] = {"store": ["--rows", "2000000", "--rounds", "2"]}
+FULL: dict[str, list[str]] = {"store": ["--rows", "1000000", "--rounds", "2"]}
 ONLY_FULL = {"budget", "prequential"}
 """Benchmarks that train for minutes: `short` leaves them out unless they say SHORT"""
 

@@ -36,7 +36,7 @@ from benchmarks._common import BIN, Claim, announce, claim, environment, table
 
 TESTS = Path(__file__).parents[1] / "tests"
 SHORT = ["--rows", "100000"]
-FULL = ["--rows", "300000"]
+FULL = ["--rows", "200000"]
 PER_REQUEST, CLIENTS = 20, 4
 POISON = 1000.0  # an amount that the poisoned challenger raises at
 SKEW = """

@@ -26,7 +26,7 @@ PARAMS: dict[str, Any] = {
     "base_score": 0.5, "tree_method": "hist", "max_bin": 256,
 }  # fmt: skip
 SHORT = ["--rows", "200000", "--turns", "1"]
-FULL = ["--rows", "1000000", "--turns", "2"]
+FULL = ["--rows", "1000000", "--turns", "1"]
 
 
 def flights(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rareclass.core.rows import FloatArray, Rows
 
 SHORT = ["--cards", "1000", "--folds", "3", "--seconds", "20"]
-FULL = ["--cards", "5000", "--folds", "4", "--seconds", "60"]
+FULL = ["--cards", "5000", "--folds", "4", "--seconds", "30"]
 TOP = 100  # cards that people can check in a day
 FOREST, CLASSIC = "random forest", "XGBoost of the handbook"
 

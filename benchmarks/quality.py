@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 OURS, DEFAULT = "rareclass", "default XGBoost"
 SEARCH = 0.7
 SHORT = ["--seconds", "30", "--splits", "1"]
-FULL = ["--seconds", "60", "--splits", "3"]
+FULL = ["--seconds", "60", "--splits", "2"]
 AUTOML = {"FLAML": "RARECLASS_BENCH_FLAML", "AutoGluon": "RARECLASS_BENCH_AUTOGLUON"}
 PACKAGES = ("flaml", "autogluon.tabular", "catboost", "lightgbm", "xgboost", "xgboost-cpu", "torch")
 

@@ -120,7 +120,7 @@ def measure(url: str, total: int, rounds: int) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Print the table and the claims; the last lines are JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=500_000, help="stored rows; the full benchmark has 2,000,000")
+    parser.add_argument("--rows", type=int, default=500_000, help="stored rows; the full benchmark has 1,000,000")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     found: dict[str, dict[str, float]] = {}

@@ -162,6 +162,16 @@ def test_a_fit_that_has_its_least_rounds_when_time_is_out_is_kept_without_being_
     assert not after(steps=9).complete
 
 
+@pytest.mark.parametrize("learner", ["xgboost", "hist_gradient_boosting"])
+def test_folds_and_seeds_that_go_on_at_once_give_what_they_give_one_after_the_other(learner):
+    candidate = Candidate("c", learner)
+    alone, together = (train_candidate(candidate, ROWS, FOLDS, seed=0, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(alone.oof, together.oof)
+    assert alone.rounds == together.rounds
+    one, three = (refit([alone], {"c": 1.0}, ROWS, seed=0, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.score(ROWS.x), three.score(ROWS.x))
+
+
 def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
     done = train_candidate(
         Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, out_of_time=iter([False, True]).__next__
