@@ -625,12 +625,17 @@ def public(config: Config) -> dict[str, Any]:
     def masked(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: masked(each) for key, each in value.items()}
-        if isinstance(value, str) and "://" in value:
-            return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", value)
+        if isinstance(value, str):
+            return without_password(value)
         return [masked(each) for each in value] if isinstance(value, list) else value
 
     found: dict[str, Any] = masked(dump(config))
     return found
+
+
+def without_password(url: str) -> str:
+    """Return the URL with its password masked; what is no URL, or has none, as it is."""
+    return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", url)
 
 
 def schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.config import without_password
 from rareclass.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ def absolute(uri: str) -> str:
     if "://" not in uri and uri != "databricks":
         return str(Path(uri).expanduser().resolve())
     return uri
+
+
+def with_folder(uri: str) -> str:
+    """Return the absolute URI; of a SQLite file the folder is there then."""
+    full = absolute(uri)
+    if full.startswith(_SQLITE):
+        Path(full.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    return full
 
 
 def artifact_root(uri: str, artifacts: str | None) -> str | None:
@@ -51,9 +60,7 @@ def local_path(uri: str) -> Path | None:
 def client(uri: str) -> MlflowClient:
     """Open tracking and registry at ``uri``. The first use of a SQLite store creates its tables (some seconds)."""
     quiet()
-    full = absolute(uri)
-    if full.startswith(_SQLITE):
-        Path(full.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    full = with_folder(uri)
     import mlflow
 
     with told(unusable(uri)):
@@ -62,10 +69,7 @@ def client(uri: str) -> MlflowClient:
 
 def unusable(uri: str) -> str:
     """What is said of a store that does not answer, its password left out."""
-    from urllib.parse import urlsplit
-
-    password = urlsplit(uri).password
-    return f"MLflow at '{uri.replace(password, '***') if password else uri}' cannot be used. Set tracking.uri to a reachable store"
+    return f"MLflow at '{without_password(uri)}' cannot be used. Set tracking.uri to a reachable store"
 
 
 def quiet() -> None:

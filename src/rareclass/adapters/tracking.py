@@ -29,28 +29,17 @@ SCORES = "evaluation/test_scores.parquet"
 def reach(uri: str) -> None:
     """Raise ModelError when nothing answers at ``uri``; without MLflow, which takes seconds and 80 MiB to import."""
     import requests
-
-    full = _mlflow.absolute(uri)
-    try:
-        if full.startswith("sqlite:///"):
-            Path(full.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        elif full.startswith(("http://", "https://")):
-            requests.get(f"{full.rstrip('/')}/health", timeout=30)  # an answer is an answer, whatever it says
-        elif full.startswith(("postgresql", "mysql", "mssql")):
-            _connect(full)
-    except (OSError, requests.RequestException) as fault:
-        raise ModelError(f"{_mlflow.unusable(uri)}: {_mlflow.first_line(fault)}") from fault
-
-
-def _connect(uri: str) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with create_engine(uri).connect():
-            pass
-    except SQLAlchemyError as fault:
-        raise OSError(_mlflow.first_line(fault)) from fault
+        full = _mlflow.with_folder(uri)
+        if full.startswith(("http://", "https://")):
+            requests.get(f"{full.rstrip('/')}/health", timeout=30)  # an answer is an answer, whatever it says
+        elif full.startswith(("postgresql", "mysql", "mssql")):
+            create_engine(full).connect().close()
+    except (OSError, SQLAlchemyError) as fault:  # what requests raises is an OSError
+        raise ModelError(f"{_mlflow.unusable(uri)}: {_mlflow.first_line(fault)}") from fault
 
 
 class Tracker:

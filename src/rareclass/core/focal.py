@@ -7,7 +7,6 @@ Source: Lin et al., ICCV 2017; the derivatives with respect to the logit z are w
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -111,7 +110,7 @@ class _Steps:
                 self._block(z[part], self._sign[part], self._base[part], gradient[part], hessian[part], scratch)
 
         every = map if self._pool is None else self._pool.map
-        deque(every(fill, self._shares, self._scratch), maxlen=0)
+        list(every(fill, self._shares, self._scratch))
         return gradient, hessian
 
     def _block(

@@ -359,14 +359,10 @@ class GrowingTrees:
             settings |= {"tree_method": "hist", "max_bin": 1024}
         most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
         gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
-        self.objective = (
-            focal_objective(gamma, alpha, threads_of_a_fit(len(task.rows), task.threads))
-            if task.loss == "focal"
-            else None
-        )
+        self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
+        self.objective = focal_objective(gamma, alpha, self.threads) if task.loss == "focal" else None
         eta = float(settings["eta"])
         self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / eta)), max(1, round(4 / eta))
-        self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.types = tuple("c" if each else "q" for each in task.rows.schema.categorical)
         # as many threads as asked for also while the matrices are built: by default every processor would spin
         with xgb.config_context(nthread=self.threads, verbosity=0), warnings.catch_warnings():

@@ -33,7 +33,7 @@ from rareclass.core.learners import (
     logit,
     never,
     threads_of_a_fit,
-)  # fmt: skip
+)
 from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
 from rareclass.core.splitting import Fold
 from rareclass.core.weighting import weigh
@@ -347,10 +347,10 @@ def _together(
     with setting.at_once(len(folds), max(sizes)) as each:
         while grown < first.most:
             if not all(each(step, growing)):
-                short = grown >= (1 if cut else first.least)
-                if short:
-                    break
-                return [], (), None
+                if grown < (1 if cut else first.least):
+                    return [], (), None
+                short = True
+                break
             grown += first.step
             if grown == first.step and not cut and hopeless(min(1.0, first.step / first.least)):
                 return [], (), None
