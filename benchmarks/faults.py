@@ -88,7 +88,11 @@ class Server:
             with contextlib.suppress(OSError):
                 state, parent = stat.read_text().rpartition(")")[2].split()[:2]
                 command = (stat.parent / "cmdline").read_bytes()
-                if state != "Z" and int(parent) == self.process.pid and b"rareclass.services.shipping" in command:
+                if (
+                    state != "Z"
+                    and int(parent) == self.process.pid
+                    and b"rareclass.services.serving.shipping" in command
+                ):
                     return int(stat.parent.name)
         return None
 
@@ -422,7 +426,7 @@ class Course:
     def _labels(self) -> None:
         """Early, late, duplicated and corrected labels, imported as files; the last one observed counts."""
         from rareclass.adapters.store import Store
-        from rareclass.services.labels import import_labels
+        from rareclass.services.live.labels import import_labels
 
         config, now = self.config(), datetime.now(UTC)
         known = self.window.drop_duplicates(["request_id", "row"])
@@ -528,7 +532,7 @@ def registered(folder: Path) -> tuple[Any, dict[str, str]]:
     from rareclass.adapters.tracking import Tracker
     from rareclass.core.calibration import Identity
     from rareclass.core.model import RareModel
-    from rareclass.services import promote
+    from rareclass.services import promotion
 
     config = small_model.config(folder)
     tracker = Tracker(config.tracking.uri, "small")
@@ -536,7 +540,7 @@ def registered(folder: Path) -> tuple[Any, dict[str, str]]:
     raising = raising.with_golden(np.array([[0, 0], [1, 1]], dtype=np.float32))
     found = {}
     for name, model in (("champion", small_model.model(1)), ("poisoned", raising)):
-        found[name] = promote.register(config, model, tracker.start(name).id, now=datetime.now(UTC)).version
+        found[name] = promotion.register(config, model, tracker.start(name).id, now=datetime.now(UTC)).version
     Registry(config.tracking.uri).point(
         config.name, {"champion": found["champion"], "challenger": None, "previous": None}
     )

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args(arguments)
     from rareclass.core import evaluation, learners
-    from rareclass.core.rows import Feature, Rows, Schema
+    from rareclass.core.dataset import Feature, Rows, Schema
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(options.rows, FEATURES)).astype(np.float32)

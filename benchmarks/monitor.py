@@ -21,7 +21,7 @@ import pandas as pd
 
 from rareclass.config import Monitor
 from rareclass.core import drift, liveness
-from rareclass.core.rows import Feature, Rows, Schema
+from rareclass.core.dataset import Feature, Rows, Schema
 
 FEATURES = 30
 GOAL_EVALUATION, GOAL_DRIFT = 1.5, 50.0

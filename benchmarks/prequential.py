@@ -27,7 +27,7 @@ from benchmarks.quality import DEFAULT, OURS, default_xgboost, ours
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
-    from rareclass.core.rows import FloatArray, Rows
+    from rareclass.core.dataset import FloatArray, Rows
 
 SHORT = ["--cards", "1000", "--folds", "3", "--seconds", "20"]
 FULL = ["--cards", "5000", "--folds", "4", "--seconds", "30"]
@@ -64,7 +64,7 @@ def read(path: Path, when: str, card: str, target: str, drop: list[str]) -> Tabl
 
 def of(frame: pd.DataFrame, when: str, card: str, target: str, drop: list[str]) -> Table:
     """Return a frame as rows; every numeric column that has no role is a feature."""
-    from rareclass.core.rows import Rows, encode, infer_schema
+    from rareclass.core.dataset import Rows, encode, infer_schema
 
     frame = frame.sort_values(when, kind="stable", ignore_index=True)
     frame[when] = pd.to_datetime(frame[when])
@@ -172,7 +172,7 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     """Fit every method on every fold, print, and return the claims."""
     from rareclass import config as settings
     from rareclass.core import evaluation
-    from rareclass.services import train
+    from rareclass.services.training import steps
 
     raw = {
         "name": "prequential", "data": {"path": "none.parquet", "target": "y", "entity": "card"}, "split": {"kind": "grouped"},
@@ -188,7 +188,7 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     lines, values, draws = [], {name: [] for name in methods}, []
     for at, fold in enumerate(parts):
         known = ingested(data, fold)
-        dev, _ = train.development(config, known.train, known.validation)
+        dev, _ = steps.development(config, known.train, known.validation)
         y, scores = known.test.y, {}
         for name, fit in methods.items():
             began = time.perf_counter()

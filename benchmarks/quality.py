@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks._common import THREADS, Claim, announce, claim, environment, table
 
 if TYPE_CHECKING:
-    from rareclass.core.rows import FloatArray, Rows
+    from rareclass.core.dataset import FloatArray, Rows
 
 OURS, DEFAULT = "rareclass", "default XGBoost"
 SEARCH = 0.7
@@ -126,21 +126,21 @@ def splits(source: Source, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def ours(config: Any, ingested: Any, dev: Rows, seconds: float, seed: int) -> FloatArray:
     """The steps of ``rareclass run`` up to the calibrated scores of the test rows."""
-    from rareclass.services import train
+    from rareclass.services.training import steps
 
-    plan = train.detect_imbalance(config, ingested.train, ingested.validation)
-    _, folds = train.development(config, ingested.train, ingested.validation)
+    plan = steps.detect_imbalance(config, ingested.train, ingested.validation)
+    _, folds = steps.development(config, ingested.train, ingested.validation)
     trained, saved = [], 0.0
     for name, members in plan.groups.items():
         start = time.monotonic()
-        resampled = train.resample(config, dev, folds, members)
-        trained += train.train(
+        resampled = steps.resample(config, dev, folds, members)
+        trained += steps.train(
             config, dev, folds, members, resampled, plan.seconds[name] + saved, planned=plan.candidates
         )
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
-    chosen = train.select(config, dev, trained)
-    tuned = train.tune_threshold(config, dev, chosen, train.kept(chosen, ingested))
-    score = train.fit_recipe(config, trained, chosen, dev).score(ingested.test.x)
+    chosen = steps.select(config, dev, trained)
+    tuned = steps.tune_threshold(config, dev, chosen, steps.kept(chosen, ingested))
+    score = steps.fit_recipe(config, trained, chosen, dev).score(ingested.test.x)
     return np.asarray(tuned.calibration.calibrator(score))
 
 
@@ -177,7 +177,7 @@ def smote_xgboost(config: Any, ingested: Any, dev: Rows, seconds: float, seed: i
 
 def _numbers(dev: Rows, test: Rows) -> tuple[Any, Any]:
     """Complete numeric matrices: categories one column each, missing values at the median."""
-    from rareclass.core.preparing import Preparation
+    from rareclass.core.preprocessing import Preparation
 
     prepare = Preparation.learn(dev)
     return prepare(dev.x), prepare(test.x)
@@ -207,7 +207,7 @@ def automl(python: str, script: str) -> Callable[..., FloatArray]:
     """Return a method that runs in the virtual environment of ``python``, on the columns as they were."""
 
     def fit(config: Any, ingested: Any, dev: Rows, seconds: float, seed: int) -> FloatArray:
-        from rareclass.core.rows import decode
+        from rareclass.core.dataset import decode
 
         with tempfile.TemporaryDirectory() as folder:
             decode(dev.x, dev.schema).assign(__y=dev.y).to_parquet(f"{folder}/train.parquet", index=False)
@@ -259,14 +259,14 @@ def measure(
     """Fit every method on one split of one set, or take its scores from ``keep``."""
     from rareclass import config as settings
     from rareclass.core import evaluation
-    from rareclass.services import train
+    from rareclass.services.training import steps
 
     name = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-")[:40]
     data = {**source.data, **({"time": source.time} if source.time else {})}
     raw = {"name": name, "data": data, "search": {"seconds": SEARCH * seconds}, "compute": {"threads": THREADS}, **more}
     config = settings.parse(raw)
-    ingested = train.ingest(config)
-    dev, _ = train.development(config, ingested.train, ingested.validation)
+    ingested = steps.ingest(config)
+    dev, _ = steps.development(config, ingested.train, ingested.validation)
     test, scores, results = ingested.test, {}, []
     for method, fit in using.items():
         kept = None if keep is None else keep / f"{name}--{split}--{method}--{seconds:g}s.npz".replace(" ", "-")

@@ -22,7 +22,7 @@ FULL = ["--rows", "200000", "--combined-rows", "60000"]
 
 def data(rows: int) -> Any:
     """Correlated features (ten latent ones and noise); positives lie in two groups, a part of them among the others."""
-    from rareclass.core.rows import Feature, Rows, Schema
+    from rareclass.core.dataset import Feature, Rows, Schema
 
     rng = np.random.default_rng(0)
     y = np.zeros(rows, dtype=np.int64)

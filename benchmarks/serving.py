@@ -80,9 +80,9 @@ def fitted() -> Any:
     import xgboost as xgb
 
     from rareclass.core.calibration import Identity
+    from rareclass.core.dataset import Feature, Schema
     from rareclass.core.learners import Boosted
     from rareclass.core.model import RareModel
-    from rareclass.core.rows import Feature, Schema
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20_000, FEATURES)).astype(np.float32)
@@ -203,7 +203,7 @@ def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
 
     from rareclass.adapters.tracking import Tracker
     from rareclass.config import dump, parse
-    from rareclass.services import promote
+    from rareclass.services import promotion
 
     folder.mkdir()
     http_port, grpc_port, metrics_port = _free()
@@ -218,8 +218,8 @@ def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
     now = datetime.now(UTC)
     tracker = Tracker(config.tracking.uri, "bench")
     for version in (1, 2):
-        promote.register(config, model, tracker.start(f"run {version}").id, now=now)
-        promote.promote(config, version, now=now, mode="immediate")
+        promotion.register(config, model, tracker.start(f"run {version}").id, now=now)
+        promotion.promote(config, version, now=now, mode="immediate")
     (folder / "config.json").write_text(json.dumps(dump(config)))
     command = [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(folder / "config.json")]
     with _process(name, command, folder, http_port, "/v2/health/ready") as port:

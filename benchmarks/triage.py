@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rareclass.config import Monitor, parse
-from rareclass.core import drift, learners, liveness, rows, triage
+from rareclass.core import dataset, drift, learners, liveness, triage
 
 START = datetime(2024, 1, 1)
 DELAY = timedelta(days=7)
@@ -47,7 +47,7 @@ class World:
 
     model: Any
     profile: drift.Profile
-    pool: rows.Rows
+    pool: dataset.Rows
     score: np.ndarray
     fresh: np.ndarray
     """(n,) True where a positive of the pool belongs to the pattern that training has not seen"""
@@ -65,7 +65,7 @@ def world(seed: int) -> World:
         }
     )
     found = tables.ingest(config)
-    whole = rows.concatenate([found.train, found.validation, found.test])
+    whole = dataset.concatenate([found.train, found.validation, found.test])
     rng = np.random.default_rng(seed)
     whole = whole.take(rng.permutation(len(whole)))
     fresh = _second_pattern(whole)
@@ -76,7 +76,7 @@ def world(seed: int) -> World:
     score = model.score(reference.x)
     threshold = float(np.quantile(score, 0.97))
     step = 70 * 86_400_000_000 // len(reference)
-    stamped = rows.Rows(
+    stamped = dataset.Rows(
         reference.schema,
         reference.x,
         reference.y,
@@ -88,7 +88,7 @@ def world(seed: int) -> World:
     return World(model, profile, pool, model.score(pool.x), fresh[third + sixth :], threshold)
 
 
-def _second_pattern(whole: rows.Rows) -> np.ndarray:
+def _second_pattern(whole: dataset.Rows) -> np.ndarray:
     """Positives of calm weather: cancelled for another reason than the wind and rain the others were cancelled in."""
     names = whole.schema.names
     calm = np.ones(len(whole), bool)

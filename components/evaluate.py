@@ -15,8 +15,10 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Touch the test rows once, compare with the champion and judge the recipe."""
-    from rareclass.services import steps
+    from rareclass.services.training import kfp_steps
 
-    found = steps.evaluate(config, train.path, validation.path, test.path, selection.path, tuning.path, judgement.path)
+    found = kfp_steps.evaluate(
+        config, train.path, validation.path, test.path, selection.path, tuning.path, judgement.path
+    )
     for name, value in found.items():
         metrics.log_metric(name, value)

@@ -16,9 +16,9 @@ def register(
     details: dsl.Output[dsl.Artifact],
 ) -> str:
     """Refit on every labelled row, log the run, register what the gate admits; returns the version or ''."""
-    from rareclass.services import steps
+    from rareclass.services.training import kfp_steps
 
-    return steps.register(
+    return kfp_steps.register(
         config,
         ingested.path,
         plan.path,

@@ -13,6 +13,6 @@ def tune_threshold(
     tuning: dsl.Output[dsl.Artifact],
 ) -> float:
     """Calibrate and tune the operating points on out-of-fold scores; returns the threshold that decides."""
-    from rareclass.services import steps
+    from rareclass.services.training import kfp_steps
 
-    return steps.tune_threshold(config, ingested.path, train.path, validation.path, selection.path, tuning.path)
+    return kfp_steps.tune_threshold(config, ingested.path, train.path, validation.path, selection.path, tuning.path)

@@ -12,8 +12,8 @@ import pandas as pd
 from rareclass.config import Monitor
 from rareclass.core import drift, liveness, triage
 from rareclass.core.calibration import Identity
+from rareclass.core.dataset import Feature, Rows, Schema, decode
 from rareclass.core.model import RareModel
-from rareclass.core.rows import Feature, Rows, Schema, decode
 
 SCHEMA = Schema(
     (

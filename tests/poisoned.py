@@ -47,7 +47,7 @@ LEARNERS = {"raises": Raising, "hangs": Hanging, "eats memory": Hungry, "dies": 
 def shadow_process(connection: Any, busy: Any, out: str) -> None:
     """A shadow process whose versions are the learners above, and whose records go to a file."""
     import small_model
-    from rareclass.adapters.serving.ports import Version
+    from rareclass.adapters.serving.interfaces import Version
     from rareclass.adapters.serving.shadow import limit_memory, work
     from rareclass.core.calibration import Identity
     from rareclass.core.model import RareModel

@@ -10,8 +10,8 @@ import pandas as pd
 
 from rareclass.config import Config, parse
 from rareclass.core.calibration import Identity
+from rareclass.core.dataset import Feature, Schema
 from rareclass.core.model import RareModel
-from rareclass.core.rows import Feature, Schema
 
 SCHEMA = Schema((Feature("amount"), Feature("channel", "categorical", ("web", "shop"))))
 

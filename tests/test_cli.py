@@ -18,7 +18,7 @@ import small_model
 from rareclass import cli
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
-from rareclass.services import promote
+from rareclass.services import promotion
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 COMMANDS = (
@@ -57,8 +57,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_model.config(folder)
     for slope in (1.0, 2.0):
         run = Tracker(config.tracking.uri, "small").start("run")
-        promote.register(config, small_model.model(slope), run.id, now=NOW)
-    promote.promote(config, 1, now=NOW, actor="tester", reason="first")
+        promotion.register(config, small_model.model(slope), run.id, now=NOW)
+    promotion.promote(config, 1, now=NOW, actor="tester", reason="first")
     (folder / "c.json").write_text(config.model_dump_json())
     small_model.frame(50).drop(columns="label").to_parquet(folder / "rows.parquet")
     return folder
@@ -203,7 +203,7 @@ def test_promote_rollback_and_history_tell_what_happened(
     config = small_model.config(tmp_path, tracking={"uri": f"sqlite:///{home}/mlflow.db"}, name="told")
     for slope in (1.0, 2.0):
         run = Tracker(config.tracking.uri, "small").start("run")
-        promote.register(config, small_model.model(slope), run.id, now=NOW)
+        promotion.register(config, small_model.model(slope), run.id, now=NOW)
     file = tmp_path / "c.json"
     file.write_text(config.model_dump_json())
     assert call("promote", "-c", str(file), "1", "--reason", "first", "--actor", "alice") == 0

@@ -84,16 +84,16 @@ def _config(path: str, overrides: Sequence[str] | None = None) -> Config:
 
 def _stored(path: str, overrides: Sequence[str] | None = None) -> Config:
     """A configuration whose store answers, waited for as long as `store.wait` says."""
-    from rareclass.services import storage
+    from rareclass.services.admin import backup
 
-    return storage.ready(_config(path, overrides))
+    return backup.ready(_config(path, overrides))
 
 
 def _trainable(path: str, overrides: Sequence[str] | None = None) -> Config:
     """A configuration whose candidates and objectives exist: said before the first row is read."""
-    from rareclass.services import checks
+    from rareclass.services.training import validate
 
-    return checks.check(_config(path, overrides))
+    return validate.check(_config(path, overrides))
 
 
 def _json(path: Path) -> Any:
@@ -133,7 +133,7 @@ def diagnose(
 
     Example: `rareclass diagnose history.parquet --target fraud --time ts`
     """
-    from rareclass.services import diagnose as service
+    from rareclass.services.training import diagnose as service
 
     if config is not None:
         settings = _trainable(config, overrides)
@@ -178,12 +178,12 @@ def run(
         raise unknown("runner", runner, ("local", "kfp"), "--runner")
     with terminal.steps(quiet=quiet) as progress:
         if runner == "kfp":
-            from rareclass.services import pipeline
+            from rareclass.services.training import kfp_local
 
-            summary = pipeline.run(settings, out, progress=progress)
+            summary = kfp_local.run(settings, out, progress=progress)
         else:
             from rareclass._memory import give_back_arrays
-            from rareclass.services import run as service
+            from rareclass.services.training import run as service
 
             give_back_arrays()
             summary = service.run(settings, out, progress=progress)
@@ -244,7 +244,7 @@ def score(
 
     Example: `rareclass score --model models:/flights@champion -c my.yaml new.parquet scored.parquet`
     """
-    from rareclass.services import score as service
+    from rareclass.services.serving import score as service
 
     settings = _config(config, overrides) if config is not None else None
     service.check_paths(source, output)
@@ -284,7 +284,7 @@ def serve(
     overrides: SetOption = None,
 ) -> None:
     """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
-    from rareclass.services import serve as service
+    from rareclass.services.serving import serve as service
 
     if await_champion is not None:
         terminal.lines([f"version {service.wait_for_champion(_config(config, overrides), await_champion)} is there"])
@@ -295,7 +295,7 @@ def serve(
 @app.command()
 def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
     """Watch live quality and drift; `/metrics`, `/healthz`, `/labels` and a status page."""
-    from rareclass.services import monitor as service
+    from rareclass.services.live import monitor as service
 
     service.monitor(_config(config, overrides))
 
@@ -309,7 +309,7 @@ def migrate(
     overrides: SetOption = None,
 ) -> None:
     """Bring the store's tables to this version; doing it again changes nothing. Servers also do it when they start."""
-    from rareclass.services import storage as service
+    from rareclass.services.admin import backup as service
 
     terminal.lines([f"store at revision {service.migrate(_config(config, overrides), wait)}"])
 
@@ -324,7 +324,7 @@ def backup(
     overrides: SetOption = None,
 ) -> None:
     """Write predictions, labels and the ledger of this model, as of one moment, to a new folder under DEST."""
-    from rareclass.services import storage as service
+    from rareclass.services.admin import backup as service
 
     folder, counts = service.backup(_stored(config, overrides), destination, _now(), keep=keep)
     terminal.lines([f"{folder}: " + ", ".join(f"{rows:,} {table}" for table, rows in counts.items())])
@@ -338,7 +338,7 @@ def restore(
     quiet: QuietOption = False,
 ) -> None:
     """Put a backup's rows into the store where they are missing; doing it again changes nothing."""
-    from rareclass.services import storage as service
+    from rareclass.services.admin import backup as service
 
     with terminal.steps(quiet=quiet) as progress:
         done = service.restore(_stored(config, overrides), source, progress=progress)
@@ -357,7 +357,7 @@ def labels_import(
     overrides: SetOption = None,
 ) -> None:
     """Import late ground truth; importing the same file again changes nothing."""
-    from rareclass.services import labels as service
+    from rareclass.services.live import labels as service
 
     report = service.import_labels(_stored(config, overrides), file, _now())
     terminal.lines(
@@ -370,7 +370,7 @@ def labels_import(
 @app.command()
 def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
     """Play months of history through the whole loop on a virtual clock and print the money saved."""
-    from rareclass.services import replay as service
+    from rareclass.services.live import replay as service
 
     with terminal.steps(quiet=quiet) as progress:
         service.replay(_trainable(config, overrides), out, progress=progress)
@@ -388,7 +388,7 @@ def evidently(
 
     Writes `DIR/drift.html` and, with enough labelled positives, `DIR/quality.html`. Meant for a schedule.
     """
-    from rareclass.services import evidence as service
+    from rareclass.services.live import evidently_report as service
 
     with terminal.steps(quiet=quiet) as progress:
         found = service.report(_stored(config, overrides), _now(), out, progress=progress)
@@ -433,7 +433,7 @@ def triage(
 
     Exit code: 0 nothing, 10 rethreshold, 11 recalibrate, 12 retrain, 13 page.
     """
-    from rareclass.services import govern as service
+    from rareclass.services.live import governor as service
 
     settings = _stored(config, overrides)
     if output is not None:
@@ -468,7 +468,7 @@ def promote(
     overrides: SetOption = None,
 ) -> None:
     """Make a registered version champion or challenger. Doing it twice is refused."""
-    from rareclass.services import promote as service
+    from rareclass.services import promotion as service
 
     move = service.promote(
         _stored(config, overrides), version, now=_now(), mode=service.checked_mode(mode), actor=actor, reason=reason
@@ -481,7 +481,7 @@ def rollback(
     config: ConfigOption, reason: ReasonOption = "by hand", actor: ActorOption = None, overrides: SetOption = None
 ) -> None:
     """Make the previous version champion again: model, threshold and calibrator together."""
-    from rareclass.services import promote as service
+    from rareclass.services import promotion as service
 
     terminal.lines([str(service.rollback(_stored(config, overrides), now=_now(), actor=actor, reason=reason))])
 
@@ -496,7 +496,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Print the ledger: who did what, when and why."""
-    from rareclass.services import promote as service
+    from rareclass.services import promotion as service
 
     entries = service.history(_stored(config, overrides), kind=kind)
     if as_json:
@@ -570,7 +570,7 @@ def compare(
 
     Example: `rareclass compare models:/flights/1 models:/flights/2 -c my.yaml --out compare.html`
     """
-    from rareclass.services import compare as service
+    from rareclass.services.training import compare as service
 
     settings = _config(config) if config is not None else None
     uri = tracking_uri or (settings.tracking.uri if settings is not None else None)
@@ -601,7 +601,7 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write the prepared splits (train, validation, test) as files that anybody can read."""
-    from rareclass.services import export as service
+    from rareclass.services.training import export as service
 
     settings = _config(config, overrides)
     with terminal.steps(quiet=quiet) as progress:
@@ -637,7 +637,7 @@ def submit(
 
     Example: `rareclass submit -c my.yaml --host http://localhost:8888`
     """
-    from rareclass.services import submit as service
+    from rareclass.services.training import submit as service
 
     settings = _trainable(config, overrides)
     if host is not None:
@@ -668,7 +668,7 @@ def repair(
     quiet: QuietOption = False,
 ) -> None:
     """Carry out one reserved repair in this process: re-threshold, recalibrate, retrain. Done already, it says how it ended."""
-    from rareclass.services import govern as service
+    from rareclass.services.live import governor as service
 
     settings = _stored(config, overrides)
     if (number is None) == (close is None):
@@ -710,7 +710,7 @@ def deploy(
     Example: `rareclass deploy -c my.yaml --kind seldon --name flights --namespace models`
     """
     from rareclass.adapters import cluster
-    from rareclass.services import deploy as work
+    from rareclass.services.serving import deploy as work
 
     settings = _stored(config, overrides)
     if optional and not work.champion(settings):
@@ -733,7 +733,7 @@ def forget(
     overrides: SetOption = None,
 ) -> None:
     """Erase what is stored about one request or one entity."""
-    from rareclass.services import retention as service
+    from rareclass.services.admin import retention as service
 
     if (request_id is None) == (entity is None):
         raise ConfigError("forget needs to know what. Pass either --request-id ID or --entity ID")

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rareclass import config as settings
 from rareclass.core.candidates import Candidate
-from rareclass.core.rows import FloatMatrix, Rows, Schema, encode, infer_schema
+from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
 
 _SMALL, _LARGE = 1_000, 200_000
 _TIE = 0.05  # rows decided otherwise, per positive, up to which two thresholds are taken as equally good

@@ -17,7 +17,7 @@ import pytest
 from conftest import missing
 from rareclass.adapters import reports
 from rareclass.config import parse
-from rareclass.services import run
+from rareclass.services.training import run
 
 WIDTHS = (390, 1280)
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 19)"}

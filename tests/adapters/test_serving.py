@@ -21,18 +21,18 @@ import poisoned
 import small_model
 from poisoned import Raising
 from rareclass.adapters.serving.engine import Active, Answer, Engine
+from rareclass.adapters.serving.interfaces import Ports, Release, Version
 from rareclass.adapters.serving.metrics import Metrics
-from rareclass.adapters.serving.ports import Ports, Release, Version
 from rareclass.adapters.serving.refresh import Refresher, parse_point
 from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, Shadows, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
-from rareclass.adapters.serving.wire import Wanted, encode, inflate, parse
+from rareclass.adapters.serving.v2_codec import Wanted, encode, inflate, parse
 from rareclass.core.calibration import Identity
+from rareclass.core.dataset import OTHER, Feature, Schema
+from rareclass.core.dataset import encode as encode_frame
 from rareclass.core.model import RareModel
-from rareclass.core.rows import OTHER, Feature, Schema
-from rareclass.core.rows import encode as encode_frame
 from rareclass.errors import ConfigError, InputError, ModelError, SpoolError, SpoolFull
-from rareclass.services.shipping import decode
+from rareclass.services.serving.shipping import decode
 
 NOW = 1_800_000_000.0
 ROWS = {"name": "rows", "shape": [2, 2], "datatype": "FP32", "data": [1, 0, 3, 1]}

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from rareclass.adapters import tables
 from rareclass.config import parse
-from rareclass.core.rows import OTHER, Feature, Rows, Schema, decode, encode, infer_schema
+from rareclass.core.dataset import OTHER, Feature, Rows, Schema, decode, encode, infer_schema
 from rareclass.errors import DataError, NoPositives, RareclassError
 
 

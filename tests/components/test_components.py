@@ -16,7 +16,7 @@ from kfp import dsl
 import components
 from rareclass.adapters import cluster
 from rareclass.config import Config, dump, parse
-from rareclass.services import run
+from rareclass.services.training import run
 
 NAMES = sorted(each.name for each in pkgutil.iter_modules(components.__path__))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rareclass.core.rows import Feature, Rows, Schema
+from rareclass.core.dataset import Feature, Rows, Schema
 
 
 def make_rows(n: int = 600, *, seed: int = 0, shift: float = -3.0, category: bool = False, hours: bool = False) -> Rows:

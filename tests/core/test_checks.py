@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 
 from rareclass.config import Checks, Data
 from rareclass.core import checks
-from rareclass.core.rows import Feature, Rows, Schema
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.errors import DataError
 
 DATA = Data(path="rows.csv", target="y", id="key", time="when")

@@ -11,8 +11,8 @@ from scipy.stats import binomtest
 from rareclass.config import Regime, parse
 from rareclass.core import diagnosis, planning
 from rareclass.core.candidates import group_by_resampler
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.estimate import share_of
-from rareclass.core.rows import Feature, Rows, Schema
 from rareclass.errors import ConfigError, NoPositives
 
 

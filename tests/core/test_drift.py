@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rareclass.config import Monitor
 from rareclass.core import drift
-from rareclass.core.rows import OTHER, Feature, Rows, Schema
+from rareclass.core.dataset import OTHER, Feature, Rows, Schema
 
 SCHEMA = Schema(
     (

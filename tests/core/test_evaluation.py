@@ -12,7 +12,7 @@ from rareclass.config import Evaluate
 from rareclass.core import evaluation as ev
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
-from rareclass.core.rows import Feature, Rows, Schema
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.errors import ConfigError, DataError
 
 

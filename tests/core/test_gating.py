@@ -7,9 +7,9 @@ import pytest
 
 from rareclass.config import Evaluate, Gate
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.evaluation import evaluate
 from rareclass.core.gating import Champion, judge
-from rareclass.core.rows import Feature, Rows, Schema
 
 COSTS = CostArrays(19.0, 1.0, "EUR")
 

@@ -20,7 +20,7 @@ from rareclass.core.learners import (
     settle,
     thin,
 )
-from rareclass.core.preparing import Preparation
+from rareclass.core.preprocessing import Preparation
 from rareclass.errors import ConfigError
 
 TRAIN, TEST = make_rows(700, category=True), make_rows(800, seed=2, category=True)

@@ -10,9 +10,9 @@ from imblearn.under_sampling import EditedNearestNeighbours, NearMiss, TomekLink
 
 from rareclass.config import ResampleStep
 from rareclass.core import neighbours
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.neighbours import distance_space, others_nearest, surrounded, tomek_links
 from rareclass.core.resampling import RANDOM, RESAMPLERS, check_chain, resample
-from rareclass.core.rows import Feature, Rows, Schema
 from rareclass.errors import ConfigError, DataError, NoPositives, TooLarge
 
 OVER = ["random_over", "smote", "smotenc", "borderline_smote", "svm_smote", "kmeans_smote", "adasyn"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rareclass import config
 from rareclass.core import splitting
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.hashing import SetHash, content_groups, mix, number_hash, text_hash, unit
-from rareclass.core.rows import Feature, Rows, Schema
 from rareclass.errors import DataError, NoPositives
 
 DAY = np.timedelta64(1, "D").astype("timedelta64[us]")

@@ -19,7 +19,7 @@ from rareclass.core.resampling import RESAMPLERS
 from rareclass.core.thresholds import OBJECTIVES
 from rareclass.core.triage import EXIT_CODES
 from rareclass.core.weighting import WEIGHTINGS
-from rareclass.services.serve import PIN
+from rareclass.services.serving.serve import PIN
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ from rareclass.config import Config, dump, parse
 from rareclass.core.calibration import Identity
 from rareclass.core.model import RareModel
 from rareclass.errors import StoreError
-from rareclass.services import promote
+from rareclass.services import promotion
 
 TESTS = Path(__file__).parents[1]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -100,7 +100,9 @@ class Running:
         listing = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
         )
-        [pid] = [line.split()[0] for line in listing.stdout.splitlines() if "rareclass.services.shipping" in line]
+        [pid] = [
+            line.split()[0] for line in listing.stdout.splitlines() if "rareclass.services.serving.shipping" in line
+        ]
         os.kill(int(pid), signal.SIGKILL)
 
     def stop(self) -> int:
@@ -131,7 +133,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Config:
     tracker = Tracker(config.tracking.uri, "small")
     hanging = RareModel(small_model.SCHEMA, poisoned.Hanging(), Identity(), {"default": 0.6})
     for model in [small_model.model(1), small_model.model(2), hanging]:
-        promote.register(config, model, tracker.start("run").id, now=NOW)
+        promotion.register(config, model, tracker.start("run").id, now=NOW)
     return config
 
 
@@ -455,7 +457,7 @@ def test_a_promotion_under_load_drops_no_request_and_sigterm_loses_none(
     running = start()
     load = Load(running, clients=2)
     until(lambda: len(load.answered) > 50)
-    promote.promote(running.config, 2, now=NOW, mode="immediate")
+    promotion.promote(running.config, 2, now=NOW, mode="immediate")
     until(lambda: "2" in load.versions)
     assert not load.bad
     assert load.versions == {"1", "2"}

@@ -14,11 +14,12 @@ from rareclass.adapters import evidently, exporter
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
+from rareclass.core.dataset import decode
 from rareclass.core.evaluation import average_precision
-from rareclass.core.rows import decode
 from rareclass.errors import DataError, ModelError
-from rareclass.services import evidence, promote
-from rareclass.services.monitor import Monitor
+from rareclass.services import promotion
+from rareclass.services.live import evidently_report
+from rareclass.services.live.monitor import Monitor
 
 NOW = (live_rows.START + timedelta(days=50)).replace(tzinfo=UTC)
 
@@ -47,13 +48,13 @@ def config(tmp_path_factory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def found(config: Config, tmp_path_factory) -> evidence.Evidence:
+def found(config: Config, tmp_path_factory) -> evidently_report.Evidence:
     with pytest.raises(ModelError, match="no champion"):
-        evidence.report(config, NOW, tmp_path_factory.mktemp("none"))
+        evidently_report.report(config, NOW, tmp_path_factory.mktemp("none"))
     run = Tracker(config.tracking.uri, config.name).start("run")
-    version = promote.register(config, live_rows.model(), run.id, now=NOW).version
-    promote.promote(config, version, now=NOW, mode="immediate")
-    return evidence.report(config, NOW, tmp_path_factory.mktemp("pages"))
+    version = promotion.register(config, live_rows.model(), run.id, now=NOW).version
+    promotion.promote(config, version, now=NOW, mode="immediate")
+    return evidently_report.report(config, NOW, tmp_path_factory.mktemp("pages"))
 
 
 def test_the_drifted_columns_are_those_that_were_moved(found):
@@ -96,7 +97,7 @@ def test_the_monitor_exports_the_verdict_of_the_champions_latest_report_and_no_e
 
 def test_too_few_rows_are_said_in_one_line(config, found, tmp_path):
     with pytest.raises(DataError, match=r"only 0 rows .*monitor\.min_rows"):
-        evidence.report(config, NOW + timedelta(days=60), tmp_path)
+        evidently_report.report(config, NOW + timedelta(days=60), tmp_path)
 
 
 def test_telemetry_is_off_and_columns_without_values_are_left_out(tmp_path):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate
-from rareclass.core.rows import FloatArray, IntArray
 from rareclass.errors import DataError
 
 MIN_BLOCKS = 5

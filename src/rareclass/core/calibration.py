@@ -17,8 +17,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from rareclass.core.bootstrap import as_scores
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
-from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.errors import DataError, ModelError, NoPositives, unknown
 
 MIN_SLOPE = 1e-3

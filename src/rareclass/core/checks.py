@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from rareclass.config import Checks, Data
+from rareclass.core.dataset import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.hashing import content_groups
-from rareclass.core.rows import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.errors import DataError
 
 _CHUNK = 1 << 16

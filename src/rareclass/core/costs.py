@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rareclass.config import Costs
-from rareclass.core.rows import AnyArray, FloatArray
+from rareclass.core.dataset import AnyArray, FloatArray
 from rareclass.errors import ConfigError, DataError
 
 

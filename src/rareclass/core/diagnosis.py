@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rareclass.config import Config
 from rareclass.config import Regime as RegimeBounds
+from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.estimate import Estimate, share_of
 from rareclass.core.planning import NO_POSITIVES, plan
-from rareclass.core.rows import IntArray, Rows
 
 __all__ = [
     "Diagnosis",

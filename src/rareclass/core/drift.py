@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.config import Monitor
-from rareclass.core.rows import OTHER, FloatArray, FloatMatrix, Rows, Schema, text_of
+from rareclass.core.dataset import OTHER, FloatArray, FloatMatrix, Rows, Schema, text_of
 
 Float32 = NDArray[np.float32]
 

@@ -15,8 +15,8 @@ from scipy.special import xlogy
 from rareclass import config
 from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate, wilson
-from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.thresholds import sweep
 from rareclass.errors import ConfigError, DataError, nearest
 

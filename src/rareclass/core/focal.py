@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.core.rows import AnyArray, FloatArray, IntArray
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray
 from rareclass.errors import ConfigError
 
 HESSIAN_FLOOR = 0.1  # share of the log loss's own curvature, which is always positive

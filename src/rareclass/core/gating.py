@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from rareclass import config
 from rareclass.core.bootstrap import Resamples, as_scores, estimate
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 from rareclass.core.evaluation import Evaluation, average_precision, bootstrap_average_precision
-from rareclass.core.rows import AnyArray, BoolArray, FloatArray, IntArray
 
 Verdict = Literal["approve", "reject", "not enough evidence"]
 Outcome = Literal["pass", "fail", "undecided"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.core.rows import AnyArray, FloatMatrix, text_of
+from rareclass.core.dataset import AnyArray, FloatMatrix, text_of
 
 HashArray = NDArray[np.uint64]
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.focal import focal_objective
-from rareclass.core.preparing import Preparation
-from rareclass.core.rows import AnyArray, FloatArray, FloatMatrix, IntArray, Rows
+from rareclass.core.preprocessing import Preparation
 from rareclass.errors import ConfigError, unknown
 
 Trace = tuple[dict[str, float], ...]

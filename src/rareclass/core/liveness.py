@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from rareclass.config import Monitor
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
+from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.drift import Profile, weighted_ap
 from rareclass.core.estimate import Estimate, normal_quantile
-from rareclass.core.rows import FloatArray, IntArray
 
 CHUNKS = 12
 """Where a window spans too few days for a bootstrap over them, it is cut into this many stretches of time instead."""

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
+from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
 from rareclass.errors import ModelError, unknown
 
 FORMAT = 1

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Schema
+from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Schema
 from rareclass.errors import TooLarge
 
 MAX_PAIRS = 3e11

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from rareclass.config import Config, ResampleStep, Search
 from rareclass.core.candidates import Candidate, with_unique_names
+from rareclass.core.dataset import Schema
 from rareclass.core.resampling import check_chain
-from rareclass.core.rows import Schema
 from rareclass.errors import NoPositives
 
 if TYPE_CHECKING:

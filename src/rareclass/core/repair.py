@@ -15,9 +15,9 @@ from rareclass.config import Config, Threshold
 from rareclass.core import calibration, drift, thresholds
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
-from rareclass.core.rows import AnyArray, FloatArray, IntArray, Rows
 
 MIN_JUDGES = 10
 """Positives without which a repair is not judged."""

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import ResampleStep
+from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows, concatenate
 from rareclass.core.neighbours import distance_space, nearest, others_nearest, surrounded, tomek_links
-from rareclass.core.rows import FloatArray, FloatMatrix, IntArray, Rows, concatenate
 from rareclass.errors import ConfigError, DataError, NoPositives, unknown
 from rareclass.errors import nearest as nearest_name
 

@@ -11,8 +11,8 @@ import numpy as np
 from rareclass.config import Config
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import Rows
 from rareclass.core.learners import StopPrecision, never
-from rareclass.core.rows import Rows
 from rareclass.core.splitting import Fold
 from rareclass.core.training import Trained, train_candidate
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import Config
+from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate
 from rareclass.core.evaluation import average_precision, bootstrap_average_precision
 from rareclass.core.learners import StopPrecision, logit
-from rareclass.core.rows import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.search import leaders
 from rareclass.core.training import Trained, combine
 from rareclass.errors import DataError

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass import config as settings
+from rareclass.core.dataset import BoolArray, IntArray, Rows, concatenate
 from rareclass.core.hashing import HashArray, content_groups, mix, unit
-from rareclass.core.rows import BoolArray, IntArray, Rows, concatenate
 from rareclass.errors import DataError, NoPositives
 
 TimeArray = NDArray[np.datetime64]

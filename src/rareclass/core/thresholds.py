@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from rareclass import config
 from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, interval
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import BoolArray, FloatArray
 from rareclass.core.estimate import Estimate
-from rareclass.core.rows import BoolArray, FloatArray
 from rareclass.errors import ConfigError, NoPositives, unknown
 
 

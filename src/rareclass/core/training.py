@@ -21,6 +21,7 @@ from rareclass.core import learners
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
 from rareclass.core.learners import (
     BestRound,
     Fitted,
@@ -34,7 +35,6 @@ from rareclass.core.learners import (
     never,
     threads_of_a_fit,
 )
-from rareclass.core.rows import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
 from rareclass.core.splitting import Fold
 from rareclass.core.weighting import weigh
 from rareclass.errors import DataError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rareclass.core.costs import CostArrays
-from rareclass.core.rows import FloatArray, Rows
+from rareclass.core.dataset import FloatArray, Rows
 from rareclass.errors import ConfigError, NoPositives, unknown
 
 

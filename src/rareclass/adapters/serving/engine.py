@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rareclass.adapters.serving.interfaces import Log, Scorer
 from rareclass.adapters.serving.metrics import Metrics
-from rareclass.adapters.serving.ports import Log, Scorer
 from rareclass.adapters.serving.signature import Query, Signature
-from rareclass.core.rows import FloatArray, IntArray
+from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.errors import InputError, SpoolError
 
 FUTURE_SECONDS = 60.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from rareclass.adapters.serving.batcher import Batcher, NotFound, NotReady, status_of
 from rareclass.adapters.serving.engine import Answer
-from rareclass.adapters.serving.wire import encode, inflate, parse, request_id, shown
+from rareclass.adapters.serving.v2_codec import encode, inflate, parse, request_id, shown
 from rareclass.errors import InputError
 
 Scope = MutableMapping[str, Any]

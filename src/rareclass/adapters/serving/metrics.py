@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rareclass.core.rows import FloatArray
+from rareclass.core.dataset import FloatArray
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

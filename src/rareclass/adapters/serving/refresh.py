@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rareclass.adapters.serving.engine import Active, Engine
-from rareclass.adapters.serving.ports import Ports, Release, Scorer, Version
+from rareclass.adapters.serving.interfaces import Ports, Release, Scorer, Version
+from rareclass.adapters.serving.row_filter import groups
 from rareclass.adapters.serving.signature import Signature
-from rareclass.adapters.serving.within import groups
 from rareclass.config import Condition
 from rareclass.errors import ConfigError, unknown
 

@@ -28,12 +28,12 @@ from mlserver.types import (
     State,
 )  # fmt: skip
 
-from rareclass.adapters.serving import rpc
+from rareclass.adapters.serving import grpc_server
 from rareclass.adapters.serving.batcher import Batcher
 from rareclass.adapters.serving.engine import Engine
 from rareclass.adapters.serving.http import Gate, error_handlers
 from rareclass.adapters.serving.refresh import Refresher
-from rareclass.adapters.serving.wire import OUTPUTS
+from rareclass.adapters.serving.v2_codec import OUTPUTS
 
 _LOG = logging.getLogger("rareclass.serving")
 
@@ -225,7 +225,7 @@ class Server(MLServer):  # type: ignore[misc]
             lambda app: Gate(app, self.batcher, name=self.opts.name, token=self.opts.token),
             self._sockets[0],
         )
-        self._grpc_server = rpc.Server(
+        self._grpc_server = grpc_server.Server(
             self._settings,
             self._data_plane,
             self._model_repository_handlers,

@@ -25,9 +25,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.adapters.serving.engine import Frame
+from rareclass.adapters.serving.interfaces import Scorer, Version
 from rareclass.adapters.serving.metrics import Metrics
-from rareclass.adapters.serving.ports import Scorer, Version
-from rareclass.core.rows import FloatMatrix, Schema, decode
+from rareclass.core.dataset import FloatMatrix, Schema, decode
 
 _LOG = logging.getLogger("rareclass.serving")
 WAITING_ROWS = 50_000

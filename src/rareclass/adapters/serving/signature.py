@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rareclass.adapters.serving.wire import Request, Tensor, Wanted, shown, text, values
-from rareclass.adapters.serving.within import check
+from rareclass.adapters.serving.row_filter import check
+from rareclass.adapters.serving.v2_codec import Request, Tensor, Wanted, shown, text, values
 from rareclass.config import Condition
-from rareclass.core.rows import OTHER, Feature, FloatMatrix, Schema
+from rareclass.core.dataset import OTHER, Feature, FloatMatrix, Schema
 from rareclass.errors import InputError, nearest
 
 ROLES = ("ts", "entity", "propensity")

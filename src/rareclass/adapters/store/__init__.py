@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store.database import Database
 from rareclass.adapters.store.frames import micros, normal, timed, to_micros, to_moment
+from rareclass.adapters.store.label_history import as_of, merge
 from rareclass.adapters.store.tables import (
     FORGOTTEN,
     KEY,
@@ -34,7 +35,6 @@ from rareclass.adapters.store.tables import (
     between,
     same,
 )
-from rareclass.adapters.store.truth import as_of, merge
 from rareclass.errors import AlreadyDone, StoreError, StoreRefused
 
 __all__ = ["LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]

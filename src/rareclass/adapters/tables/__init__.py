@@ -4,6 +4,7 @@
 reads back, ``demos`` makes demo data. What others call is listed here.
 """
 
+from rareclass.adapters.tables.data_version import data_version
 from rareclass.adapters.tables.demos import DEMOS
 from rareclass.adapters.tables.files import (
     export,
@@ -14,7 +15,6 @@ from rareclass.adapters.tables.files import (
     write_frames,
     write_rows,
 )
-from rareclass.adapters.tables.identity import data_version
 from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rareclass.core.dataset import Rows
 from rareclass.core.hashing import CHUNK
-from rareclass.core.rows import Rows
 
 
 def by_time(named: Sequence[tuple[str, Rows]]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rareclass.adapters.tables.sources import BATCH, floats, kind_of
+from rareclass.core.dataset import OTHER, AnyArray, Feature, FloatMatrix, text_of
 from rareclass.core.hashing import MISSING, HashArray, combine, number_hash, text_hash
-from rareclass.core.rows import OTHER, AnyArray, Feature, FloatMatrix, text_of
 from rareclass.errors import DataError
 
 _GROWTH = 1 << 26  # bytes by which a matrix of unknown length grows

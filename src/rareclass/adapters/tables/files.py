@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rareclass.adapters.tables.sources import BATCH, _filesystem, conditions, missing_column, open_source, scan_all
-from rareclass.core.rows import AnyArray, Rows, Schema, decode, encode
+from rareclass.core.dataset import AnyArray, Rows, Schema, decode, encode
 from rareclass.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

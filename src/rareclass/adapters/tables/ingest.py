@@ -18,8 +18,8 @@ from rareclass.adapters.tables.sources import Source, kind_of, open_source, reda
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
+from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.hashing import CHUNK, SetHash, combine
-from rareclass.core.rows import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.errors import DataError
 
 Progress = Callable[[str], None]

@@ -16,8 +16,8 @@ from rareclass.adapters.tables.sources import Source, conditions, expression, ki
 from rareclass.config import Config
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
+from rareclass.core.dataset import AnyArray, BoolArray
 from rareclass.core.hashing import combine, text_hash
-from rareclass.core.rows import AnyArray, BoolArray
 from rareclass.errors import DataError, NoPositives, nearest
 
 _MAX_TARGETS = 1000

@@ -1,0 +1,72 @@
+"""What the server is handed by ``services.serve``: what it scores with and what it logs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pandas as pd
+
+from rareclass.core.dataset import FloatArray, FloatMatrix, Schema
+
+
+class Scorer(Protocol):
+    """A loaded model version."""
+
+    schema: Schema
+    thresholds: Mapping[str, float]
+    primary: str
+    meta: Mapping[str, Any]
+
+    def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray: ...
+    def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]: ...
+    def check_golden(self, tolerance: float = 1e-6) -> None: ...
+
+
+class Log(Protocol):
+    """The durable file between an answer and the store."""
+
+    def append(self, records: Sequence[bytes]) -> None:
+        """Return when the records survive the death of this process. Raises SpoolError when they do not."""
+
+    def depth(self) -> int:
+        """Return the bytes that were not shipped yet."""
+
+    def over_limit(self) -> bool:
+        """Tell whether so much waits that rows decided 0 should be sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered version that scores in a role: champion, challenger or previous."""
+
+    role: str
+    version: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What should be serving now: the champion, its shadows, and the operating point that was chosen for it.
+
+    point, threshold : both None is the model's first operating point; a threshold wins over a point
+    """
+
+    champion: Version
+    shadows: tuple[Version, ...] = ()
+    point: str | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Everything outside the server.
+
+    release : looks up what should be serving; called in a thread every ``refresh_seconds``
+    load : loads a version; called in a thread
+    """
+
+    release: Callable[[], Release]
+    load: Callable[[Version], Scorer]
+    log: Log

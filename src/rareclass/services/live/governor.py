@@ -1,0 +1,591 @@
+"""From what the monitor sees to what is done about it: triage, the brakes on repair, and rollback on live quality.
+
+Nothing is remembered here: who did what and when is in the ledger, whose unique keys refuse a second doing. Every
+function may be called again at any time, by two processes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config, Governor
+from rareclass.errors import AlreadyDone, ConfigError, RareclassError
+from rareclass.services import promotion as promotion
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rareclass.adapters.store import LedgerEntry, Store
+    from rareclass.core.liveness import Paired
+    from rareclass.core.triage import Snapshot, Verdict
+    from rareclass.services.live.monitor import Monitor
+
+ACTOR = "rareclass-governor"
+LEASE = timedelta(hours=24)
+"""A retrain that started longer ago and never reported counts as dead."""
+ERROR = 0.05
+"""Chance of rolling back an equal version, over all looks of a probation."""
+SOON = timedelta(days=30)
+"""A retrained champion that needs a retrain itself within this time was no help."""
+MOVES = ("promote", "rollback", "retire")
+REPAIRS = ("rethreshold", "recalibrate", "retrain")
+
+
+@dataclass(frozen=True)
+class Action:
+    """What was done, or why not. outcome: done, refused, rejected, challenger, failed, already."""
+
+    time: datetime
+    kind: str
+    from_version: str | None
+    to_version: str | None
+    outcome: str
+    reason: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "time": self.time.isoformat(),
+            "kind": self.kind,
+            "from_version": self.from_version,
+            "to_version": self.to_version,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "numbers": dict(self.numbers),
+        }
+
+
+def triage(
+    config: Config, now: datetime, *, monitor: Monitor | None = None, snapshot: Snapshot | None = None
+) -> Verdict:
+    """Evaluate the live system at ``now`` and say what happened and what to do. Changes nothing."""
+    from rareclass.core import triage as core
+
+    found = snapshot or _snapshot(config, now, monitor)
+    evidence = found.evidence
+    if evidence is None:
+        return core.Verdict("nothing", (f"'{config.name}' has answered nothing yet",))
+    return core.triage(evidence, config.monitor, config.gate)
+
+
+def govern(
+    config: Config, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None
+) -> tuple[Verdict, list[Action]]:
+    """One whole turn: judge a probation, let a challenger win, triage, and act. Safe to run twice, and by two at once."""
+    from rareclass.services.live import repair
+    from rareclass.services.live.monitor import Monitor
+
+    own = monitor or Monitor(config)
+    try:
+        repair.follow(own)
+        actions = [
+            action
+            for action in (probation(config, now, monitor=own), challenge(config, now, monitor=own))
+            if action is not None
+        ]
+        verdict = triage(config, now, monitor=own)
+        if verdict.verdict != "nothing":
+            actions.append(act(config, verdict, now, monitor=own, progress=progress))
+        return verdict, actions
+    finally:
+        if monitor is None:
+            own.close()
+
+
+def act(
+    config: Config,
+    verdict: Verdict,
+    now: datetime,
+    *,
+    monitor: Monitor | None = None,
+    progress: Callable[[str, str], None] | None = None,
+) -> Action:
+    """Do what a verdict asks for, if the governor allows it; every outcome is a line of the ledger.
+
+    A page is recorded once per cause. A repair that fails leaves the champion as it is.
+    """
+    from rareclass.services.live import repair
+    from rareclass.services.live.monitor import Monitor
+
+    version = verdict.version or None
+    if verdict.verdict == "nothing":
+        return Action(now, "nothing", version, None, "done", "; ".join(verdict.reasons))
+    own = monitor or Monitor(config)
+    try:
+        store = own.store
+        if verdict.verdict == "page":
+            return _page(config, verdict, now, store)
+        allowed, why = permitted(
+            config.governor, verdict, store.entries(config.name), now, window=config.monitor.window
+        )
+        if not allowed:
+            return Action(now, verdict.verdict, version, None, "refused", why)
+        number = _start(config, verdict, now, store)
+        if number is None:
+            return Action(now, verdict.verdict, version, None, "already", "another governor is at it")
+        try:
+            doing = {"rethreshold": repair.rethreshold, "recalibrate": repair.recalibrate, "retrain": repair.retrain}
+            action = doing[verdict.verdict](config, verdict, now, monitor=own, progress=progress)
+        except RareclassError as error:
+            action = Action(now, verdict.verdict, version, None, "failed", str(error))
+        except BaseException as error:
+            _finish(
+                config,
+                Action(now, verdict.verdict, version, None, "failed", repr(error)[:200]),
+                verdict,
+                now,
+                store,
+                number,
+            )
+            raise
+        _finish(config, action, verdict, now, store, number)
+        return action
+    finally:
+        if monitor is None:
+            own.close()
+
+
+# --- the same in steps, each a process of its own --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn of the governor decided, for the steps that carry it out.
+
+    kind : nothing, rethreshold, recalibrate, retrain or page, after the brakes
+    number : of the repair in the ledger, None when nothing is to be done
+    """
+
+    kind: str
+    number: int | None
+    verdict: Verdict
+    actions: Sequence[Action]
+
+    def to_json(self) -> dict[str, Any]:
+        actions = [action.to_json() for action in self.actions]
+        return {"kind": self.kind, "number": self.number, **self.verdict.to_json(), "actions": actions}
+
+    def __str__(self) -> str:
+        moves = [f"{each.kind}: {each.outcome}. {each.reason}" for each in self.actions]
+        due = self.kind if self.number is None else f"{self.kind} {self.number}"
+        return "; ".join([due, *self.verdict.reasons, *moves])
+
+
+def write(path: Path, turn: Turn) -> None:
+    """Write a turn as JSON, and beside it FILE.kind and FILE.number, a word each, for workflows that branch on them."""
+    import json
+
+    from rareclass.services.training import results
+
+    results.write(path.with_name(f"{path.name}.kind"), turn.kind)
+    results.write(path.with_name(f"{path.name}.number"), str(turn.number or ""))
+    results.write(path, json.dumps(results.clean(turn.to_json())))
+
+
+def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None = None) -> Turn:
+    """Judge probation and challenger, triage, and reserve the repair that is due; ``repair`` does it.
+
+    owner : who reserves. A repair that the same owner reserved and never finished is taken up again, so that what was
+    killed at any step goes on there. Owners see to it that one works at a time.
+    """
+    from rareclass.services.live import repair as repairing
+
+    own, close = _monitor(config, monitor)
+    try:
+        repairing.follow(own)
+        moves = [probation(config, now, monitor=own), challenge(config, now, monitor=own)]
+        actions = [action for action in moves if action is not None]
+        entries = own.store.entries(config.name)
+        left = _unfinished(entries, owner, now)
+        if left is not None:
+            verdict = _reserved(left)
+            return Turn(verdict.verdict, left.payload["number"], verdict, actions)
+        verdict = triage(config, now, monitor=own)
+        if verdict.verdict in REPAIRS:
+            allowed, why = permitted(config.governor, verdict, entries, now, window=config.monitor.window)
+            number = _start(config, verdict, now, own.store, owner) if allowed else None
+            if number is not None:
+                return Turn(verdict.verdict, number, verdict, actions)
+            why = why or "another governor is at it"
+            refused = Action(now, verdict.verdict, verdict.version or None, None, "refused", why)
+            return Turn("nothing", None, verdict, [*actions, refused])
+        if verdict.verdict == "page":
+            actions.append(_page(config, verdict, now, own.store))
+        return Turn(verdict.verdict, None, verdict, actions)
+    finally:
+        close()
+
+
+def repair(
+    config: Config, number: int, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None,
+    retrain: Callable[[Verdict], Action] | None = None,
+) -> Action:  # fmt: skip
+    """Carry out the repair with that number of the ledger and record how it ended; done already: says how it ended.
+
+    retrain : does a retrain somewhere else; default: in this process
+    A repair that fails is recorded as failed and leaves the champion as it is.
+    """
+    from rareclass.services.live import repair as repairing
+
+    own, close = _monitor(config, monitor)
+    try:
+        verdict, ended = _numbered(config, own.store, number)
+        if ended is not None:
+            return ended
+        doing: dict[str, Callable[..., Action]] = {
+            "rethreshold": repairing.rethreshold, "recalibrate": repairing.recalibrate, "retrain": repairing.retrain,
+        }  # fmt: skip
+        try:
+            done = _taken_over(own.store.entries(config.name), number, verdict)
+            if done is not None:
+                why = "an earlier attempt got as far as the promotion"
+                action = Action(now, verdict.verdict, verdict.version or None, done, "done", why)
+            elif verdict.verdict == "retrain" and retrain is not None:
+                action = retrain(verdict)
+            else:
+                action = doing[verdict.verdict](config, verdict, now, monitor=own, progress=progress)
+        except RareclassError as error:
+            action = Action(now, verdict.verdict, verdict.version or None, None, "failed", str(error))
+        _finish(config, action, verdict, now, own.store, number)
+        return action
+    finally:
+        close()
+
+
+def close(config: Config, owner: str, status: str, now: datetime) -> Action | None:
+    """Record that what carried out the repair of that owner ended without an outcome; None when nothing is open."""
+    from rareclass.adapters.store import Store
+
+    with Store(config.store.url) as store:
+        left = _unfinished(store.entries(config.name), owner, now)
+        if left is None:
+            return None
+        verdict, number = _reserved(left), left.payload["number"]
+        action = Action(now, verdict.verdict, verdict.version or None, None, "failed", f"the workflow ended: {status}")
+        _finish(config, action, verdict, now, store, number)
+        return action
+
+
+def _numbered(config: Config, store: Store, number: int) -> tuple[Verdict, Action | None]:
+    """The verdict behind a repair, and how it ended if it did. Raises ConfigError when there is no such repair."""
+    entries = store.entries(config.name)
+    started = {entry.payload["number"]: entry for entry in entries if entry.kind == "repair"}
+    if number not in started:
+        known = ", ".join(str(each) for each in sorted(started)) or "none yet"
+        raise ConfigError(f"'{config.name}' has no repair {number} in its ledger. Set --number to one of: {known}")
+    verdict = _reserved(started[number])
+    ended = next((e for e in entries if e.kind == "outcome" and e.payload["number"] == number), None)
+    if ended is None:
+        return verdict, None
+    said = ended.payload
+    action = Action(
+        ended.at, said["kind"], said["from_version"], said["to_version"], said["outcome"], said["reason"], said["numbers"]
+    )  # fmt: skip
+    return verdict, action
+
+
+def _reserved(entry: LedgerEntry) -> Verdict:
+    from rareclass.core.triage import Verdict
+
+    said = entry.payload
+    return Verdict(said["verdict"], (entry.reason,), said["evidence"], said["version"] or "", said["fingerprint"])
+
+
+def _taken_over(entries: Sequence[LedgerEntry], number: int, verdict: Verdict) -> str | None:
+    """The version that took over from the one that was to be repaired, since the repair began."""
+    begun = next(entry.id for entry in entries if entry.kind == "repair" and entry.payload["number"] == number)
+    moves = [entry for entry in entries if entry.id > begun and entry.kind == "promote" and entry.actor == ACTOR]
+    for move in moves:
+        if move.payload["role"] == "champion" and move.payload["before"]["champion"] == verdict.version:
+            return str(move.payload["version"])
+    return None
+
+
+def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:
+    ended = {entry.payload["number"] for entry in entries if entry.kind == "outcome"}
+    left = [
+        entry for entry in entries
+        if entry.kind == "repair" and entry.payload.get("owner") == owner and entry.payload["number"] not in ended
+        and _aware(now) - _aware(entry.at) < LEASE
+    ]  # fmt: skip
+    return left[-1] if left else None
+
+
+# --- the brakes ------------------------------------------------------------------------------------------------------
+
+
+def permitted(
+    governor: Governor, verdict: Verdict, entries: Sequence[LedgerEntry], now: datetime, *, window: timedelta
+) -> tuple[bool, str]:
+    """Say whether a repair may start, and why not. Reads the ledger only."""
+    kind = verdict.verdict
+    starts = [entry for entry in entries if entry.kind == "repair" and entry.payload["verdict"] == kind]
+    outcomes = {entry.payload["number"]: entry for entry in entries if entry.kind == "outcome"}
+    now = _aware(now)
+    running = [
+        entry for entry in entries
+        if entry.kind == "repair" and entry.payload["number"] not in outcomes and now - _aware(entry.at) < LEASE
+    ]  # fmt: skip
+    if running:
+        return (
+            False,
+            f"one at a time: a {running[-1].payload['verdict']} is running since {running[-1].at:%Y-%m-%d %H:%M}",
+        )
+    if any(entry.payload["fingerprint"] == verdict.fingerprint for entry in starts):
+        return False, f"this alert ({verdict.fingerprint}) was handled already"
+    rest = governor.cooldown if kind == "retrain" else min(governor.cooldown, window)
+    if starts and now - _aware(starts[-1].at) < rest:
+        return (
+            False,
+            f"cooldown: the last {kind} was on {starts[-1].at:%Y-%m-%d}, rest until {_aware(starts[-1].at) + rest:%Y-%m-%d}",
+        )
+    if kind != "retrain":
+        return True, ""
+    month = [entry for entry in starts if now - _aware(entry.at) < timedelta(days=30)]
+    if len(month) >= governor.max_per_month:
+        return False, f"{len(month)} retrains in 30 days, {governor.max_per_month} allowed"
+    waiting = challenger_of(entries)
+    if waiting is not None:
+        return False, f"version {waiting} is a challenger already and is still being judged on live labels"
+    useless = _useless(entries, outcomes, verdict.version, now)
+    if useless >= governor.loop_guard:
+        return (
+            False,
+            f"loop guard: the last {useless} retrains did not help; a person must act (rareclass promote or rollback)",
+        )
+    return True, ""
+
+
+def _useless(
+    entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry], version: str | None, now: datetime
+) -> int:
+    """How many retrains in a row did not help, back to the last one that did or to the last act of a person.
+
+    A retrain helped when its version became champion, was not rolled back, and needed no retrain itself within ``SOON``.
+    version : the one that ``now`` needs a retrain
+    """
+    person = max((entry.id for entry in entries if entry.kind in MOVES and entry.actor != ACTOR), default=0)
+    since = {
+        str(entry.payload["version"]): _aware(entry.at)
+        for entry in entries
+        if entry.kind == "promote" and entry.payload["role"] == "champion"
+    }
+    undone = {str(entry.payload["before"]["champion"]) for entry in entries if entry.kind == "rollback"}
+    needed = {str(version): now}  # version -> when a retrain of it was needed first
+    count = 0
+    for entry in reversed(entries):
+        if entry.id < person:
+            break
+        if entry.kind != "repair" or entry.payload["verdict"] != "retrain":
+            continue
+        outcome = outcomes.get(entry.payload["number"])
+        made = str(outcome.payload.get("to_version")) if outcome is not None else ""
+        soon = made in since and made in needed and needed[made] - since[made] < SOON
+        if made in since and made not in undone and not soon:
+            break
+        needed[str(entry.payload.get("version"))] = _aware(entry.at)
+        count += 1
+    return count
+
+
+def challenger_of(entries: Sequence[LedgerEntry]) -> str | None:
+    """Return the version that is challenger by the ledger."""
+    moves = [entry for entry in entries if entry.key.startswith("move:")]
+    found = moves[-1].payload["aliases"].get("challenger") if moves else None
+    return None if found is None else str(found)
+
+
+def _start(config: Config, verdict: Verdict, now: datetime, store: Store, owner: str | None = None) -> int | None:
+    """Take the next number of the ledger: only one of two governors can."""
+    number = 1 + sum(entry.kind == "repair" for entry in store.entries(config.name))
+    payload = {
+        "number": number,
+        "verdict": verdict.verdict,
+        "fingerprint": verdict.fingerprint,
+        "version": verdict.version,
+        "evidence": dict(verdict.evidence),
+        "owner": owner,
+    }
+    try:
+        store.append(config.name, f"repair:{number}", "repair", ACTOR, "; ".join(verdict.reasons), payload, now)
+    except AlreadyDone:
+        return None
+    return number
+
+
+def _finish(config: Config, action: Action, verdict: Verdict, now: datetime, store: Store, number: int) -> None:
+    payload = {**action.to_json(), "number": number, "verdict": verdict.verdict, "fingerprint": verdict.fingerprint}
+    with contextlib.suppress(AlreadyDone):
+        store.append(config.name, f"outcome:{number}", "outcome", ACTOR, action.reason, payload, now)
+
+
+def _page(config: Config, verdict: Verdict, now: datetime, store: Store) -> Action:
+    reason = "; ".join(verdict.reasons)
+    recent = [
+        entry for entry in store.entries(config.name, "page") if entry.payload["fingerprint"] == verdict.fingerprint
+    ]
+    if recent and _aware(now) - _aware(recent[-1].at) < config.governor.cooldown:
+        return Action(now, "page", verdict.version, None, "already", reason)
+    payload = {"fingerprint": verdict.fingerprint, "version": verdict.version, "evidence": dict(verdict.evidence)}
+    try:
+        store.append(config.name, f"page:{verdict.fingerprint}:{len(recent) + 1}", "page", ACTOR, reason, payload, now)
+    except AlreadyDone:
+        return Action(now, "page", verdict.version, None, "already", reason)
+    return Action(now, "page", verdict.version, None, "done", reason)
+
+
+# --- on live labels --------------------------------------------------------------------------------------------------
+
+
+def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) -> Action | None:
+    """Let the challenger become champion once live labels say so, or take it away once they say it is worse.
+
+    Only rows predicted after its training rows ended, and after it became challenger, judge it; the windows that raised
+    the alert are among neither. promotion.mode 'shadow': its lead must be beyond chance. 'immediate': it must lead, on
+    enough positives, and a probation follows.
+    """
+    own, close = _monitor(config, monitor)
+    try:
+        entries = own.store.entries(config.name)
+        version, start = challenger_of(entries), _since(entries, "challenger")
+        champion = _aliases(entries).get("champion")
+        if version is None or champion is None or start is None:
+            return None
+        found = _paired(own, version, champion, start, now, alpha=_spent(config, start, now))
+        if not found.judged or found.difference.positives < config.monitor.min_positives:
+            return None
+        d = found.difference
+        numbers = found.to_json()
+        wins = d.low > 0 or (config.promotion.mode == "immediate" and d.value > 0)
+        if wins:
+            reason = f"version {version} leads version {champion} by {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
+            return _move(config, "promote", champion, version, now, reason, numbers)
+        if d.high < 0 or _aware(now) - _aware(start) > 2 * config.promotion.probation + config.data.label_delay:
+            reason = f"version {version} did not win against version {champion}: {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
+            try:
+                promotion.retire(config, "challenger", now=now, actor=ACTOR, reason=reason)
+            except AlreadyDone:
+                return None
+            return Action(now, "retire", champion, version, "done", reason, numbers)
+        return None
+    finally:
+        close()
+
+
+def probation(config: Config, now: datetime, *, monitor: Monitor | None = None) -> Action | None:
+    """Roll back a champion in its probation when the previous one is significantly better on matured labels.
+
+    The chance of a wrong rollback is spent over the days of the probation, so looking every day does not add up.
+    """
+    own, close = _monitor(config, monitor)
+    try:
+        entries = own.store.entries(config.name)
+        aliases, start = _aliases(entries), _since(entries, "champion")
+        champion, previous = aliases.get("champion"), aliases.get("previous")
+        moves = [entry for entry in entries if entry.key.startswith("move:")]
+        if champion is None or previous is None or start is None or (moves and moves[-1].kind == "rollback"):
+            return None
+        if _aware(now) - _aware(start) > config.promotion.probation + config.data.label_delay + timedelta(days=1):
+            return None
+        found = _paired(own, previous, champion, start, now, alpha=_spent(config, start, now))
+        if not found.judged or not found.difference.low > 0:
+            return None
+        d = found.difference
+        reason = (
+            f"rolled back: version {previous} beats version {champion} by {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP "
+            f"on {d.positives} live positives of the probation"
+        )
+        return _move(config, "rollback", champion, previous, now, reason, found.to_json())
+    finally:
+        close()
+
+
+def spending(elapsed: float, total: float = ERROR) -> float:
+    """Return the share of the error that may be spent by a fraction of the looks (Lan and DeMets 1983, Pocock's form)."""
+    return total * math.log(1 + (math.e - 1) * min(max(elapsed, 0.0), 1.0))
+
+
+def _spent(config: Config, start: datetime, now: datetime) -> float:
+    """Error of the present look: the day's own increment of the spending function."""
+    looks = max(1, round(config.promotion.probation / timedelta(days=1)))
+    look = max(1, math.floor((_aware(now) - config.data.label_delay - _aware(start)) / timedelta(days=1)))
+    if look > looks:
+        return ERROR / looks
+    return spending(look / looks) - spending((look - 1) / looks)
+
+
+def _move(
+    config: Config, kind: str, before: str, after: str, now: datetime, reason: str, numbers: Mapping[str, Any]
+) -> Action | None:
+    try:
+        if kind == "rollback":
+            promotion.rollback(config, now=now, actor=ACTOR, reason=reason, evidence=numbers, expect=before)
+        else:
+            promotion.promote(config, after, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=numbers)
+    except AlreadyDone:
+        return None
+    return Action(now, kind, before, after, "done", reason, numbers)
+
+
+def _paired(own: Monitor, version: str, champion: str, start: datetime, now: datetime, *, alpha: float) -> Paired:
+    """Compare on rows predicted since ``start``: shadow scores where there are any, else scored from stored features."""
+    from rareclass.core import liveness
+    from rareclass.services.live import monitor as watching
+    from rareclass.services.live import repair
+
+    config = own.config
+    settings = own.settings()
+    shadows = own.store.shadows(config.name, start, watching._after(now))
+    rows = watching.beside(shadows, version, champion)
+    found = liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
+    if found.judged or found.reason.startswith("cannot"):
+        return found
+    rows = repair.scored_afterwards(own, version, champion, start, now)
+    if rows is None:
+        return found
+    return liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
+
+
+def _aliases(entries: Sequence[LedgerEntry]) -> Mapping[str, str | None]:
+    moves = [entry for entry in entries if entry.key.startswith("move:")]
+    return (
+        {name: None if value is None else str(value) for name, value in moves[-1].payload["aliases"].items()}
+        if moves
+        else {}
+    )
+
+
+def _since(entries: Sequence[LedgerEntry], role: str) -> datetime | None:
+    """When the present holder of a role got it."""
+    start, holder = None, None
+    for entry in (entry for entry in entries if entry.key.startswith("move:")):
+        now = entry.payload["aliases"].get(role)
+        if now != holder:
+            start, holder = entry.at, now
+    return start if holder is not None else None
+
+
+def _snapshot(config: Config, now: datetime, monitor: Monitor | None) -> Snapshot:
+    own, close = _monitor(config, monitor)
+    try:
+        return own.evaluate(now)
+    finally:
+        close()
+
+
+def _monitor(config: Config, monitor: Monitor | None) -> tuple[Monitor, Callable[[], None]]:
+    from rareclass.services.live.monitor import Monitor
+
+    if monitor is not None:
+        return monitor, lambda: None
+    own = Monitor(config)
+    return own, own.close
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

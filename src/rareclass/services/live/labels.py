@@ -1,0 +1,230 @@
+"""Late truth: label files and POST /labels into the store, and what a label that never came means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rareclass.adapters.store import LabelReport, Store, micros, to_micros
+from rareclass.config import Config
+from rareclass.core.dataset import text_of
+from rareclass.errors import DataError, InputError, StoreError, nearest
+
+COLUMNS = ("request_id", "row", "label", "observed_at", "source")
+_TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+def import_labels(config: Config, path: str | Path, now: datetime, *, store: Store | None = None) -> LabelReport:
+    """Read a label file into the store; doing it again changes nothing.
+
+    path : CSV or Parquet (a file or an object like ``s3://bucket/labels.csv``) with the columns ``request_id`` and ``label``, or a SQL URL followed by ``#`` and a table or a
+        SELECT (``postgresql://host/db#SELECT request_id, label FROM chargebacks``). Instead of ``label`` the file may
+        have ``data.target`` as its column, with ``data.positive`` as the rare class. Optional columns: ``row`` (default
+        0), ``observed_at`` (default now), ``source`` (default the file's name). Other columns are ignored, and rows
+        without a label are labels that have not come.
+    Raises DataError in one line when the file does not fit.
+    """
+    where = _shown(path)
+    frame = _read(str(path))
+    labels = _labels_of(frame, config, where)
+    known = labels.notna()
+    fields = _request_fields(frame, where)
+    fields["source"] = fields["source"].fillna(Path(where).name)
+    rows = fields.assign(label=labels)[known.to_numpy()]
+    if rows["request_id"].isna().any():
+        raise DataError(
+            f"label file '{where}' has {int(rows['request_id'].isna().sum())} labels without a request_id. Every label needs the id of its prediction"
+        )
+    return _add(config, rows, now, store, where)
+
+
+def receive_labels(config: Config, payload: object, now: datetime, *, store: Store | None = None) -> LabelReport:
+    """Take the labels of one POST: ``[{"request_id": ..., "label": 0 or 1, "row": 0, "observed_at": ..., "source": ...}]``.
+
+    Raises InputError in one line when the payload does not fit; none of its labels is stored then.
+    """
+    if isinstance(payload, Mapping) and isinstance(payload.get("labels"), list):
+        payload = payload["labels"]
+    if not isinstance(payload, Sequence) or isinstance(payload, (str, bytes)):
+        raise InputError('labels must be a list like [{"request_id": "a1", "label": 1}]')
+    if len(payload) > config.labels.max_batch:
+        raise InputError(
+            f"{len(payload)} labels in one request; at most {config.labels.max_batch} (labels.max_batch). Send them in parts"
+        )
+    rows = pd.DataFrame([_checked(position, item) for position, item in enumerate(payload)], columns=list(COLUMNS))
+    if rows.empty:
+        return LabelReport()
+    rows["source"] = rows["source"].fillna("post")
+    try:
+        return _add(config, rows, now, store, "POST /labels")
+    except DataError as error:
+        raise InputError(str(error)) from None
+
+
+def _checked(position: int, item: object) -> dict[str, Any]:
+    """Check one label of a POST."""
+    if not isinstance(item, Mapping):
+        raise InputError(f"labels[{position}] must be an object with request_id and label; it is {type(item).__name__}")
+    for name in item:
+        if name not in COLUMNS:
+            raise InputError(
+                f"labels[{position}] has an unknown field '{str(name)[:80]}'.{nearest(name, COLUMNS)} Known: {', '.join(COLUMNS)}"
+            )
+    identity, label, row = item.get("request_id"), item.get("label"), item.get("row", 0)
+    if not isinstance(identity, str) or not identity or len(identity) > 256:
+        raise InputError(f"labels[{position}].request_id must be a text of 1 to 256 characters")
+    if not isinstance(label, (int, float)) or label not in (0, 1):
+        raise InputError(f"labels[{position}].label must be 0 or 1; it is {str(label)[:80]!r}")
+    if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < 2**31:
+        raise InputError(f"labels[{position}].row must be a whole number from 0; it is {str(row)[:80]!r}")
+    source, observed = item.get("source"), item.get("observed_at")
+    if source is not None and (not isinstance(source, str) or len(source) > 256):
+        raise InputError(f"labels[{position}].source must be a text of at most 256 characters")
+    if observed is not None:
+        try:
+            datetime.fromisoformat(observed)
+        except (ValueError, TypeError):
+            raise InputError(
+                f"labels[{position}].observed_at must be an ISO 8601 time like 2026-03-01T12:00:00Z; it is {str(observed)[:80]!r}"
+            ) from None
+    return {"request_id": identity, "row": row, "label": int(label), "observed_at": observed, "source": source}
+
+
+def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None, where: str) -> LabelReport:
+    if rows.empty:
+        return LabelReport()
+    current = to_micros(now)
+    given = rows["observed_at"].notna()
+    observed = pd.Series(current, index=rows.index, dtype="int64")
+    if given.any():
+        try:
+            # a clock that runs ahead must not make a label win over every later correction
+            observed[given] = micros(rows.loc[given, "observed_at"].rename("observed_at")).clip(upper=current)
+        except StoreError as error:
+            raise DataError(f"labels of {where}: {error}") from None
+    rows = rows.assign(observed_at=observed, received_at=current)
+    if store is not None:
+        return store.add_labels(rows, model=config.name)
+    with Store(config.store.url) as opened:
+        opened.migrate()
+        return opened.add_labels(rows, model=config.name)
+
+
+def _read(path: str) -> pd.DataFrame:
+    """Read a label file with ids as text: '007' is not 7."""
+    if "://" in path and path.partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "postgres"):
+        url, _, statement = path.partition("#")
+        if not statement.strip():
+            shown = _shown(url)
+            raise DataError(
+                f"label source '{shown}' names no labels. Write {shown}#TABLE, or # and a SELECT of request_id and label"
+            )
+        try:
+            with Store(url) as source:
+                return source.query(statement)
+        except StoreError as error:
+            reason = str(error).partition(". ")[0].removeprefix("store ")
+            raise DataError(f"labels cannot be read: {reason}. Check the URL and what follows its #") from None
+    import io
+
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    from rareclass.adapters.tables.storage_folder import Place
+
+    folder, _, name = path.rpartition("/")
+    try:
+        content = Place(folder or ("/" if path.startswith("/") else ".")).read(name)
+    except OSError as error:
+        raise DataError(f"label file '{path}' cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if content is None:
+        raise DataError(
+            f"label file '{path}' is not a file. Pass a CSV or Parquet file, an object like s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
+        )
+    try:
+        if Path(path).suffix.lower() in (".parquet", ".pq"):
+            return parquet.read_table(io.BytesIO(content)).to_pandas()
+        text = dict.fromkeys(("request_id", "label", "source", "observed_at"), pa.string())
+        convert = csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+        return csv.read_csv(io.BytesIO(content), convert_options=convert).to_pandas()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"label file '{path}' cannot be read as CSV or Parquet: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _shown(path: str | Path) -> str:
+    """The path without a password and without the statement behind it."""
+    import re
+
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", str(path).partition("#")[0])
+
+
+def _labels_of(frame: pd.DataFrame, config: Config, where: str) -> pd.Series[Any]:
+    """(n,) labels 0 / 1, missing where there is none."""
+    names = [str(column) for column in frame.columns]
+    name = "label" if "label" in names else config.data.target
+    if name not in names:
+        raise DataError(
+            f"label file '{where}' has no column 'label' and none named '{config.data.target}' (data.target).{nearest('label', names)} It has: {', '.join(names)}"
+        )
+    text = text_of(frame[name])
+    if name != "label" and config.data.positive is not None:
+        return (text == str(config.data.positive)).astype("Int64").where(text.notna())
+    values = text.str.strip().str.lower().map(_TRUTH)
+    wrong = text[values.isna() & text.notna()]
+    if len(wrong):
+        raise DataError(
+            f"label file '{where}' has {len(wrong)} labels that are not 0 or 1, like {str(wrong.iloc[0])[:80]!r}. Write 0, 1, true or false"
+        )
+    return values.astype("Int64")
+
+
+def _request_fields(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The columns of a label file besides the label, as far as it has them."""
+    names = [str(column) for column in frame.columns]
+    if "request_id" not in names:
+        raise DataError(
+            f"label file '{where}' has no column 'request_id'.{nearest('request_id', names)} It has: {', '.join(names)}"
+        )
+    row = pd.to_numeric(frame["row"], errors="coerce") if "row" in names else pd.Series(0, index=frame.index)
+    if (row.isna() | (row < 0) | (row % 1 != 0) | (row >= 2**31)).any():
+        raise DataError(
+            f"label file '{where}' has a 'row' that is not a whole number from 0. Take the row's place in its request"
+        )
+    empty = pd.Series(None, index=frame.index, dtype=object)
+    return pd.DataFrame(
+        {
+            "request_id": text_of(frame["request_id"]).astype(object).where(frame["request_id"].notna(), None),
+            "row": row.astype("int64"),
+            "observed_at": frame["observed_at"] if "observed_at" in names else empty,
+            "source": frame["source"].astype(object).where(frame["source"].notna(), None)
+            if "source" in names
+            else empty,
+        }
+    )
+
+
+def resolve_missing(frame: pd.DataFrame, config: Config, now: datetime) -> pd.DataFrame:
+    """Return a copy of ``Store.window`` rows with ``labels.missing`` applied and two columns more.
+
+    label : with ``labels.missing: negative``, 0 where none came within ``labels.horizon``, but only where it could have
+        come at all (propensity 1): a blocked transaction without a label is not a negative
+    ipw : inverse-propensity weight times the sampling weight, 0 where the propensity is 0
+    judgeable : False where the propensity is 0: no label can ever come, so nothing can be said about such rows
+    """
+    propensity = frame["propensity"].to_numpy(dtype=np.float64)
+    weight = frame["weight"].to_numpy(dtype=np.float64)
+    judgeable = propensity > 0
+    ipw = np.divide(weight, propensity, out=np.zeros_like(weight), where=judgeable)
+    label = frame["label"].astype("float64")
+    if config.labels.missing == "negative":
+        limit = np.datetime64(to_micros(now) - round(config.labels.horizon.total_seconds() * 1e6), "us")
+        overdue = (frame["ts"].to_numpy("datetime64[us]") <= limit) & (propensity >= 1)
+        label = label.mask(label.isna() & overdue, 0.0)
+    return frame.assign(label=label, ipw=ipw, judgeable=judgeable)

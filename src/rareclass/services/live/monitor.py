@@ -1,0 +1,420 @@
+"""Watching a live model: one evaluation of the store is a snapshot, and the service repeats it and answers HTTP.
+
+The monitor keeps nothing: every evaluation reads predictions, labels, shadow scores, the registry's aliases and the
+ledger anew. Two of them side by side export the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rareclass.config import Config, dump
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rareclass.adapters.registry import Registry
+    from rareclass.adapters.store import LedgerEntry, Store
+    from rareclass.core.dataset import FloatArray, Schema
+    from rareclass.core.drift import DriftReport, Profile
+    from rareclass.core.liveness import Liveness, Paired, Settings
+    from rareclass.core.model import RareModel
+    from rareclass.core.triage import Snapshot
+
+DRIFT_ROWS = 100_000
+"""Newest rows at most that drift is computed on; evenly thinned above."""
+ROLES = ("champion", "challenger", "previous")
+_COSTS = ("false_negative", "false_positive")
+_LIVE_COLUMNS = (
+    "request_id",
+    "row",
+    "ts",
+    "version",
+    "score",
+    "decision",
+    "weight",
+    "propensity",
+    "label",
+    "label_observed_at",
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A version as the monitor knows it."""
+
+    version: str
+    role: str
+    model: RareModel | None
+    profile: Profile | None
+
+    @property
+    def trained_until(self) -> datetime | None:
+        until = (self.model.meta.get("trained") or {}).get("until") if self.model is not None else None
+        return None if until is None else _parsed(until)
+
+
+class Monitor:
+    """Evaluates one model; holds connections and loaded versions, no state of its own."""
+
+    def __init__(self, config: Config, *, store: Store | None = None, registry: Registry | None = None) -> None:
+        from rareclass.adapters.registry import Registry
+        from rareclass.adapters.store import Store
+
+        self.config = config
+        self.store = store or Store(config.store.url)
+        self._own = store is None
+        if self._own:
+            self.store.migrate()
+        self.registry = registry or Registry(config.tracking.uri)
+        self._models: dict[str, RareModel] = {}
+
+    def close(self) -> None:
+        if self._own:
+            self.store.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def evaluate(self, now: datetime) -> Snapshot:
+        """Read the store as it was known at ``now`` and return everything there is to say."""
+        from rareclass.core import liveness, triage
+
+        config = self.config
+        known = self.known()
+        champion = known.get("champion")
+        start = liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+        by_amount = config.costs.amount_share is not None
+        frame = self.store.window(config.name, start, _after(now), features=by_amount, labels_until=now)
+        shadows = self.store.shadows(config.name, start, _after(now))
+        if by_amount:
+            frame, shadows = priced(config, frame, shadows)
+        name = champion.version if champion is not None else _answering(frame)
+        lives, pairs = self._live(frame, shadows, known, name, now)
+        profile = champion.profile if champion is not None else None
+        drift, fresh, errors, estimated = self._drift(champion, now)
+        entries = self.store.entries(config.name)
+        return triage.Snapshot(
+            model=config.name,
+            now=now,
+            champion=name,
+            roles={one.version: role for role, one in known.items()} or ({name: "champion"} if name else {}),
+            live=lives,
+            paired=pairs,
+            drift=drift,
+            fresh=fresh,
+            profile=profile,
+            schema_errors=tuple(errors),
+            prevalence_baseline=baseline(entries, name, profile),
+            estimated_prevalence=estimated,
+            costs_moved=costs_moved(config, champion.model if champion else None, entries, name),
+            new_positives=_new_positives(frame, champion, now, config.data.label_delay),
+            min_new_positives=config.retrain.min_positives,
+            calibration_bound=1 + config.gate.max_calibration_error,
+            prevalence_bound=config.monitor.prevalence_ratio,
+            events=events(entries, now),
+            evidently=latest_evidently(entries, name, now),
+        )
+
+    def known(self) -> dict[str, Known]:
+        """Return role -> version, loaded once each, with its reference profile."""
+        from rareclass.core.drift import Profile
+
+        found: dict[str, Known] = {}
+        for version in self.registry.versions(self.config.name):
+            for role in (role for role in ROLES if role in version.aliases):
+                if version.version not in self._models:
+                    self._models[version.version] = self.registry.load(version)
+                model = self._models[version.version]
+                profile = Profile.from_json(model.profile) if model.profile else None
+                found[role] = Known(version.version, role, model, profile)
+        return {role: found[role] for role in ROLES if role in found}
+
+    def settings(self, prevalence: float = math.nan) -> Settings:
+        """Return what core.liveness needs from the configuration."""
+        from rareclass.core.costs import cost_arrays
+        from rareclass.core.liveness import Settings
+
+        config = self.config
+        # where the amount at stake sets the cost, a row without its amount has none: the series is dropped, not guessed
+        by_amount = config.costs.amount_share is not None
+        costs = None if by_amount else cost_arrays(config.costs, prevalence)
+        return Settings(
+            monitor=config.monitor,
+            delay=config.data.label_delay,
+            beta=config.threshold.beta,
+            confidence=config.evaluate.confidence,
+            missing_negative_after=config.labels.horizon if config.labels.missing == "negative" else None,
+            false_negative=math.nan if costs is None else float(costs.false_negative),
+            false_positive=math.nan if costs is None else float(costs.false_positive),
+            seed=config.train.seed,
+        )
+
+    def _live(
+        self,
+        frame: pd.DataFrame,
+        shadows: pd.DataFrame,
+        known: Mapping[str, Known],
+        champion: str | None,
+        now: datetime,
+    ) -> tuple[dict[str, Liveness], dict[str, Paired]]:
+        from rareclass.core import liveness
+
+        lives: dict[str, Liveness] = {}
+        pairs: dict[str, Paired] = {}
+        for one in known.values():
+            settings = self.settings(one.profile.prevalence if one.profile is not None else math.nan)
+            rows = own_rows(frame, shadows, one.version)
+            lives[one.version] = liveness.evaluate(
+                rows, now=now, version=one.version, profile=one.profile, settings=settings
+            )
+            if champion is not None and one.version != champion:
+                both = beside(shadows, one.version, champion)
+                pairs[one.version] = liveness.paired(both, now=now, settings=settings)
+        if champion is not None and champion not in lives:
+            rows = own_rows(frame, shadows, champion)
+            lives[champion] = liveness.evaluate(rows, now=now, version=champion, profile=None, settings=self.settings())
+        return lives, pairs
+
+    def _drift(
+        self, champion: Known | None, now: datetime
+    ) -> tuple[DriftReport | None, DriftReport | None, list[str], float | None]:
+        """Drift of the newest window and of the newest stretch of it, schema errors, and the prevalence without labels."""
+        from rareclass.core import calibration
+
+        if champion is None or champion.profile is None or champion.model is None:
+            return None, None, [], None
+        config = self.config
+        start = now - config.monitor.window
+        frame = self.store.window(config.name, start, _after(now), features=True, labels_until=now)
+        frame = frame[frame["features"].notna()]
+        if frame.empty:
+            return None, None, [], None
+        newest = frame[(frame["ts"] > _naive(now - max(config.monitor.window / 7, timedelta(seconds=1)))).to_numpy()]
+        drift, errors = self._compared(frame, champion)
+        fresh, late = (
+            self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
+        )
+        mine = frame[(frame["version"].astype(str) == champion.version).to_numpy()]
+        estimated = None
+        if len(mine) >= config.monitor.min_rows and 0 < champion.profile.prevalence < 1:
+            score = mine["score"].to_numpy(float)
+            estimated = calibration.label_shift_em(score, champion.profile.prevalence, n_boot=1).value
+        return drift, fresh, list(dict.fromkeys([*errors, *late])), estimated
+
+    def _compared(
+        self, frame: pd.DataFrame, champion: Known, *, day: bool = False
+    ) -> tuple[DriftReport | None, list[str]]:
+        from rareclass.core import dataset, drift
+
+        assert champion.model is not None
+        assert champion.profile is not None
+        schema, private = champion.model.schema, set(self.config.data.private)
+        frame = frame.iloc[:: max(1, -(-len(frame) // DRIFT_ROWS))]
+        table = features_of(frame["features"])
+        errors = [
+            f"column '{name}' no longer arrives" for name in schema.names if name not in table and name not in private
+        ]
+        whole, errors = _readable(table, schema, errors)
+        x = dataset.encode(whole, schema)
+        skip = private | {name for name in schema.names if name not in table}
+        same = (frame["version"].astype(str) == champion.version).to_numpy()
+        report = drift.compare(
+            champion.profile,
+            x,
+            frame["score"].to_numpy(float) if same.all() else None,
+            limits=self.config.monitor,
+            unknown=drift.unknown_shares(table, schema),
+            weight=_sampling(frame),
+            skip=skip,
+            day=day,
+        )
+        if same.any() and not same.all() and same.sum() >= self.config.monitor.min_rows:
+            mine = frame[same]
+            scored = drift.compare(
+                champion.profile,
+                x[same],
+                mine["score"].to_numpy(float),
+                limits=self.config.monitor,
+                weight=_sampling(mine),
+                skip=schema.names,
+            )
+            report = drift.DriftReport(report.rows, report.judged, report.features, scored.score)
+        return report, errors if report.judged else []
+
+
+def monitor(config: Config) -> None:
+    """Run the monitor's service in the foreground until it is told to stop."""
+    from rareclass.services.live import monitor_app
+
+    monitor_app.serve(config)
+
+
+# --- what the parts need ---------------------------------------------------------------------------------------------
+
+
+def own_rows(frame: pd.DataFrame, shadows: pd.DataFrame, version: str) -> pd.DataFrame:
+    """Return all rows a version scored, as the one that answered or in the shadow, in the shape of ``Store.window``."""
+    import pandas as pd
+
+    columns = [*_LIVE_COLUMNS, *(name for name in _COSTS if name in frame and name in shadows)]
+    mine = frame.loc[(frame["version"].astype(str) == version).to_numpy(), columns]
+    beside = shadows[(shadows["version"].astype(str) == version).to_numpy() & shadows["score"].notna().to_numpy()]
+    parts = [part for part in (mine, beside[columns]) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else mine
+
+
+def amounts(config: Config, frame: pd.DataFrame) -> FloatArray | None:
+    """Return the (n,) stored amount at stake of rows with their features; None when the store has no amount."""
+    stored = frame["features"].notna().to_numpy()
+    if config.data.amount is None or not stored.any():
+        return None
+    table = features_of(frame.loc[stored, "features"])
+    if config.data.amount not in table:
+        return None
+    found = np.full(len(frame), np.nan)
+    found[stored] = table[config.data.amount].to_numpy(dtype=float)
+    return found if np.isfinite(found).any() else None
+
+
+def priced(config: Config, frame: pd.DataFrame, shadows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give rows, and what shadows scored of them, the costs that follow from their amount; as they are without amounts."""
+    from rareclass.core.costs import cost_arrays
+
+    amount = amounts(config, frame)
+    if amount is None:
+        return frame, shadows
+    costs = cost_arrays(config.costs, math.nan, amount)
+    frame = frame.assign(**dict(zip(_COSTS, (costs.false_negative, costs.false_positive), strict=True)))
+    return frame, shadows.merge(frame[["request_id", "row", *_COSTS]], on=["request_id", "row"], how="left")
+
+
+def beside(shadows: pd.DataFrame, version: str, champion: str) -> pd.DataFrame:
+    """Return rows that ``champion`` answered and ``version`` scored in its shadow, in the shape of ``liveness.paired``."""
+    same = (shadows["version"].astype(str) == version) & (shadows["champion_version"].astype(str) == champion)
+    rows = shadows[same.to_numpy()].rename(columns={"score": "shadow_score", "decision": "shadow_decision"})
+    return rows.rename(columns={"champion_score": "score", "champion_decision": "decision"})
+
+
+def features_of(texts: pd.Series[Any]) -> pd.DataFrame:
+    """Return the stored features (one JSON object per row) as a table."""
+    import pandas as pd
+
+    return pd.DataFrame.from_records(json.loads(f"[{','.join(texts)}]"), index=texts.index)
+
+
+def baseline(entries: Sequence[LedgerEntry], version: str | None, profile: Profile | None) -> float | None:
+    """Prevalence that the thresholds in force were fitted at: of the last re-threshold of this version, or its own."""
+    for entry in reversed(entries):
+        if entry.kind == "rethreshold" and str(entry.payload.get("version")) == version:
+            found = entry.payload.get("prevalence")
+            if found:
+                return float(found)
+    return None if profile is None else profile.prevalence
+
+
+def events(entries: Sequence[LedgerEntry], now: datetime) -> dict[str, tuple[int, datetime]]:
+    """Return kind -> (how many entries until ``now``, when the last one was written)."""
+    found: dict[str, tuple[int, datetime]] = {}
+    for entry in entries:
+        if _naive(entry.at) <= _naive(now):
+            count, last = found.get(entry.kind, (0, entry.at))
+            found[entry.kind] = (count + 1, max(last, entry.at))
+    return found
+
+
+def latest_evidently(entries: Sequence[LedgerEntry], version: str | None, now: datetime) -> dict[str, Any] | None:
+    """Return what the newest Evidently report on ``version`` said, None without one."""
+    for entry in reversed(entries):
+        if (
+            entry.kind == "evidently"
+            and str(entry.payload.get("version")) == version
+            and _naive(entry.at) <= _naive(now)
+        ):
+            return {**entry.payload, "at": entry.at.isoformat()}
+    return None
+
+
+def costs_moved(config: Config, model: RareModel | None, entries: Sequence[LedgerEntry], version: str | None) -> str:
+    """Say so when the configured costs are not the ones that the thresholds in force were tuned for."""
+    if model is None or config.threshold.objective not in ("auto", "cost"):
+        return ""
+    then: Mapping[str, Any] = (model.meta.get("config") or {}).get("costs") or {}
+    for entry in reversed(entries):
+        if entry.kind == "rethreshold" and str(entry.payload.get("version")) == version and entry.payload.get("costs"):
+            then = entry.payload["costs"]
+            break
+    now = dump(config)["costs"]
+    names = ("false_negative", "false_positive", "amount_share")
+    changed = [
+        f"{name} from {then.get(name)} to {now.get(name)}" for name in names if then and then.get(name) != now.get(name)
+    ]
+    return f"costs moved: {', '.join(changed)}" if changed else ""
+
+
+def _new_positives(frame: pd.DataFrame, champion: Known | None, now: datetime, delay: timedelta) -> int:
+    """Matured positives in view that the champion was not trained on."""
+    mature = (frame["ts"] <= _naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
+    until = champion.trained_until if champion is not None else None
+    if until is not None:
+        mature &= (frame["ts"] > _naive(until)).to_numpy()
+    return int(mature.sum())
+
+
+def _readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Bring a table to the schema: absent columns empty, text in numbers' places empty and reported."""
+    import pandas as pd
+
+    columns = {}
+    for feature in schema.features:
+        values = (
+            table[feature.name]
+            if feature.name in table
+            else pd.Series([None] * len(table), index=table.index, dtype=object)
+        )
+        if feature.kind == "numeric":
+            numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+            text = numbers.isna() & values.notna()
+            if text.any():
+                errors = [
+                    *errors,
+                    f"column '{feature.name}' holds text like {values[text].iloc[0]!r} on {text.mean():.0%} of the rows",
+                ]
+            values = numbers
+        columns[feature.name] = values
+    return pd.DataFrame(columns, index=table.index), errors
+
+
+def _sampling(frame: pd.DataFrame) -> Any:
+    weight = frame["weight"].to_numpy(float)
+    return None if (weight == 1).all() else weight
+
+
+def _answering(frame: pd.DataFrame) -> str | None:
+    """Without a registry: the version that answered last."""
+    return None if frame.empty else str(frame["version"].iloc[-1])
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _after(moment: datetime) -> datetime:
+    """The store's windows are open at their end; this one includes rows of the very moment."""
+    return moment + timedelta(microseconds=1)
+
+
+def _parsed(text: str) -> datetime:
+    import pandas as pd
+
+    return pd.Timestamp(text).to_pydatetime()

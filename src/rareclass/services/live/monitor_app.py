@@ -1,0 +1,362 @@
+"""The monitor as a small HTTP service: /metrics, /healthz, POST /labels and a status page."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import html
+import json
+import math
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config
+from rareclass.errors import ConfigError, InputError, RareclassError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from rareclass.adapters.store import Store
+    from rareclass.core.estimate import Estimate
+    from rareclass.core.triage import Snapshot, Verdict
+    from rareclass.services.live.monitor import Monitor
+
+LABEL_BYTES = 1024
+"""Bytes of a POST /labels body at most, per label of `labels.max_batch`."""
+STALE_AFTER = 3
+"""/healthz fails when this many evaluations in a row are overdue."""
+
+
+class Watch:
+    """The latest evaluation, repeated in a thread; the thread is all the state there is."""
+
+    def __init__(
+        self, config: Config, clock: Callable[[], datetime], timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config, self.clock, self.timer = config, clock, timer
+        self.snapshot: Snapshot | None = None
+        self.verdict: Verdict | None = None
+        self.duration = math.nan
+        self.failures = 0
+        self.error = ""
+        self.started = timer()
+        self.succeeded: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
+        self._monitor: Monitor | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
+        if self._monitor is not None:
+            self._monitor.close()
+
+    def once(self) -> None:
+        """Evaluate now. A failure is counted and told, and leaves the last snapshot with its old timestamp."""
+        from rareclass.services.live import governor
+        from rareclass.services.live.monitor import Monitor
+
+        begun = self.timer()
+        try:
+            if self._monitor is None:
+                self._monitor = Monitor(self.config)
+            snapshot = self._monitor.evaluate(self.clock())
+            verdict = governor.triage(self.config, snapshot.now, snapshot=snapshot)
+        except Exception as error:
+            self.failures += 1
+            self.error = str(error) if isinstance(error, RareclassError) else f"{type(error).__name__}: {error}"
+            return
+        self.duration = self.timer() - begun
+        self.snapshot, self.verdict, self.error, self.succeeded = snapshot, verdict, "", self.timer()
+
+    def overdue(self) -> bool:
+        """Whether evaluations stopped succeeding."""
+        since = self.started if self.succeeded is None else self.succeeded
+        return self.timer() - since > STALE_AFTER * max(self.config.monitor.every.total_seconds(), 20.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.once()
+            self._stop.wait(self.config.monitor.every.total_seconds())
+
+
+class RateLimit:
+    """At most ``limit`` events in any 60 seconds."""
+
+    def __init__(self, limit: int, timer: Callable[[], float] = time.monotonic) -> None:
+        self.limit, self.timer = limit, timer
+        self._times: deque[float] = deque()
+
+    def allow(self) -> bool:
+        now = self.timer()
+        while self._times and now - self._times[0] >= 60:
+            self._times.popleft()
+        if len(self._times) >= self.limit:
+            return False
+        self._times.append(now)
+        return True
+
+
+def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] | None = None) -> Starlette:
+    """Return the ASGI application over a watch and a store."""
+    from starlette.applications import Starlette
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+
+    from rareclass.adapters import exporter
+
+    settings = os.environ if env is None else env
+    limit = RateLimit(config.labels.requests_per_minute)
+
+    async def metrics(request: Request) -> Response:
+        text = exporter.render(
+            watch.snapshot, watch.verdict, model=config.name, duration=watch.duration, failures=watch.failures
+        )
+        return Response(text, media_type=exporter.CONTENT_TYPE)
+
+    async def healthz(request: Request) -> Response:
+        if watch.overdue():
+            return _json({"status": "stale", "error": watch.error}, 503)
+        return _json({"status": "ok", "evaluated": None if watch.snapshot is None else watch.snapshot.now.isoformat()})
+
+    async def labels(request: Request) -> Response:
+        return await _labels(request, config, watch, store, limit, settings.get(config.labels.token_env, ""))
+
+    async def status(request: Request) -> Response:
+        token = settings.get(config.monitor.token_env, "")
+        if token and not _authorised(request, token):
+            return _error("the status page needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
+        return HTMLResponse(page(config, watch))
+
+    async def snapshot(request: Request) -> Response:
+        token = settings.get(config.monitor.token_env, "")
+        if token and not _authorised(request, token):
+            return _error("the snapshot needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
+        found = watch.snapshot
+        return _json({} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()})
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/labels", labels, methods=["POST"]),
+            Route("/snapshot.json", snapshot),
+            Route("/", status),
+        ]
+    )
+
+
+async def _labels(
+    request: Request, config: Config, watch: Watch, store: Store, limit: RateLimit, token: str
+) -> Response:
+    """Take late labels. Who can write labels can steer retraining: closed without a token, limited in rate and size."""
+    from dataclasses import asdict
+
+    from rareclass.services.live import labels as service
+
+    if not token:
+        return _error(f"POST /labels is closed. Set {config.labels.token_env} to open it", 403)
+    if not _authorised(request, token):
+        return _error("the bearer token is missing or wrong", 401, {"WWW-Authenticate": "Bearer"})
+    if not limit.allow():
+        return _error(
+            f"more than {limit.limit} requests a minute (labels.requests_per_minute)", 429, {"Retry-After": "60"}
+        )
+    most = LABEL_BYTES * config.labels.max_batch
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            return _error(f"the body is longer than {most} bytes. Send fewer labels at once", 413)
+    try:
+        payload = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        return _error("the body is not valid JSON", 400)
+    try:
+        report = await asyncio.to_thread(service.receive_labels, config, payload, watch.clock(), store=store)
+    except InputError as error:
+        return _error(str(error), 400)
+    except RareclassError as error:
+        return _error(str(error), 503)
+    return _json(asdict(report))
+
+
+def _authorised(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode())
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    from starlette.responses import Response
+
+    return Response(
+        json.dumps(value, allow_nan=False, default=str),
+        status,
+        dict(headers or {}),
+        media_type="application/json",
+    )
+
+
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return _json({"error": message}, status, headers)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+_STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.6rem 0 1.4rem}td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child{text-align:left}.bad{color:#a40000;font-weight:600}.quiet{color:#777}"""
+
+
+def page(config: Config, watch: Watch) -> str:
+    """Return the status page: verdict, versions and their windows, damaged and drifted columns."""
+    name, found, verdict = html.escape(config.name), watch.snapshot, watch.verdict
+    parts = [f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"]
+    if watch.error:
+        parts.append(f"<p class=bad>The last evaluation failed: {html.escape(watch.error)}</p>")
+    if found is None:
+        return "<!doctype html>" + "".join([*parts, "<p>Nothing evaluated yet.</p>"])
+    parts.append(f"<p class=quiet>evaluated {found.now:%Y-%m-%d %H:%M:%S} UTC</p>")
+    if verdict is not None:
+        mark = "" if verdict.verdict == "nothing" else " class=bad"
+        parts.append(f"<p{mark}>{html.escape(verdict.verdict)}: {html.escape('; '.join(verdict.reasons))}</p>")
+    for version, live in found.live.items():
+        parts.append(f"<h2>version {html.escape(version)} ({html.escape(found.roles.get(version, ''))})</h2>")
+        parts.append(
+            f"<p>reference AP {_number(live.reference_ap)} at prevalence {_number(live.reference_prevalence, 5)}</p>"
+        )
+        heads = (
+            "window",
+            "rows",
+            "labelled",
+            "positives",
+            "prevalence",
+            "AP",
+            "AP at reference",
+            "estimated AP",
+            "precision",
+            "recall",
+            "alerts/day",
+        )
+        rows = "".join(_row(window) for window in live.windows)
+        parts.append(f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{rows}</table>")
+    if found.drift is not None:
+        drifted = [feature for feature in found.drift.features if feature.drifted or feature.broken]
+        lines = "".join(
+            f"<tr><td>{html.escape(f.name)}<td>{_number(f.psi)}<td>{_number(f.ks)}<td>{f.missing:.1%}<td class=bad>{html.escape('; '.join(f.broken))}</tr>"
+            for f in drifted
+        )
+        parts.append(f"<h2>data: {len(drifted)} of {len(found.drift.features)} columns moved</h2>")
+        parts.append(
+            f"<table><tr><th>column<th>PSI<th>KS<th>missing<th>looks damaged</tr>{lines}</table>" if lines else ""
+        )
+    return "<!doctype html>" + "".join(parts)
+
+
+def _row(window: Any) -> str:
+    cells = [
+        f"{window.start:%Y-%m-%d} – {window.end:%Y-%m-%d} {window.state}",
+        f"{window.rows:,}", f"{window.coverage:.0%}" if math.isfinite(window.coverage) else "–", f"{window.positives:,}",
+        _estimate(window.metric("prevalence"), 5), _estimate(window.metric("ap")), _estimate(window.metric("ap_reference")),
+        _number(window.estimated_ap), _estimate(window.metric("precision")), _estimate(window.metric("recall")), f"{window.alerts_per_day:.1f}",
+    ]  # fmt: skip
+    mark = " class=bad" if window.violated else (" class=quiet" if not window.judged else "")
+    return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _estimate(found: Estimate, digits: int = 3) -> str:
+    if math.isnan(found.value):
+        return "–"
+    between = "" if math.isnan(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.value:.{digits}f}{between}"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+# --- running it ------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """The monitor's server on its own socket; ``url`` is known as soon as it is made."""
+
+    def __init__(
+        self, config: Config, *, clock: Callable[[], datetime] | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        import uvicorn
+
+        from rareclass.adapters.store import Store
+
+        self.config = config
+        self.socket = _bound(config)
+        host, port = self.socket.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.store = Store(config.store.url)
+        self.store.migrate()
+        self.watch = Watch(config, clock or (lambda: datetime.now(UTC)))
+        application = build(config, self.watch, self.store, env=env)
+        self.server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self.watch.start()
+        try:
+            self.server.run(sockets=[self.socket])
+        finally:
+            self._close()
+
+    def start(self) -> None:
+        """Serve in a thread until ``stop``."""
+        self.watch.start()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self.server.serve(sockets=[self.socket])), daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(timeout=60)
+        self._close()
+
+    def _close(self) -> None:
+        self.watch.stop()
+        self.store.close()
+        self.socket.close()
+
+
+def _bound(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.monitor.host else socket.AF_INET
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((config.monitor.host, config.monitor.port))
+    except OSError as error:
+        made.close()
+        where = f"{config.monitor.host}:{config.monitor.port}"
+        raise ConfigError(
+            f"the monitor cannot listen on {where}: {error.strerror}. Set monitor.port to a free port, or to 0"
+        ) from None
+    made.listen(128)
+    return made
+
+
+def serve(config: Config) -> None:
+    """Run the service in the foreground and say where it is."""
+    service = Service(config)
+    print(f"monitor of '{config.name}' on {service.url} (/metrics, /healthz, /labels)", flush=True)
+    service.run()

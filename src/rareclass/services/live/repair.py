@@ -1,0 +1,452 @@
+"""What the governor does: another threshold, another calibration, another model. Each is tried, judged, then recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rareclass.adapters.registry import THRESHOLD, THRESHOLD_TAG
+from rareclass.config import Config, dump
+from rareclass.errors import AlreadyDone, DataError, ModelError
+from rareclass.services import promotion as promotion
+from rareclass.services.live import monitor as watching
+from rareclass.services.live.governor import ACTOR, Action
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rareclass.adapters.tables import Ingested
+    from rareclass.core.dataset import Rows
+    from rareclass.core.model import RareModel
+    from rareclass.core.repair import Scored
+    from rareclass.core.triage import Verdict
+    from rareclass.services.live.monitor import Known, Monitor
+
+Progress = Callable[[str, str], None] | None
+JUDGES = 20
+"""Test positives with which a retrain may be judged before it goes into the shadow."""
+QUICK_ROWS = 60_000
+"""Negatives at most that the quick models see which choose how much history to use."""
+
+
+def rethreshold(
+    config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None
+) -> Action:
+    """Tune the cut-offs again; hot-swapped through tags of the version, with a line in the ledger."""
+    from rareclass.core import repair
+
+    champion = _champion(monitor)
+    assert champion.model is not None
+    fit, judge, newest = _matured(monitor, champion, now)
+    before = current_thresholds(monitor, champion)
+    shifted = any(reason.startswith("prevalence") for reason in verdict.reasons)
+    found = repair.rethreshold(
+        fit, judge, newest=newest, before=before, settings=config.threshold, shifted=shifted, seed=config.train.seed
+    )
+    if not found.adopted:
+        return Action(now, "rethreshold", champion.version, None, "rejected", found.reason, found.to_json())
+    payload = {**found.to_json(), "version": champion.version, "costs": dump(config)["costs"]}
+    try:
+        monitor.store.append(
+            config.name, f"rethreshold:{verdict.fingerprint}", "rethreshold", ACTOR, found.reason, payload, now
+        )
+    except AlreadyDone:
+        return Action(now, "rethreshold", champion.version, champion.version, "already", found.reason)
+    follow(monitor)
+    return Action(now, "rethreshold", champion.version, champion.version, "done", found.reason, found.to_json())
+
+
+def follow(monitor: Monitor) -> None:
+    """Let the champion's tags say what the ledger says: made good here when somebody died between the two."""
+    version = monitor.registry.at(monitor.config.name, "champion")
+    known = monitor.known().get("champion")
+    entries = monitor.store.entries(monitor.config.name, "rethreshold")
+    if version is None or known is None or known.model is None:
+        return
+    if not any(str(entry.payload["version"]) == version.version for entry in entries):
+        return
+    wanted = current_thresholds(monitor, known)
+    tags = {f"{THRESHOLD}{name}": str(value) for name, value in wanted.items()}
+    tags[THRESHOLD_TAG] = str(wanted[known.model.primary])
+    if any(version.tags.get(name) != value for name, value in tags.items()):
+        monitor.registry.tag(monitor.config.name, version.version, tags)
+
+
+def current_thresholds(monitor: Monitor, known: Known) -> dict[str, float]:
+    """Return the cut-offs in force: the version's own, overlaid by the last re-threshold of it in the ledger."""
+    assert known.model is not None
+    found = dict(known.model.thresholds)
+    for entry in monitor.store.entries(monitor.config.name, "rethreshold"):
+        if str(entry.payload["version"]) == known.version:
+            found.update({name: float(value) for name, value in entry.payload["thresholds"].items() if name in found})
+    return found
+
+
+def recalibrate(
+    config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None
+) -> Action:
+    """Fit another calibrator to the same learner; a new version, champion at once since its ranking is the same."""
+    from rareclass.core import repair
+
+    champion = _champion(monitor)
+    assert champion.model is not None
+    model = champion.model
+    rows = matured_rows(monitor, model, now, version=champion.version)
+    scored = _scored(config, rows, model)
+    newest = _newest(monitor, now)
+    fit, judge = repair.halves(scored, newest)
+    raw = model.learner.score(rows.x)
+    before = current_thresholds(monitor, champion)
+    found = repair.recalibrate(
+        fit, judge, raw[: len(fit)], raw[len(fit) :], before=before, settings=config.threshold, seed=config.train.seed
+    )
+    if not found.adopted:
+        return Action(now, "recalibrate", champion.version, None, "rejected", found.reason, found.to_json())
+    meta = {
+        "created": now.isoformat(),
+        "calibration": found.calibrator.kind,
+        "recalibrated_from": champion.version,
+        "config": dump(config),
+    }
+    made = repair.recalibrated(model, found, rows, raw, window=config.monitor.window, meta=meta)
+    version = _registered(
+        config, made, now, f"recalibrated from version {champion.version}: {found.reason}", found.to_json()
+    )
+    _promoted(config, version, now, found.reason, {"recalibrate": found.to_json()})
+    payload = {**found.to_json(), "version": version, "costs": dump(config)["costs"]}
+    monitor.store.append(config.name, f"recalibrate:{version}", "recalibrate", ACTOR, found.reason, payload, now)
+    return Action(now, "recalibrate", champion.version, version, "done", found.reason, found.to_json())
+
+
+def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None) -> Action:
+    """Train on the history that serves best; the new version starts in the shadow and is judged on rows still to come."""
+    from rareclass.services.training import run
+    from rareclass.services.training.steps import silent
+
+    champion = _champion(monitor)
+    ingested, numbers = relearned(config, now, monitor=monitor)
+    reason = f"{'; '.join(verdict.reasons)}. {numbers['reason']}"
+    summary = run.run_rows(
+        judged_later(config), ingested, None, now=now, reason=reason, actor=ACTOR, progress=progress or silent
+    )
+    said = summary.get("gate") or {}
+    numbers = {**numbers, "gate": said}
+    version = summary.get("version")
+    if version is None:
+        why = f"{numbers['reason']}. gate: {said.get('verdict')}: {'; '.join(said.get('reasons', []))}"
+        return Action(now, "retrain", champion.version, None, "rejected", why, numbers)
+    outcome = "done" if summary.get("role") == "champion" else "challenger"
+    return Action(now, "retrain", champion.version, str(version), outcome, numbers["reason"], numbers)
+
+
+def judged_later(config: Config) -> Config:
+    """Return the configuration of a retrain: the gate keeps out what is clearly worse; who is better is decided on rows still to come."""
+    gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
+    shadow = config.promotion.model_copy(update={"mode": "shadow"})
+    return config.model_copy(update={"promotion": shadow, "gate": gate})
+
+
+def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Ingested, dict[str, Any]]:
+    """Choose how much history serves best and split it as a source is split; returns it with the numbers behind the choice."""
+    from rareclass.core import repair
+
+    champion = _champion(monitor)
+    assert champion.model is not None
+    rows = history_rows(monitor, champion, now)
+    change = change_point(monitor, champion, now)
+    chosen = repair.choose_history(rows, quick_fit(config), config=config, change=change, seed=config.train.seed)
+    numbers = {
+        "history": chosen.chosen,
+        "table": {name: value.to_json() for name, value in chosen.table.items()},
+        "rows": len(chosen.rows),
+        "reason": chosen.reason,
+    }
+    return ingested_rows(config, chosen.rows, champion.model), numbers
+
+
+def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
+    """Split rows at hand as the rows of a source are split.
+
+    model : the champion, whose target and positive value the rows share
+    """
+    from rareclass.adapters.tables import Ingested
+    from rareclass.adapters.tables.sources import redacted
+    from rareclass.core import hashing, splitting
+
+    parts = splitting.split(
+        y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
+        label_delay=config.data.label_delay, seed=config.train.seed,
+    )  # fmt: skip
+    named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
+    content = f"{int(np.bitwise_xor.reduce(hashing.mix(rows.row_id ^ rows.y.astype(np.uint64)))):016x}"
+    card = {
+        "source": "prediction log" if config.retrain.source == "store" else redacted(config.data.path),
+        "target": config.data.target, "positive": str(model.meta.get("positive")),
+        "rows": {name: len(part) for name, part in named.items()} | {"dropped": dict(parts.dropped)},
+        "parts": splitting.describe(list(named.items())), "split": {**parts.boundaries, "kind": parts.kind}, "train_kept": 1.0,
+        "prevalence": {name: part.prevalence for name, part in named.items()},
+        "by_time": [], "features": [], "content_hash": content, "warnings": [],
+    }  # fmt: skip
+    return Ingested(
+        *named.values(), rows.schema, card, [], model.meta.get("positive"), 1.0, parts.kind, dict(parts.dropped)
+    )
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def matured_rows(
+    monitor: Monitor, model: RareModel, now: datetime, *, version: str | None = None, start: datetime | None = None
+) -> Rows:
+    """Return labelled matured rows with their stored features, oldest first, with inverse-propensity weights.
+
+    Raises DataError when features of the model are private or were not stored.
+    """
+    from rareclass.core import liveness
+
+    config = monitor.config
+    start = start or liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+    frame = monitor.store.window(
+        config.name, start, now - config.data.label_delay, version=version, features=True, labels_until=now
+    )
+    return rows_of(config, model, settled(config, frame, now))
+
+
+def settled(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
+    """Rows whose truth can be learned from: labelled, or unlabelled for longer than the horizon where that means 0."""
+    seen = frame["propensity"].to_numpy(float) > 0
+    label = frame["label"].to_numpy(float).copy()
+    if config.labels.missing == "negative":
+        old = (frame["ts"] <= watching._naive(now - config.labels.horizon)).to_numpy()
+        label[old & np.isnan(label) & (frame["propensity"].to_numpy(float) >= 1)] = 0.0
+    known = seen & ~np.isnan(label) & frame["features"].notna().to_numpy()
+    return frame.assign(label=label)[known].sort_values("ts", kind="stable")
+
+
+def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
+    """Encode stored rows with the model's schema."""
+    import pandas as pd
+
+    from rareclass.core import dataset, hashing
+
+    if not len(frame):
+        raise DataError(
+            f"no matured row of '{config.name}' has a label and features. Import labels with: rareclass labels import"
+        )
+    table = watching.features_of(frame["features"])
+    absent = [name for name in model.schema.names if name not in table]
+    if absent:
+        raise DataError(
+            f"the store has no feature '{absent[0]}' (private, or not served). Take it out of data.private, or set retrain.source: data"
+        )
+    readable, _ = watching._readable(table, model.schema, [])
+    weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
+    amount = config.data.amount
+    name = frame["request_id"].astype(str) + ":" + frame["row"].astype(str)
+    return dataset.Rows(
+        schema=model.schema,
+        x=dataset.encode(readable, model.schema),
+        y=frame["label"].to_numpy(np.int64),
+        row_id=hashing.text_hash(name),
+        time=frame["ts"].to_numpy("datetime64[us]"),
+        entity=hashing.text_hash(frame["entity"])
+        if config.data.entity is not None and frame["entity"].notna().all()
+        else None,
+        amount=pd.to_numeric(table[amount], errors="coerce").to_numpy(float) if amount in table else None,
+        weight=weight,
+    )
+
+
+def history_rows(monitor: Monitor, champion: Known, now: datetime) -> Rows:
+    """Return everything a retrain may learn from, oldest first: the training history, then served rows with labels.
+
+    With ``retrain.source: data`` the source of the configuration is all there is, up to one label delay ago.
+    """
+    from rareclass.core.dataset import concatenate
+
+    config = monitor.config
+    assert champion.model is not None
+    mature = np.datetime64(watching._naive(now - config.data.label_delay), "us")
+    served = None
+    if config.retrain.source == "store":
+        first = monitor.store.counts(config.name)["first"]
+        if first is None:
+            raise DataError(
+                f"the store has no prediction of '{config.name}'. Serve or `rareclass score --log` first, or set retrain.source: data"
+            )
+        served = matured_rows(monitor, champion.model, now, start=first)
+        mature = min(mature, served.time.min() if served.time is not None else mature)
+    past = _past(config, champion.model, mature)
+    if served is None:
+        if past is None:
+            raise DataError(f"'{config.data.path}' has no row before {mature}. Set retrain.source: store")
+        return past
+    return served if past is None else concatenate([past, _like(served, past)])
+
+
+def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | None:
+    """Rows of the configured source that were known before a moment, in the champion's schema."""
+    from rareclass.adapters import tables
+    from rareclass.core import dataset
+
+    # no gaps between the parts: nothing is judged here
+    found = tables.ingest(
+        config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
+    )
+    parts = [part for part in (found.train, found.validation, found.test) if len(part)]
+    whole = dataset.concatenate(parts)
+    if whole.schema != model.schema:
+        whole = replace(
+            whole, schema=model.schema, x=dataset.encode(dataset.decode(whole.x, whole.schema), model.schema)
+        )
+    if whole.time is None:
+        return whole
+    kept = np.flatnonzero(whole.time < before)
+    kept = kept[np.argsort(whole.time[kept], kind="stable")]
+    return whole.take(kept) if len(kept) else None
+
+
+def _like(served: Rows, past: Rows) -> Rows:
+    """Give served rows the same optional columns as the history, so that both can be stacked."""
+    changes: dict[str, Any] = {}
+    for name in ("amount", "entity", "time"):
+        if getattr(past, name) is None:
+            changes[name] = None
+    return replace(served, **changes)
+
+
+def change_point(monitor: Monitor, champion: Known, now: datetime) -> datetime | None:
+    """Return the start of the oldest of the consecutive windows that fell below the reference, up to the newest."""
+    live = monitor.evaluate(now).live.get(champion.version)
+    found = None
+    for window in reversed(live.judged if live is not None else ()):
+        if not window.metric("difference").high < 0:
+            break
+        found = window.start
+    return found
+
+
+def quick_fit(config: Config) -> Any:
+    """Return what fits the default learner on rows and scores others with it; negatives are thinned when there are many."""
+    from rareclass.core import learners
+
+    def fit(rows: Rows) -> Callable[[Any], Any]:
+        negatives = np.flatnonzero(rows.y == 0)
+        if len(negatives) > QUICK_ROWS:
+            kept = np.random.default_rng(config.train.seed).choice(negatives, QUICK_ROWS, replace=False)
+            rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
+        fitted = learners.fit(
+            "xgboost", rows, params={"eta": 0.1, "max_depth": 4}, weight=rows.weight, rounds=120,
+            seed=config.train.seed, threads=config.compute.processors(),
+        )  # fmt: skip
+        return fitted.score
+
+    return fit
+
+
+def scored_afterwards(
+    monitor: Monitor, version: str, champion: str, start: datetime, now: datetime
+) -> pd.DataFrame | None:
+    """Score stored features with a version that did not score them live, beside what the champion answered."""
+    config = monitor.config
+    frame = monitor.store.window(
+        config.name, start, watching._after(now), version=champion, features=True, labels_until=now
+    )
+    frame = frame[frame["features"].notna()]
+    model = monitor.registry.load(monitor.registry.version(config.name, version))
+    if not len(frame):
+        return None
+    table = watching.features_of(frame["features"])
+    if any(name not in table for name in model.schema.names):
+        return None
+    readable, _ = watching._readable(table, model.schema, [])
+    score = model.score(readable)
+    return frame.assign(shadow_score=score, shadow_decision=model.decide(score).astype(float))
+
+
+def _champion(monitor: Monitor) -> Known:
+    known = monitor.known().get("champion")
+    if known is None or known.model is None:
+        raise ModelError(
+            f"'{monitor.config.name}' has no champion to repair. Train one with: rareclass run -c CONFIG --out DIR"
+        )
+    return known
+
+
+def _newest(monitor: Monitor, now: datetime) -> datetime:
+    from rareclass.core import liveness
+
+    config = monitor.config
+    bounds = liveness.boundaries(now, config.data.label_delay, config.monitor)
+    return [start for start, _, state in bounds if state == "matured"][-1]
+
+
+def _matured(monitor: Monitor, champion: Known, now: datetime) -> tuple[Scored, Scored, datetime]:
+    """Labelled matured rows of the champion as (those that fit, those that judge, start of the newest window)."""
+    from rareclass.core import liveness, repair
+    from rareclass.core.costs import cost_arrays
+
+    config = monitor.config
+    needed = config.costs.amount_share is not None
+    start = liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+    frame = monitor.store.window(
+        config.name, start, now - config.data.label_delay, version=champion.version, features=needed, labels_until=now
+    )
+    if not needed:
+        frame = frame.assign(features="{}")
+    frame = settled(config, frame, now)
+    weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
+    y = frame["label"].to_numpy(np.int64)
+    amount = watching.amounts(config, frame) if needed else None
+    if needed and amount is None and len(frame):
+        raise DataError(
+            f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. Take it out of data.drop and data.private, or set costs.false_negative"
+        )
+    prevalence = float(np.average(y, weights=weight)) if len(y) else 0.5
+    scored = repair.Scored(
+        y,
+        frame["score"].to_numpy(float),
+        frame["ts"].to_numpy("datetime64[us]"),
+        None if (weight == 1).all() else weight,
+        cost_arrays(config.costs, prevalence, np.empty(0) if amount is None else amount),
+    )
+    newest = _newest(monitor, now)
+    fit, judge = repair.halves(scored, newest)
+    return fit, judge, newest
+
+
+def _scored(config: Config, rows: Rows, model: RareModel) -> Scored:
+    from rareclass.core import repair
+    from rareclass.core.costs import cost_arrays
+
+    assert rows.time is not None
+    weight = None if rows.weight is None or (rows.weight == 1).all() else rows.weight
+    return repair.Scored(
+        rows.y, model.score(rows.x), rows.time, weight, cost_arrays(config.costs, rows.prevalence, rows.amount)
+    )
+
+
+def _registered(config: Config, model: RareModel, now: datetime, reason: str, evidence: Mapping[str, Any]) -> str:
+    from rareclass.adapters import tracking
+
+    tracker = tracking.Tracker(
+        config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts
+    )
+    run = tracker.start(f"{config.name} {now:%Y-%m-%d %H:%M} recalibrated", tags={"reason": reason[:500]})
+    try:
+        version = promotion.register(config, model, run.id, now=now, actor=ACTOR, reason=reason, evidence=evidence)
+        run.end()
+    except BaseException:
+        run.end("FAILED")
+        raise
+    return version.version
+
+
+def _promoted(config: Config, version: str, now: datetime, reason: str, evidence: Mapping[str, Any]) -> None:
+    with contextlib.suppress(AlreadyDone):
+        promotion.promote(config, version, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=evidence)

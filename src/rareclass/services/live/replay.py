@@ -1,0 +1,471 @@
+"""History through the whole loop on a virtual clock: serve, wait for labels, watch, triage, repair; with the live services."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rareclass.config import Config, format_duration
+from rareclass.errors import ConfigError, DataError
+from rareclass.services.training import results
+from rareclass.services.training.steps import Progress, silent
+
+if TYPE_CHECKING:
+    from rareclass.adapters.registry import Registry
+    from rareclass.adapters.store import Store
+    from rareclass.core.model import RareModel
+    from rareclass.core.triage import Snapshot
+
+ID = "__request"
+MARK = ".rareclass-replay"
+LATER_SECONDS = 20.0
+"""Search budget of a retrain inside a replay, in seconds: there may be many."""
+PEER_NEGATIVES = 60_000
+TUNING = timedelta(days=28)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stretch of the virtual clock and its rows, by position."""
+
+    start: datetime
+    end: datetime
+    rows: slice
+
+
+@dataclass
+class Story:
+    """Everything that happened, in order."""
+
+    periods: list[dict[str, Any]]
+    alerts: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]]
+    actions: list[dict[str, Any]]
+
+
+def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
+    """Play the rows after ``replay.train_until`` through the loop; leave replay.json and replay.html in ``out``.
+
+    Nothing of the live system is touched: registry and store of the replay live under ``out/work``, made anew each time.
+    Raises ConfigError without a time column, DataError when there are no rows on one side of the date.
+    """
+    from rareclass.adapters import reports
+
+    if config.data.time is None:
+        raise ConfigError("a replay needs to know when rows happened. Set data.time")
+    progress("replay", f"reading {config.data.path}")
+    frame = _frame(config)
+    start = _start(config, frame)
+    work = _workplace(out)
+    first, live = _configurations(config, work)
+    known = frame["__ts"] + config.data.label_delay <= start
+    _write_history(frame, known, config, Path(live.data.path))
+    progress("replay", f"{int(known.sum()):,} rows until {start:%Y-%m-%d} train the first model")
+    from rareclass.services.training import run
+
+    summary = run.run(
+        first, work / "first", progress=progress, now=start.replace(tzinfo=UTC), reason="replay: first model"
+    )
+    _ensure_champion(live, summary, start)
+    later = frame[frame["__ts"] >= start].reset_index(drop=True)
+    truth = _truth_of(later[config.data.target], _first(live))
+    story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
+    money = _money(config, live, frame[known], later, truth, decisions, start, progress)
+    told = results.clean({
+        "name": config.name, "train_until": start.isoformat(), "step": format_duration(config.replay.step), "first": summary["selected"],
+        "label_delay": format_duration(config.data.label_delay), **vars(story), "money": money,
+    })  # fmt: skip
+    results.write(out / "replay.json", json.dumps(told, indent=1))
+    results.write(out / "replay.html", reports.replay_report(told))
+    return told
+
+
+# --- the rows ------------------------------------------------------------------------------------------------------------
+
+
+def _frame(config: Config) -> pd.DataFrame:
+    """Every row of the source in order of time, with ``__ts`` (UTC, without zone) and an id."""
+    from rareclass.adapters import tables
+
+    path = tables.location(config.data)
+    frame = tables.read_frame(path, query=config.data.query, filter=config.data.filter)
+    for name in (config.data.target, config.data.time):
+        if name not in frame.columns:
+            raise DataError(f"column '{name}' is not in the data. It has: {', '.join(map(str, frame.columns[:12]))}")
+    stamps = (
+        pd.to_datetime(frame[config.data.time], utc=True, errors="coerce").dt.tz_localize(None).astype("datetime64[us]")
+    )
+    if stamps.isna().any():
+        raise DataError(
+            f"data.time '{config.data.time}' holds {int(stamps.isna().sum())} values that are not a time. Clean them, or set data.filter"
+        )
+    order = np.argsort(stamps.to_numpy(), kind="stable")
+    frame = frame.iloc[order].reset_index(drop=True)
+    frame["__ts"] = stamps.to_numpy()[order]
+    frame[ID] = [f"replay-{number}" for number in range(len(frame))]
+    return frame
+
+
+def _start(config: Config, frame: pd.DataFrame) -> datetime:
+    stamps = frame["__ts"]
+    if config.replay.train_until is None:
+        start = stamps.iloc[int(len(stamps) * 0.6)].normalize().to_pydatetime()
+    else:
+        start = datetime.combine(config.replay.train_until, datetime.min.time())
+    if not stamps.iloc[0] < start - config.data.label_delay or not stamps.iloc[-1] >= start:
+        raise DataError(
+            f"replay.train_until {start:%Y-%m-%d} leaves no rows on one side: the data run from {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}. Set it in between"
+        )
+    return start
+
+
+def _workplace(out: Path) -> Path:
+    """An empty folder of the replay's own; one that somebody else filled is left alone."""
+    work = out / "work"
+    if work.exists():
+        if not (work / MARK).is_file():
+            raise ConfigError(f"'{work}' exists and is not of a replay. Set --out to another folder")
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    (work / MARK).touch()
+    return work.resolve()
+
+
+def _configurations(config: Config, work: Path) -> tuple[Config, Config]:
+    """The configuration of the first training, and of the live loop: same model, places of the replay's own."""
+    checks = config.data.checks.model_copy(update={"missing_target": "warning"})
+    data = config.data.model_copy(
+        update={"path": str(work / "history.parquet"), "query": None, "filter": (), "checks": checks, "id": ID}
+    )
+    places = {
+        "data": data,
+        "tracking": config.tracking.model_copy(update={"uri": f"sqlite:///{work}/mlflow.db", "artifacts": None}),
+        "store": config.store.model_copy(update={"url": f"sqlite:///{work}/store.db"}),
+        "promotion": config.promotion.model_copy(update={"mode": "immediate"}),
+    }
+    first = config.model_copy(update=places)
+    search = config.search.model_copy(update={"seconds": min(config.search.seconds, LATER_SECONDS)})
+    return first, first.model_copy(update={"search": search})
+
+
+def _write_history(frame: pd.DataFrame, known: pd.Series[bool], config: Config, path: Path) -> None:
+    from rareclass.adapters import tables
+
+    tables.write_frame(path, frame[known].drop(columns="__ts"))
+
+
+def _ensure_champion(config: Config, summary: Mapping[str, Any], start: datetime) -> None:
+    """A replay needs somebody to answer: where the gate declined, the first model is promoted all the same, and the ledger says why."""
+    from rareclass.adapters.registry import Registry
+    from rareclass.core.model import digest_of
+    from rareclass.services import promotion
+
+    registry, now = Registry(config.tracking.uri), start.replace(tzinfo=UTC)
+    if registry.at(config.name, "champion") is not None:
+        return
+    digest = digest_of(Path(summary["uri"]) / "data" / "rareclass")
+    reason = f"first model of a replay; the gate said: {summary['gate']['verdict']}"
+    version = promotion.register_logged(config, summary["uri"], digest, summary["run_id"], now=now, reason=reason)
+    promotion.promote(config, version.version, now=now, mode="immediate", reason=reason)
+
+
+def _steps(stamps: pd.Series[Any], start: datetime, step: timedelta) -> Iterator[Step]:
+    last = stamps.iloc[-1].to_pydatetime()
+    while start <= last:
+        end = start + step
+        low, high = np.searchsorted(stamps.to_numpy(), np.array([start, end], dtype="datetime64[us]"))
+        yield Step(start, end, slice(int(low), int(high)))
+        start = end
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------------
+
+
+def _play(config: Config, frame: pd.DataFrame, truth: Any, steps: list[Step], progress: Progress) -> tuple[Story, Any]:
+    """Serve each step, deliver the labels that are due, let the governor look; returns the story and what was answered."""
+    from rareclass.services.live import governor
+    from rareclass.services.live.monitor import Monitor
+
+    story, firing = Story([], [], [], []), set[str]()
+    scores, decisions = np.full(len(frame), np.nan), np.zeros(len(frame), dtype=bool)
+    delivered = 0
+    with Monitor(config) as own:
+        for number, step in enumerate(steps, 1):
+            progress("replay", f"{step.start:%Y-%m-%d} ({number} of {len(steps)})")
+            now = step.end.replace(tzinfo=UTC)
+            version, model = _serve(config, own.store, own.registry, frame, step, scores, decisions)
+            due = int(
+                np.searchsorted(
+                    frame["__ts"].to_numpy(), np.datetime64(step.end - config.data.label_delay, "us"), side="right"
+                )
+            )
+            _label(config, own.store, frame, truth, slice(delivered, due))
+            delivered = max(delivered, due)
+            snapshot = own.evaluate(now)
+            story.periods.append(_period(config, frame, truth, scores, decisions, step, version, snapshot, model))
+            now_firing = alerts(snapshot)
+            story.alerts += [{"time": step.end.isoformat(), "name": name} for name in sorted(now_firing - firing)]
+            firing = now_firing
+            verdict, actions = governor.govern(config, now, monitor=own)
+            if verdict.verdict != "nothing":
+                story.verdicts.append(
+                    {
+                        "time": step.end.isoformat(),
+                        "verdict": verdict.verdict,
+                        "reasons": list(verdict.reasons),
+                        "evidence": dict(verdict.evidence),
+                    }
+                )
+            story.actions += [action.to_json() for action in actions]
+            for action in actions:
+                progress("replay", f"{step.end:%Y-%m-%d} {action.kind}: {action.outcome}. {action.reason[:120]}")
+    return story, decisions
+
+
+def _serve(
+    config: Config, store: Store, registry: Registry, frame: pd.DataFrame, step: Step, scores: Any, decisions: Any
+) -> tuple[str, RareModel]:
+    """Answer the rows of a step with the champion, score them in the shadow of it, and log everything."""
+    from rareclass.services.serving.score import prediction_rows
+
+    roles = {alias: version for version in registry.versions(config.name) for alias in version.aliases}
+    champion = roles["champion"]
+    model = registry.load(champion)
+    rows = frame.iloc[step.rows]
+    if not len(rows):
+        return champion.version, model
+    scores[step.rows] = model.score(rows)
+    decisions[step.rows] = model.decide(scores[step.rows])
+    scored = rows.assign(score=scores[step.rows], decision=decisions[step.rows].astype(int))
+    now = step.end.replace(tzinfo=UTC)
+    store.add_predictions(
+        prediction_rows(
+            config,
+            model,
+            champion.version,
+            scored,
+            rows[ID].to_numpy(),
+            point=model.primary,
+            threshold=model.threshold(),
+            now=now,
+        )
+    )
+    for role in ("challenger", "previous"):
+        version = roles.get(role)
+        if version is None or version.version == champion.version:
+            continue
+        shadow = registry.load(version)
+        found = shadow.score(rows)
+        store.add_shadow_scores(
+            pd.DataFrame({
+                "request_id": rows[ID].to_numpy(), "row": 0, "ts": pd.to_datetime(rows["__ts"], utc=True).to_numpy(), "model": config.name,
+                "version": version.version, "role": role, "score": found, "decision": shadow.decide(found).astype(int), "error": None,
+            })
+        )  # fmt: skip
+    return champion.version, model
+
+
+def _label(config: Config, store: Store, frame: pd.DataFrame, truth: Any, due: slice) -> None:
+    """Let the labels of some rows arrive, each one label delay after its row."""
+    part = frame.iloc[due]
+    known = ~np.isnan(truth[due])
+    if not known.any():
+        return
+    seen = pd.to_datetime(part["__ts"][known] + config.data.label_delay, utc=True)
+    store.add_labels(
+        pd.DataFrame({
+            "model": config.name, "request_id": part[ID][known].to_numpy(), "row": 0, "label": truth[due][known].astype(int),
+            "observed_at": seen.to_numpy(), "received_at": seen.to_numpy(), "source": "replay",
+        })
+    )  # fmt: skip
+
+
+ALERTS: Mapping[str, Callable[[Snapshot], bool]] = {
+    "RareclassApDegraded": lambda s: s.evidence is not None and s.evidence.live.degraded,
+    "RareclassLabelStarvation": lambda s: s.evidence is not None and s.evidence.live.starved,
+    "RareclassFeatureDrift": lambda s: s.drift is not None and bool(s.drift.drifted),
+    "RareclassPopulationDrift": lambda s: s.drift is not None and s.drift.drifted_share >= 0.3,
+    "RareclassScoreDrift": lambda s: s.drift is not None and s.drift.score is not None and s.drift.score.drifted,
+    "RareclassDataBroken": lambda s: (
+        bool(s.schema_errors) or any(report is not None and report.broken for report in (s.drift, s.fresh))
+    ),
+}
+"""The alerts of monitoring/rules that a snapshot decides; their `for:` is one step of the replay."""
+
+
+def alerts(snapshot: Snapshot) -> set[str]:
+    """Return the names of the alerts that fire at a snapshot."""
+    return {name for name, fires in ALERTS.items() if fires(snapshot)}
+
+
+def _period(
+    config: Config, frame: pd.DataFrame, truth: Any, scores: Any, decisions: Any, step: Step, version: str, snapshot: Snapshot, model: RareModel,
+) -> dict[str, Any]:  # fmt: skip
+    """What a step was like, judged with all the labels that ever came."""
+    from rareclass.core import evaluation, liveness
+
+    part, score = truth[step.rows], scores[step.rows]
+    known = ~np.isnan(part)
+    y, s, d = part[known].astype(int), score[known], decisions[step.rows][known]
+    block = np.unique(frame["__ts"].iloc[step.rows][known].to_numpy().astype("datetime64[D]"), return_inverse=True)[1]
+    ap = (
+        evaluation.estimate_ap(
+            y, s, block=block if block.max(initial=0) > 2 else None, confidence=config.evaluate.confidence
+        )
+        if y.sum()
+        else None
+    )
+    decided = evaluation.decision_metrics(y, d) if len(y) else {}
+    return {
+        "start": step.start.isoformat(), "end": step.end.isoformat(), "rows": len(part), "labelled": int(known.sum()), "positives": int(y.sum()), "version": version,
+        "ap": ap.value if ap else None, "ap_low": ap.low if ap else None, "ap_high": ap.high if ap else None,
+        "ap_estimated": liveness.estimated_ap(score) if len(score) else None, "prevalence": float(y.mean()) if len(y) else None,
+        "precision": decided.get("precision"), "recall": decided.get("recall"), "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
+        "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
+    }  # fmt: skip
+
+
+def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: RareModel) -> float:
+    """Money lost on the labelled rows."""
+    from rareclass.core import costs
+
+    known = ~np.isnan(truth)
+    amount = rows[config.data.amount].to_numpy(float)[known] if config.data.amount else None
+    prices = costs.cost_arrays(config.costs, float(model.meta["prevalence"]), amount)
+    y, n = truth[known] == 1, int(known.sum())
+    return float(
+        np.where(y & ~decided[known], prices.misses(n), 0).sum()
+        + np.where(~y & decided[known], prices.alarms(n), 0).sum()
+    )
+
+
+# --- money ---------------------------------------------------------------------------------------------------------------
+
+
+def _money(
+    config: Config,
+    live: Config,
+    history: pd.DataFrame,
+    later: pd.DataFrame,
+    truth: Any,
+    decisions: Any,
+    start: datetime,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the loop cost on the labelled rows, beside 'train once and never again' and 'retrain every week'."""
+    first = _first(live)
+    found: dict[str, Any] = {
+        "currency": config.costs.currency,
+        "ours": _cost(config, later, truth, decisions, first),
+        "never": None,
+        "weekly": None,
+    }
+    if not config.replay.peers:
+        return found
+    progress("replay", "the peers: never retrain, retrain every week")
+    original = first.decide(first.score(later))
+    found["never"] = _cost(config, later, truth, original, first)
+    weekly = _weekly(config, live, history, later, truth, first, start, progress)
+    found["weekly"] = _cost(config, later, truth, weekly, first)
+    return {
+        **found,
+        "saved_vs_never": found["never"] - found["ours"],
+        "saved_vs_weekly": found["weekly"] - found["ours"],
+    }
+
+
+def _first(config: Config) -> RareModel:
+    """The first version of the replay, as it was registered."""
+    from rareclass.adapters.registry import Registry, load_model
+
+    version = Registry(config.tracking.uri).versions(config.name)[-1]
+    return load_model(version.uri, config.tracking.uri, expect=version.hash)
+
+
+def _weekly(
+    config: Config,
+    live: Config,
+    history: pd.DataFrame,
+    later: pd.DataFrame,
+    truth: Any,
+    first: RareModel,
+    start: datetime,
+    progress: Progress,
+) -> Any:
+    """Decisions of a team that fits the same default learner on all labelled rows every week.
+
+    Each week a first fit on all but the newest four labelled weeks tunes calibrator and threshold on those, then all
+    rows are fitted. Negatives beyond a bound are thinned, and the scores corrected for it.
+    """
+    from rareclass.core import calibration, costs, thresholds
+
+    everything = pd.concat([history, later], ignore_index=True)
+    x, stamps = first.matrix(everything), everything["__ts"].to_numpy()
+    y = np.concatenate([_truth_of(history[config.data.target], first), truth])
+    amount = everything[config.data.amount].to_numpy(float) if config.data.amount else None
+    decided = np.zeros(len(later), dtype=bool)
+    for step in _steps(later["__ts"], start, timedelta(days=7)):
+        if step.rows.start == step.rows.stop:
+            continue
+        ready = ~np.isnan(y) & (stamps <= np.datetime64(step.start - config.data.label_delay, "us"))
+        newest = stamps > np.datetime64(step.start - config.data.label_delay - TUNING, "us")
+        tune, fit = np.flatnonzero(ready & newest), np.flatnonzero(ready & ~newest)
+        rows = later.iloc[step.rows]
+        if min(y[tune].sum(), y[fit].sum()) < 10:
+            decided[step.rows] = first.decide(first.score(rows))
+            continue
+        score = _fit(config, first, x, y, fit)(x[tune])
+        labels = y[tune].astype(int)
+        fitted = calibration.fit(labels, score, seed=config.train.seed)
+        prices = costs.cost_arrays(config.costs, float(labels.mean()), None if amount is None else amount[tune])
+        days = max(1.0, float((stamps[tune].max() - stamps[tune].min()) / np.timedelta64(1, "D")))
+        point = next(
+            iter(
+                thresholds.tune_points(
+                    labels, fitted.calibrator(score), config.threshold, costs=prices, days=days, n_boot=50
+                ).values()
+            )
+        )
+        both = _fit(config, first, x, y, np.concatenate([fit, tune]))
+        decided[step.rows] = (
+            fitted.calibrator(both(x[len(history) + step.rows.start : len(history) + step.rows.stop])) >= point.value
+        )
+    return decided
+
+
+def _truth_of(target: pd.Series[Any], model: RareModel) -> Any:
+    """(n,) 1, 0, or NaN where the label never came."""
+    from rareclass.core.dataset import text_of
+
+    positive = model.meta["positive"]
+    same = (target == positive) | (text_of(target) == text_of(pd.Series([positive])).iloc[0])
+    return np.where(target.isna(), np.nan, same.fillna(False).astype(float))
+
+
+def _fit(config: Config, model: RareModel, x: Any, y: Any, index: Any) -> Callable[[Any], Any]:
+    """Fit the default learner on some rows, negatives thinned; returns corrected scores."""
+    from rareclass.core import calibration, learners
+    from rareclass.core.dataset import Rows
+
+    negatives = index[y[index] == 0]
+    kept = min(1.0, PEER_NEGATIVES / max(1, len(negatives)))
+    chosen = np.random.default_rng(config.train.seed).choice(negatives, int(len(negatives) * kept), replace=False)
+    picked = np.sort(np.concatenate([index[y[index] == 1], chosen]))
+    rows = Rows(model.schema, x[picked], y[picked].astype(np.int64), np.zeros(len(picked), dtype=np.uint64))
+    fitted = learners.fit(
+        "xgboost",
+        rows,
+        params={"eta": 0.1, "max_depth": 4},
+        rounds=120,
+        seed=config.train.seed,
+        threads=config.compute.processors(),
+    )
+    return lambda values: calibration.prior_correction(fitted.score(values), kept)

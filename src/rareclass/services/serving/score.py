@@ -1,0 +1,256 @@
+"""Batch scoring: a file of rows in, the same rows with `score` and `decision` out; on request into the prediction log."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rareclass.config import Config
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray
+from rareclass.errors import ConfigError, DataError, ModelError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rareclass.core.model import RareModel
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What was done. ``mean_score`` is the expected prevalence; ``logged`` counts rows new in the prediction log."""
+
+    rows: int
+    flagged: int
+    mean_score: float
+    threshold: float
+    operating_point: str
+    output: str
+    version: str | None = None
+    logged: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def score(
+    model: str,
+    source: str,
+    output: str,
+    *,
+    tracking_uri: str | None = None,
+    point: str | None = None,
+    reasons: int = 0,
+    prefix: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> Scored:
+    """Score every row of a file and write it with the columns ``score`` and ``decision``.
+
+    model : uri of summary.json, models:/NAME@alias, ...; source, output : Parquet or CSV; the output keeps the order
+    point : operating point that decides; default: the version's own
+    reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
+    prefix : put before the new columns' names, where the source has such columns already
+    Raises ModelError, DataError.
+    """  # fmt: skip
+    from rareclass.adapters import registry, tables
+
+    loaded = registry.load_model(model, tracking_uri)
+    threshold = loaded.threshold(point)
+    totals = _Totals()
+
+    def scored(frame: pd.DataFrame) -> pd.DataFrame:
+        if progress is not None:
+            progress(len(frame))
+        return totals.add(_with_scores(loaded, frame, point, reasons, prefix))
+
+    frames = iter(tables.read_frames(source))
+    first = next(frames, None)
+    if first is None:  # no rows in, no rows out, but the same columns
+        first = tables.read_frame(source)
+    tables.write_frames(output, map(scored, chain([first], frames)))
+    return Scored(totals.rows, totals.flagged, totals.mean, threshold, point or loaded.primary, output)
+
+
+class _Totals:
+    """Counts over the batches."""
+
+    def __init__(self) -> None:
+        self.rows, self.flagged, self.sum = 0, 0, 0.0
+
+    def add(self, batch: tuple[pd.DataFrame, FloatArray, BoolArray]) -> pd.DataFrame:
+        frame, score, decision = batch
+        self.rows += len(score)
+        self.flagged += int(decision.sum())
+        self.sum += float(score.sum())
+        return frame
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.rows if self.rows else float("nan")
+
+
+def _with_scores(
+    model: RareModel, frame: pd.DataFrame, point: str | None, reasons: int, prefix: str
+) -> tuple[pd.DataFrame, FloatArray, BoolArray]:
+    new = [f"{prefix}{name}" for name in ("score", "decision", *(("reasons",) if reasons else ()))]
+    taken = [name for name in new if name in frame.columns]
+    if taken:
+        raise DataError(
+            f"the rows have a column '{taken[0]}' already. Pass --prefix TEXT to name the new columns otherwise, or drop it first"
+        )
+    score = model.score(frame)
+    decision = model.decide(score, point)
+    columns: dict[str, Any] = {new[0]: score, new[1]: decision.astype(np.int8)}
+    if reasons:
+        columns[new[2]] = [json.dumps(each) for each in model.reasons(frame, reasons)] if len(frame) else []
+    return frame.assign(**columns), score, decision
+
+
+def score_and_log(
+    config: Config,
+    source: str,
+    output: str,
+    *,
+    now: datetime,
+    alias: str = "champion",
+    point: str | None = None,
+    id_column: str | None = None,
+    reasons: int = 0,
+    prefix: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> Scored:
+    """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
+
+    id_column : request ids, to which labels are joined; default: `data.id`, else made from the row's
+        content and how often it came before in the file. The same ids again are not logged twice.
+    now : time of the rows where there is no `data.time` column
+    Raises ModelError when there is no such version, DataError when the id column is missing or holds an id twice.
+    """  # fmt: skip
+    from rareclass.adapters import tables
+    from rareclass.adapters.registry import Registry
+    from rareclass.adapters.store import Store
+
+    found = Registry(config.tracking.uri)
+    version = found.at(config.name, alias)
+    if version is None:
+        raise ModelError(
+            f"model '{config.name}' has no {alias} yet. Promote a version with: rareclass promote -c CONFIG"
+        )
+    name = f"models:/{config.name}/{version.version}"
+    done = score(
+        name,
+        source,
+        output,
+        tracking_uri=config.tracking.uri,
+        point=point,
+        reasons=reasons,
+        prefix=prefix,
+        progress=progress,
+    )
+    model = found.load(version)
+    ids = _Ids(id_column or config.data.id, model.schema.names)
+    with Store(config.store.url) as store:
+        store.migrate()
+        logged = sum(
+            store.add_predictions(
+                prediction_rows(
+                    config,
+                    model,
+                    version.version,
+                    frame,
+                    ids.of(frame),
+                    point=done.operating_point,
+                    threshold=done.threshold,
+                    now=now,
+                    prefix=prefix,
+                )
+            )
+            for frame in tables.read_frames(output)
+        )
+    return Scored(**{**asdict(done), "version": version.version, "logged": logged})
+
+
+def prediction_rows(
+    config: Config, model: RareModel, version: str, frame: pd.DataFrame, ids: Any, *, point: str, threshold: float, now: datetime, prefix: str = "",
+) -> pd.DataFrame:  # fmt: skip
+    """Bring scored rows into the shape of the prediction log; ``now`` is their time where they carry none."""
+    import pandas as pd
+
+    data, names = config.data, [name for name in model.schema.names if name not in config.data.private]
+    time = data.time if data.time in frame else None
+    return pd.DataFrame(
+        {
+            "request_id": ids,
+            "row": 0,
+            "ts": pd.to_datetime(frame[time], utc=True) if time else pd.Timestamp(now).tz_convert("UTC"),
+            "model": config.name,
+            "version": version,
+            "operating_point": point,
+            "threshold": threshold,
+            "score": frame[f"{prefix}score"].astype(float),
+            "decision": frame[f"{prefix}decision"].astype(int),
+            "weight": 1.0,
+            "propensity": frame[data.propensity].astype(float) if data.propensity in frame else 1.0,
+            "entity": frame[data.entity].astype("string").astype(object) if data.entity in frame else None,
+            "features": _features(frame, names),
+        }
+    ).reset_index(drop=True)
+
+
+def _features(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Each row's features as JSON text, missing values as null."""
+    return frame[list(names)].to_json(orient="records", lines=True, date_format="iso").splitlines()
+
+
+class _Ids:
+    """Request ids of the rows of one file, batch by batch."""
+
+    def __init__(self, column: str | None, names: Sequence[str]) -> None:
+        self.column, self.names = column, list(names)
+        self.seen: Counter[str] = Counter()
+
+    def of(self, frame: pd.DataFrame) -> AnyArray:
+        """Return (n,) ids. Raises DataError when the column is missing, or an id is missing or there twice."""
+
+        if self.column is None:
+            return self._from_content(frame)
+        if self.column not in frame:
+            raise DataError(
+                f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass --id COLUMN"
+            )
+        ids = frame[self.column].astype("string")
+        self.seen.update(ids.dropna())
+        if ids.isna().any() or self.seen.total() > len(self.seen):
+            raise DataError(
+                f"column '{self.column}' does not identify the rows: an id is missing or there twice. Pass --id with a column that does"
+            )
+        return np.asarray(ids.to_numpy(dtype=object))
+
+    def _from_content(self, frame: pd.DataFrame) -> AnyArray:
+        """The hash of a row; equal rows are told apart by their number."""
+        import pandas as pd
+
+        ids = []
+        for value in pd.util.hash_pandas_object(frame[self.names], index=False):
+            name = f"{value:016x}"
+            ids.append(f"{name}-{self.seen[name]}")
+            self.seen[name] += 1
+        return np.array(ids, dtype=object)
+
+
+def champion_uri(config: Config) -> str:
+    """The registry URI of the configuration's champion."""
+    return f"models:/{config.name}@champion"
+
+
+def check_paths(source: str, output: str) -> None:
+    """Refuse to overwrite the source. Raises ConfigError."""
+    if "://" not in source and "://" not in output and Path(source).resolve() == Path(output).resolve():
+        raise ConfigError(f"'{output}' is the input. Write the scores to another file")

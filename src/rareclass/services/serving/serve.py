@@ -1,0 +1,277 @@
+"""The model server of one machine or one pod: registry, spool and store handed to the serving adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.adapters.registry import THRESHOLD_TAG
+from rareclass.config import Config
+from rareclass.config import parse as parse_config
+from rareclass.errors import ModelError
+from rareclass.services.retry import patiently
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from rareclass.adapters.registry import Version as RegisteredVersion
+    from rareclass.adapters.serving.interfaces import Release, Scorer, Version
+
+POINT_TAG = "rareclass.operating_point"
+PIN = "RARECLASS_VERSION"
+"""Environment variable with the version that this server answers with; empty: the champion."""
+DRAIN_SECONDS = 30.0
+_LOG = logging.getLogger("rareclass.serving")
+
+
+class Releases:
+    """Looks up what should be serving.
+
+    model : URI of one version to serve as it is, without a registry; None = the aliases of ``config.name``
+    """
+
+    def __init__(self, config: Config, model: str | None = None) -> None:
+        self._config, self._model = config, model
+        self._registry: Any = None
+
+    def __call__(self) -> Release:
+        """Return the release. Raises ModelError when there is no champion."""
+        from rareclass.adapters.serving.interfaces import Release, Version
+
+        if self._model is not None:
+            return Release(Version("champion", _name_of(self._model), self._model))
+        from rareclass.adapters.registry import Registry
+
+        if self._registry is None:
+            self._registry = Registry(self._config.tracking.uri)
+        versions = self._registry.versions(self._config.name)
+        role = {alias: each for each in versions for alias in each.aliases}
+        champion = self._pinned(versions) or role.get("champion")
+        if champion is None:
+            raise ModelError(
+                f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
+            )
+        shadows = [
+            Version(name, role[name].version, role[name].uri)
+            for name in ("challenger", "previous")
+            if self._config.serve.shadows and name in role and role[name].version != champion.version
+        ]
+        return Release(
+            Version("champion", champion.version, champion.uri),
+            tuple(shadows),
+            champion.tags.get(POINT_TAG),
+            _threshold(champion.tags.get(THRESHOLD_TAG)),
+        )
+
+    def _pinned(self, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
+        """Return the version that a deployment pins, whatever the alias says: pods of one rollout answer alike."""
+        pin = os.environ.get(PIN, "").strip()
+        if not pin:
+            return None
+        found = next((each for each in versions if each.version == pin), None)
+        if found is None:
+            raise ModelError(
+                f"model '{self._config.name}' has no version '{pin}', which {PIN} asks for. Set it to one of: {', '.join(each.version for each in versions)}, or leave it empty for the champion"
+            )
+        return found
+
+
+def _threshold(text: str | None) -> float | None:
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0 <= value <= 1:
+        raise ModelError(
+            f"the champion's tag {THRESHOLD_TAG} is '{text}'. Set it to a number from 0 to 1, or delete it"
+        )
+    return value
+
+
+def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str:
+    """Wait until there is a version to serve and return it; for a pod that starts before the first training ends.
+
+    Raises what was wrong last when ``seconds`` are over.
+    """
+    releases = Releases(config)
+    return patiently(lambda: releases().champion.version, seconds, over=ModelError, pause=pause)
+
+
+def _name_of(uri: str) -> str:
+    """Return a version for a model that has no number: the last part of its URI that says something."""
+    parts = [part for part in uri.replace(":", "/").split("/") if part not in ("", "model", "data", "rareclass")]
+    return parts[-1][:40] if parts else "local"
+
+
+def load(config: Config, version: Version) -> Scorer:
+    """Load a version that scores with one thread."""
+    from rareclass.adapters.registry import load_model
+
+    model = load_model(version.uri, config.tracking.uri)
+    _one_thread(model.learner)
+    return model
+
+
+def _one_thread(learner: Any) -> None:
+    """Let XGBoost score with one thread: for a few rows, starting a second costs many times what the trees cost, and
+    where the processors are busy it waits for the slowest."""
+    for member in getattr(learner, "members", ()):
+        _one_thread(member.fitted)
+    booster = getattr(learner, "booster", None)
+    if booster is not None:
+        booster.set_param({"nthread": 1})
+
+
+def serve(config: Config, model: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then what was logged is shipped to the store.
+
+    model : URI of a version to serve instead of the champion
+    Raises ModelError without a champion, or when its golden rows score differently here; SpoolError when another server
+    uses the spool.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    warnings.filterwarnings("ignore", message="Protobuf gencode version", category=UserWarning)
+    from prometheus_client import REGISTRY
+
+    from rareclass.adapters.serving.engine import Engine
+    from rareclass.adapters.serving.interfaces import Ports
+    from rareclass.adapters.serving.metrics import Metrics
+    from rareclass.adapters.serving.refresh import Refresher
+    from rareclass.adapters.serving.server import options, run
+    from rareclass.adapters.serving.shadow import Shadows
+    from rareclass.adapters.spool import Spool
+
+    env = os.environ if environment is None else environment
+    settings, data = config.serve, config.data
+    opts = options(
+        env, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port, token=env.get(settings.token_env),
+    )  # fmt: skip
+    spool = Spool(settings.spool, settings.spool_limit_bytes, settings.durability, settings.sync_milliseconds)
+    shipper = _Shipping(config)
+    shadows = None
+    try:
+        metrics = Metrics(REGISTRY, config.name, depth=spool.depth, limit=settings.spool_limit_bytes)
+        if settings.shadows and model is None:
+            raw = config.model_dump(mode="json")
+            shadows = Shadows(
+                shadow_process, (raw,), seconds=settings.shadow_seconds, metrics=metrics, model=config.name
+            )
+        engine = Engine(
+            spool,
+            metrics,
+            name=config.name,
+            sample_rate=settings.sample_rate,
+            private=data.private,
+            clock=time.time,
+            shadow=shadows,
+        )
+        aliases = {
+            name: role
+            for name, role in ((data.time, "ts"), (data.entity, "entity"), (data.propensity, "propensity"))
+            if name
+        }
+        refresher = Refresher(
+            engine,
+            Ports(Releases(config, model), lambda version: load(config, version), spool),
+            max_rows=settings.max_rows,
+            seconds=settings.refresh_seconds,
+            point=settings.operating_point,
+            file=settings.operating_point_file,
+            aliases=aliases,
+            shadows=shadows,
+        )
+        run(opts, engine, refresher, lambda ports: _say(opts, engine, ports))
+    finally:
+        if shadows is not None:
+            shadows.close(settings.shadow_seconds)
+        spool.close()
+        shipper.stop()
+
+
+def _say(opts: Any, engine: Any, ports: Any) -> None:
+    active = engine.active
+    print(
+        f"serving {opts.name} version {active.version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
+        f" (gRPC {ports.grpc}, metrics http://{opts.host}:{ports.metrics}{opts.metrics_path})",
+        flush=True,
+    )
+
+
+class _Shipping:
+    """The shipper's process: started again when it dies, and what it leaves behind is shipped at the end."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopping = threading.Event()
+        self._begin()
+        self._watch = threading.Thread(target=self._keep, name="rareclass-shipping", daemon=True)
+        self._watch.start()
+
+    def _begin(self) -> None:
+        from rareclass.services.serving.shipping import start_process
+
+        self._process = start_process(self._config)
+        with contextlib.suppress(OSError):
+            # answers come first; the spool keeps what waits
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(1.0):
+            if self._process.poll() is not None:
+                _LOG.warning("the shipper ended (%s) and is started again", self._process.returncode)
+                self._begin()
+
+    def stop(self) -> None:
+        """Ship what is left within ``DRAIN_SECONDS``; say so when that was not possible."""
+        from rareclass.adapters.spool import unshipped_bytes
+        from rareclass.services.serving.shipping import Shipper
+
+        self._stopping.set()
+        self._watch.join()
+        self._process.terminate()
+        try:
+            self._process.wait(DRAIN_SECONDS + 10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        folder = Path(self._config.serve.spool)
+        if unshipped_bytes(folder):  # it died, or was stopped before it had begun
+            Shipper(folder, self._config.store.url).start().stop(DRAIN_SECONDS)
+        if unshipped_bytes(folder):
+            print("not all of the spool could be shipped to the store; the next start ships it", file=sys.stderr)
+
+
+def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> None:
+    """What the shadow's process runs: it loads from the registry and writes to a spool and store of its own."""
+    import signal
+
+    from rareclass.adapters.serving.shadow import limit_memory, work
+    from rareclass.adapters.spool import Spool
+    from rareclass.services.serving.shipping import Shipper, encode
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(10)
+    config = parse_config(raw)
+    folder = str(Path(config.serve.spool) / "shadow")
+    limit_memory(config.serve.shadow_memory_bytes)
+    shipper = Shipper(folder, config.store.url).start()
+    with Spool(folder, config.serve.spool_limit_bytes, "process", 1000) as spool:
+
+        def write(records: list[dict[str, Any]]) -> None:
+            if not spool.over_limit():
+                spool.append([encode(record) for record in records])
+
+        work(connection, busy, load=lambda version: load(config, version), write=write, model=config.name)
+    shipper.stop(DRAIN_SECONDS)

@@ -1,0 +1,334 @@
+"""Up to ten logged runs or registered versions, on the same rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rareclass.config import Evaluate
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray
+from rareclass.core.estimate import Estimate
+from rareclass.errors import ConfigError, DataError, ModelError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rareclass.core.model import RareModel
+
+MOST = 10
+_HEAD = ("model", "AP", "difference to the first", "ROC-AUC", "precision", "recall", "F1", "alerts")
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """What one URI stands for: where its model and its run's artifacts are."""
+
+    name: str
+    uri: str
+    model: str
+    run: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One model on the common rows. ``difference``: its AP less the first one's, paired; ``p_value``: Holm-corrected."""
+
+    name: str
+    uri: str
+    ap: Estimate
+    difference: Estimate | None
+    p_value: float | None
+    roc_auc: float
+    precision: float
+    recall: float
+    f1: float
+    alerts: int
+
+    @property
+    def significant(self) -> bool:
+        return self.p_value is not None and self.p_value < 0.05
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text, in the order of the table's head."""
+        if self.difference is None:
+            paired = "-"
+        else:
+            d = self.difference
+            paired = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{' *' if self.significant else ''}"
+        numbers = (f"{value:.3f}" for value in (self.roc_auc, self.precision, self.recall, self.f1))
+        return (self.name, str(self.ap), paired, *numbers, str(self.alerts))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The table and the curves, and on which rows they stand. ``notes`` say what was left out and why."""
+
+    lines: tuple[Line, ...]
+    rows: int
+    positives: int
+    notes: tuple[str, ...]
+    pr: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    roc: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+    head = _HEAD
+
+    def to_json(self) -> dict[str, Any]:
+        lines = [
+            {
+                "name": line.name, "uri": line.uri, "ap": line.ap.to_json(), "difference": line.difference and line.difference.to_json(),
+                "p_value": line.p_value, "significant": line.significant, "roc_auc": line.roc_auc, "precision": line.precision,
+                "recall": line.recall, "f1": line.f1, "alerts": line.alerts,
+            }
+            for line in self.lines
+        ]  # fmt: skip
+        return {"rows": self.rows, "positives": self.positives, "notes": list(self.notes), "lines": lines}
+
+    def write_html(self, path: str | Path) -> None:
+        """Write the table and both curves, overlaid, as one self-contained page."""
+        from rareclass.adapters import charts
+
+        charts.overlay_page(
+            Path(path), title="Models compared", head=self.head, lines=[line.cells() for line in self.lines], pr=self.pr, roc=self.roc,
+            subtitle=f"{self.rows:,} rows, {self.positives:,} positives. {' '.join(self.notes)} "
+            "* marks a paired difference that is significant after correction for the number of models.",
+            prevalence=self.positives / self.rows,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Scores of all entrants on the common rows."""
+
+    y: IntArray
+    scores: Sequence[FloatArray]
+    decisions: Sequence[AnyArray]
+    block: AnyArray | None
+    notes: tuple[str, ...]
+
+
+def compare(
+    uris: Sequence[str],
+    *,
+    tracking_uri: str | None = None,
+    data: str | None = None,
+    target: str | None = None,
+    config: Evaluate | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs or versions on the same rows, the first being the reference.
+
+    uris : uri of summary.json, --out folder, run id, runs:/ID, models:/NAME@alias or models:/NAME/3
+    data : labelled rows to score with the models themselves; default: the test scores logged with the runs, which come
+        from each recipe before it was refitted on every row, on the test rows that all runs share
+    target : column of ``data`` with the truth; default: the one the first model was trained for
+    Raises ConfigError for fewer than 2 or more than 10, ModelError, DataError when no row is common.
+    """  # fmt: skip
+    if not 2 <= len(uris) <= MOST:
+        raise ConfigError(f"{len(uris)} models were given. Name 2 to {MOST} runs or versions to compare")
+    entrants = _named([_entrant(uri, tracking_uri) for uri in uris])
+    scored = _logged(entrants, tracking_uri) if data is None else _fresh(entrants, tracking_uri, data, target)
+    if not 0 < int(scored.y.sum()) < len(scored.y):
+        raise DataError(
+            f"{len(scored.y)} common rows with {int(scored.y.sum())} positives cannot tell models apart. Pass --data PATH with both classes"
+        )
+    return _judged(entrants, scored, config or Evaluate(), seed)
+
+
+def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed: int) -> Comparison:
+    from rareclass.core import bootstrap, evaluation
+
+    y = scored.y
+    draws = evaluation.bootstrap_average_precision(
+        y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed
+    )
+    exact = [evaluation.average_precision(y, score) for score in scored.scores]
+    p_values = [None, *_holm([_two_sided(each - draws[0]) for each in draws[1:]])]
+
+    def estimate(value: float, resampled: FloatArray) -> Estimate:
+        return bootstrap.estimate(value, resampled, config.confidence, int(y.sum()), len(y))
+
+    lines = []
+    for position, entrant in enumerate(entrants):
+        found = evaluation.decision_metrics(y, scored.decisions[position])
+        line = Line(
+            name=entrant.name,
+            uri=entrant.uri,
+            ap=estimate(exact[position], draws[position]),
+            difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
+            p_value=p_values[position],
+            roc_auc=evaluation.roc_auc(y, scored.scores[position]),
+            precision=float(found["precision"]),
+            recall=float(found["recall"]),
+            f1=float(found["f1"]),
+            alerts=int(scored.decisions[position].sum()),
+        )
+        lines.append(line)
+    curves = {each.name: evaluation.curves(y, score) for each, score in zip(entrants, scored.scores, strict=True)}
+    pr = {name: (each["pr"]["recall"], each["pr"]["precision"]) for name, each in curves.items()}
+    roc = {name: (each["roc"]["fpr"], each["roc"]["tpr"]) for name, each in curves.items()}
+    return Comparison(tuple(lines), len(y), int(y.sum()), scored.notes, pr, roc)
+
+
+def _two_sided(differences: FloatArray) -> float:
+    """Share of resamples on the other side of zero, doubled; never 0, because a bootstrap cannot show that."""
+    known = differences[~np.isnan(differences)]
+    return float(min(1.0, 2 * (1 + min((known <= 0).sum(), (known >= 0).sum())) / (len(known) + 1)))
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """Correct for the number of comparisons (Holm 1979)."""
+    adjusted, worst = [1.0] * len(p_values), 0.0
+    for rank, position in enumerate(np.argsort(p_values, kind="stable")):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = worst
+    return adjusted
+
+
+def _entrant(uri: str, tracking_uri: str | None) -> Entrant:
+    """Say where the model and the run of a URI are, without loading anything."""
+    from rareclass.adapters import registry, tracking
+
+    if uri.startswith("models:/"):
+        found = registry.Registry(registry.tracking_of(uri, tracking_uri)).resolve(uri)
+        aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
+        return Entrant(f"{found.name} version {found.version}{aliases}", uri, found.uri, _parent(found.uri))
+    if re.fullmatch(r"[0-9a-f]{32}", uri):
+        uri = f"runs:/{uri}"
+    if uri.startswith("runs:/"):
+        run = uri.removeprefix("runs:/").split("/")[0]
+        root = tracking.artifact_uri(run, registry.tracking_of(uri, tracking_uri))
+        return Entrant(f"run {run[:8]}", uri, f"{root}/{registry.FOLDER}", root)
+    folder = Path(uri)
+    if (folder / "summary.json").is_file():
+        model = registry.of_summary(folder)
+        return Entrant(folder.resolve().name, uri, model, _parent(model))
+    run = _parent(uri)
+    return Entrant(f"run {Path(run).parent.name[:8]}" if run else uri.rstrip("/").rsplit("/", 1)[-1], uri, uri, run)
+
+
+def _parent(model: str) -> str | None:
+    """The artifact folder of the run that a model's URI belongs to."""
+    from rareclass.adapters import registry
+
+    root, _, last = model.rstrip("/").rpartition("/")
+    return root if last == registry.FOLDER and root else None
+
+
+def _named(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """Give entrants of one name a number, so that every line and curve can be told apart."""
+    names = [each.name for each in entrants]
+    return [
+        each if names.count(each.name) == 1 else replace(each, name=f"{each.name} #{names[: position + 1].count(each.name)}")
+        for position, each in enumerate(entrants)
+    ]  # fmt: skip
+
+
+def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
+    """Join the runs' test scores on the rows that all of them share."""
+    from rareclass.adapters import tracking
+
+    frames = []
+    for entrant in entrants:
+        if entrant.run is None:
+            raise ModelError(
+                f"'{entrant.uri}' belongs to no run, so there are no logged test scores. Pass --data PATH to score labelled rows"
+            )
+        frames.append(tracking.scores(entrant.run, tracking_uri).drop_duplicates("row_id").set_index("row_id"))
+    common = frames[0].index
+    for frame in frames[1:]:
+        common = common.intersection(frame.index, sort=False)
+    if not len(common):
+        raise DataError(
+            "the runs share no test row, so they cannot be compared on the same rows. Pass --data PATH with rows that none was trained on"
+        )
+    most = max(len(frame) for frame in frames)
+    frames = [frame.loc[common] for frame in frames]
+    y = frames[0]["label"].to_numpy(dtype=np.int64)
+    if any((frame["label"].to_numpy(dtype=np.int64) != y).any() for frame in frames[1:]):
+        raise DataError("the runs disagree about the labels of the same rows. Pass --data PATH with the present truth")
+    notes = ("Scores are those of each recipe before it was refitted on every row.",)
+    if len(common) < most:
+        notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
+    return _Scored(
+        y, [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
+        [frame["decision"].to_numpy(dtype=bool) for frame in frames], _blocks(frames[0]), notes,
+    )  # fmt: skip
+
+
+def _blocks(frame: pd.DataFrame, time: str | None = None, entity: str | None = None) -> AnyArray | None:
+    """The block that was logged, else the day of each row where there is time, else its entity, else None: independent."""
+    import pandas as pd
+
+    if "block" in frame:
+        return frame["block"].to_numpy(dtype=np.int64)
+    if time is not None and time in frame:
+        days = pd.to_datetime(frame[time], utc=True, errors="coerce").dt.floor("D")
+        return pd.factorize(days)[0].astype(np.int64)
+    if entity is not None and entity in frame:
+        return pd.factorize(frame[entity])[0].astype(np.int64)
+    return None
+
+
+def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, target: str | None) -> _Scored:
+    """Score labelled rows with the models themselves, less the rows that any of them was trained on."""
+    from rareclass.adapters import registry, tables
+
+    models = [
+        registry.load_model(each.uri if each.uri.startswith("models:/") else each.model, tracking_uri)
+        for each in entrants
+    ]
+    settings = models[0].meta.get("config", {}).get("data", {})
+    column = target or models[0].meta.get("target")
+    frame = tables.read_frame(data)
+    if column is None or column not in frame:
+        raise DataError(
+            f"'{data}' has no target column '{column}'.{nearest(column, map(str, frame.columns))} Pass --target COLUMN"
+        )
+    frame = frame[frame[column].notna()].reset_index(drop=True)
+    frame, notes = _unseen(frame, models, settings.get("time"))
+    y = truth(frame[column], models[0].meta.get("positive"))
+    scores = [model.score(frame) for model in models]
+    decisions = [model.decide(score) for model, score in zip(models, scores, strict=True)]
+    return _Scored(y, scores, decisions, _blocks(frame, settings.get("time"), settings.get("entity")), notes)
+
+
+def truth(values: pd.Series[Any], positive: Any) -> IntArray:
+    """Return 0/1: 1 where the target is the rare class. Raises DataError when no value is."""
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(values.dtype):
+        values = values.astype("int64")
+    wanted = 1 if positive is None or positive is True else positive
+    found = (values == wanted) if not isinstance(wanted, str) else (values.astype("string") == wanted)
+    if not bool(found.any()):
+        seen = ", ".join(map(str, values.unique()[:5]))
+        raise DataError(
+            f"no row of target '{values.name}' is the rare class '{wanted}'; it holds {seen}. Pass --target COLUMN or other rows"
+        )
+    return found.to_numpy(dtype=np.int64, na_value=0)
+
+
+def _unseen(frame: pd.DataFrame, models: Sequence[RareModel], time: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    import pandas as pd
+
+    until = [model.meta.get("trained", {}).get("until") for model in models]
+    if time is None or time not in frame or any(each is None for each in until):
+        return frame, (
+            "It cannot be told whether the models were trained on these rows; if they were, the figures flatter them.",
+        )
+    when = pd.to_datetime(frame[time], utc=True, errors="coerce")
+    last = max(pd.Timestamp(each, tz="UTC") if pd.Timestamp(each).tz is None else pd.Timestamp(each) for each in until)
+    fresh = frame[(when > last).to_numpy()].reset_index(drop=True)
+    if not len(fresh):
+        raise DataError(
+            f"every row is from {last:%Y-%m-%d %H:%M} or before, and a model was trained on rows up to then. Pass --data PATH with later rows"
+        )
+    dropped = len(frame) - len(fresh)
+    return fresh, (
+        f"{dropped:,} rows up to {last:%Y-%m-%d %H:%M} were left out, because a model was trained on that period.",
+    ) if dropped else ()

@@ -1,0 +1,268 @@
+"""The pipeline's steps with files between them: read, call the step, write. One function per Kubeflow component.
+
+Rows travel as Parquet that anybody can read; what a step found travels with the seconds it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config, parse, with_environment
+from rareclass.services.training import results, run, steps
+
+if TYPE_CHECKING:
+    from rareclass.core.dataset import Rows
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a step found, and the seconds it took."""
+
+    value: Any
+    seconds: dict[str, float]
+
+
+def _timed(path: str, step: str, function: Callable[[], Any]) -> Any:
+    start = time.monotonic()
+    value = function()
+    _dump(path, Kept(value, {step: time.monotonic() - start}))
+    return value
+
+
+def _dump(path: str, kept: Kept) -> None:
+    import joblib
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    joblib.dump(kept, temporary)
+    temporary.replace(target)
+
+
+def _load(path: str) -> Kept:
+    import joblib
+
+    found = joblib.load(path)
+    assert isinstance(found, Kept)
+    return found
+
+
+def _settings(config: str) -> Config:
+    return parse(with_environment(json.loads(config)))
+
+
+def _rows(path: str) -> Rows:
+    from rareclass.adapters import tables
+
+    return tables.read_rows(path)
+
+
+def ingest(
+    config: str, ingested_path: str, train_path: str, validation_path: str, test_path: str, *, repair: str = ""
+) -> dict[str, float]:
+    """Read the source once into three Parquet files; returns rows and positives for the pipeline's own display.
+
+    repair : empty, or JSON of the repair that this run is (see ``_relearned``): its rows are the history that serves best
+    """
+    from rareclass.adapters import tables
+
+    settings = _settings(config)
+    found = _timed(
+        ingested_path, "ingest", lambda: _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
+    )
+    parts = {
+        "train": (train_path, found.train),
+        "validation": (validation_path, found.validation),
+        "test": (test_path, found.test),
+    }
+    for path, rows in parts.values():
+        tables.write_rows(path, rows)
+    return {
+        f"{name}_{what}": float(value)
+        for name, (_, rows) in parts.items()
+        for what, value in (("rows", len(rows)), ("positives", rows.positives))
+    }
+
+
+def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
+    """Rows of a retrain: the training history and the served rows whose labels had matured when it was decided.
+
+    repair : number of the repair in the ledger, the moment of the decision, the reason
+    """
+    from rareclass.services.live import repair as repairing
+    from rareclass.services.live.governor import ACTOR
+    from rareclass.services.live.monitor import Monitor
+
+    own = Monitor(settings)
+    try:
+        found, numbers = repairing.relearned(settings, datetime.fromisoformat(repair["now"]), monitor=own)
+    finally:
+        own.close()
+    reason = f"{repair['reason']}. {numbers['reason']}"
+    found.card.update(repair=repair["number"], reason=reason, actor=ACTOR, history=numbers)
+    return found
+
+
+def detect_imbalance(config: str, train_path: str, validation_path: str, plan_path: str) -> list[str]:
+    """Diagnose and plan; returns the names of the groups to fan out over."""
+    settings = _settings(config)
+    plan = _timed(
+        plan_path,
+        "detect_imbalance",
+        lambda: steps.detect_imbalance(settings, _rows(train_path), _rows(validation_path)),
+    )
+    return list(plan.groups)
+
+
+def resample(
+    config: str, group: str, plan_path: str, train_path: str, validation_path: str, resampled_path: str
+) -> int:
+    """Rebalance the training rows of every fold for one group; returns how many rows came out (0: left as they are)."""
+    from rareclass.adapters import tables
+
+    settings = _settings(config)
+    dev, folds = steps.development(settings, _rows(train_path), _rows(validation_path))
+    rows = steps.resample(settings, dev, folds, _load(plan_path).value.groups[group])
+    tables.write_rows(resampled_path, dev.take(slice(0, 0)) if rows is None else rows)
+    return 0 if rows is None else len(rows)
+
+
+def train_group(
+    config: str,
+    group: str,
+    plan_path: str,
+    train_path: str,
+    validation_path: str,
+    resampled_path: str,
+    trained_path: str,
+) -> int:
+    """Fit the candidates of one group; returns how many were fitted."""
+    settings, plan = _settings(config), _load(plan_path).value
+    dev, folds = steps.development(settings, _rows(train_path), _rows(validation_path))
+    resampled = None if group == "none" else _rows(resampled_path)
+    fitted = _timed(
+        trained_path,
+        "train",
+        lambda: steps.train(
+            settings, dev, folds, plan.groups[group], resampled, plan.seconds[group], planned=plan.candidates
+        ),
+    )
+    return len(fitted)
+
+
+def select(
+    config: str,
+    plan_path: str,
+    train_path: str,
+    validation_path: str,
+    trained_paths: Sequence[str],
+    selection_path: str,
+) -> str:
+    """Compare all candidates; returns the winner's name."""
+    settings = _settings(config)
+    dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
+    trained, seconds = _trained(_load(plan_path).value, trained_paths)
+    start = time.monotonic()
+    chosen = steps.select(settings, dev, trained)
+    _dump(selection_path, Kept((chosen, trained), {**seconds, "select": time.monotonic() - start}))
+    return str(chosen.winner)
+
+
+def _trained(plan: steps.Plan, paths: Sequence[str]) -> tuple[list[Any], dict[str, float]]:
+    """All fitted candidates, in the order of the plan whatever order the parallel steps ended in."""
+    parts = [_load(path) for path in paths]
+    order = {
+        candidate.name: position
+        for position, candidate in enumerate(each for group in plan.groups.values() for each in group)
+    }
+    fitted = [one for part in parts for one in part.value]
+    known = sorted(fitted, key=lambda one: order.get(one.candidate.name, len(order)))
+    return known, {"train": sum(part.seconds["train"] for part in parts)}
+
+
+def tune_threshold(
+    config: str, ingested_path: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str
+) -> float:
+    """Calibrate and tune the operating points; returns the threshold that decides."""
+    settings = _settings(config)
+    chosen, _ = _load(selection_path).value
+    dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
+    kept = steps.kept(chosen, _load(ingested_path).value)
+    tuning = _timed(tuning_path, "tune_threshold", lambda: steps.tune_threshold(settings, dev, chosen, kept))
+    return float(tuning.thresholds[tuning.primary])
+
+
+def evaluate(
+    config: str,
+    train_path: str,
+    validation_path: str,
+    test_path: str,
+    selection_path: str,
+    tuning_path: str,
+    judgement_path: str,
+) -> dict[str, float]:
+    """Touch the test rows once and judge; returns the metrics."""
+    settings = _settings(config)
+    chosen, trained = _load(selection_path).value
+    dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
+    test, tuning = _rows(test_path), _load(tuning_path).value
+    judged = _timed(
+        judgement_path,
+        "evaluate",
+        lambda: steps.evaluate(settings, dev, test, trained, chosen, tuning, champion=run.champion(settings)),
+    )
+    found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def register(
+    config: str, ingested_path: str, plan_path: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str,
+    judgement_path: str, details_path: str, *, now: datetime | None = None,
+) -> str:  # fmt: skip
+    """Refit on every labelled row, log everything, register what the gate admits; returns the version or ''."""
+    settings = _settings(config)
+    kept = {
+        name: _load(path)
+        for name, path in (
+            ("ingested", ingested_path),
+            ("plan", plan_path),
+            ("selection", selection_path),
+            ("tuning", tuning_path),
+            ("judged", judgement_path),
+        )
+    }
+    dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
+    chosen, trained = kept["selection"].value
+    ingested, tuning, judged = (kept[name].value for name in ("ingested", "tuning", "judged"))
+    seconds = {step: value for each in kept.values() for step, value in each.seconds.items()}
+    when = now or steps.utc_now()
+    start = time.monotonic()
+    model = steps.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
+    seconds["refit"] = time.monotonic() - start
+    made = results.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
+    card = ingested.card
+    details = results.register(made, now=when, reason=card.get("reason", "run"), actor=card.get("actor"))
+    results.write(Path(details_path), json.dumps(details))
+    return details["summary"]["version"] or ""
+
+
+def promote(config: str, details_path: str, summary_path: str, report_path: str, *, now: datetime | None = None) -> str:
+    """Give the registered version its role and leave summary and report; returns the role or ''."""
+    from rareclass.adapters import reports
+
+    settings, details = _settings(config), json.loads(Path(details_path).read_text(encoding="utf-8"))
+    card = details["data_card"]
+    role = results.promote(
+        settings, details["summary"]["version"], now=now or steps.utc_now(), reason=card.get("reason", "run"), actor=card.get("actor"),
+    )  # fmt: skip
+    summary = {**details["summary"], "role": role, "status": role or details["summary"]["status"]}
+    results.write(Path(summary_path), json.dumps({**details, "summary": summary}))
+    results.write(Path(report_path), reports.training_report({**details, "summary": summary}))
+    return role or ""

@@ -1,0 +1,290 @@
+"""What a run leaves behind: one MLflow run with everything in it, perhaps a registered version, a summary and a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config, public
+from rareclass.services import promotion as promotion
+from rareclass.services.training.steps import Judgement, Plan, Progress, Tuning, silent
+
+if TYPE_CHECKING:
+    from rareclass.adapters.tables import Ingested
+    from rareclass.core.dataset import Rows
+    from rareclass.core.model import RareModel
+    from rareclass.core.selection import Selection
+    from rareclass.core.training import Trained
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run made, from the rows to the refitted model."""
+
+    config: Config
+    ingested: Ingested
+    dev: Rows
+    plan: Plan
+    trained: Sequence[Trained]
+    chosen: Selection
+    tuning: Tuning
+    judged: Judgement
+    model: RareModel
+    seconds: Mapping[str, float]
+
+
+def register(
+    run: Run, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Log the run, register the model when the gate lets it, and return the summary. Nothing is registered half."""
+    from rareclass.adapters import registry, tracking
+
+    config = run.config
+    progress("register", f"MLflow at {config.tracking.uri}")
+    tracker = tracking.Tracker(
+        config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts
+    )
+    tracker.bury()
+    logged = tracker.start(
+        f"{config.name} {now:%Y-%m-%d %H:%M}",
+        params=_params(config),
+        tags={"gate": run.judged.decision.verdict, "reason": reason},
+    )
+    try:
+        details = full(run)
+        _log(logged, run, details)
+        card = registry.model_card(run.model)
+        uri, digest = registry.Registry(config.tracking.uri).log(logged.id, run.model, card=card)
+        version = None
+        if run.judged.decision.registers:
+            version = promotion.register_logged(
+                config, uri, digest, logged.id, now=now, actor=actor, reason=reason, evidence=_evidence(run),
+                tags={"gate": run.judged.decision.verdict, "selected": run.chosen.winner},
+            ).version  # fmt: skip
+        else:
+            said = run.judged.decision
+            why = f"{said.verdict}: {'; '.join(said.reasons)}"
+            promotion.turned_away(config, logged.id, now=now, actor=actor, reason=why, evidence=_evidence(run))
+        summary = {
+            **details["summary"],
+            "status": "registered" if version else "not_registered",
+            "version": version,
+            "uri": uri,
+            "run_id": logged.id,
+        }
+        logged.json("summary.json", summary)
+        logged.end()
+    except BaseException:
+        logged.end("FAILED")
+        raise
+    return {**details, "summary": summary}
+
+
+def promote(
+    config: Config, version: str | None, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
+) -> str | None:  # fmt: skip
+    """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
+    from rareclass.errors import AlreadyDone
+
+    if version is None:
+        return None
+    progress("promote", f"version {version}, {config.promotion.mode}")
+    try:
+        return promotion.promote(config, version, now=now, actor=actor, reason=reason).role
+    except AlreadyDone:  # killed after it was promoted and started again
+        return next((role for role, holder in promotion.state(config).items() if holder == version), None)
+
+
+def _params(config: Config) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in public(config).items():
+        if isinstance(values, dict):
+            flat.update({f"{section}.{key}": value for key, value in values.items()})
+        else:
+            flat[section] = values
+    return flat
+
+
+def _evidence(run: Run) -> dict[str, Any]:
+    trained = run.model.meta["trained"]
+    return {
+        **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
+        "data_hash": run.ingested.card["content_hash"], "trained": trained, "gate": dict(run.judged.decision.numbers),
+        "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons),
+        "ap": clean(run.judged.evaluation.metrics["ap"].to_json()), "selected": run.chosen.winner,
+    }  # fmt: skip
+
+
+def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
+    import numpy as np
+    import pandas as pd
+
+    card, evaluation = run.ingested.card, run.judged.evaluation
+    logged.log(metrics={f"test_{name}": each.value for name, each in evaluation.metrics.items()})
+    logged.log(
+        metrics={
+            f"test_{name}_{end}": getattr(each, end)
+            for name, each in evaluation.metrics.items()
+            for end in ("low", "high")
+        }
+    )
+    logged.log(metrics={f"seconds_{step}": value for step, value in run.seconds.items()})
+    for context, rows in (
+        ("training", run.ingested.train),
+        ("validation", run.ingested.validation),
+        ("test", run.ingested.test),
+    ):
+        logged.dataset(
+            f"{run.config.name}-{context}", source=public(run.config)["data"]["path"], digest=card["content_hash"], context=context,
+            profile={"rows": len(rows), "positives": rows.positives},
+        )  # fmt: skip
+    results = {each.name: each for each in run.chosen.table}
+    for one in run.trained:
+        found = results.get(one.candidate.name)
+        logged.child(
+            one.candidate.name,
+            params=one.candidate.to_json(),
+            metrics={
+                "ap": found.ap.value,
+                "ap_low": found.ap.low,
+                "ap_high": found.ap.high,
+                "fit_seconds": one.fit_seconds,
+            }
+            if found
+            else {"fit_seconds": one.fit_seconds},
+            series=_series(one.trace),
+            tags={"reason": one.candidate.reason},
+        )
+    for name in ("data_card", "diagnosis", "selection", "evaluation", "gate", "trials"):
+        logged.json(f"{name}.json", details[name])
+    test = run.ingested.test
+    scores = pd.DataFrame(
+        {
+            "row_id": test.row_id,
+            "label": test.y,
+            "score": run.judged.score,
+            "decision": run.judged.score >= run.tuning.thresholds[run.tuning.primary],
+        }
+    )
+    if test.time is not None:
+        scores["ts"] = test.time
+    block = test.block()
+    scores["block"] = np.arange(len(test)) if block is None else block
+    logged.frame(_scores_name(), scores.astype({"decision": int}))
+
+
+def _scores_name() -> str:
+    from rareclass.adapters import tracking
+
+    return tracking.SCORES
+
+
+def full(run: Run) -> dict[str, Any]:
+    """Return everything a report needs, JSON-ready."""
+    evaluation, chosen = run.judged.evaluation, run.chosen
+    trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
+    return clean({
+        "name": run.config.name, "config": public(run.config), "data_card": run.ingested.card,
+        "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
+        "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
+        "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
+        "points": {name: point.to_json() for name, point in run.tuning.points.items()},
+        "gate": run.judged.decision.to_json(),
+        "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
+        "trials": trials, "summary": summarise(run),
+    })  # fmt: skip
+
+
+def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | None:
+    """Curves by round or epoch from the records of a fit."""
+    names = [name for name in trace[0] if name != "round"] if trace else []
+    return {name: [float(each[name]) for each in trace] for name in names} or None
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Return the stable keys that other tools rely on."""
+    evaluation, judged = run.judged.evaluation, run.judged
+    metrics = {
+        name: number(evaluation.metrics[name].value)
+        for name in ("ap", "roc_auc", "brier", "ece", "precision", "recall", "f1", "f2", "mcc", "cost")
+    }
+    ap = evaluation.metrics["ap"]
+    rows = {"train": run.ingested.train, "validation": run.ingested.validation, "test": run.ingested.test}
+    everything = sum(len(part) for part in rows.values())
+    return clean({
+        "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
+        "candidates": [
+            {"name": each.name, "ap": each.ap.value, "ap_low": each.ap.low, "ap_high": each.ap.high, "fit_seconds": each.fit_seconds,
+             "difference": each.difference.to_json(), "significant": each.significant, "reason": each.reason}
+            for each in run.chosen.table
+        ],
+        "metrics": {**metrics, "ap_low": ap.low, "ap_high": ap.high, "threshold": run.tuning.thresholds[run.tuning.primary]},
+        "prequential": list(judged.prequential),
+        "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
+        "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
+        "champion_metrics": dict(judged.champion_metrics) or None,
+        "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+        "rows": {name: len(part) for name, part in rows.items()},
+        "positives": {name: part.positives for name, part in rows.items()},
+        "prevalence": {**{name: part.prevalence for name, part in rows.items()}, "all": sum(part.positives for part in rows.values()) / everything},
+        "regime": run.plan.diagnosis.regime,
+        "data_hash": run.ingested.card["content_hash"],
+        "seconds": dict(run.seconds), "peak_memory_bytes": peak_memory(),
+    })  # fmt: skip
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process and of its finished children, in bytes."""
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts the memory of whoever started this process, too
+        lines = status.read_text(encoding="ascii").splitlines()
+        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
+    return int(max(own, children)) * 1024
+
+
+def number(value: float | None) -> float | None:
+    """A float for JSON: None where it is not finite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def clean(value: Any) -> Any:
+    """Make nested values JSON-ready: NumPy scalars and arrays to Python's, non-finite floats to None."""
+    if isinstance(value, Mapping):
+        return {str(key): clean(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [clean(each) for each in value]
+    if hasattr(value, "tolist") and not isinstance(value, str):
+        return clean(value.tolist())
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str | int | bool | type(None)) else str(value)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole: to a temporary name beside it, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def leave(details: Mapping[str, Any], role: str | None, out: Path) -> dict[str, Any]:
+    """Write summary.json (last), run.json, trials.json and report.html into ``out``; returns the summary."""
+    from rareclass.adapters import reports
+
+    summary = {**details["summary"], "role": role, "report": str((out / "report.html").resolve())}
+    if role is not None:
+        summary["status"] = role
+    write(out / "run.json", json.dumps({**details, "summary": summary}, indent=1))
+    write(out / "trials.json", json.dumps(details["trials"], indent=1))
+    write(out / "report.html", reports.training_report({**details, "summary": summary}))
+    write(out / "summary.json", json.dumps(summary, indent=1))
+    return summary

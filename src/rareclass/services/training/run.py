@@ -1,0 +1,122 @@
+"""The whole training pipeline in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config
+from rareclass.services.training import results, steps, validate
+from rareclass.services.training.steps import Progress, silent
+
+if TYPE_CHECKING:
+    from rareclass.adapters.tables import Ingested
+    from rareclass.core.model import RareModel
+
+
+class Stopwatch:
+    """Seconds by step, in the order the steps first ran."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + self.clock() - start
+
+
+def run(
+    config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
+) -> dict[str, Any]:
+    """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
+    from rareclass.adapters.tracking import reach
+
+    validate.check(config)
+    reach(config.tracking.uri)
+    watch = Stopwatch()
+    with watch("ingest"):
+        ingested = steps.ingest(config, progress)
+    return run_rows(config, ingested, out, watch=watch, progress=progress, now=now or steps.utc_now(), reason=reason)
+
+
+def run_rows(
+    config: Config, ingested: Ingested, out: Path | None, *, now: datetime, watch: Stopwatch | None = None, progress: Progress = silent,
+    reason: str = "retrain", actor: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version.
+
+    actor : who the ledger says did it; default: the user of this process
+    """
+    watch = watch or Stopwatch()
+    made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=lambda: champion(config))
+    with watch("register"):
+        details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
+    with watch("promote"):
+        role = results.promote(
+            config, details["summary"]["version"], now=now, reason=reason, actor=actor, progress=progress
+        )
+    details["summary"]["seconds"] = results.clean(watch.seconds)
+    if out is None:
+        return {**details["summary"], "role": role}
+    return results.leave(details, role, out)
+
+
+def fit(
+    config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
+    champion: Callable[[], tuple[str, RareModel] | None] = lambda: None,
+) -> results.Run:  # fmt: skip
+    """Everything up to the refitted model; writes nothing.
+
+    champion : asked for when it is compared with: until then MLflow and its model need not be in memory
+    """
+    with watch("detect_imbalance"):
+        plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress)
+        dev, folds = steps.development(config, ingested.train, ingested.validation)
+    trained = []
+    saved = 0.0
+    for name, members in plan.groups.items():
+        with watch("resample"):
+            resampled = steps.resample(config, dev, folds, members, progress)
+        start = time.monotonic()
+        with watch("train"):
+            trained += steps.train(
+                config,
+                dev,
+                folds,
+                members,
+                resampled,
+                plan.seconds[name] + saved,
+                planned=plan.candidates,
+                progress=progress,
+            )
+        # What one group leaves of its budget the next ones may use.
+        saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
+    with watch("select"):
+        chosen = steps.select(config, dev, trained, progress)
+    with watch("tune_threshold"):
+        tuning = steps.tune_threshold(config, dev, chosen, steps.kept(chosen, ingested), progress)
+    with watch("evaluate"):
+        judged = steps.evaluate(
+            config, dev, ingested.test, trained, chosen, tuning, champion=champion(), progress=progress
+        )
+    with watch("refit"):
+        model = steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
+    return results.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
+
+
+def champion(config: Config) -> tuple[str, RareModel] | None:
+    """Return the registered champion and its name, None when there is none yet."""
+    from rareclass.adapters.registry import Registry
+
+    registry = Registry(config.tracking.uri)
+    version = registry.at(config.name, "champion")
+    return None if version is None else (f"version {version.version}", registry.load(version))

@@ -1,0 +1,466 @@
+"""The training pipeline: one function per step, in the order the data walks.
+
+A Kubeflow component calls exactly one of the steps; ``run`` calls the same ones in the same order in one process.
+Steps take and return plain objects; files, MLflow and the store are touched by ``ingest``, ``register`` and ``promote`` only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import Config, public
+from rareclass.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rareclass.adapters.tables import Ingested
+    from rareclass.core.calibration import Calibration
+    from rareclass.core.candidates import Candidate
+    from rareclass.core.dataset import FloatArray, Rows
+    from rareclass.core.diagnosis import Diagnosis
+    from rareclass.core.evaluation import Evaluation
+    from rareclass.core.gating import GateDecision
+    from rareclass.core.model import RareModel
+    from rareclass.core.selection import Selection
+    from rareclass.core.thresholds import TunedThreshold
+    from rareclass.core.training import Trained
+
+Progress = Callable[[str, str], None]
+"""Called with the step and what it is doing."""
+
+
+def silent(step: str, message: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``detect_imbalance`` found and what is worth trying.
+
+    groups : resampling chain -> candidates that train on its rows
+    seconds : budget of each group, in seconds of wall time
+    """
+
+    diagnosis: Diagnosis
+    groups: Mapping[str, Sequence[Candidate]]
+    seconds: Mapping[str, float]
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates there are in all groups."""
+        return sum(len(members) for members in self.groups.values())
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Calibrator and thresholds, fitted on scores of rows the models had not seen."""
+
+    calibration: Calibration
+    points: Mapping[str, TunedThreshold]
+    primary: str
+    score: FloatArray
+    """(n_scored,) calibrated out-of-fold scores, in the order of the scored development rows"""
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {name: point.value for name, point in self.points.items()}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the test rows said, once."""
+
+    evaluation: Evaluation
+    score: FloatArray
+    """(n_test,) calibrated scores of the recipe fitted on the development rows"""
+    decision: GateDecision
+    champion: str | None = None
+    champion_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """on the test rows the champion was not trained on; empty where there are none"""
+    prequential: Sequence[Mapping[str, Any]] = ()
+    """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
+
+
+def ingest(config: Config, progress: Progress = silent) -> Ingested:
+    """Read the source once; check, split and encode it. Raises DataError."""
+    from rareclass.adapters import tables
+
+    progress("ingest", f"reading {config.data.path}")
+    return tables.ingest(config, progress=lambda message: progress("ingest", message))
+
+
+def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, Any]:
+    """Return the development rows and the folds that score them; the same for every caller."""
+    from rareclass.core import splitting
+
+    return splitting.development(
+        train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
+    )
+
+
+def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
+    """Say how rare, how hard, what regime, and plan the candidates. Raises NoPositives."""
+    from rareclass.core import candidates, dataset, diagnosis
+
+    progress("detect_imbalance", "how rare, how hard, what is worth trying")
+    known = dataset.concatenate([train, validation])
+    found = diagnosis.diagnose(known, config)
+    wanted = (
+        diagnosis.plan(found, config, known.schema) if config.search.replay is None else _recorded(config.search.replay)
+    )
+    groups = candidates.group_by_resampler(wanted)
+    return Plan(found, groups, budgets(config, groups))
+
+
+def _recorded(path: str) -> tuple[Candidate, ...]:
+    """Return the candidates of a recorded run, in its order."""
+    from rareclass.core import search
+
+    try:
+        return search.replayed(json.loads(Path(path).read_text(encoding="utf-8"))["trials"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). Set it to OUT/trials.json of a finished run"
+        ) from None
+
+
+def budgets(config: Config, groups: Mapping[str, Sequence[Candidate]]) -> dict[str, float]:
+    """Divide ``search.seconds`` over the groups by their candidates; the group of candidate 0 counts double."""
+    shares = {
+        name: len(members) + (1 if position == 0 else 0) for position, (name, members) in enumerate(groups.items())
+    }
+    whole = sum(shares.values())
+    return {name: config.search.seconds * share / whole for name, share in shares.items()}
+
+
+def resample(
+    config: Config, dev: Rows, folds: Any, members: Sequence[Candidate], progress: Progress = silent
+) -> Rows | None:
+    """Rebalance the training rows of every fold for one group; None where the group leaves rows as they are."""
+    from rareclass.core import training
+
+    chain = members[0].resample
+    if members[0].group == "none":
+        return None
+    progress("resample", members[0].group)
+    return training.resample_folds(chain, dev, folds, seed=config.train.seed, threads=config.compute.processors())
+
+
+def train(
+    config: Config,
+    dev: Rows,
+    folds: Any,
+    members: Sequence[Candidate],
+    resampled: Rows | None,
+    seconds: float,
+    *,
+    planned: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    progress: Progress = silent,
+) -> list[Trained]:
+    """Fit the candidates of one group on every fold, until the budget is spent; the first one is always finished."""
+    from rareclass.core import costs, search
+
+    found = search.train_group(
+        members,
+        dev,
+        folds,
+        config=config,
+        costs=costs.cost_arrays(config.costs, dev.prevalence, dev.amount),
+        resampled=resampled,
+        seconds=seconds,
+        threads=config.compute.processors(),
+        clock=clock,
+        planned=planned,
+        progress=lambda message: progress("train", message),
+    )
+    return list(found)
+
+
+def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Progress = silent) -> Selection:
+    """Compare the candidates on the same out-of-fold rows, paired."""
+    from rareclass.core import selection
+
+    progress("select", f"{len(trained)} candidates, paired on the same rows")
+    return selection.select(trained, dev, config=config, seed=config.train.seed)
+
+
+def tune_threshold(config: Config, dev: Rows, chosen: Selection, kept: float, progress: Progress = silent) -> Tuning:
+    """Calibrate and tune the operating points on out-of-fold scores. ``kept``: share of negatives the training saw."""
+    from rareclass.core import calibration, costs, thresholds
+
+    progress("tune_threshold", "calibrate, then sweep every distinct score")
+    rows = dev.take(chosen.scored)
+    raw = chosen.oof[chosen.scored]
+    fitted = calibration.fit(
+        rows.y,
+        raw,
+        method=config.threshold.calibration,
+        kept=kept,
+        weight=rows.weight,
+        block=rows.block(),
+        seed=config.train.seed,
+    )
+    score = fitted.calibrator(raw)
+    points = thresholds.tune_points(
+        rows.y,
+        score,
+        config.threshold,
+        costs=costs.cost_arrays(config.costs, rows.prevalence, rows.amount),
+        days=days(rows),
+        weight=rows.weight,
+        block=rows.block(),
+        n_boot=config.evaluate.bootstraps,
+        confidence=config.evaluate.confidence,
+        seed=config.train.seed,
+    )
+    return Tuning(fitted, points, next(iter(points)), score)
+
+
+def days(rows: Rows) -> float | None:
+    """Length of the period the rows cover, in days; None without time."""
+    import numpy as np
+
+    if rows.time is None or not len(rows):
+        return None
+    span = (rows.time.max() - rows.time.min()) / np.timedelta64(1, "D")
+    return max(float(span), 1.0)
+
+
+def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, rows: Rows) -> Any:
+    """Fit the selected recipe (one candidate or an ensemble) on the given rows."""
+    from rareclass.core import training
+
+    members = [one for one in trained if one.candidate.name in chosen.weights]
+    return training.refit(
+        members,
+        chosen.weights,
+        rows,
+        seed=config.train.seed,
+        threads=config.compute.processors(),
+        device=config.compute.device,
+    )
+
+
+def evaluate(
+    config: Config,
+    dev: Rows,
+    test: Rows,
+    trained: Sequence[Trained],
+    chosen: Selection,
+    tuning: Tuning,
+    *,
+    champion: tuple[str, RareModel] | None = None,
+    progress: Progress = silent,
+) -> Judgement:
+    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge."""
+    import numpy as np
+
+    from rareclass.core import costs, evaluation, gating
+    from rareclass.core import dataset as tables
+
+    progress("evaluate", f"the test rows, once: {len(test)} rows, {test.positives} positives")
+    learner = fit_recipe(config, trained, chosen, dev)
+    score = tuning.calibration.calibrator(learner.score(test.x))
+    money = costs.cost_arrays(config.costs, dev.prevalence, test.amount)
+    found = evaluation.evaluate(
+        test.y,
+        score,
+        thresholds=tuning.thresholds,
+        primary=tuning.primary,
+        costs=money,
+        config=config.evaluate,
+        block=test.block(),
+        time=test.time,
+        rows=test,
+        weight=test.weight,
+        seed=config.train.seed,
+    )
+    block, incumbent, metrics = test.block(), None, {}
+    if champion is not None:
+        name, model = champion
+        old = model.score(tables.decode(test.x, test.schema))
+        index = unseen(model, test)
+        incumbent = gating.Champion(
+            old, unseen=np.isin(np.arange(len(test)), index), decision=model.decide(old), name=name
+        )
+        fresh = test.take(index)
+        metrics = _champion_metrics(config, fresh, old[index], score[index], model) if fresh.positives else {}
+    progress("gate", "approve, reject or not enough evidence")
+    decision = gating.judge(
+        found,
+        test.y,
+        score,
+        incumbent,
+        config.gate,
+        costs=money,
+        weight=test.weight,
+        block=block,
+        n_boot=config.evaluate.bootstraps,
+        confidence=config.evaluate.confidence,
+        seed=config.train.seed,
+    )
+    windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
+    return Judgement(found, score, decision, champion[0] if champion else None, metrics, windows)
+
+
+def prequential(
+    config: Config, rows: Rows, trained: Sequence[Trained], chosen: Selection, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """Fit the recipe again before each of ``split.prequential`` windows and judge it in the window; empty unless asked for.
+
+    The recipe was chosen on some of these rows, so the windows tell how steady it is, not how good: that the test says.
+    Raises DataError when the rows have no time.
+    """
+    from rareclass.core import evaluation, splitting
+
+    if not config.split.prequential:
+        return []
+    found = []
+    folds = splitting.prequential(rows, windows=config.split.prequential, label_delay=config.data.label_delay)
+    for number, fold in enumerate(folds, 1):
+        progress("evaluate", f"prequential window {number} of {len(folds)}")
+        window = rows.take(fold.score)
+        score = fit_recipe(config, trained, chosen, rows.take(fold.train)).score(window.x)
+        ap = evaluation.estimate_ap(
+            window.y, score, block=window.block(), n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence,
+            seed=config.train.seed, weight=window.weight,
+        )  # fmt: skip
+        assert window.time is not None
+        found.append(
+            {
+                "from": str(window.time.min()),
+                "to": str(window.time.max()),
+                "ap": ap.to_json(),
+                "trained_on": len(fold.train),
+            }
+        )
+    return found
+
+
+def _champion_metrics(config: Config, fresh: Rows, old: Any, new: Any, model: RareModel) -> dict[str, Any]:
+    from rareclass.core import evaluation
+
+    options = {"block": fresh.block(), "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence}
+    ap = evaluation.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
+    difference = evaluation.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
+    decided = evaluation.decision_metrics(fresh.y, model.decide(old), fresh.weight)
+    keys = ("precision", "recall", "f1", "f2", "mcc")
+    return {
+        "ap": ap.value, "ap_low": ap.low, "ap_high": ap.high, "difference": difference.value, "difference_low": difference.low,
+        "difference_high": difference.high, "rows": len(fresh), "positives": fresh.positives, "threshold": model.threshold(),
+        **{key: float(decided[key]) for key in keys},
+    }  # fmt: skip
+
+
+def unseen(model: RareModel, rows: Rows) -> Any:
+    """Return the index of the rows that a model was not trained on, by time or by row id; none where it cannot be told."""
+    import numpy as np
+
+    until = model.meta.get("trained", {}).get("until")
+    if rows.time is not None and until is not None:
+        return np.flatnonzero(rows.time > np.datetime64(until, "us"))
+    if model.trained_ids is not None:
+        return np.flatnonzero(~np.isin(rows.row_id, model.trained_ids))
+    return np.empty(0, dtype=np.int64)
+
+
+def refit(
+    config: Config,
+    ingested: Ingested,
+    dev: Rows,
+    trained: Sequence[Trained],
+    chosen: Selection,
+    tuning: Tuning,
+    judged: Judgement,
+    *,
+    now: datetime,
+    progress: Progress = silent,
+) -> RareModel:
+    """Fit the recipe on every labelled row (``train.refit``) and wrap it with all a version carries."""
+    import numpy as np
+
+    from rareclass import __version__
+    from rareclass.core import dataset, drift
+    from rareclass.core.model import RareModel
+
+    known = {
+        "all": lambda: dataset.concatenate([dev, ingested.test]),
+        "train": lambda: dev,
+        "none": lambda: ingested.train,
+    }
+    final = known[config.train.refit]()
+    progress("refit", f"{chosen.winner} on {len(final)} rows")
+    learner = fit_recipe(config, trained, chosen, final)
+    scored = dataset.concatenate([dev.take(chosen.scored), ingested.test])
+    held_out = np.concatenate([tuning.score, judged.score])
+    profile = drift.reference_profile(
+        scored,
+        held_out,
+        threshold=tuning.thresholds[tuning.primary],
+        window=config.monitor.window,
+        weight=scored.weight,
+    )
+    metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
+    span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
+    meta = {
+        "name": config.name, "created": now.isoformat(), "rareclass": __version__, "config": public(config),
+        "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
+        "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
+        "selected": chosen.winner, "members": dict(chosen.weights), "calibration": tuning.calibration.chosen, "metrics": metrics,
+        "prevalence": scored.prevalence, "typical": _typical(final), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+    }  # fmt: skip
+    model = RareModel(
+        schema=ingested.schema,
+        learner=learner,
+        calibrator=tuning.calibration.calibrator,
+        thresholds=tuning.thresholds,
+        primary=tuning.primary,
+        profile=profile.to_json(),
+        meta=meta,
+        trained_ids=None if final.time is not None else np.sort(final.row_id),
+    )
+    return model.with_golden(_golden(ingested.test))
+
+
+def _golden(test: Rows, per_class: int = 10) -> Any:
+    import numpy as np
+
+    picks = [np.flatnonzero(test.y == value)[:per_class] for value in (1, 0)]
+    return test.x[np.concatenate(picks)]
+
+
+def _typical(rows: Rows, most: int = 100_000) -> list[float | None]:
+    """Median of each numeric column and commonest code of each category, for reasons by occlusion."""
+    import numpy as np
+
+    sample = rows.x[:: max(1, len(rows) // most)]
+    found: list[float | None] = []
+    for column, categorical in zip(sample.T, rows.schema.categorical, strict=True):
+        present = column[~np.isnan(column)]
+        if not len(present):
+            found.append(None)
+        elif categorical:
+            found.append(float(np.bincount(present.astype(int)).argmax()))
+        else:
+            found.append(float(np.median(present)))
+    return found
+
+
+def _text(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+def kept(chosen: Selection, ingested: Ingested) -> float:
+    """Return the share of negatives that training saw and no score has been corrected for yet; NaN: the calibrator learns it."""
+    return float(chosen.kept * ingested.train_kept)

@@ -1,0 +1,175 @@
+"""The training pipeline on a Kubeflow cluster: placed, uploaded when it is new, run once per key, followed to its end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version as installed
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import ENVIRONMENT, Config, dump
+from rareclass.errors import ConfigError
+from rareclass.services.training.steps import Progress, silent
+
+if TYPE_CHECKING:
+    from rareclass.adapters.cluster import Placement, Submitted
+    from rareclass.services.live.governor import Action
+
+IMAGE = "rareclass/pipeline"
+_PASSWORD = re.compile(r"://[^/:@\s]*:[^@\s/]+@")
+_CRON_FIELDS = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing for Kubeflow to do. key : a second job of that key is the first one, unless that failed."""
+
+    config: Config
+    key: str
+    arguments: Mapping[str, str]
+    placement: Placement
+
+
+def submit(
+    config: Config, *, now: datetime, key: str | None = None, recurring: str | None = None, wait: bool = True,
+    progress: Progress = silent,
+) -> Submitted:  # fmt: skip
+    """Run the pipeline on the cluster of ``config.cluster``, or with ``recurring`` on a schedule of six fields.
+
+    key : name of the run; default: the model and the moment. Raises PipelineFailed when the run fails and is waited for
+    """
+    if recurring is not None:
+        return _schedule(config, checked_cron(recurring), progress)
+    made = job(config, key=key or f"{config.name} {now:%Y-%m-%d %H:%M:%S}")
+    return run(made, wait=wait, progress=progress)
+
+
+def retrain(config: Config, number: int, *, now: datetime, progress: Progress = silent) -> Action:
+    """Carry out a retrain that the governor reserved as a run of the pipeline, and record how it ended. Safe to repeat."""
+    from rareclass.services.live import governor
+
+    return governor.repair(
+        config, number, now, retrain=lambda verdict: _retrained(config, number, verdict, progress), progress=progress
+    )
+
+
+def _retrained(config: Config, number: int, verdict: Any, progress: Progress) -> Action:
+    from rareclass.services import promotion
+    from rareclass.services.live import repair
+    from rareclass.services.live.governor import Action
+
+    reserved = next(e for e in promotion.history(config, kind="repair") if e.payload["number"] == number)
+    # the moment of the decision, not of this attempt: a second attempt asks for the same rows
+    asked = {"number": number, "now": reserved.at.isoformat(), "reason": reserved.reason}
+    made = job(repair.judged_later(config), key=repair_key(config.name, number, reserved.at), repair=asked)
+    run(made, wait=True, progress=progress)
+    found = [e for e in promotion.history(config, kind="register") if e.payload.get("repair") == number]
+    if not found:
+        refused = [e.reason for e in promotion.history(config, kind="reject") if e.payload.get("repair") == number]
+        why = f"gate: {refused[-1]}" if refused else "the run registered nothing: its report says why"
+        return Action(reserved.at, "retrain", verdict.version or None, None, "rejected", why, {"run": made.key})
+    version = str(found[-1].payload["version"])
+    role = next((name for name, held in promotion.state(config).items() if held == version), "")
+    outcome = "done" if role == "champion" else "challenger"
+    numbers = {"run": made.key, "gate": found[-1].payload.get("gate"), "rows": found[-1].payload.get("trained")}
+    return Action(reserved.at, "retrain", verdict.version or None, version, outcome, found[-1].reason, numbers)
+
+
+def repair_key(model: str, number: int, reserved: datetime) -> str:
+    """Name the run of a repair: the same for every attempt, and not that of another ledger, which counts from 1 too."""
+    return f"{model}-repair-{number}-{reserved:%Y%m%dT%H%M%S}"
+
+
+def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, cache: bool = True) -> Job:
+    """Put together what Kubeflow is asked for.
+
+    repair : what a retrain is about; its rows come from the live log, so nothing of it may be cached
+    cache : False for schedules, whose parameters stay the same while the data moves on
+    """
+    from rareclass.adapters import tables
+    from rareclass.adapters.cluster import Placement
+
+    version = tables.data_version(config.data.path) if cache and repair is None else None
+    arguments = {
+        "config": json.dumps(shown(config), sort_keys=True),
+        "data_version": version or "",
+        "repair": json.dumps(repair, sort_keys=True) if repair is not None else "",
+    }
+    cluster = config.cluster
+    placement = Placement(
+        image=cluster.image or f"{IMAGE}:{installed('rareclass')}",
+        cpu=config.compute.cpu,
+        memory=config.compute.memory,
+        env=cluster.env,
+        secrets={each.name: each.env for each in cluster.secrets},
+        cache=version is not None,
+    )
+    return Job(config, key, arguments, placement)
+
+
+def run(job: Job, *, wait: bool, progress: Progress = silent) -> Submitted:
+    """Upload what is new, start the run unless it is there, and follow it."""
+    from rareclass.adapters import cluster
+
+    api, pipeline, version = _uploaded(job, progress)
+    found = api.run(job.config.name, job.key, pipeline, version, job.arguments, job.config.cluster.account)
+    progress("run", f"{found.name} ({found.id}){'' if found.new else ', there already'}")
+    if wait:
+        api.follow(found.id, progress)
+    assert isinstance(found, cluster.Submitted)
+    return found
+
+
+def _schedule(config: Config, cron: str, progress: Progress) -> Submitted:
+    made = job(config, key=f"{config.name}-schedule", cache=False)
+    api, pipeline, version = _uploaded(made, progress)
+    found = api.schedule(config.name, made.key, cron, pipeline, version, made.arguments, config.cluster.account)
+    progress("schedule", f"{cron} ({found.id}){'' if found.new else ', there already'}")
+    return found
+
+
+def _uploaded(job: Job, progress: Progress) -> tuple[Any, str, str]:
+    from rareclass.adapters import cluster
+
+    api = cluster.Kubeflow(job.config.cluster.host, job.config.cluster.namespace)
+    name = f"rareclass-{job.config.name}"
+    text = cluster.placed(cluster.compiled(), job.placement)
+    pipeline, version, new = api.upload(name, text)
+    progress("pipeline", f"{name} version {cluster.digest(text)}{' uploaded' if new else ', there already'}")
+    return api, pipeline, version
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """Return the configuration as the run's parameter shows it to everybody: without what Secrets give the steps.
+
+    Raises ConfigError when a password would be left in it.
+    """
+    raw = dump(config)
+    given = {name for each in config.cluster.secrets for name in each.env}
+    for name in given & ENVIRONMENT.keys():
+        section, key = ENVIRONMENT[name].split(".")
+        raw[section][key] = f"from {name}" if (section, key) == ("data", "path") else _default(section, key)
+    raw["cluster"] = {}
+    for section, values in raw.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, str) and _PASSWORD.search(value):
+                raise ConfigError(
+                    f"{section}.{key} holds a password, which every reader of the run would see. Put it into a Secret and name that in cluster.secrets"
+                )
+    return raw
+
+
+def _default(section: str, key: str) -> Any:
+    return getattr(Config.model_fields[section].default, key)
+
+
+def checked_cron(text: str) -> str:
+    """Return a schedule of six fields (the first are seconds). Raises ConfigError."""
+    if len(text.split()) != _CRON_FIELDS:
+        raise ConfigError(
+            f"--recurring '{text}' has {len(text.split())} fields; Kubeflow wants 6, the first are seconds, like '0 0 2 * * *' for every day at two"
+        )
+    return " ".join(text.split())

@@ -1,0 +1,182 @@
+"""Batch scoring of files, and batch scores in the prediction log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import small_model
+from rareclass.adapters.registry import THRESHOLD, Registry
+from rareclass.adapters.store import Store
+from rareclass.adapters.tracking import Tracker
+from rareclass.config import Config
+from rareclass.errors import ConfigError, DataError, ModelError
+from rareclass.services import promotion
+from rareclass.services.serving.score import check_paths, score, score_and_log
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    small_model.model().save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    return small_model.frame(300).assign(note="kept")
+
+
+@pytest.mark.parametrize(
+    ("source", "output"), [("in.parquet", "out.parquet"), ("in.csv", "out.csv"), ("in.csv", "deep/out.csv.gz")]
+)
+def test_every_row_keeps_its_place_and_its_columns(
+    model: str, rows: pd.DataFrame, tmp_path: Path, source: str, output: str
+) -> None:
+    rows.to_parquet(tmp_path / source) if source.endswith("parquet") else rows.to_csv(tmp_path / source, index=False)
+    done = score(model, str(tmp_path / source), str(tmp_path / output))
+    scored = pd.read_parquet(tmp_path / output) if output.endswith("parquet") else pd.read_csv(tmp_path / output)
+    pd.testing.assert_frame_equal(scored[list(rows.columns)], rows, check_dtype=False)
+    expected = small_model.model().score(rows)
+    assert scored["score"].to_numpy() == pytest.approx(expected)
+    assert scored["decision"].tolist() == (expected >= 0.5).astype(int).tolist()
+    assert (done.rows, done.flagged) == (300, int((expected >= 0.5).sum()))
+    assert done.mean_score == pytest.approx(expected.mean())
+
+
+def test_a_file_of_many_batches_is_scored_like_one(model: str, tmp_path: Path) -> None:
+    rows = small_model.frame(150_000)
+    rows.to_parquet(tmp_path / "in.parquet", row_group_size=40_000)
+    done = score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    assert done.rows == 150_000
+    scored = pd.read_parquet(tmp_path / "out.parquet")
+    assert scored["score"].to_numpy() == pytest.approx(small_model.model().score(rows))
+
+
+def test_a_file_without_rows_gives_a_file_without_rows(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.iloc[:0].to_parquet(tmp_path / "in.parquet")
+    assert score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")).rows == 0
+    assert list(pd.read_parquet(tmp_path / "out.parquet").columns) == [*rows.columns, "score", "decision"]
+
+
+def test_another_operating_point_decides_when_asked(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.to_parquet(tmp_path / "in.parquet")
+    done = score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), point="strict")
+    scored = pd.read_parquet(tmp_path / "out.parquet")
+    assert done.threshold == 0.9
+    assert scored["decision"].tolist() == (scored["score"] >= 0.9).astype(int).tolist()
+    with pytest.raises(ModelError, match=r"unknown operating point 'strickt'. Did you mean 'strict'"):
+        score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), point="strickt")
+
+
+def test_reasons_name_the_features_that_count_most(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.assign(amount=9.0).to_parquet(tmp_path / "in.parquet")
+    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), reasons=2)
+    found = json.loads(pd.read_parquet(tmp_path / "out.parquet")["reasons"][0])
+    assert [each["feature"] for each in found] == ["amount", "channel"]
+
+
+def test_columns_that_are_there_already_are_not_overwritten(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.assign(score=1).to_parquet(tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"a column 'score' already. Pass --prefix"):
+        score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    assert not (tmp_path / "out.parquet").exists()
+    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), prefix="new_")
+    assert {"score", "new_score", "new_decision"} <= set(pd.read_parquet(tmp_path / "out.parquet").columns)
+
+
+def test_a_missing_feature_is_named_and_no_file_is_left(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.rename(columns={"amount": "amout"}).to_parquet(tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"column 'amount' is missing. Did you mean 'amout'"):
+        score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "model"]
+
+
+def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the input"):
+        check_paths(str(tmp_path / "a.csv"), str(tmp_path / "x" / ".." / "a.csv"))
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A champion in a registry."""
+    folder = tmp_path_factory.mktemp("registered")
+    config = small_model.config(
+        folder,
+        data={"path": "none", "target": "label", "time": "ts", "id": "id", "entity": "card", "private": ["channel"]},
+    )
+    promotion.register(config, small_model.model(), Tracker(config.tracking.uri, "small").start("run").id, now=NOW)
+    promotion.promote(config, now=NOW)
+    return config
+
+
+@pytest.fixture
+def store(registered: Config) -> Iterator[Store]:
+    with Store(registered.store.url) as opened:
+        opened.migrate()
+        yield opened
+
+
+def _batch(tmp_path: Path, first: str) -> tuple[pd.DataFrame, str]:
+    rows = small_model.frame(40)
+    rows = rows.assign(
+        id=[f"{first}{i:03d}" for i in range(40)],
+        ts=pd.date_range("2026-02-01", periods=40, freq="h"),
+        card=[f"c{i % 5}" for i in range(40)],
+    )
+    rows.to_parquet(tmp_path / "in.parquet")
+    return rows, str(tmp_path / "in.parquet")
+
+
+def test_logged_rows_carry_id_time_entity_version_and_only_what_may_be_stored(
+    registered: Config, store: Store, tmp_path: Path
+) -> None:
+    rows, source = _batch(tmp_path, "a")
+    done = score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    assert (done.version, done.logged) == ("1", 40)
+    kept = store.window("small", "2026-01-01", "2026-03-01", features=True).set_index("request_id").loc["a007"]
+    assert kept["ts"] == pd.Timestamp("2026-02-01 07:00")
+    assert (kept["entity"], kept["version"], kept["threshold"]) == ("c2", "1", 0.5)
+    assert json.loads(kept["features"]) == {"amount": pytest.approx(rows["amount"][7])}
+    assert score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW).logged == 0
+
+
+def test_rows_without_an_id_are_told_apart_by_their_content(registered: Config, tmp_path: Path) -> None:
+    rows, _ = _batch(tmp_path, "b")
+    config = registered.model_copy(update={"data": registered.data.model_copy(update={"id": None})})
+    twins = pd.concat([rows, rows.iloc[:3]]).drop(columns="id")
+    twins.to_parquet(tmp_path / "in.parquet")
+    assert score_and_log(config, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), now=NOW).logged == 43
+    assert score_and_log(config, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), now=NOW).logged == 0
+
+
+def test_ids_that_do_not_identify_are_refused(registered: Config, tmp_path: Path) -> None:
+    rows, source = _batch(tmp_path, "c")
+    rows.assign(id="same").to_parquet(source)
+    with pytest.raises(DataError, match="does not identify the rows"):
+        score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    with pytest.raises(DataError, match=r"no id column 'idd'. Did you mean 'id'"):
+        score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW, id_column="idd")
+
+
+def test_a_threshold_tuned_again_decides_at_once(registered: Config, tmp_path: Path) -> None:
+    _, source = _batch(tmp_path, "d")
+    registry = Registry(registered.tracking.uri)
+    registry.tag("small", 1, {f"{THRESHOLD}default": 0.01})
+    try:
+        done = score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    finally:
+        registry.tag("small", 1, {f"{THRESHOLD}default": 0.5})
+    assert done.threshold == 0.01
+    assert done.flagged == int((small_model.model().score(small_model.frame(40)) >= 0.01).sum())
+
+
+def test_without_a_champion_the_line_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no champion yet. Promote a version with"):
+        score_and_log(small_model.config(tmp_path), "in.parquet", "out.parquet", now=NOW)

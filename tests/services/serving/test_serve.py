@@ -1,0 +1,100 @@
+"""What the server is handed: releases from a real registry, loaded models, injected settings."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import small_model
+from rareclass.adapters.registry import Registry
+from rareclass.adapters.tracking import Tracker
+from rareclass.config import Config, dump, parse
+from rareclass.errors import ModelError
+from rareclass.services import promotion
+from rareclass.services.serving import serve
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A registry with version 2 as champion, 3 as challenger and 1 as previous."""
+    config = small_model.config(tmp_path_factory.mktemp("serve"))
+    tracker = Tracker(config.tracking.uri, "small")
+    for slope in (1, 2, 3):
+        promotion.register(config, small_model.model(slope), tracker.start("run").id, now=NOW)
+    for version, mode in ((1, "immediate"), (2, "immediate"), (3, "shadow")):
+        promotion.promote(config, version, now=NOW, mode=mode)  # type: ignore[arg-type]
+    return config
+
+
+def test_the_champion_answers_and_challenger_and_previous_follow_in_its_shadow(config: Config) -> None:
+    release = serve.Releases(config)()
+    assert release.champion.version == "2"
+    assert [(each.role, each.version) for each in release.shadows] == [("challenger", "3"), ("previous", "1")]
+    assert (release.point, release.threshold) == (None, None)
+    x = np.array([[1, 0]], dtype=np.float32)
+    assert serve.load(config, release.champion).score(x) == small_model.model(2).score(x)
+
+
+def test_without_shadows_in_the_configuration_there_are_none(config: Config) -> None:
+    quiet = parse({**dump(config), "serve": {"shadows": False}})
+    assert serve.Releases(quiet)().shadows == ()
+
+
+def test_tags_of_the_champion_choose_its_operating_point(config: Config) -> None:
+    releases = serve.Releases(config)
+    Registry(config.tracking.uri).tag(config.name, "2", {serve.POINT_TAG: "strict", serve.THRESHOLD_TAG: 0.25})
+    assert (releases().point, releases().threshold) == ("strict", 0.25)
+    Registry(config.tracking.uri).tag(config.name, "2", {serve.THRESHOLD_TAG: "high"})
+    with pytest.raises(ModelError, match=serve.THRESHOLD_TAG):
+        releases()
+
+
+def test_without_a_champion_the_error_says_how_to_get_one(config: Config) -> None:
+    with pytest.raises(ModelError, match=r"has no champion.*rareclass run"):
+        serve.Releases(parse({**dump(config), "name": "nobody"}))()
+
+
+def test_one_version_can_be_served_by_its_uri_alone(config: Config, tmp_path: Path) -> None:
+    small_model.model(3).save(tmp_path / "m-17")
+    release = serve.Releases(config, str(tmp_path / "m-17"))()
+    assert (release.champion.version, release.shadows) == ("m-17", ())
+    assert serve.load(config, release.champion).score(np.ones((1, 2), np.float32))[0] > 0.8
+
+
+@pytest.mark.parametrize("bad", ["http", "-1", "70000", ""])
+def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_port(bad: str) -> None:
+    from rareclass.adapters.serving.server import options
+
+    settings: dict[str, Any] = {
+        "name": "small", "host": "127.0.0.1", "http_port": 1, "grpc_port": 2, "metrics_port": 3, "token": None,
+    }  # fmt: skip
+    injected = {
+        "MLSERVER_HTTP_PORT": "9000", "MLSERVER_GRPC_PORT": "9500", "MLSERVER_METRICS_PORT": bad, "MLSERVER_MODEL_NAME": "node",
+        "MLSERVER_METRICS_ENDPOINT": "/prometheus", "MLSERVER_HOST": "0.0.0.0",
+    }  # fmt: skip
+    found = options(injected, **settings)
+    assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, 9500, 3)
+    assert (found.name, found.metrics_path, found.host) == ("node", "/prometheus", "0.0.0.0")
+
+
+def test_a_served_booster_scores_with_one_thread_and_the_same() -> None:
+    import json
+
+    import xgboost as xgb
+
+    from rareclass.core.learners import Boosted
+    from rareclass.core.training import Ensemble, Member
+
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    booster = xgb.train({"nthread": 4, "objective": "binary:logistic"}, xgb.DMatrix(x, (x[:, 0] > 0).astype(int)), 3)
+    learner = Boosted("xgboost", booster=booster, types=("float", "float"))
+    before = learner.score(x)
+    serve._one_thread(Ensemble((Member(fitted=learner, kept=1.0, weight=1.0),)))
+    assert json.loads(booster.save_config())["learner"]["generic_param"]["nthread"] == "1"
+    assert np.array_equal(learner.score(x), before)
