@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 
 import small_model
 from rareclass import cli
@@ -21,10 +22,7 @@ from rareclass.adapters.tracking import Tracker
 from rareclass.services import promotion
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-COMMANDS = (
-    "diagnose", "run", "score", "serve", "monitor", "labels", "replay", "triage", "promote", "rollback", "history", "compare", "export",
-    "submit", "forget", "schema",
-)  # fmt: skip
+COMMANDS = tuple(sorted(typer.main.get_command(cli.app).commands))
 HEAVY = (
     "numpy",
     "pandas",
@@ -80,8 +78,6 @@ print("HEAVY", sorted(set({HEAVY!r}) & set(sys.modules)), code)
 
 @pytest.mark.parametrize("command", [*COMMANDS, "labels import"])
 def test_every_command_and_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import typer
-
     assert call(*command.split(), "--help") == 0
     assert f"rareclass {command}" in capsys.readouterr().out
     node = typer.main.get_command(cli.app)
@@ -108,6 +104,17 @@ def test_the_schema_is_json_that_describes_every_setting(capsys: pytest.CaptureF
         if not setting.get("description") and "$ref" not in setting
     ]
     assert undescribed == []
+
+
+def test_a_default_of_the_schema_is_written_as_the_parser_reads_it() -> None:
+    from rareclass import config
+
+    schema = config.schema()
+    assert schema["$defs"]["Monitor"]["properties"]["window"]["default"] == "1w"
+    for name, section in config.Config.model_fields.items():
+        for key, stated in schema["$defs"].get(type(section.default).__name__, {}).get("properties", {}).items():
+            if "default" in stated and name not in ("name", "data"):
+                assert getattr(type(section.default)(**{key: stated["default"]}), key) == getattr(section.default, key)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +184,9 @@ def test_a_fault_is_one_line_exit_code_1_and_a_traceback_only_with_debug(
 
 def test_ctrl_c_ends_with_one_word_and_130(tmp_path: Path) -> None:
     code = """
-import os, signal, rareclass.config
+import signal, rareclass.config
 from rareclass import cli
-rareclass.config.schema = lambda: os.kill(os.getpid(), signal.SIGINT)
+rareclass.config.schema = lambda: signal.raise_signal(signal.SIGINT)  # in this thread, so that none outruns it
 cli.main(["schema"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -122,6 +122,30 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     )
 
 
+def replayed(told: Mapping[str, Any]) -> None:
+    """Print what the loop did and what it cost beside its two peers, with the count of positives behind it.
+
+    told : replay.json
+    """
+    money, periods = told["money"], told["periods"]
+    rows, positives = (sum(period[key] for period in periods) for key in ("rows", "positives"))
+    kinds = [action["kind"] for action in told["actions"]]
+    did = (
+        ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds)) or "nothing: the model was left alone"
+    )
+    said = [
+        f"{told['name']}: {rows:,} rows in {len(periods)} periods, {positives:,} labelled positives",
+        f"actions: {did}",
+    ]
+    said.append(f"cost: {money['ours']:,.2f} {money['currency']}")
+    for peer, words in (("never", "never retraining"), ("weekly", "retraining every week")):
+        if money[peer] is not None:
+            saved = money[peer] - money["ours"]
+            less = f"{abs(saved):,.2f} {money['currency']} {'saved' if saved >= 0 else 'lost'}"
+            said.append(f"against {words} ({money[peer]:,.2f}): {less}")
+    lines(said)
+
+
 def _verdict(found: Mapping[str, Any]) -> str:
     colour = {"approve": "green", "reject": "red"}.get(found["gate"]["verdict"], "yellow")
     role = f", {found['role']}" if found.get("role") else ""

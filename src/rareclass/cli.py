@@ -373,7 +373,8 @@ def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, qu
     from rareclass.services.live import replay as service
 
     with terminal.steps(quiet=quiet) as progress:
-        service.replay(_trainable(config, overrides), out, progress=progress)
+        told = service.replay(_trainable(config, overrides), out, progress=progress)
+    terminal.replayed(told)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from rareclass.errors import ConfigError, nearest
 
@@ -639,5 +640,10 @@ def without_password(url: str) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of the configuration."""
-    return Config.model_json_schema()
+    """Return the JSON schema of the configuration; its defaults are written as the parser reads them."""
+
+    class AsWritten(GenerateJsonSchema):
+        def encode_default(self, dft: Any) -> Any:
+            return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+
+    return Config.model_json_schema(schema_generator=AsWritten)

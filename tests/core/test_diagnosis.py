@@ -38,7 +38,7 @@ def rows_of(n=2000, positives=100, *, shift=2.0, categorical=False, seed=0, days
 
 def plan_of(rows, settings=None):
     settings = settings or config()
-    return diagnosis.plan(diagnosis.diagnose(rows, settings), settings, rows.schema)
+    return planning.plan(diagnosis.diagnose(rows, settings), settings, rows.schema)
 
 
 # --- shares and regimes -----------------------------------------------------------------------------------------------

@@ -13,18 +13,21 @@ from rareclass.config import Config
 from rareclass.config import Regime as RegimeBounds
 from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.estimate import Estimate, share_of
-from rareclass.core.planning import NO_POSITIVES, plan
 
 __all__ = [
     "Diagnosis",
     "diagnose",
     "percent",
-    "plan",
     "point_types",
     "prevalence_by_period",
     "prevalence_by_segment",
     "regime",
 ]
+
+NO_POSITIVES = (
+    "there is no row of the rare class, so a classifier has nothing to learn from: this is the one-class regime "
+    "(anomaly detection). Check data.target, data.positive and data.filter, or bring labelled rows of the rare class"
+)
 
 Regime = Literal["none", "few", "scarce", "ample"]
 

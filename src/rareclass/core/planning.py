@@ -9,21 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rareclass.config import Config, ResampleStep, Search
 from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Schema
+from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis
 from rareclass.core.resampling import check_chain
 from rareclass.errors import NoPositives
-
-if TYPE_CHECKING:
-    from rareclass.core.diagnosis import Diagnosis
-
-NO_POSITIVES = (
-    "there is no row of the rare class, so a classifier has nothing to learn from: this is the one-class regime "
-    "(anomaly detection). Check data.target, data.positive and data.filter, or bring labelled rows of the rare class"
-)
 
 LARGE = 200_000
 """Rows from which slow learners, and neighbours of all rows, take too long."""

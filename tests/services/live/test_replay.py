@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rareclass import _terminal as terminal
 from rareclass.config import Config, parse
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.live import replay
@@ -54,6 +55,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("replay")
     config = settings(history(folder / "data.parquet", change=77))
     return folder, replay.replay(config, folder / "out")
+
+
+def test_the_money_is_printed_beside_both_peers(told: tuple[Path, dict], capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.replayed(told[1])
+    said, money = capsys.readouterr().out, told[1]["money"]
+    assert f"cost: {money['ours']:,.2f} {money['currency']}" in said
+    assert f"never retraining ({money['never']:,.2f})" in said
+    assert f"retraining every week ({money['weekly']:,.2f})" in said
+    assert f"{sum(period['positives'] for period in told[1]['periods']):,} labelled positives" in said
 
 
 def test_replay_json_has_the_keys_that_other_tools_rely_on(told: tuple[Path, dict]) -> None:

@@ -105,13 +105,13 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
     """Say how rare, how hard, what regime, and plan the candidates. Raises NoPositives."""
-    from rareclass.core import candidates, dataset, diagnosis
+    from rareclass.core import candidates, dataset, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
     known = dataset.concatenate([train, validation])
     found = diagnosis.diagnose(known, config)
     wanted = (
-        diagnosis.plan(found, config, known.schema) if config.search.replay is None else _recorded(config.search.replay)
+        planning.plan(found, config, known.schema) if config.search.replay is None else _recorded(config.search.replay)
     )
     groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
