@@ -143,3 +143,15 @@ def test_a_new_sqlite_store_is_reached_by_making_its_folder(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="Set tracking"):
         reach(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_a_metric_is_one_number_or_a_curve_but_never_both(tracker: Tracker) -> None:
+    run = tracker.start("two meanings")
+    run.log(metrics={"ap": 0.4})
+    with pytest.raises(ValueError, match=r"'ap' .* is one number already"):
+        run.series({"ap": [0.1, 0.2]})
+    run.series({"round_ap": [0.1, 0.2]}, steps=[10, 20])
+    with pytest.raises(ValueError, match=r"'round_ap' .* is a curve already"):
+        run.log(metrics={"round_ap": 0.2})
+    assert [each.step for each in tracker.client.get_metric_history(run.id, "round_ap")] == [10, 20]
+    assert tracker.client.get_run(run.id).data.metrics["ap"] == 0.4

@@ -60,10 +60,10 @@ def local_path(uri: str) -> Path | None:
 def client(uri: str) -> MlflowClient:
     """Open tracking and registry at ``uri``. The first use of a SQLite store creates its tables (some seconds)."""
     quiet()
-    full = with_folder(uri)
     import mlflow
 
     with told(unusable(uri)):
+        full = with_folder(uri)
         return mlflow.MlflowClient(tracking_uri=full, registry_uri=full)
 
 

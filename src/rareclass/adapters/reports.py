@@ -126,8 +126,8 @@ def _range(found: Details) -> str:
 
 def _money_sentence(money: Details) -> str:
     saved = money["saving_vs_nothing"]
-    note = f" {money['costs_note']}" if money.get("costs_note") else ""
-    return f"Against doing nothing, the decisions save {_amount(saved)} {money['currency']} on the test rows.{note}"
+    note = f" ({money['note']})" if money["note"] else ""
+    return f"Against doing nothing, the decisions save {_amount(saved)} {money['currency']} on the test rows{note}."
 
 
 def _amount(found: Details) -> str:

@@ -121,6 +121,7 @@ class Run:
         self.id = run_id
         local = _mlflow.local_path(artifact_uri)
         self.artifact_uri = str(local) if local is not None else artifact_uri
+        self._kinds: dict[str, str] = {}
 
     @property
     def _client(self) -> MlflowClient:
@@ -133,13 +134,14 @@ class Run:
         params: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         series: Mapping[str, Sequence[float]] | None = None,
+        steps: Sequence[int] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Run:
         """Write one candidate as a nested run, complete and closed; returns it for artifacts."""
         run = self.tracker._create(name, {"mlflow.parentRunId": self.id, **(tags or {})})
         run.log(params=params, metrics=metrics)
         if series:
-            run.series(series)
+            run.series(series, steps)
         run.end()
         return run
 
@@ -151,10 +153,14 @@ class Run:
         tags: Mapping[str, Any] | None = None,
         step: int = 0,
     ) -> None:
-        """Write any number of parameters, metrics (missing and non-finite ones are left out) and tags in few requests."""
+        """Write any number of parameters, metrics (missing and non-finite ones are left out) and tags in few requests.
+
+        Raises ValueError for a metric that is a curve of `series`, too.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
+        self._claim(metrics or {}, "one number")
         self._batch(
             metrics=[
                 Metric(_key(key), float(value), now, step)
@@ -165,19 +171,29 @@ class Run:
             tags=[RunTag(_key(key), str(value)) for key, value in (tags or {}).items()],
         )
 
-    def series(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Write one metric per round or epoch: {name: values}, step = position."""
+    def series(self, values: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None) -> None:
+        """Write one metric per round or epoch: {name: values}, at ``steps`` or at their positions.
+
+        Raises ValueError for a name that `log` has written: MLflow would show the last of the curve in its place.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
+        self._claim(values, "a curve")
         self._batch(
             metrics=[
                 Metric(_key(key), float(value), now, step)
                 for key, each in values.items()
-                for step, value in enumerate(each)
+                for step, value in zip(steps or range(len(each)), each, strict=True)
                 if math.isfinite(value)
             ]
         )
+
+    def _claim(self, names: Iterable[str], kind: str) -> None:
+        """Keep each metric's key for one meaning: MLflow would mix two without a word."""
+        for name in map(_key, names):
+            if self._kinds.setdefault(name, kind) != kind:
+                raise ValueError(f"metric '{name}' of run '{self.id}' is {self._kinds[name]} already, not {kind}")
 
     def _batch(self, *, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
         with _mlflow.told(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
@@ -211,6 +227,11 @@ class Run:
         with self._new(name) as path:
             path.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
 
+    def text(self, name: str, text: str) -> None:
+        """Keep a text as the artifact ``name``, like `report.html`."""
+        with self._new(name) as path:
+            path.write_text(text, encoding="utf-8")
+
     def frame(self, name: str, frame: pd.DataFrame) -> None:
         """Keep a table as the Parquet artifact ``name``, like `evaluation/test_scores.parquet`."""
         with self._new(name) as path:
@@ -232,8 +253,10 @@ class Run:
         with _mlflow.told(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
             self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+    def end(self, status: str = "FINISHED", error: str | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED; ``error``, one line without secrets, is its tag and description."""
+        if error is not None:
+            self.log(tags={"error": error, "mlflow.note.content": error})
         with _mlflow.told(f"run '{self.id}' cannot be closed in MLflow at '{self.tracker.uri}'"):
             self._client.set_terminated(self.id, status)
 

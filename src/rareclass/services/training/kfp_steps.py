@@ -5,6 +5,7 @@ Rows travel as Parquet that anybody can read; what a step found travels with the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -58,12 +59,24 @@ def _settings(config: str) -> Config:
     return parse(with_environment(json.loads(config)))
 
 
+def _failure_logged(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave a FAILED MLflow run of a step that does not come to its end, as a run in one process does."""
+
+    @functools.wraps(step)
+    def logged(config: str, *arguments: Any, **options: Any) -> Any:
+        with results.failures_logged(_settings(config), now=steps.utc_now(), reason=f"pipeline step {step.__name__}"):
+            return step(config, *arguments, **options)
+
+    return logged
+
+
 def _rows(path: str) -> Rows:
     from rareclass.adapters import tables
 
     return tables.read_rows(path)
 
 
+@_failure_logged
 def ingest(
     config: str, ingested_path: str, train_path: str, validation_path: str, test_path: str, *, repair: str = ""
 ) -> dict[str, float]:
@@ -110,6 +123,7 @@ def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
     return found
 
 
+@_failure_logged
 def detect_imbalance(config: str, train_path: str, validation_path: str, plan_path: str) -> list[str]:
     """Diagnose and plan; returns the names of the groups to fan out over."""
     settings = _settings(config)
@@ -121,6 +135,7 @@ def detect_imbalance(config: str, train_path: str, validation_path: str, plan_pa
     return list(plan.groups)
 
 
+@_failure_logged
 def resample(
     config: str, group: str, plan_path: str, train_path: str, validation_path: str, resampled_path: str
 ) -> int:
@@ -134,6 +149,7 @@ def resample(
     return 0 if rows is None else len(rows)
 
 
+@_failure_logged
 def train_group(
     config: str,
     group: str,
@@ -157,6 +173,7 @@ def train_group(
     return len(fitted)
 
 
+@_failure_logged
 def select(
     config: str,
     plan_path: str,
@@ -187,6 +204,7 @@ def _trained(plan: steps.Plan, paths: Sequence[str]) -> tuple[list[Any], dict[st
     return known, {"train": sum(part.seconds["train"] for part in parts)}
 
 
+@_failure_logged
 def tune_threshold(
     config: str, ingested_path: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str
 ) -> float:
@@ -199,6 +217,7 @@ def tune_threshold(
     return float(tuning.thresholds[tuning.primary])
 
 
+@_failure_logged
 def evaluate(
     config: str,
     train_path: str,
@@ -244,7 +263,8 @@ def register(
     seconds = {step: value for each in kept.values() for step, value in each.seconds.items()}
     when = now or steps.utc_now()
     start = time.monotonic()
-    model = steps.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
+    with results.failures_logged(settings, now=when, reason="pipeline step register"):
+        model = steps.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
     seconds["refit"] = time.monotonic() - start
     made = results.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
     card = ingested.card
@@ -255,14 +275,12 @@ def register(
 
 def promote(config: str, details_path: str, summary_path: str, report_path: str, *, now: datetime | None = None) -> str:
     """Give the registered version its role and leave summary and report; returns the role or ''."""
-    from rareclass.adapters import reports
-
     settings, details = _settings(config), json.loads(Path(details_path).read_text(encoding="utf-8"))
     card = details["data_card"]
     role = results.promote(
         settings, details["summary"]["version"], now=now or steps.utc_now(), reason=card.get("reason", "run"), actor=card.get("actor"),
     )  # fmt: skip
-    summary = {**details["summary"], "role": role, "status": role or details["summary"]["status"]}
-    results.write(Path(summary_path), json.dumps({**details, "summary": summary}))
-    results.write(Path(report_path), reports.training_report({**details, "summary": summary}))
+    ended = results.with_role(details, role)
+    results.write(Path(summary_path), json.dumps(ended))
+    results.write(Path(report_path), results.logged_report(settings, ended))
     return role or ""

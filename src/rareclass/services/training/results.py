@@ -6,18 +6,21 @@ import json
 import math
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, public
+from rareclass.config import Config, public, without_password
+from rareclass.errors import RareclassError
 from rareclass.services import promotion as promotion
 from rareclass.services.training.steps import Judgement, Plan, Progress, Tuning, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
+    from rareclass.adapters.tracking import Tracker
     from rareclass.core.dataset import Rows
     from rareclass.core.model import RareModel
     from rareclass.core.selection import Selection
@@ -44,19 +47,13 @@ def register(
     run: Run, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Log the run, register the model when the gate lets it, and return the summary. Nothing is registered half."""
-    from rareclass.adapters import registry, tracking
+    from rareclass.adapters import registry
 
     config = run.config
-    progress("register", f"MLflow at {config.tracking.uri}")
-    tracker = tracking.Tracker(
-        config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts
-    )
+    progress("register", f"MLflow at {without_password(config.tracking.uri)}")
+    tracker = _tracker(config)
     tracker.bury()
-    logged = tracker.start(
-        f"{config.name} {now:%Y-%m-%d %H:%M}",
-        params=_params(config),
-        tags={"gate": run.judged.decision.verdict, "reason": reason},
-    )
+    logged = _start(tracker, config, now, {"gate": run.judged.decision.verdict, "reason": reason})
     try:
         details = full(run)
         _log(logged, run, details)
@@ -81,10 +78,48 @@ def register(
         }
         logged.json("summary.json", summary)
         logged.end()
-    except BaseException:
-        logged.end("FAILED")
+    except BaseException as fault:
+        logged.end(_ending(fault), error_line(fault))
         raise
     return {**details, "summary": summary}
+
+
+def _tracker(config: Config) -> Tracker:
+    from rareclass.adapters import tracking
+
+    return tracking.Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
+
+
+def _start(tracker: Tracker, config: Config, now: datetime, tags: Mapping[str, Any]) -> Any:
+    return tracker.start(f"{config.name} {now:%Y-%m-%d %H:%M}", params=_params(config), tags=tags)
+
+
+@contextmanager
+def failures_logged(config: Config, *, now: datetime, reason: str = "run") -> Iterator[None]:
+    """Leave an MLflow run, FAILED (or KILLED where it was interrupted) with the error, of what does not come to its end.
+
+    The error goes on; a store that cannot take the run is only noted on it.
+    """
+    try:
+        yield
+    except BaseException as fault:
+        try:
+            logged = _start(_tracker(config), config, now, {"reason": reason})
+            logged.end(_ending(fault), error_line(fault))
+        except RareclassError as silent_store:
+            fault.add_note(f"not logged: {silent_store}")
+        raise
+
+
+def _ending(fault: BaseException) -> str:
+    return "FAILED" if isinstance(fault, Exception) else "KILLED"
+
+
+def error_line(fault: BaseException) -> str:
+    """What ended a run, in one line without passwords; of a fault that no user can mend with its kind."""
+    text = without_password(" ".join(str(fault).split()))[:1000]
+    kind = type(fault).__name__
+    return text if isinstance(fault, RareclassError) else f"{kind}: {text}".removesuffix(": ")
 
 
 def promote(
@@ -152,14 +187,15 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
             one.candidate.name,
             params=one.candidate.to_json(),
             metrics={
-                "ap": found.ap.value,
-                "ap_low": found.ap.low,
-                "ap_high": found.ap.high,
+                "heldout_ap": found.ap.value,
+                "heldout_ap_low": found.ap.low,
+                "heldout_ap_high": found.ap.high,
                 "fit_seconds": one.fit_seconds,
             }
             if found
             else {"fit_seconds": one.fit_seconds},
             series=_series(one.trace),
+            steps=[int(each["round"]) for each in one.trace],
             tags={"reason": one.candidate.reason},
         )
     for name in ("data_card", "diagnosis", "selection", "evaluation", "gate", "trials"):
@@ -203,9 +239,9 @@ def full(run: Run) -> dict[str, Any]:
 
 
 def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | None:
-    """Curves by round or epoch from the records of a fit."""
+    """Curves by round or epoch from the records of a fit, like `round_ap`."""
     names = [name for name in trace[0] if name != "round"] if trace else []
-    return {name: [float(each[name]) for each in trace] for name in names} or None
+    return {f"round_{name}": [float(each[name]) for each in trace] for name in names} or None
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -276,15 +312,34 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def leave(details: Mapping[str, Any], role: str | None, out: Path) -> dict[str, Any]:
-    """Write summary.json (last), run.json, trials.json and report.html into ``out``; returns the summary."""
-    from rareclass.adapters import reports
+def leave(details: Mapping[str, Any], out: Path, page: str | None = None) -> dict[str, Any]:
+    """Write summary.json (last), run.json, trials.json and report.html into ``out``; returns the summary.
 
-    summary = {**details["summary"], "role": role, "report": str((out / "report.html").resolve())}
-    if role is not None:
-        summary["status"] = role
+    details : with the role, see `with_role` · page : the report, made from the details where it is not given
+    """
+    summary = {**details["summary"], "report": str((out / "report.html").resolve())}
     write(out / "run.json", json.dumps({**details, "summary": summary}, indent=1))
     write(out / "trials.json", json.dumps(details["trials"], indent=1))
-    write(out / "report.html", reports.training_report({**details, "summary": summary}))
+    write(out / "report.html", page or report(details))
     write(out / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def with_role(details: Mapping[str, Any], role: str | None) -> dict[str, Any]:
+    """Return the details of a run with the role that its version was given."""
+    summary = {**details["summary"], "role": role, "status": role or details["summary"]["status"]}
+    return {**details, "summary": summary}
+
+
+def report(details: Mapping[str, Any]) -> str:
+    """Return the page that a run leaves."""
+    from rareclass.adapters import reports
+
+    return reports.training_report(details)
+
+
+def logged_report(config: Config, details: Mapping[str, Any]) -> str:
+    """Keep the page that a run leaves with its MLflow run, and return it."""
+    page = report(details)
+    _tracker(config).run(details["summary"]["run_id"]).text("report.html", page)
+    return page

@@ -42,10 +42,10 @@ def run(
 
     validate.check(config)
     reach(config.tracking.uri)
-    watch = Stopwatch()
-    with watch("ingest"):
+    watch, when = Stopwatch(), now or steps.utc_now()
+    with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
         ingested = steps.ingest(config, progress)
-    return run_rows(config, ingested, out, watch=watch, progress=progress, now=now or steps.utc_now(), reason=reason)
+    return run_rows(config, ingested, out, watch=watch, progress=progress, now=when, reason=reason)
 
 
 def run_rows(
@@ -57,7 +57,8 @@ def run_rows(
     actor : who the ledger says did it; default: the user of this process
     """
     watch = watch or Stopwatch()
-    made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=lambda: champion(config))
+    with results.failures_logged(config, now=now, reason=reason):
+        made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=lambda: champion(config))
     with watch("register"):
         details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
     with watch("promote"):
@@ -65,9 +66,9 @@ def run_rows(
             config, details["summary"]["version"], now=now, reason=reason, actor=actor, progress=progress
         )
     details["summary"]["seconds"] = results.clean(watch.seconds)
-    if out is None:
-        return {**details["summary"], "role": role}
-    return results.leave(details, role, out)
+    ended = results.with_role(details, role)
+    page = results.logged_report(config, ended)
+    return ended["summary"] if out is None else results.leave(ended, out, page)
 
 
 def fit(
