@@ -45,6 +45,32 @@ def monitoring_in_chart() -> dict[str, Callable[[Path], None]]:
     return found
 
 
+def inhibitions(target: Path) -> None:
+    """The inhibit rules of monitoring/alertmanager as the Prometheus Operator's AlertmanagerConfig writes them."""
+    import yaml
+
+    source = yaml.safe_load((ROOT / "monitoring/alertmanager/alertmanager.yaml").read_text(encoding="utf-8"))
+
+    def matchers(texts: list[str]) -> list[dict[str, str]]:
+        made = []
+        for text in texts:
+            found = re.fullmatch(r'(\w+)(=~|!~|!=|=)"(.*)"', text)
+            if found is None:
+                raise SystemExit(f"an inhibit rule has a matcher that is not understood: {text}")
+            made.append({"name": found[1], "matchType": found[2], "value": found[3]})
+        return made
+
+    rules = [
+        {
+            "sourceMatch": matchers(each["source_matchers"]),
+            "targetMatch": matchers(each["target_matchers"]),
+            "equal": each["equal"],
+        }
+        for each in source["inhibit_rules"]
+    ]
+    target.write_text(yaml.safe_dump(rules, sort_keys=False), encoding="utf-8")
+
+
 def rendered(values: Path) -> Callable[[Path], None]:
     """The chart's objects for one of its ci values."""
 
@@ -92,6 +118,7 @@ GOLDENS = {
     "docs/settings.md": settings.settings,
     f"{CHART}/README.md": chart.readme,
     f"{CHART}/values.schema.json": chart.schema,
+    f"{CHART}/files/inhibit.yaml": inhibitions,
     **monitoring_in_chart(),
     **charts(),
 }
