@@ -1,11 +1,13 @@
 """rareclass: rare-class models that are calibrated, thresholded, served, watched with late labels, and repaired.
 
-``from rareclass import RareClassifier`` is the training recipe as a scikit-learn estimator; it is imported when asked for.
+What a notebook needs is here, and imported when it is asked for: the training recipe as a scikit-learn estimator, a
+registered version, judgement with intervals, thresholds, prior correction, and exact cleaning samplers.
 """
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Threads of OpenMP spin while they wait, which makes a fit 40 times slower as soon as another process wants a core
@@ -13,23 +15,57 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from rareclass.api import diagnose, evaluate, load_version, score
+    from rareclass.core.calibration import prior_correction
+    from rareclass.core.evaluation import average_precision, compare, estimate_ap
+    from rareclass.core.thresholds import tune as tune_threshold
     from rareclass.estimator import RareClassifier
+    from rareclass.samplers import ExactEditedNearestNeighbours, ExactTomekLinks
 
     __version__: str
 
-__all__ = ["RareClassifier", "__version__"]
+_HOME = {
+    "RareClassifier": ("rareclass.estimator", "RareClassifier"),
+    "ExactEditedNearestNeighbours": ("rareclass.samplers", "ExactEditedNearestNeighbours"),
+    "ExactTomekLinks": ("rareclass.samplers", "ExactTomekLinks"),
+    "average_precision": ("rareclass.core.evaluation", "average_precision"),
+    "compare": ("rareclass.core.evaluation", "compare"),
+    "diagnose": ("rareclass.api", "diagnose"),
+    "estimate_ap": ("rareclass.core.evaluation", "estimate_ap"),
+    "evaluate": ("rareclass.api", "evaluate"),
+    "load_version": ("rareclass.api", "load_version"),
+    "prior_correction": ("rareclass.core.calibration", "prior_correction"),
+    "score": ("rareclass.api", "score"),
+    "tune_threshold": ("rareclass.core.thresholds", "tune"),
+}
+"""Public name -> module and name it lives under."""
+
+__all__ = [
+    "ExactEditedNearestNeighbours",
+    "ExactTomekLinks",
+    "RareClassifier",
+    "__version__",
+    "average_precision",
+    "compare",
+    "diagnose",
+    "estimate_ap",
+    "evaluate",
+    "load_version",
+    "prior_correction",
+    "score",
+    "tune_threshold",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RareClassifier":
-        from rareclass.estimator import RareClassifier
-
-        return RareClassifier
     if name == "__version__":
         from importlib.metadata import version
 
         return version("rareclass")
-    raise AttributeError(f"module 'rareclass' has no attribute '{name}'")
+    if name not in _HOME:
+        raise AttributeError(f"module 'rareclass' has no attribute '{name}'")
+    module, attribute = _HOME[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,141 @@
+"""What a notebook calls besides the estimator: each a few lines over the same functions that the commands use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from rareclass import config as settings
+from rareclass.core import diagnosis, evaluation
+from rareclass.core.costs import cost_arrays
+from rareclass.core.dataset import Rows, encode, infer_schema
+from rareclass.core.estimate import Estimate
+from rareclass.core.model import RareModel
+from rareclass.errors import DataError
+
+
+def load_version(uri: str, *, tracking_uri: str | None = None) -> RareModel:
+    """Load a model version, its files checked against the hash that was registered.
+
+    Parameters
+    ----------
+    uri : str
+        ``models:/NAME/VERSION``, ``models:/NAME@champion``, ``runs:/ID/model``, or a folder of a run.
+    tracking_uri : str, optional
+        MLflow store of ``models:/`` and ``runs:/`` names; default: ``MLFLOW_TRACKING_URI``.
+
+    Returns
+    -------
+    RareModel
+        Learner, calibrator and thresholds, which score and decide as the server does.
+
+    Raises
+    ------
+    ModelError
+        When there is no such version, or its files are not what was registered.
+    """
+    from rareclass.adapters.registry import load_model
+
+    return load_model(uri, tracking_uri)
+
+
+def score(model: RareModel | str, rows: pd.DataFrame, *, point: str | None = None) -> pd.DataFrame:
+    """Score rows and decide them at an operating point.
+
+    Parameters
+    ----------
+    model : RareModel or str
+        What `load_version` returns, or what it takes.
+    rows : DataFrame of shape (n, columns)
+        The features by name; other columns are ignored.
+    point : str, optional
+        Operating point; default: the one that decides.
+
+    Returns
+    -------
+    DataFrame of shape (n, 2)
+        ``score`` (calibrated probability of the rare class) and ``decision`` (0 or 1), with the index of ``rows``.
+    """
+    loaded = load_version(model) if isinstance(model, str) else model
+    found = loaded.score(rows)
+    return pd.DataFrame({"score": found, "decision": loaded.decide(found, point).astype(np.int64)}, index=rows.index)
+
+
+def diagnose(X: pd.DataFrame, y: ArrayLike) -> diagnosis.Diagnosis:
+    """Say how rare and how hard a problem is: prevalence, regime, kinds of rare rows, overlap of the classes.
+
+    Parameters
+    ----------
+    X : DataFrame of shape (n, n_features)
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    """
+    frame, labels = pd.DataFrame(X), _binary(y, len(X))
+    schema = infer_schema(frame)
+    rows = Rows(schema, encode(frame, schema), labels, np.arange(len(labels), dtype=np.uint64))
+    return diagnosis.diagnose(rows, _config())
+
+
+def evaluate(
+    y: ArrayLike,
+    score: ArrayLike,
+    threshold: float = evaluation.UNTUNED,
+    *,
+    block: NDArray[Any] | None = None,
+    sample_weight: ArrayLike | None = None,
+    confidence: float = 0.95,
+    bootstraps: int = 1000,
+    random_state: int = 0,
+) -> dict[str, Estimate]:
+    """Judge scores and a threshold on rows that neither has seen: every number with its interval.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score : array-like of shape (n,)
+        Probability of the rare class.
+    threshold : float
+        A row is decided 1 where ``score >= threshold``.
+    block : ndarray of shape (n,), optional
+        Rows of one block (a day, a customer) are drawn together, because they are not independent.
+    sample_weight : array-like of shape (n,), optional
+    confidence : float
+        Coverage of the intervals.
+    bootstraps : int
+        Resamples behind them.
+    random_state : int
+
+    Returns
+    -------
+    dict of str to Estimate
+        ``ap``, ``roc_auc``, ``brier``, ``ece``, ``precision``, ``recall``, ``f1``, ``mcc`` and others; each has ``value``,
+        ``low``, ``high``, ``positives`` and ``rows``.
+
+    Raises
+    ------
+    DataError
+        Without rows, or where labels are not 0 and 1.
+    """
+    labels = _binary(y, len(np.asarray(score)))
+    found = evaluation.evaluate(
+        labels, score, thresholds={"default": threshold}, primary="default",
+        costs=cost_arrays(settings.Costs(), float(labels.mean()) or 0.5),
+        config=settings.Evaluate(confidence=confidence, bootstraps=bootstraps), block=block, weight=sample_weight,
+        seed=random_state,
+    )  # fmt: skip
+    return {name: value for name, value in found.metrics.items() if name != "cost"}
+
+
+def _binary(y: ArrayLike, rows: int) -> NDArray[np.int64]:
+    labels = np.asarray(y)
+    if len(labels) != rows or not np.isin(labels, (0, 1)).all():
+        raise DataError(f"y must hold {rows:,} labels, 1 for the rare class and 0 otherwise")
+    return labels.astype(np.int64)
+
+
+def _config() -> settings.Config:
+    return settings.parse({"name": "notebook", "data": {"path": "memory", "target": "y"}})
