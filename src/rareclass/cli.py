@@ -217,7 +217,11 @@ def score(
     tracking_uri: TrackingOption = None,
     point: Annotated[
         str | None,
-        typer.Option("--point", metavar="NAME", help="Operating point that decides; default: the version's own."),
+        typer.Option(
+            "--point",
+            metavar="NAME",
+            help="Operating point that decides; default: serve.operating_point, else the version's own.",
+        ),
     ] = None,
     reasons: Annotated[
         int,
@@ -261,7 +265,10 @@ def score(
         else:
             uri = tracking_uri or (settings.tracking.uri if settings is not None else None)
             name = model if model is not None else service.champion_uri(settings)  # type: ignore[arg-type]
-            done = service.score(name, source, output, tracking_uri=uri, point=point, reasons=reasons, prefix=prefix)
+            serving = settings.serve.operating_point if settings is not None else None
+            done = service.score(
+                name, source, output, tracking_uri=uri, point=point, serving=serving, reasons=reasons, prefix=prefix
+            )
     more = f", {done.logged:,} new in the prediction log of version {done.version}" if log else ""
     terminal.lines(
         [

@@ -353,7 +353,9 @@ class Serve(Section):
         "process", description="What an answered row survives: the process or a power cut"
     )
     sync_milliseconds: float = Field(50, gt=0, description="Window between group fsyncs, in milliseconds")
-    operating_point: str | None = Field(None, description="Operating point; default: the first")
+    operating_point: str | None = Field(
+        None, description="Operating point of servers and of `rareclass score -c`; default: the first"
+    )
     operating_point_file: str | None = Field(
         None, description="Watched file that names the operating point or a threshold (JSON)"
     )

@@ -15,6 +15,7 @@ import small_model
 from rareclass.adapters import registry
 from rareclass.adapters.registry import Registry, load_model
 from rareclass.adapters.tracking import Tracker
+from rareclass.core import operating
 from rareclass.errors import ModelError
 
 ROWS = pd.DataFrame({"channel": ["web", "shop"], "amount": [1, 4]})
@@ -170,7 +171,7 @@ def test_the_card_says_what_was_learnt_and_how_good_it_was() -> None:
 
 def test_thresholds_tuned_again_are_in_force_when_loaded_from_the_registry(there: Registry, run_id: str) -> None:
     version = _registered(there, run_id, "tuned")
-    there.tag("tuned", version.version, {f"{registry.THRESHOLD}default": 0.25})
+    there.tag("tuned", version.version, {f"{operating.TAG}.default": 0.25})
     there.point("tuned", {"champion": version.version})
     assert there.version("tuned", version.version).thresholds == {"default": 0.25}
     loaded = load_model("models:/tuned@champion", there.uri)

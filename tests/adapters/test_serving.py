@@ -487,7 +487,7 @@ def test_a_champion_whose_golden_rows_score_differently_never_answers() -> None:
 
 def test_the_watched_file_wins_over_the_registry_and_nonsense_in_it_changes_nothing(tmp_path: Path) -> None:
     registry, file = Registry(), tmp_path / "point.json"
-    registry.release = Release(Version("champion", "1", "a"), threshold=0.7)
+    registry.release = Release(Version("champion", "1", "a", {"": 0.7}))
     engine, refresher = _refresher(registry, file=str(file))
 
     def point() -> tuple[str, float]:
@@ -495,12 +495,12 @@ def test_the_watched_file_wins_over_the_registry_and_nonsense_in_it_changes_noth
         return engine.active.point, engine.active.threshold
 
     refresher.first()
-    assert point() == ("custom", 0.7)
+    assert point() == ("default", 0.7)
     file.write_text('{"operating_point": "strict"}')
     refresher.look(False)
     assert point() == ("strict", 0.9)
     file.write_text('{"operating_point": "strictest"}')
-    with pytest.raises(ConfigError, match="Did you mean 'strict'"):
+    with pytest.raises(ModelError, match="Did you mean 'strict'"):
         refresher.look(False)
     assert point() == ("strict", 0.9)
     file.write_text("{")
@@ -511,7 +511,7 @@ def test_the_watched_file_wins_over_the_registry_and_nonsense_in_it_changes_noth
     assert point() == ("custom", 0.25)
     file.unlink()
     refresher.look(False)
-    assert point() == ("custom", 0.7)
+    assert point() == ("default", 0.7)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "2", "-1", "true", "null", '{"threshold": "x"}', '{"a": 1}', "{}"])

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import _mlflow
+from rareclass.core import operating
 from rareclass.core.model import RareModel, digest_of
 from rareclass.errors import ModelError, nearest
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 FOLDER = "model"
 COMPLETE, HASH, OWNER = "rareclass.complete", "rareclass.hash", "rareclass.owner"
 ALIAS_TRIES = 4
-THRESHOLD_TAG = "rareclass.threshold"
-"""Tag of a version with the re-tuned cut-off that decides; servers watch it. With ``.NAME`` behind it: of that operating point."""
-THRESHOLD = f"{THRESHOLD_TAG}."
 # What scoring needs; everything else of this package is for training and operating.
 _REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "joblib")
 _ABANDONED_SECONDS = 3600.0
@@ -53,10 +51,13 @@ class Version:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Cut-offs that were re-tuned after the registration, by operating point (tags ``rareclass.threshold.NAME``)."""
-        return {
-            key.removeprefix(THRESHOLD): float(value) for key, value in self.tags.items() if key.startswith(THRESHOLD)
-        }
+        """Cut-offs that were re-tuned after the registration, by operating point (see ``core.operating``)."""
+        return operating.retuned(self.tags)
+
+    @property
+    def point(self) -> str | None:
+        """Operating point that was chosen for the version in the registry; None: none was."""
+        return self.tags.get(operating.POINT_TAG)
 
 
 class Registry:
@@ -201,7 +202,7 @@ class Registry:
         Raises ModelError.
         """
         model = load_model(version.uri, self.uri, expect=version.hash)
-        return replace(model, thresholds={**model.thresholds, **version.thresholds}) if version.thresholds else model
+        return model.retuned(version.thresholds)
 
     def resolve(self, uri: str) -> Version:
         """Return the version behind ``models:/name@alias`` or ``models:/name/number``. Raises ModelError."""

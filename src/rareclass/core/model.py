@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core import operating
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
-from rareclass.errors import ModelError, unknown
+from rareclass.errors import ModelError
 
 FORMAT = 1
 _LEARNER, _PARTS, _GOLDEN, _SUMS = "learner.joblib", "model.json", "golden.json", "sha256.json"
@@ -83,10 +84,7 @@ class RareModel:
 
     def threshold(self, point: str | None = None) -> float:
         """Return the cut-off of an operating point. Raises ModelError with the known ones."""
-        name = point or self.primary
-        if name not in self.thresholds:
-            raise unknown("operating point", name, self.thresholds, "the operating point", ModelError)
-        return float(self.thresholds[name])
+        return operating.decides(self.thresholds, self.primary, point, where="the operating point")[1]
 
     def decide(self, score: FloatArray, point: str | None = None) -> BoolArray:
         """Return (n,) decisions at an operating point."""
@@ -128,6 +126,12 @@ class RareModel:
             ]
             for i in range(len(matrix))
         ]
+
+    def retuned(self, cutoffs: Mapping[str, float]) -> RareModel:
+        """Return the version with cut-offs that were tuned again (see ``core.operating.in_force``)."""
+        if not cutoffs:
+            return self
+        return replace(self, thresholds=operating.in_force(self.thresholds, self.primary, cutoffs))
 
     def with_golden(self, x: FloatMatrix) -> RareModel:
         """Return the version with golden rows: the given rows beside the scores it gives them."""

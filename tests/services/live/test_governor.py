@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from rareclass.adapters.registry import Registry
 from rareclass.adapters.store import LedgerEntry, Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, Governor, parse
+from rareclass.core import operating
 from rareclass.core.calibration import Platt
 from rareclass.core.dataset import decode
 from rareclass.core.triage import Verdict
@@ -210,7 +215,7 @@ def test_a_moved_prevalence_is_met_by_another_threshold_with_a_ledger_line_and_a
         action = governor.act(config, found, END, monitor=monitor)
         assert (action.outcome, action.from_version, action.to_version) == ("done", "1", "1"), action.reason
         (line,) = monitor.store.entries("prevalence", "rethreshold")
-        tag = Registry(config.tracking.uri).at("prevalence", "champion").tags[repair.THRESHOLD_TAG]
+        tag = Registry(config.tracking.uri).at("prevalence", "champion").tags[operating.TAG]
         assert float(tag) == pytest.approx(line.payload["thresholds"]["default"])
         assert float(tag) < live_rows.THRESHOLD
         assert line.payload["prevalence"] > 2 * live_rows.profile().prevalence
@@ -218,9 +223,9 @@ def test_a_moved_prevalence_is_met_by_another_threshold_with_a_ledger_line_and_a
         assert again.outcome == "refused"
         assert governor.triage(config, END, monitor=monitor).verdict == "nothing"
         assert monitor.known()["champion"].version == "1"
-        monitor.registry.tag("prevalence", "1", {repair.THRESHOLD_TAG: 0.77})  # as if killed before the tag was set
+        monitor.registry.tag("prevalence", "1", {operating.TAG: 0.77})  # as if killed before the tag was set
         repair.follow(monitor)
-        assert Registry(config.tracking.uri).at("prevalence", "champion").tags[repair.THRESHOLD_TAG] == tag
+        assert Registry(config.tracking.uri).at("prevalence", "champion").tags[operating.TAG] == tag
 
 
 def test_moved_costs_are_met_by_another_threshold(folder):
@@ -256,6 +261,105 @@ def test_scores_that_are_off_become_a_new_version_with_the_same_learner(folder):
         assert np.mean(np.abs(new.model.score(x) - truth)) < 0.3 * np.mean(np.abs(off.score(x) - truth))
         assert new.profile.ap == live_rows.profile().ap
         assert [entry.kind for entry in monitor.store.entries("calibration")].count("recalibrate") == 1
+
+
+def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | None) -> dict[str, tuple[str, float]]:
+    """With which operating point and cut-off each caller decides, asked for ``point``."""
+    from prometheus_client import CollectorRegistry
+
+    from rareclass.adapters.serving.engine import Engine
+    from rareclass.adapters.serving.interfaces import Ports
+    from rareclass.adapters.serving.metrics import Metrics
+    from rareclass.adapters.serving.refresh import Refresher
+    from rareclass.adapters.spool import Spool
+    from rareclass.services.live import replay
+    from rareclass.services.serving import score, serve
+
+    with Spool(work / "spool") as spool:
+        metrics = Metrics(CollectorRegistry(), config.name, depth=spool.depth, limit=1 << 20)
+        engine = Engine(spool, metrics, name=config.name, sample_rate=0.1, clock=time.time)
+        ports = Ports(serve.Releases(config), lambda version: serve.load(config, version), spool)
+        refresher = Refresher(engine, ports, max_rows=10, seconds=1, point=config.serve.operating_point)
+        refresher.first()
+        found = {"server": engine.active.cutoff(point)}
+    rows = decode(live_rows.features(50, np.random.default_rng(9)), live_rows.SCHEMA)
+    source, output = str(work / "in.parquet"), str(work / "out.parquet")
+    rows.assign(ts=BORN).to_parquet(source)
+    logged = score.score_and_log(config, source, output, now=BORN, point=point)
+    found["batch"] = (logged.operating_point, logged.threshold)
+    alone = score.score(
+        f"models:/{config.name}@champion", source, output, tracking_uri=config.tracking.uri, point=point,
+        serving=config.serve.operating_point,
+    )  # fmt: skip
+    found["batch by name"] = (alone.operating_point, alone.threshold)
+    champion = monitor.known()["champion"]
+    model = champion.model
+    asked = (point, config.serve.operating_point)
+    found["monitor"] = operating.decides(model.thresholds, model.primary, *asked)
+    found["repair"] = operating.decides(repair.current_thresholds(monitor, champion), model.primary, *asked)
+    if point is None:
+        step = replay.Step(BORN.replace(tzinfo=None), END.replace(tzinfo=None), slice(0, len(rows)))
+        story = rows.assign(ts=BORN, **{replay.ID: [f"{uuid.uuid4()}" for _ in range(len(rows))], "__ts": BORN})
+        replay._serve(config, monitor.store, monitor.registry, story, step, np.zeros(50), np.zeros(50, bool))
+        kept = monitor.store.window(config.name, BORN - timedelta(1), END + timedelta(days=1))
+        (line,) = kept[kept["request_id"] == story[replay.ID].iloc[0]].itertuples()
+        found["replay"] = (line.operating_point, line.threshold)
+    return found
+
+
+def test_every_caller_decides_with_the_same_cutoffs_after_every_repair(folder, tmp_path):
+    base = live_rows.model()
+    made = replace(
+        base,
+        thresholds={"default": 0.15, "desk": 0.6},
+        calibrator=Platt(slope=1.0, intercept=1.5),
+        meta={**base.meta, "config": {"costs": {"false_negative": 8.0, "false_positive": 1.0, "amount_share": None}}},
+        golden=None,
+    )
+    desk = {"name": "desk", "objective": "f1", "max_alerts_per_day": 5}
+    config = make(
+        folder, "points", "nothing", model=made, per_day=600, threshold={"points": [desk]}, serve={"operating_point": "desk"},
+        costs={"false_negative": 60, "false_positive": 1},
+    )  # fmt: skip
+
+    def alike(expected: dict[str, float]) -> None:
+        for point in (None, "default", "desk"):
+            name = point or "desk"
+            for caller, value in cutoffs_in_use(config, monitor, tmp_path, point).items():
+                assert value == (name, pytest.approx(expected[name])), f"{caller} asked for {point}"
+
+    with Monitor(config) as monitor:
+        alike({"default": 0.15, "desk": 0.6})
+        action = repair.rethreshold(config, verdict("rethreshold"), END, monitor=monitor)
+        assert action.outcome == "done", action.reason
+        tuned = action.numbers["thresholds"]
+        assert tuned["default"] < 0.15 < tuned["desk"] != 0.6
+        alike(tuned)
+        action = repair.recalibrate(config, verdict("recalibrate", "f10"), END, monitor=monitor)
+        assert (action.outcome, action.to_version) == ("done", "2"), action.reason
+        assert action.numbers["thresholds"] != tuned
+        alike(action.numbers["thresholds"])
+        run = Tracker(config.tracking.uri, config.name).start("run").id
+        retrained = replace(made, thresholds={"default": 0.21, "desk": 0.71}, golden=None)
+        version = promotion.register(config, retrained, run, now=END).version
+        promotion.promote(config, version, now=END, mode="immediate")
+        alike({"default": 0.21, "desk": 0.71})
+        promotion.rollback(config, now=END)
+        alike(action.numbers["thresholds"])
+        promotion.promote(config, "1", now=END + timedelta(days=1), mode="immediate")
+        alike(tuned)  # what was tuned again stays with its version
+
+
+def test_a_version_in_the_shadow_decides_with_what_was_tuned_again():
+    from rareclass.adapters.serving.interfaces import Version
+    from rareclass.adapters.serving.shadow import Work, _scored
+
+    model = live_rows.model()
+    x = live_rows.features(40, np.random.default_rng(2))
+    work = Work("a", 1, json.dumps(live_rows.SCHEMA.to_json()), x, {}, {}, "default")
+    cutoff = float(np.median(model.score(x)))
+    (record,) = _scored(model, Version("previous", "1", "u", {"default": cutoff, "": cutoff}), [work], "live")
+    assert record["decision"] == (model.score(x) >= cutoff).astype(int).tolist()
 
 
 def test_broken_data_is_paged_once_per_cause_and_repairs_nothing(folder):

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 import small_model
-from rareclass.adapters.registry import THRESHOLD, Registry
+from rareclass.adapters.registry import Registry
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config
+from rareclass.core import operating
 from rareclass.errors import ConfigError, DataError, ModelError
 from rareclass.services import promotion
 from rareclass.services.serving.score import check_paths, score, score_and_log
@@ -168,11 +169,11 @@ def test_ids_that_do_not_identify_are_refused(registered: Config, tmp_path: Path
 def test_a_threshold_tuned_again_decides_at_once(registered: Config, tmp_path: Path) -> None:
     _, source = _batch(tmp_path, "d")
     registry = Registry(registered.tracking.uri)
-    registry.tag("small", 1, {f"{THRESHOLD}default": 0.01})
+    registry.tag("small", 1, {f"{operating.TAG}.default": 0.01})
     try:
         done = score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
     finally:
-        registry.tag("small", 1, {f"{THRESHOLD}default": 0.5})
+        registry.tag("small", 1, {f"{operating.TAG}.default": 0.5})
     assert done.threshold == 0.01
     assert done.flagged == int((small_model.model().score(small_model.frame(40)) >= 0.01).sum())
 

@@ -13,6 +13,7 @@ import small_model
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, dump, parse
+from rareclass.core import operating
 from rareclass.errors import ModelError
 from rareclass.services import promotion
 from rareclass.services.serving import serve
@@ -36,7 +37,7 @@ def test_the_champion_answers_and_challenger_and_previous_follow_in_its_shadow(c
     release = serve.Releases(config)()
     assert release.champion.version == "2"
     assert [(each.role, each.version) for each in release.shadows] == [("challenger", "3"), ("previous", "1")]
-    assert (release.point, release.threshold) == (None, None)
+    assert (release.point, release.champion.cutoffs) == (None, {})
     x = np.array([[1, 0]], dtype=np.float32)
     assert serve.load(config, release.champion).score(x) == small_model.model(2).score(x)
 
@@ -48,10 +49,10 @@ def test_without_shadows_in_the_configuration_there_are_none(config: Config) -> 
 
 def test_tags_of_the_champion_choose_its_operating_point(config: Config) -> None:
     releases = serve.Releases(config)
-    Registry(config.tracking.uri).tag(config.name, "2", {serve.POINT_TAG: "strict", serve.THRESHOLD_TAG: 0.25})
-    assert (releases().point, releases().threshold) == ("strict", 0.25)
-    Registry(config.tracking.uri).tag(config.name, "2", {serve.THRESHOLD_TAG: "high"})
-    with pytest.raises(ModelError, match=serve.THRESHOLD_TAG):
+    Registry(config.tracking.uri).tag(config.name, "2", {operating.POINT_TAG: "strict", operating.TAG: 0.25})
+    assert (releases().point, releases().champion.cutoffs) == ("strict", {"": 0.25})
+    Registry(config.tracking.uri).tag(config.name, "2", {operating.TAG: "high"})
+    with pytest.raises(ModelError, match=operating.TAG):
         releases()
 
 

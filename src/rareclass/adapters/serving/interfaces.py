@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pandas as pd
@@ -21,6 +21,7 @@ class Scorer(Protocol):
 
     def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray: ...
     def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]: ...
+    def retuned(self, cutoffs: Mapping[str, float]) -> Scorer: ...
     def check_golden(self, tolerance: float = 1e-6) -> None: ...
 
 
@@ -39,24 +40,24 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A registered version that scores in a role: champion, challenger or previous."""
+    """A registered version that scores in a role: champion, challenger or previous.
+
+    cutoffs : those that were tuned again since it was registered (see ``core.operating``)
+    """
 
     role: str
     version: str
     uri: str
+    cutoffs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What should be serving now: the champion, its shadows, and the operating point that was chosen for it.
-
-    point, threshold : both None is the model's first operating point; a threshold wins over a point
-    """
+    """What should be serving now: the champion, its shadows, and the operating point that was chosen for it in the registry."""
 
     champion: Version
     shadows: tuple[Version, ...] = ()
     point: str | None = None
-    threshold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from rareclass.adapters.serving.interfaces import Ports, Release, Scorer, Versio
 from rareclass.adapters.serving.row_filter import groups
 from rareclass.adapters.serving.signature import Signature
 from rareclass.config import Condition
-from rareclass.errors import ConfigError, unknown
+from rareclass.core import operating
+from rareclass.errors import ConfigError
 
 _LOG = logging.getLogger("rareclass.serving")
 _FILE_SECONDS = 0.5
@@ -55,7 +56,8 @@ class Refresher:
             shadows,
         )
         self._release: Release | None = None
-        self._model: Scorer | None = None
+        self._model: Scorer | None = None  # as it was loaded, without what was tuned again
+        self._cutoffs: Mapping[str, float] = {}
         self._stamp: object = None
         self._chosen: Mapping[str, Any] = {}
         self._stop = threading.Event()
@@ -101,36 +103,41 @@ class Refresher:
         if model is None or self._release is None or release.champion.version != self._release.champion.version:
             model = self.ports.load(release.champion)
             model.check_golden()
-        point, threshold = self._operating_point(model, release)
+        answering = model.retuned(release.champion.cutoffs)
+        point, threshold = self._operating_point(answering, release)
         known = frozenset() if self.shadows is None else self.shadows.columns()
         now = self.engine.active
-        same = now is not None and now.model is model and now.signature.others == known - now.signature.index.keys()
+        same = (
+            now is not None
+            and self._cutoffs == answering.thresholds
+            and model is self._model
+            and now.signature.others == known - now.signature.index.keys()
+        )
         if not (same and now is not None and (now.point, now.threshold) == (point, threshold)):
             signature = Signature(
                 model.schema,
                 max_rows=self.max_rows,
                 aliases=self.aliases,
                 known=sorted(known),
-                points=list(model.thresholds),
+                points=list(answering.thresholds),
                 within=_within(model),
             )
-            self.engine.active = Active(model, release.champion.version, point, threshold, signature)
+            self.engine.active = Active(answering, release.champion.version, point, threshold, signature)
             self.engine.metrics.serving(release.champion.version, point, threshold)
             _LOG.warning(
                 "version %s answers at operating point '%s' = %.6g", release.champion.version, point, threshold
             )
-        self._model, self._release = model, release
+        self._model, self._release, self._cutoffs = model, release, dict(answering.thresholds)
         if self.shadows is not None:
             self.shadows.set(release.shadows)
 
     def _operating_point(self, model: Scorer, release: Release) -> tuple[str, float]:
         """Return the chosen point: the file's, else the registry's, else the configuration's, else the model's first."""
-        for chosen in (self._chosen, {"threshold": release.threshold, "operating_point": release.point}):
-            if chosen.get("threshold") is not None:
-                return "custom", float(chosen["threshold"])
-            if chosen.get("operating_point") is not None:
-                return _known(chosen["operating_point"], model)
-        return _known(self.point or model.primary, model)
+        if self._chosen.get("threshold") is not None:
+            return "custom", float(self._chosen["threshold"])
+        return operating.decides(
+            model.thresholds, model.primary, self._chosen.get("operating_point"), release.point, self.point
+        )
 
     def _read_file(self) -> bool:
         """Read the watched file when it changed. Returns whether it did. Raises ConfigError for nonsense in it."""
@@ -152,12 +159,6 @@ def _within(model: Scorer) -> tuple[tuple[Condition, ...], ...]:
     """Return the rows that a version was trained for: the filter it was trained with, not the one of today's configuration."""
     data = (model.meta.get("config") or {}).get("data") or {}
     return groups(data.get("filter") or (), without=[data["time"]] if data.get("time") else [])
-
-
-def _known(point: str, model: Scorer) -> tuple[str, float]:
-    if point not in model.thresholds:
-        raise unknown("operating point", point, model.thresholds, "serve.operating_point")
-    return point, float(model.thresholds[point])
 
 
 def parse_point(content: str, where: str) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from rareclass.adapters.serving.engine import Frame
 from rareclass.adapters.serving.interfaces import Scorer, Version
 from rareclass.adapters.serving.metrics import Metrics
+from rareclass.core import operating
 from rareclass.core.dataset import FloatMatrix, Schema, decode
 
 _LOG = logging.getLogger("rareclass.serving")
@@ -318,7 +319,8 @@ def _scored(model: Scorer | str, version: Version, parcel: Sequence[Work], name:
     if isinstance(model, str):
         return [each for work in parcel for each in _records(version, name, work, None, 0.0, model)]
     inputs: list[FloatMatrix | pd.DataFrame | str] = [_input(model.schema, work) for work in parcel]
-    cutoff = {work.point: model.thresholds.get(work.point, model.thresholds[model.primary]) for work in parcel}
+    cutoffs = operating.in_force(model.thresholds, model.primary, version.cutoffs)
+    cutoff = {work.point: operating.beside(cutoffs, model.primary, work.point) for work in parcel}
     matrices = [each for each in inputs if isinstance(each, np.ndarray)]
     together: dict[int, NDArray[np.float64]] = {}
     if len(matrices) == len(inputs):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +134,9 @@ class Monitor:
         for version in self.registry.versions(self.config.name):
             for role in (role for role in ROLES if role in version.aliases):
                 if version.version not in self._models:
-                    self._models[version.version] = self.registry.load(version)
-                model = self._models[version.version]
+                    self._models[version.version] = self.registry.load(replace(version, tags={}))
+                # what was tuned again since it was loaded is in force here too
+                model = self._models[version.version].retuned(version.thresholds)
                 profile = Profile.from_json(model.profile) if model.profile else None
                 found[role] = Known(version.version, role, model, profile)
         return {role: found[role] for role in ROLES if role in found}

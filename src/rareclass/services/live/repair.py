@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rareclass.adapters.registry import THRESHOLD, THRESHOLD_TAG
 from rareclass.config import Config, dump
+from rareclass.core import operating
 from rareclass.errors import AlreadyDone, DataError, ModelError
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
@@ -71,20 +71,20 @@ def follow(monitor: Monitor) -> None:
     if not any(str(entry.payload["version"]) == version.version for entry in entries):
         return
     wanted = current_thresholds(monitor, known)
-    tags = {f"{THRESHOLD}{name}": str(value) for name, value in wanted.items()}
-    tags[THRESHOLD_TAG] = str(wanted[known.model.primary])
+    tags = {f"{operating.TAG}.{name}": str(value) for name, value in wanted.items()}
+    tags[operating.TAG] = str(wanted[known.model.primary])
     if any(version.tags.get(name) != value for name, value in tags.items()):
         monitor.registry.tag(monitor.config.name, version.version, tags)
 
 
 def current_thresholds(monitor: Monitor, known: Known) -> dict[str, float]:
-    """Return the cut-offs in force: the version's own, overlaid by the last re-threshold of it in the ledger."""
+    """Return the cut-offs in force of a version whose tags may still have to follow the ledger."""
     assert known.model is not None
-    found = dict(known.model.thresholds)
+    told: dict[str, float] = {}
     for entry in monitor.store.entries(monitor.config.name, "rethreshold"):
         if str(entry.payload["version"]) == known.version:
-            found.update({name: float(value) for name, value in entry.payload["thresholds"].items() if name in found})
-    return found
+            told.update(entry.payload["thresholds"])
+    return operating.in_force(known.model.thresholds, known.model.primary, told)
 
 
 def recalibrate(
@@ -366,7 +366,8 @@ def scored_afterwards(
         return None
     readable, _ = watching._readable(table, model.schema, [])
     score = model.score(readable)
-    return frame.assign(shadow_score=score, shadow_decision=model.decide(score).astype(float))
+    cutoff = frame["operating_point"].map(lambda point: operating.beside(model.thresholds, model.primary, point))
+    return frame.assign(shadow_score=score, shadow_decision=(score >= cutoff.to_numpy(float)).astype(float))
 
 
 def _champion(monitor: Monitor) -> Known:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rareclass.config import Config, format_duration
+from rareclass.core import operating
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.training import results
 from rareclass.services.training.steps import Progress, silent
@@ -243,7 +244,8 @@ def _serve(
     if not len(rows):
         return champion.version, model
     scores[step.rows] = model.score(rows)
-    decisions[step.rows] = model.decide(scores[step.rows])
+    point, threshold = operating.decides(model.thresholds, model.primary, champion.point, config.serve.operating_point)
+    decisions[step.rows] = scores[step.rows] >= threshold
     scored = rows.assign(score=scores[step.rows], decision=decisions[step.rows].astype(int))
     now = step.end.replace(tzinfo=UTC)
     store.add_predictions(
@@ -253,8 +255,8 @@ def _serve(
             champion.version,
             scored,
             rows[ID].to_numpy(),
-            point=model.primary,
-            threshold=model.threshold(),
+            point=point,
+            threshold=threshold,
             now=now,
         )
     )
@@ -267,7 +269,7 @@ def _serve(
         store.add_shadow_scores(
             pd.DataFrame({
                 "request_id": rows[ID].to_numpy(), "row": 0, "ts": pd.to_datetime(rows["__ts"], utc=True).to_numpy(), "model": config.name,
-                "version": version.version, "role": role, "score": found, "decision": shadow.decide(found).astype(int), "error": None,
+                "version": version.version, "role": role, "score": found, "decision": (found >= operating.beside(shadow.thresholds, shadow.primary, point)).astype(int), "error": None,
             })
         )  # fmt: skip
     return champion.version, model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rareclass.config import Config
+from rareclass.core import operating
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
@@ -47,6 +48,7 @@ def score(
     *,
     tracking_uri: str | None = None,
     point: str | None = None,
+    serving: str | None = None,
     reasons: int = 0,
     prefix: str = "",
     progress: Callable[[int], None] | None = None,
@@ -54,28 +56,51 @@ def score(
     """Score every row of a file and write it with the columns ``score`` and ``decision``.
 
     model : uri of summary.json, models:/NAME@alias, ...; source, output : Parquet or CSV; the output keeps the order
-    point : operating point that decides; default: the version's own
+    point : operating point that decides; default: the one chosen for the version in the registry, else ``serving``, else
+        the version's own. A ``models:/`` URI decides with the cut-offs in force, any other with those it was made with
+    serving : operating point of the servers (``serve.operating_point``)
     reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
     prefix : put before the new columns' names, where the source has such columns already
     Raises ModelError, DataError.
     """  # fmt: skip
-    from rareclass.adapters import registry, tables
+    from rareclass.adapters import registry
 
-    loaded = registry.load_model(model, tracking_uri)
-    threshold = loaded.threshold(point)
+    chosen = None
+    if model.startswith("models:/"):
+        known = registry.Registry(registry.tracking_of(model, tracking_uri))
+        version = known.resolve(model)
+        loaded, chosen = known.load(version), version.point
+    else:
+        loaded = registry.load_model(model, tracking_uri)
+    decides = operating.decides(loaded.thresholds, loaded.primary, point, chosen, serving, where="--point")
+    return _write(loaded, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
+
+
+def _write(
+    model: RareModel,
+    source: str,
+    output: str,
+    decides: tuple[str, float],
+    *,
+    reasons: int,
+    prefix: str,
+    progress: Callable[[int], None] | None,
+) -> Scored:
+    from rareclass.adapters import tables
+
     totals = _Totals()
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         if progress is not None:
             progress(len(frame))
-        return totals.add(_with_scores(loaded, frame, point, reasons, prefix))
+        return totals.add(_with_scores(model, frame, decides[1], reasons, prefix))
 
     frames = iter(tables.read_frames(source))
     first = next(frames, None)
     if first is None:  # no rows in, no rows out, but the same columns
         first = tables.read_frame(source)
     tables.write_frames(output, map(scored, chain([first], frames)))
-    return Scored(totals.rows, totals.flagged, totals.mean, threshold, point or loaded.primary, output)
+    return Scored(totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output)
 
 
 class _Totals:
@@ -97,7 +122,7 @@ class _Totals:
 
 
 def _with_scores(
-    model: RareModel, frame: pd.DataFrame, point: str | None, reasons: int, prefix: str
+    model: RareModel, frame: pd.DataFrame, threshold: float, reasons: int, prefix: str
 ) -> tuple[pd.DataFrame, FloatArray, BoolArray]:
     new = [f"{prefix}{name}" for name in ("score", "decision", *(("reasons",) if reasons else ()))]
     taken = [name for name in new if name in frame.columns]
@@ -106,7 +131,7 @@ def _with_scores(
             f"the rows have a column '{taken[0]}' already. Pass --prefix TEXT to name the new columns otherwise, or drop it first"
         )
     score = model.score(frame)
-    decision = model.decide(score, point)
+    decision = np.asarray(score >= threshold, dtype=bool)
     columns: dict[str, Any] = {new[0]: score, new[1]: decision.astype(np.int8)}
     if reasons:
         columns[new[2]] = [json.dumps(each) for each in model.reasons(frame, reasons)] if len(frame) else []
@@ -143,18 +168,11 @@ def score_and_log(
         raise ModelError(
             f"model '{config.name}' has no {alias} yet. Promote a version with: rareclass promote -c CONFIG"
         )
-    name = f"models:/{config.name}/{version.version}"
-    done = score(
-        name,
-        source,
-        output,
-        tracking_uri=config.tracking.uri,
-        point=point,
-        reasons=reasons,
-        prefix=prefix,
-        progress=progress,
-    )
     model = found.load(version)
+    decides = operating.decides(
+        model.thresholds, model.primary, point, version.point, config.serve.operating_point, where="--point"
+    )
+    done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
     ids = _Ids(id_column or config.data.id, model.schema.names)
     with Store(config.store.url) as store:
         store.migrate()

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.adapters.registry import THRESHOLD_TAG
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from rareclass.adapters.registry import Version as RegisteredVersion
     from rareclass.adapters.serving.interfaces import Release, Scorer, Version
 
-POINT_TAG = "rareclass.operating_point"
 PIN = "RARECLASS_VERSION"
 """Environment variable with the version that this server answers with; empty: the champion."""
 DRAIN_SECONDS = 30.0
@@ -61,16 +59,12 @@ class Releases:
                 f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
         shadows = [
-            Version(name, role[name].version, role[name].uri)
+            Version(name, role[name].version, role[name].uri, role[name].thresholds)
             for name in ("challenger", "previous")
             if self._config.serve.shadows and name in role and role[name].version != champion.version
         ]
-        return Release(
-            Version("champion", champion.version, champion.uri),
-            tuple(shadows),
-            champion.tags.get(POINT_TAG),
-            _threshold(champion.tags.get(THRESHOLD_TAG)),
-        )
+        serving = Version("champion", champion.version, champion.uri, champion.thresholds)
+        return Release(serving, tuple(shadows), champion.point)
 
     def _pinned(self, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
         """Return the version that a deployment pins, whatever the alias says: pods of one rollout answer alike."""
@@ -83,18 +77,6 @@ class Releases:
                 f"model '{self._config.name}' has no version '{pin}', which {PIN} asks for. Set it to one of: {', '.join(each.version for each in versions)}, or leave it empty for the champion"
             )
         return found
-
-
-def _threshold(text: str | None) -> float | None:
-    try:
-        value = None if text is None else float(text)
-    except ValueError:
-        value = -1.0
-    if value is not None and not 0 <= value <= 1:
-        raise ModelError(
-            f"the champion's tag {THRESHOLD_TAG} is '{text}'. Set it to a number from 0 to 1, or delete it"
-        )
-    return value
 
 
 def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str:
