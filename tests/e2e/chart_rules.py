@@ -37,7 +37,7 @@ def problems(objects: list[dict[str, Any]], space: str, outside: set[str]) -> li
     """
     if found := list(_shapes(objects)):
         return found
-    return [*_names(objects), *_references(objects, space, outside), *_pods(objects), *_selectors(objects)]
+    return [*_names(objects, space), *_references(objects, space, outside), *_pods(objects), *_selectors(objects)]
 
 
 def pod_specs(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -138,13 +138,15 @@ def _known(kind: str) -> tuple[dict[str, str], set[str]]:
 # --- names, references, selectors ------------------------------------------------------------------------------------
 
 
-def _names(objects: list[dict[str, Any]]) -> Iterator[str]:
+def _names(objects: list[dict[str, Any]], space: str) -> Iterator[str]:
     seen = set()
     for each in objects:
         name = (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"])
         if name in seen:
             yield f"{name} is there twice"
         seen.add(name)
+        if name[1] not in (None, space):
+            yield f"{name} is in another namespace, whose people could read or change it"
 
 
 def _references(objects: list[dict[str, Any]], space: str, outside: set[str]) -> Iterator[str]:

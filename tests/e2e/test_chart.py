@@ -30,7 +30,10 @@ from kube import (
 )
 
 VALUES = sorted(each.name.removesuffix("-values.yaml") for each in (CHART / "ci").glob("*-values.yaml"))
-SMALL = ("--set", "config.name=m", "--set", "config.data.path=s3://b/x", "--set", "config.data.target=y")
+SMALL = (
+    "--set", "config.name=m", "--set", "config.data.path=s3://b/x", "--set", "config.data.target=y", "--set", "postgresql.existingSecret.name=p",
+    "--set", "networkPolicy.apiServer.cidrs={10.0.0.1/32}", "--set", "networkPolicy.egress[0].ports[0].port=443",
+)  # fmt: skip
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="there is no helm on the PATH")
 
@@ -92,7 +95,9 @@ def test_every_container_is_confined_by_its_own_security_context(values: str) ->
 @needs_helm
 @pytest.mark.parametrize("values", VALUES)
 def test_no_password_is_outside_a_secret(values: str) -> None:
-    objects = render("-f", str(CHART / "ci" / f"{values}-values.yaml"), "--set", "postgresql.password=hunter2hunter2")
+    given = ("--set", "postgresql.existingSecret.name=", "--set", "postgresql.password=hunter2hunter2")
+    objects = render("-f", str(CHART / "ci" / f"{values}-values.yaml"), *given)
+    assert ("hunter2" in json.dumps(objects)) == (values != "production")
     for each in objects:
         assert each["kind"] == "Secret" or "hunter2" not in json.dumps(each), each["metadata"]["name"]
 
@@ -123,7 +128,17 @@ def test_an_unknown_value_is_refused_with_its_name() -> None:
         (["jobs.labels.enabled=true"], "jobs.labels.enabled needs jobs.labels.source"),
         (
             ["store.existingSecret.name=s", "retrain.enabled=true"],
-            "set retrain.kubeflow.existingSecret to a Secret there",
+            "Set retrain.kubeflow.existingSecret to a Secret there (key url",
+        ),
+        (["retrain.enabled=true"], "Set retrain.kubeflow.existingSecret to a Secret there (key password"),
+        (["postgresql.existingSecret.name="], "then set postgresql.existingSecret.name to release-database"),
+        (
+            ["networkPolicy.egress=null", "s3.endpoint=http://minio:9000"],
+            "networkPolicy.egress is empty, so no pod reaches what these values name: s3.endpoint",
+        ),
+        (
+            ["networkPolicy.apiServer.cidrs=null", "retrain.enabled=true", "retrain.runner=pod"],
+            "networkPolicy.apiServer.cidrs is empty",
         ),
     ],
 )
@@ -442,7 +457,6 @@ def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_
     assert sorted(f"{each['kind']}/{each['metadata']['name']}" for each in left) == [
         "PersistentVolumeClaim/second-postgresql",
         "PersistentVolumeClaim/spool-second-serving-0",
-        "Secret/second-postgresql",
     ]
     assert not got("-n", "kubeflow", "secret", *which)["items"]
-    kubectl("-n", SPACE, "delete", "pvc,secret", *which, "--wait=false")
+    kubectl("-n", SPACE, "delete", "pvc", *which, "--wait=false")

@@ -194,6 +194,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> None:
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": where}, "stringData": keys}
         for name, where in (("s3", NAMESPACE), ("stream-s3", "kubeflow"))
     ]
+    if "NotFound" in kubectl("-n", NAMESPACE, "get", "secret", "database", check=False):
+        password = {"password": uuid.uuid4().hex}
+        secrets += [
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name, "namespace": where},
+                "stringData": password,
+            }
+            for name, where in (("database", NAMESPACE), ("loop-database", "kubeflow"))
+        ]
     for each in (namespace, *secrets):
         kubectl("apply", "-f", "-", given=json.dumps(each))
     import boto3

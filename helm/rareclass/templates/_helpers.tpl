@@ -81,16 +81,42 @@ seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 {{- end -}}
 
+{{- /* Secret with the password of the embedded PostgreSQL. The chart invents none: a tool that renders it again would change it. */ -}}
+{{- define "rareclass.postgresqlSecret" -}}
+{{- $name := include "rareclass.fullname" . -}}
+{{- if .Values.postgresql.existingSecret.name -}}{{ .Values.postgresql.existingSecret.name }}
+{{- else if .Values.postgresql.password -}}{{ $name }}-postgresql
+{{- else -}}
+{{- fail (printf "the embedded PostgreSQL has no password. Make one with: kubectl -n %s create secret generic %s-database --from-literal=password=$(openssl rand -hex 16), then set postgresql.existingSecret.name to %s-database" .Release.Namespace $name $name) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "rareclass.postgresqlKey" -}}
+{{- if .Values.postgresql.existingSecret.name }}{{ .Values.postgresql.existingSecret.key }}{{ else }}password{{ end -}}
+{{- end -}}
+
+{{- /* libpq reads the password from here, so that no address holds it. */ -}}
+{{- define "rareclass.postgresqlPassword" -}}
+- name: PGPASSWORD
+  valueFrom: {secretKeyRef: {name: {{ include "rareclass.postgresqlSecret" . }}, key: {{ include "rareclass.postgresqlKey" . }}}}
+{{- end -}}
+
+{{- /* Address of a database of the embedded PostgreSQL, as every namespace of the cluster says it. */ -}}
+{{- define "rareclass.postgresqlUrl" -}}
+{{- $root := index . 0 -}}
+postgresql+psycopg://rareclass@{{ include "rareclass.fullname" $root }}-postgresql.{{ $root.Release.Namespace }}:5432/{{ index . 1 }}
+{{- end -}}
+
 {{- define "rareclass.storeEnv" -}}
+{{- if include "rareclass.embeddedStore" . }}
+- {name: RARECLASS_STORE_URL, value: {{ include "rareclass.postgresqlUrl" (list . "rareclass") }}}
+{{ include "rareclass.postgresqlPassword" . }}
+{{- else if .Values.store.existingSecret.name }}
 - name: RARECLASS_STORE_URL
-  valueFrom:
-    secretKeyRef:
-{{- if .Values.store.existingSecret.name }}
-      name: {{ .Values.store.existingSecret.name }}
-      key: {{ .Values.store.existingSecret.key }}
-{{- else if or .Values.store.url (include "rareclass.embeddedStore" .) }}
-      name: {{ include "rareclass.fullname" . }}-store
-      key: url
+  valueFrom: {secretKeyRef: {name: {{ .Values.store.existingSecret.name }}, key: {{ .Values.store.existingSecret.key }}}}
+{{- else if .Values.store.url }}
+- name: RARECLASS_STORE_URL
+  valueFrom: {secretKeyRef: {name: {{ include "rareclass.fullname" . }}-store, key: url}}
 {{- else }}
 {{- fail "no store: set store.existingSecret.name or store.url, or postgresql.enabled to true" }}
 {{- end }}

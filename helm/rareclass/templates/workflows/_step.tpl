@@ -41,16 +41,21 @@ app.kubernetes.io/component: workflow
 {{ include "rareclass.fullname" . }}{{ if ne .Values.serving.backend "seldon" }}-serving{{ end }}
 {{- end -}}
 
-{{- /* Secret with the store's URL in the namespace of the pipeline's steps. */ -}}
+{{- /* Secret in the namespace of the pipeline's steps with what opens the store; the release's own where they run beside it. */ -}}
 {{- define "rareclass.pipelineSecret" -}}
-{{- if and .Values.store.existingSecret.name (not .Values.retrain.kubeflow.existingSecret) }}
-{{- fail (printf "the pipeline's steps run in namespace %s and cannot read store.existingSecret: set retrain.kubeflow.existingSecret to a Secret there whose key url is the store's URL, or retrain.runner to pod" .Values.retrain.kubeflow.namespace) }}
-{{- end }}
-{{- default (printf "%s-%s-pipeline" .Release.Namespace (include "rareclass.fullname" .)) .Values.retrain.kubeflow.existingSecret -}}
+{{- $kubeflow := .Values.retrain.kubeflow -}}
+{{- $embedded := include "rareclass.embeddedStore" . -}}
+{{- if $kubeflow.existingSecret -}}
+{{- dict "name" $kubeflow.existingSecret "env" (ternary (dict "PGPASSWORD" "password") (dict "RARECLASS_STORE_URL" "url") (not (empty $embedded))) | toJson -}}
+{{- else if ne $kubeflow.namespace .Release.Namespace -}}
+{{- fail (printf "the pipeline's steps run in namespace %s and cannot read the Secrets of %s, and the chart copies none there: whoever may make a pod there could read it. Set retrain.kubeflow.existingSecret to a Secret there (key %s), retrain.kubeflow.namespace to %s where Kubeflow has users, or retrain.runner to pod" $kubeflow.namespace .Release.Namespace (ternary "password: that of PostgreSQL" "url: the store's URL" (not (empty $embedded))) .Release.Namespace) }}
+{{- else if $embedded -}}
+{{- dict "name" (include "rareclass.postgresqlSecret" .) "env" (dict "PGPASSWORD" (include "rareclass.postgresqlKey" .)) | toJson -}}
+{{- else if .Values.store.existingSecret.name -}}
+{{- dict "name" .Values.store.existingSecret.name "env" (dict "RARECLASS_STORE_URL" .Values.store.existingSecret.key) | toJson -}}
+{{- else -}}
+{{- dict "name" (printf "%s-store" (include "rareclass.fullname" .)) "env" (dict "RARECLASS_STORE_URL" "url") | toJson -}}
 {{- end -}}
-
-{{- define "rareclass.makesPipelineSecret" -}}
-{{- if and .Values.retrain.enabled (eq .Values.retrain.runner "kubeflow") (not .Values.retrain.kubeflow.existingSecret) }}true{{ end -}}
 {{- end -}}
 
 {{- /* The section `cluster` of the configuration, as the steps of the pipeline need it. */ -}}
@@ -60,6 +65,7 @@ app.kubernetes.io/component: workflow
 {{- if include "rareclass.embeddedMlflow" . }}{{ $tracking = printf "http://%s-mlflow.%s:5000" (include "rareclass.fullname" .) .Release.Namespace }}{{ end -}}
 {{- $env := dict "RARECLASS_TRACKING_URI" $tracking "AWS_DEFAULT_REGION" .Values.s3.region -}}
 {{- with .Values.s3.endpoint }}{{ $_ := set $env "AWS_ENDPOINT_URL" . }}{{ end -}}
-{{- $secrets := concat (list (dict "name" (include "rareclass.pipelineSecret" .) "env" (dict "RARECLASS_STORE_URL" "url"))) $kubeflow.secrets -}}
+{{- if include "rareclass.embeddedStore" . }}{{ $_ := set $env "RARECLASS_STORE_URL" (include "rareclass.postgresqlUrl" (list . "rareclass")) }}{{ end -}}
+{{- $secrets := concat (list (include "rareclass.pipelineSecret" . | fromJson)) $kubeflow.secrets -}}
 {{- dict "host" $kubeflow.host "image" (include "rareclass.image" (list . "pipeline")) "env" (mustMergeOverwrite $env $kubeflow.env) "secrets" $secrets | toJson -}}
 {{- end -}}
