@@ -6,6 +6,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     config: str,
+    ingested: dsl.Input[dsl.Artifact],
     train: dsl.Input[dsl.Dataset],
     validation: dsl.Input[dsl.Dataset],
     test: dsl.Input[dsl.Dataset],
@@ -18,7 +19,7 @@ def evaluate(
     from rareclass.services.training import kfp_steps
 
     found = kfp_steps.evaluate(
-        config, train.path, validation.path, test.path, selection.path, tuning.path, judgement.path
+        config, ingested.path, train.path, validation.path, test.path, selection.path, tuning.path, judgement.path
     )
     for name, value in found.items():
         metrics.log_metric(name, value)

@@ -50,6 +50,7 @@ def training(config: str, data_version: str = "", repair: str = "") -> str:
         uncached(
             evaluate(
                 config=config,
+                ingested=read.outputs["ingested"],
                 test=read.outputs["test"],
                 selection=chosen.outputs["selection"],
                 tuning=tuned.outputs["tuning"],

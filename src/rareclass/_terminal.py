@@ -110,6 +110,8 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     ]  # fmt: skip
     if champion:
         facts.append(("champion", f"AP {_interval(champion, 'ap')} on the same rows, less those it was trained on"))
+    elif found.get("champion_left_out"):
+        facts.append(("champion", f"{found['champion']} cannot be compared, because {found['champion_left_out']}"))
     facts += [("gate", reason) for reason in found["gate"]["reasons"]]
     out = console()
     out.print(f"\n[bold]{found['model']}[/bold]  {_verdict(found)}")

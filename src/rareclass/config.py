@@ -294,6 +294,10 @@ class Gate(Section):
     min_ap_lift: float = Field(2.0, ge=1, description="AP at least this many times the prevalence (lower bound)")
     min_ap: Share | None = Field(None, description="AP at least this (lower bound)")
     max_ap_loss: Share = Field(0.05, description="Relative AP that may be lost against the champion")
+    without_comparison: Literal["insufficient", "approve"] = Field(
+        "insufficient",
+        description="When the champion cannot be compared (its columns are gone, it learned another target, ...): not enough evidence, or no objection",
+    )
     max_calibration_error: float = Field(
         0.5, gt=0, description="|mean score / prevalence - 1| at most this, where its interval excludes 1"
     )

@@ -95,6 +95,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, dict, dict, 
     metrics = a("evaluate-metrics")
     step(
         "evaluate",
+        ingested=a("ingested"),
         test=a("test"),
         selection=a("selection"),
         tuning=a("tuning"),

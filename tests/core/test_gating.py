@@ -9,7 +9,7 @@ from rareclass.config import Evaluate, Gate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.evaluation import evaluate
-from rareclass.core.gating import Champion, judge
+from rareclass.core.gating import Champion, NotComparable, judge
 
 COSTS = CostArrays(19.0, 1.0, "EUR")
 
@@ -150,3 +150,14 @@ def test_the_mode_decides_what_a_verdict_does(mode, verdict, registers):
     found = decide(y, np.random.default_rng(1).random(len(y)) * 0.1, gate=Gate(mode=mode))
     assert (found.verdict, found.registers) == (verdict, registers)
     assert found.reasons
+
+
+@pytest.mark.parametrize(("setting", "verdict"), [("insufficient", "not enough evidence"), ("approve", "approve")])
+def test_a_champion_that_cannot_be_compared_means_what_the_setting_says_and_the_reason_is_told(setting, verdict):
+    gone = NotComparable("version 3", "column 'leak' is not in the data")
+    found = decide(*world(), champion=gone, gate=Gate(without_comparison=setting))
+    assert found.verdict == verdict
+    told = [reason for reason in found.reasons if reason.startswith("version 3 cannot be compared, because")]
+    assert len(told) == 1
+    assert "column 'leak' is not in the data" in told[0]
+    assert f"gate.without_comparison: {setting}" in told[0]

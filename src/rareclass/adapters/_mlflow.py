@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 def absolute(uri: str) -> str:
     """Make a relative SQLite or folder URI absolute, so that what is written stays valid from another folder."""
-    if uri.startswith(_SQLITE):
-        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).expanduser().resolve())
+    if uri.startswith(SQLITE):
+        return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().resolve())
     if "://" not in uri and uri != "databricks":
         return str(Path(uri).expanduser().resolve())
     return uri
@@ -32,8 +32,8 @@ def absolute(uri: str) -> str:
 def with_folder(uri: str) -> str:
     """Return the absolute URI; of a SQLite file the folder is there then."""
     full = absolute(uri)
-    if full.startswith(_SQLITE):
-        Path(full.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    if full.startswith(SQLITE):
+        Path(full.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return full
 
 
@@ -43,8 +43,8 @@ def artifact_root(uri: str, artifacts: str | None) -> str | None:
     if artifacts is not None:
         return artifacts if "://" in artifacts else str(Path(artifacts).expanduser().resolve())
     full = absolute(uri)
-    if full.startswith(_SQLITE):
-        return str(Path(full.removeprefix(_SQLITE)).parent / "artifacts")
+    if full.startswith(SQLITE):
+        return str(Path(full.removeprefix(SQLITE)).parent / "artifacts")
     return None
 
 

@@ -42,6 +42,12 @@ def reach(uri: str) -> None:
         raise ModelError(f"{_mlflow.unusable(uri)}: {_mlflow.first_line(fault)}") from fault
 
 
+def untouched(uri: str) -> bool:
+    """Whether ``uri`` is a SQLite file that nobody has written yet; told without MLflow."""
+    full = _mlflow.absolute(uri)
+    return full.startswith(_mlflow.SQLITE) and not Path(full.removeprefix(_mlflow.SQLITE)).exists()
+
+
 class Tracker:
     """One experiment of a tracking store.
 

@@ -72,20 +72,41 @@ class Champion:
     score : (n,) its deployed scores; NaN where it has none
     unseen : (n,) True where it was not trained on the row; None means all
     decision : (n,) its decisions, for the cost; None where they are not known
+    threshold : the cut-off behind the decisions
     name : how sentences call it
+    note : what a reader has to know about the comparison, as a sentence; empty when there is nothing
     """
 
     score: FloatArray
     unseen: BoolArray | None = None
     decision: AnyArray | None = None
+    threshold: float = math.nan
     name: str = "the champion"
+    note: str = ""
+
+    @property
+    def compared(self) -> BoolArray:
+        """(n,) True where it has a score and was not trained on the row."""
+        there = np.isfinite(np.asarray(self.score, dtype=np.float64))
+        return there if self.unseen is None else there & np.asarray(self.unseen, dtype=bool)
+
+
+@dataclass(frozen=True)
+class NotComparable:
+    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared, because"."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be compared, because {self.reason}"
 
 
 def judge(
     evaluation: Evaluation,
     y: ArrayLike,
     score: ArrayLike,
-    champion: Champion | None,
+    champion: Champion | NotComparable | None,
     gate: config.Gate,
     *,
     costs: CostArrays | None = None,
@@ -99,7 +120,8 @@ def judge(
 
     A rule passes when its interval lies on the right side of the bound, fails when it lies on the wrong side, and is
     undecided in between. Any failure rejects; otherwise anything undecided is "not enough evidence". Below
-    ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired.
+    ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what it
+    means when it cannot be compared, ``gate.without_comparison`` says.
     """
     if gate.mode == "disabled":
         return GateDecision("approve", ("the gate is disabled (gate.mode): nothing was judged",), {}, gate.mode)
@@ -119,10 +141,19 @@ def judge(
     ]
     if champion is None:
         rules.append(Rule("champion", "pass", "there is no champion to compare with"))
+    elif isinstance(champion, NotComparable):
+        rules.append(_without_comparison(champion, gate))
     else:
         pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), confidence)
         rules.extend(pair.rules(gate, evaluation, costs))
     return _decide(tuple(rules), gate.mode)
+
+
+def _without_comparison(champion: NotComparable, gate: config.Gate) -> Rule:
+    allowed = gate.without_comparison == "approve"
+    said = "is let pass" if allowed else "is not enough evidence"
+    reason = f"{champion}; this {said} (gate.without_comparison: {gate.without_comparison})"
+    return Rule("champion", "pass" if allowed else "undecided", reason)
 
 
 def _decide(rules: tuple[Rule, ...], mode: str) -> GateDecision:
@@ -247,9 +278,7 @@ class _Pair:
     confidence: float
 
     def rules(self, gate: config.Gate, evaluation: Evaluation, costs: CostArrays | None) -> Iterator[Rule]:
-        left = np.isfinite(np.asarray(self.champion.score, dtype=np.float64))
-        if self.champion.unseen is not None:
-            left = left & np.asarray(self.champion.unseen, dtype=bool)
+        left = self.champion.compared
         positives = int(self.y[left].sum())
         if positives < gate.min_positives:
             where = f"the rows that {self.champion.name} was not trained on hold"
@@ -279,7 +308,7 @@ class _Pair:
         reason = (
             f"against {self.champion.name} on the same {int(left.sum())} rows ({int(self.y[left].sum())} positives) average precision "
             f"is {ours:.3f} to {theirs:.3f}: it {change} {abs(loss.value):.1%}, the loss lies between {loss.low:.1%} and {loss.high:.1%}, "
-            f"{verb} {gate.max_ap_loss:.1%} (gate.max_ap_loss){_SAYS[outcome]}"
+            f"{verb} {gate.max_ap_loss:.1%} (gate.max_ap_loss){_SAYS[outcome]}{f'; {self.champion.note}' if self.champion.note else ''}"
         )
         return Rule(
             "champion",

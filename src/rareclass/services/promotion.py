@@ -351,6 +351,12 @@ def _store(config: Config) -> Iterator[Store]:
         store.close()
 
 
+def reach(config: Config) -> None:
+    """Raise StoreError when the ledger cannot be written; asked before hours of work whose result belongs into it."""
+    with _store(config):
+        pass
+
+
 @contextmanager
 def _opened(config: Config) -> Iterator[tuple[Registry, Store]]:
     from rareclass.adapters.registry import Registry

@@ -4,6 +4,7 @@
 reads back, ``demos`` makes demo data. What others call is listed here.
 """
 
+from rareclass.adapters.tables.again import columns_again
 from rareclass.adapters.tables.data_version import data_version
 from rareclass.adapters.tables.demos import DEMOS
 from rareclass.adapters.tables.files import (
@@ -20,6 +21,7 @@ from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, locat
 __all__ = [
     "DEMOS",
     "Ingested",
+    "columns_again",
     "columns_of",
     "data_version",
     "export",

@@ -19,6 +19,7 @@ from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
+from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, SetHash, combine
 from rareclass.errors import DataError
 
@@ -32,6 +33,7 @@ class Ingested:
     card : source, rows, prevalence by split and by time, missing shares, categories, content_hash; JSON-ready
     positive_value : the value of the target that is the rare class
     train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile`; 1 = all
+    incumbent : what the champion says to the test rows, or why it cannot be compared; the service fills it in
     """
 
     train: Rows
@@ -44,6 +46,7 @@ class Ingested:
     train_kept: float = 1.0
     kind: str = "stratified"
     dropped: dict[str, int] = field(default_factory=dict)
+    incumbent: Champion | NotComparable | None = None
 
 
 def location(data: Data) -> str:

@@ -16,7 +16,7 @@ from rareclass.adapters.tables.sources import Source, conditions, expression, ki
 from rareclass.config import Config
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
-from rareclass.core.dataset import AnyArray, BoolArray
+from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix
 from rareclass.core.hashing import combine, text_hash
 from rareclass.errors import DataError, NoPositives, nearest
 
@@ -142,26 +142,33 @@ class Reader:
             self._append(batch, target, time)
 
     def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
-        assert self.encoder is not None
         assert self.x is not None
         count, data = batch.num_rows, self.data
         self.y.room(count)[:] = target
-        content = np.zeros(count, dtype=np.uint64) if self.hashed else None
-        self.encoder.write(batch, self.x.room(count), content, self.at_once)
-        entity = text_hash(_series(batch, data.entity)) if data.entity else None
+        content, entity, row_id = self._identified(batch, self.x.room(count), time)
         if self.time is not None and time is not None:
             self.time.room(count)[:] = time
         if self.entity is not None:
             self.entity.room(count)[:] = entity
         if self.content is not None:
             self.content.room(count)[:] = content
-        self.row_id.room(count)[:] = self._ids(batch, content, time, entity)
+        self.row_id.room(count)[:] = row_id
         if self.amount is not None:
             self.amount.room(count)[:] = _numbers(batch, str(data.amount), "data.amount")
         if self.weight is not None:
             self.weight.room(count)[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity"))
         if self.keep is not None:
             self.keep.room(count)[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
+
+    def _identified(
+        self, batch: pa.RecordBatch, x: FloatMatrix, time: AnyArray | None
+    ) -> tuple[AnyArray | None, AnyArray | None, AnyArray]:
+        """Encode the features into ``x``; return the hashes of content and entity where they are needed, and the ids."""
+        assert self.encoder is not None
+        content = np.zeros(batch.num_rows, dtype=np.uint64) if self.hashed else None
+        self.encoder.write(batch, x, content, self.at_once)
+        entity = text_hash(_series(batch, self.data.entity)) if self.data.entity else None
+        return content, entity, self._ids(batch, content, time, entity)
 
     def _ids(
         self, batch: pa.RecordBatch, content: AnyArray | None, time: AnyArray | None, entity: AnyArray | None

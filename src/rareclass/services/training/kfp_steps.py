@@ -87,9 +87,12 @@ def ingest(
     from rareclass.adapters import tables
 
     settings = _settings(config)
-    found = _timed(
-        ingested_path, "ingest", lambda: _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
-    )
+
+    def read() -> Any:
+        rows = _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
+        return steps.with_incumbent(settings, rows, run.champion(settings))
+
+    found = _timed(ingested_path, "ingest", read)
     parts = {
         "train": (train_path, found.train),
         "validation": (validation_path, found.validation),
@@ -220,6 +223,7 @@ def tune_threshold(
 @_failure_logged
 def evaluate(
     config: str,
+    ingested_path: str,
     train_path: str,
     validation_path: str,
     test_path: str,
@@ -231,11 +235,11 @@ def evaluate(
     settings = _settings(config)
     chosen, trained = _load(selection_path).value
     dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
-    test, tuning = _rows(test_path), _load(tuning_path).value
+    test, tuning, champion = _rows(test_path), _load(tuning_path).value, _load(ingested_path).value.incumbent
     judged = _timed(
         judgement_path,
         "evaluate",
-        lambda: steps.evaluate(settings, dev, test, trained, chosen, tuning, champion=run.champion(settings)),
+        lambda: steps.evaluate(settings, dev, test, trained, chosen, tuning, champion=champion),
     )
     found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -234,6 +234,7 @@ def full(run: Run) -> dict[str, Any]:
         "points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "gate": run.judged.decision.to_json(),
         "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
+        "champion_left_out": run.judged.champion_left_out,
         "trials": trials, "summary": summarise(run),
     })  # fmt: skip
 
@@ -265,7 +266,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "prequential": list(judged.prequential),
         "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
         "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
-        "champion_metrics": dict(judged.champion_metrics) or None,
+        "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
+        "champion_left_out": judged.champion_left_out,
         "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
         "rows": {name: len(part) for name, part in rows.items()},
         "positives": {name: part.positives for name, part in rows.items()},
@@ -302,6 +304,19 @@ def clean(value: Any) -> Any:
     if isinstance(value, float):
         return number(value)
     return value if isinstance(value, str | int | bool | type(None)) else str(value)
+
+
+def writable(folder: Path) -> None:
+    """Make the folder of the results. Raises ConfigError when nothing can be written into it."""
+    from rareclass.errors import ConfigError
+
+    try:
+        write(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"'{folder}' cannot be written: {error.strerror or error}. Set --out to a folder that can"
+        ) from None
 
 
 def write(path: Path, text: str) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
+from rareclass.errors import ModelError
+from rareclass.services import promotion
 from rareclass.services.training import results, steps, validate
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
+    from rareclass.core.gating import NotComparable
     from rareclass.core.model import RareModel
 
 
@@ -42,6 +45,8 @@ def run(
 
     validate.check(config)
     reach(config.tracking.uri)
+    promotion.reach(config)
+    results.writable(out)
     watch, when = Stopwatch(), now or steps.utc_now()
     with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
         ingested = steps.ingest(config, progress)
@@ -73,12 +78,14 @@ def run_rows(
 
 def fit(
     config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
-    champion: Callable[[], tuple[str, RareModel] | None] = lambda: None,
+    champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
 ) -> results.Run:  # fmt: skip
     """Everything up to the refitted model; writes nothing.
 
-    champion : asked for when it is compared with: until then MLflow and its model need not be in memory
+    champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in memory
     """
+    with watch("ingest"):
+        ingested = steps.with_incumbent(config, ingested, champion(), progress)
     with watch("detect_imbalance"):
         plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress)
         dev, folds = steps.development(config, ingested.train, ingested.validation)
@@ -107,17 +114,32 @@ def fit(
         tuning = steps.tune_threshold(config, dev, chosen, steps.kept(chosen, ingested), progress)
     with watch("evaluate"):
         judged = steps.evaluate(
-            config, dev, ingested.test, trained, chosen, tuning, champion=champion(), progress=progress
+            config, dev, ingested.test, trained, chosen, tuning, champion=ingested.incumbent, progress=progress
         )
     with watch("refit"):
         model = steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
     return results.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
 
 
-def champion(config: Config) -> tuple[str, RareModel] | None:
-    """Return the registered champion and its name, None when there is none yet."""
+def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:
+    """Return the registered champion and its name, None when there is none yet.
+
+    One that cannot be loaded (files gone or changed, a newer format) is not comparable. Raises ModelError when the registry
+    does not answer.
+    """
+    from rareclass.adapters.tracking import untouched
+
+    if untouched(config.tracking.uri):  # nobody's champion: MLflow need not be in memory
+        return None
     from rareclass.adapters.registry import Registry
+    from rareclass.core.gating import NotComparable
 
     registry = Registry(config.tracking.uri)
     version = registry.at(config.name, "champion")
-    return None if version is None else (f"version {version.version}", registry.load(version))
+    if version is None:
+        return None
+    name = f"version {version.version}"
+    try:
+        return name, registry.load(version)
+    except ModelError as error:
+        return NotComparable(name, f"it cannot be loaded: {' '.join(str(error).split())}")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, public
-from rareclass.errors import ConfigError
+from rareclass.errors import ConfigError, RareclassError
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rareclass.core.dataset import FloatArray, Rows
     from rareclass.core.diagnosis import Diagnosis
     from rareclass.core.evaluation import Evaluation
-    from rareclass.core.gating import GateDecision
+    from rareclass.core.gating import Champion, GateDecision, NotComparable
     from rareclass.core.model import RareModel
     from rareclass.core.selection import Selection
     from rareclass.core.thresholds import TunedThreshold
@@ -82,6 +82,8 @@ class Judgement:
     champion: str | None = None
     champion_metrics: Mapping[str, Any] = field(default_factory=dict)
     """on the test rows the champion was not trained on; empty where there are none"""
+    champion_left_out: str | None = None
+    """why the champion cannot be compared; None where it can, and where there is none"""
     prequential: Sequence[Mapping[str, Any]] = ()
     """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
 
@@ -247,6 +249,63 @@ def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, ro
     )
 
 
+def with_incumbent(
+    config: Config, ingested: Ingested, found: tuple[str, RareModel] | NotComparable | None, progress: Progress = silent
+) -> Ingested:
+    """Let the champion score the test rows, or say why it cannot be compared; done before anything is fitted.
+
+    It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more. Whatever
+    stands against that is a reason, never an end of the run.
+    """
+    return replace(ingested, incumbent=_incumbent(config, ingested, found, progress))
+
+
+def _incumbent(
+    config: Config, ingested: Ingested, found: tuple[str, RareModel] | NotComparable | None, progress: Progress
+) -> Champion | NotComparable | None:
+    from rareclass.core.gating import NotComparable
+    from rareclass.core.incumbent import other_question, unseen
+
+    if found is None or isinstance(found, NotComparable):
+        return found
+    (name, model), test = found, ingested.test
+    different = other_question(model.meta, config.data, ingested.positive_value)
+    if different is not None:
+        return NotComparable(name, different)
+    fresh = unseen(model, test, config.data)
+    if fresh is None:
+        return NotComparable(
+            name,
+            "it cannot be told which of the test rows it was trained on. Set data.time or data.id, so that rows are known again",
+        )
+    progress("ingest", f"{name} scores the test rows")
+    try:
+        return _on_own_columns(config, test, name, model, fresh)
+    except RareclassError as error:
+        return NotComparable(name, " ".join(str(error).split()))
+
+
+def _on_own_columns(config: Config, test: Rows, name: str, model: RareModel, fresh: Any) -> Champion:
+    import numpy as np
+
+    from rareclass.adapters import tables
+    from rareclass.core import dataset
+    from rareclass.core.gating import Champion
+    from rareclass.core.incumbent import covers
+
+    if covers(test.schema, model.schema):
+        there, table = np.arange(len(test)), dataset.decode(test.x, test.schema)
+    else:
+        there, table = tables.columns_again(config, test, model.schema.names)
+    score, decision = np.full(len(test), np.nan), np.zeros(len(test), dtype=bool)
+    score[there] = model.score(table)
+    decision[there] = model.decide(score[there])
+    only = [column for column in model.schema.names if column not in test.schema.names]
+    note = f"{name} also reads {', '.join(map(repr, only[:5]))}, which this run does not" if only else ""
+    mask = np.isin(np.arange(len(test)), fresh)
+    return Champion(score, unseen=mask, decision=decision, threshold=model.threshold(), name=name, note=note)
+
+
 def evaluate(
     config: Config,
     dev: Rows,
@@ -255,12 +314,10 @@ def evaluate(
     chosen: Selection,
     tuning: Tuning,
     *,
-    champion: tuple[str, RareModel] | None = None,
+    champion: Champion | NotComparable | None = None,
     progress: Progress = silent,
 ) -> Judgement:
     """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge."""
-    import numpy as np
-
     from rareclass.core import costs, evaluation, gating
     from rareclass.core import dataset as tables
 
@@ -281,32 +338,24 @@ def evaluate(
         weight=test.weight,
         seed=config.train.seed,
     )
-    block, incumbent, metrics = test.block(), None, {}
-    if champion is not None:
-        name, model = champion
-        old = model.score(tables.decode(test.x, test.schema))
-        index = unseen(model, test)
-        incumbent = gating.Champion(
-            old, unseen=np.isin(np.arange(len(test)), index), decision=model.decide(old), name=name
-        )
-        fresh = test.take(index)
-        metrics = _champion_metrics(config, fresh, old[index], score[index], model) if fresh.positives else {}
+    metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     progress("gate", "approve, reject or not enough evidence")
     decision = gating.judge(
         found,
         test.y,
         score,
-        incumbent,
+        champion,
         config.gate,
         costs=money,
         weight=test.weight,
-        block=block,
+        block=test.block(),
         n_boot=config.evaluate.bootstraps,
         confidence=config.evaluate.confidence,
         seed=config.train.seed,
     )
     windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
-    return Judgement(found, score, decision, champion[0] if champion else None, metrics, windows)
+    left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
+    return Judgement(found, score, decision, champion.name if champion else None, metrics, left_out, windows)
 
 
 def prequential(
@@ -343,31 +392,26 @@ def prequential(
     return found
 
 
-def _champion_metrics(config: Config, fresh: Rows, old: Any, new: Any, model: RareModel) -> dict[str, Any]:
+def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any) -> dict[str, Any]:
+    """Compare on the test rows that the champion was not trained on; empty where they hold no positive."""
+    import numpy as np
+
     from rareclass.core import evaluation
 
+    index = np.flatnonzero(champion.compared)
+    fresh, old, new = test.take(index), np.asarray(champion.score)[index], score[index]
+    if not fresh.positives or champion.decision is None:
+        return {}
     options = {"block": fresh.block(), "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence}
     ap = evaluation.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
     difference = evaluation.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
-    decided = evaluation.decision_metrics(fresh.y, model.decide(old), fresh.weight)
+    decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)
     keys = ("precision", "recall", "f1", "f2", "mcc")
     return {
         "ap": ap.value, "ap_low": ap.low, "ap_high": ap.high, "difference": difference.value, "difference_low": difference.low,
-        "difference_high": difference.high, "rows": len(fresh), "positives": fresh.positives, "threshold": model.threshold(),
+        "difference_high": difference.high, "rows": len(fresh), "positives": fresh.positives, "threshold": champion.threshold,
         **{key: float(decided[key]) for key in keys},
     }  # fmt: skip
-
-
-def unseen(model: RareModel, rows: Rows) -> Any:
-    """Return the index of the rows that a model was not trained on, by time or by row id; none where it cannot be told."""
-    import numpy as np
-
-    until = model.meta.get("trained", {}).get("until")
-    if rows.time is not None and until is not None:
-        return np.flatnonzero(rows.time > np.datetime64(until, "us"))
-    if model.trained_ids is not None:
-        return np.flatnonzero(~np.isin(rows.row_id, model.trained_ids))
-    return np.empty(0, dtype=np.int64)
 
 
 def refit(

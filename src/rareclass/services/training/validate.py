@@ -15,6 +15,8 @@ def check(config: Config) -> Config:
 
     for spec in (*config.search.candidates, *config.search.extra):
         check_recipe(Candidate.from_spec(spec))
+    if config.split.prequential and config.data.time is None:
+        raise ConfigError("prequential folds need a time. Set data.time, or split.prequential: 0")
     _check_objective("threshold", config.threshold, config.data.time)
     for position, point in enumerate(config.threshold.points):
         _check_objective(f"threshold.points[{position}]", point, config.data.time)

@@ -1,0 +1,68 @@
+"""Rows that were read before, with other columns: what another version reads of the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rareclass.adapters.tables.ingest import open_data
+from rareclass.adapters.tables.reader import Plan, Reader
+from rareclass.adapters.tables.sources import Source, missing_column, scan_all
+from rareclass.config import Config
+from rareclass.core.dataset import AnyArray, Rows
+from rareclass.core.hashing import HashArray
+from rareclass.errors import DataError
+
+
+def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[AnyArray, pd.DataFrame]:
+    """Read the source once more and return ``columns`` of ``rows`` as they stand there, whatever the rows' schema kept of them.
+
+    rows : part of what ``ingest`` made of the same configuration; found again by their ids, the k-th of equal ids is the k-th
+    Returns (m,) positions in ``rows`` and their m values; a row that is no longer in the source is left out.
+    Raises DataError when a column or every row is gone.
+    """
+    source = open_data(config.data)
+    for name in columns:
+        if name not in source.columns:
+            raise missing_column(name, source.columns, "the champion's feature")
+    plan = Plan.of(config, source)
+    names = list(dict.fromkeys([*plan.names, *columns]))
+    picker = _Picker(config, source, plan, np.unique(rows.row_id), columns)
+    scan_all(lambda: source.scan(names, plan.filter, plan.extra), picker.start, picker.take)
+    if not picker.parts:
+        raise DataError("none of the test rows is in the source any more: it changed while it was read")
+    frame, ids = pd.concat(picker.parts, ignore_index=True), np.concatenate(picker.ids)
+    places = pd.Series(np.arange(len(ids)), index=pd.MultiIndex.from_arrays([ids, _occurrence(ids)]))
+    found = places.reindex(pd.MultiIndex.from_arrays([rows.row_id, _occurrence(rows.row_id)])).to_numpy()
+    there = np.flatnonzero(~np.isnan(found))
+    return there, frame.iloc[found[there].astype(np.int64)].reset_index(drop=True)
+
+
+def _occurrence(ids: HashArray) -> AnyArray:
+    """(n,) how often the same id came before."""
+    return pd.Series(ids).groupby(ids, sort=False).cumcount().to_numpy()
+
+
+class _Picker(Reader):
+    """Reads like the first time, keeps the wanted rows' columns and nothing else."""
+
+    def __init__(self, config: Config, source: Source, plan: Plan, wanted: HashArray, columns: Sequence[str]) -> None:
+        super().__init__(config, source, plan)
+        self.wanted, self.columns = wanted, list(columns)
+
+    def start(self) -> None:
+        super().start()
+        self.parts: list[pd.DataFrame] = []
+        self.ids: list[HashArray] = []
+
+    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
+        assert self.encoder is not None
+        x = np.empty((batch.num_rows, len(self.plan.features)), dtype=np.float32)
+        ids = self._identified(batch, x, time)[2]
+        kept = np.isin(ids, self.wanted)
+        if kept.any():
+            self.parts.append(batch.select(self.columns).filter(pa.array(kept)).to_pandas())
+            self.ids.append(ids[kept])
