@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 BIN = Path(sys.executable).parent
 THREADS = 2
 PEERS = (
-    "numpy", "pandas", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "mlflow", "mlserver", "evidently", "kfp", "flaml", "autogluon.tabular",
+    "numpy", "pandas", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "mlflow", "starlette", "uvicorn", "grpcio", "evidently", "kfp", "flaml", "autogluon.tabular",
 )  # fmt: skip
 
 Claim = dict[str, Any]

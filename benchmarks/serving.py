@@ -1,8 +1,9 @@
-"""Requests per second and latency of serving one model in five ways, measured in one run.
+"""Requests per second and latency of serving one model in several ways, measured in one run.
 
 One model (30 features, 300 trees of depth 6), one and 100 rows in an FP32 tensor, 1 and 16 clients. Each server is a
 process of its own; they take turns in short rounds, so that all of them see the same machine, and the median round
-counts. The order changes from round to round, and after each turn of ours the next one waits until the log is in the
+counts. MLServer runs in a virtual environment of its own, which the first run makes (``--mlserver`` names another). A row of
+plain starlette on uvicorn answering a constant shows what is left to win. The order changes from round to round, and after each turn of ours the next one waits until the log is in the
 store, so that nobody pays for another's backlog. The clients are asyncio connections that send the next request when they have the whole answer.
 """
 
@@ -26,8 +27,26 @@ from typing import Any
 import numpy as np
 
 FEATURES, TREES, DEPTH = 30, 300, 6
+FLOOR = "starlette, a constant"
 CASES = [(1, 1), (1, 16), (100, 1), (100, 16)]  # rows, clients
-GOAL_LOG, GOAL_SHADOW = 1.3, 1.0
+GOALS = {"ours, log": {1: 2.0, 100: 1.3}, "ours, log and shadow": {1: 1.5, 100: 1.2}}  # by rows of a request
+ROOT = Path(__file__).parents[1]
+PEER_HOME = ROOT / ".tools" / "peers" / "mlserver"
+PEER_PACKAGES = ("mlserver==1.7.1", "mlserver-mlflow==1.7.1", "uvloop==0.21.0", "httptools")
+SAME_PACKAGES = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "imbalanced-learn",
+    "xgboost-cpu",
+    "mlflow",
+    "pyarrow",
+    "joblib",
+    "pydantic",
+    "orjson",
+)
+"""What the model needs: the peer scores with the versions that we score with."""
 
 BARE = '''
 import numpy as np
@@ -100,6 +119,30 @@ def body(rows: int) -> bytes:
     x = np.random.default_rng(1).normal(size=rows * FEATURES).astype(np.float32)
     tensor = {"name": "rows", "shape": [rows, FEATURES], "datatype": "FP32", "data": [float(v) for v in x]}
     return json.dumps({"inputs": [tensor]}).encode()
+
+
+CONSTANT = """
+import sys
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+async def infer(request):
+    await request.body()
+    return Response(ANSWER, media_type="application/json")
+
+
+async def ready(request):
+    return Response()
+
+
+ANSWER = sys.argv[2].encode()
+routes = [Route("/v2/models/bench/infer", infer, methods=["POST"]), Route("/v2/health/ready", ready)]
+uvicorn.run(Starlette(routes=routes), port=int(sys.argv[1]), access_log=False, log_level="warning")
+"""
 
 
 async def _client(port: int, path: str, content: bytes, until: float, taken: list[float]) -> None:
@@ -178,8 +221,35 @@ def _process(name: str, command: list[str], folder: Path, port: int, ready: str,
             process.wait(90)
 
 
+def mlserver_python() -> Path:
+    """Return the Python of MLServer's own environment, made when it is not there: its limits do not fit ours."""
+    from importlib.metadata import version
+
+    python = PEER_HOME / "bin" / "python"
+    packages = [*PEER_PACKAGES, *(f"{name}=={version(name)}" for name in SAME_PACKAGES)]
+    done = PEER_HOME / "packages.txt"
+    if not done.is_file() or done.read_text().split() != packages:
+        print(f"installing MLServer into {PEER_HOME}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", PEER_HOME], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
+        done.write_text("\n".join(packages))
+    return python
+
+
 @contextmanager
-def mlserver(name: str, folder: Path, implementation: str, uri: str, **parameters: str) -> Iterator[int]:
+def constant(folder: Path) -> Iterator[int]:
+    """Plain starlette that reads the body and answers the same bytes each time: the floor of the stack."""
+    folder.mkdir()
+    (folder / "constant.py").write_text(CONSTANT)
+    port = _free()[0]
+    output = {"name": "score", "datatype": "FP64", "shape": [1], "data": [0.5]}
+    answer = json.dumps({"model_name": "bench", "model_version": "1", "id": "0" * 32, "outputs": [output] * 4})
+    with _process("constant", [sys.executable, "constant.py", str(port), answer], folder, port, "/v2/health/ready"):
+        yield port
+
+
+@contextmanager
+def mlserver(python: Path, name: str, folder: Path, implementation: str, uri: str, **parameters: str) -> Iterator[int]:
     """MLServer's own command with a custom runtime; zero workers and no debugging, its fast setting."""
     folder.mkdir()
     (folder / "bare.py").write_text(BARE)
@@ -191,8 +261,9 @@ def mlserver(name: str, folder: Path, implementation: str, uri: str, **parameter
     (folder / "settings.json").write_text(json.dumps(settings))
     model = {"name": "bench", "implementation": implementation, "parameters": {"uri": uri, **parameters}}
     (folder / "model-settings.json").write_text(json.dumps(model))
-    command = [str(Path(sys.executable).with_name("mlserver")), "start", "."]
-    with _process(name, command, folder, http_port, "/v2/models/bench/ready", OMP_NUM_THREADS="1") as port:
+    command = [str(python.with_name("mlserver")), "start", "."]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    with _process(name, command, folder, http_port, "/v2/models/bench/ready", **environment) as port:
         yield port
 
 
@@ -237,7 +308,7 @@ def drained(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def measure(seconds: float, rounds: int, python: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Return {server: {"rows x clients": {rps, p50_ms, p99_ms}}}."""
     model = fitted()
     model.learner.booster.set_param({"nthread": 1})
@@ -246,25 +317,23 @@ def measure(seconds: float, rounds: int) -> dict[str, dict[str, dict[str, float]
         root = Path(work)
         model.save(root / "model")
         ports = {
-            "bare MLServer": stack.enter_context(mlserver("bare", root / "bare", "bare.Bare", str(root / "model"))),
+            "bare MLServer": stack.enter_context(
+                mlserver(python, "bare", root / "bare", "bare.Bare", str(root / "model"))
+            ),
             "ours, log": stack.enter_context(ours("log", root / "log", model, shadows=False)),
             "ours, log and shadow": stack.enter_context(ours("shadow", root / "shadow", model, shadows=True)),
         }
-        try:
-            import mlflow
-            import mlserver_mlflow  # noqa: F401
+        import mlflow
 
-            (root / "wrapped.py").write_text(PYFUNC)
-            mlflow.pyfunc.save_model(
-                root / "pyfunc", python_model=str(root / "wrapped.py"), artifacts={"model": str(root / "model")}, pip_requirements=[]
-            )  # fmt: skip
-            ports["mlserver-mlflow"] = stack.enter_context(
-                mlserver(
-                    "mlflow", root / "mlflow", "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc"), content_type="np"
-                )
-            )
-        except ImportError:
-            print("mlserver-mlflow is not installed: left out", file=sys.stderr)
+        (root / "wrapped.py").write_text(PYFUNC)
+        mlflow.pyfunc.save_model(
+            root / "pyfunc", python_model=str(root / "wrapped.py"), artifacts={"model": str(root / "model")}, pip_requirements=[]
+        )  # fmt: skip
+        runtime, uri = "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc")
+        ports["mlserver-mlflow"] = stack.enter_context(
+            mlserver(python, "mlflow", root / "mlflow", runtime, uri, content_type="np")
+        )
+        ports[FLOOR] = stack.enter_context(constant(root / "constant"))
         path = "/v2/models/bench/infer"
         for at in range(rounds + 1):  # the first round warms up
             for rows, clients in CASES:
@@ -309,18 +378,20 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of one round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--mlserver", type=Path, metavar="PYTHON", help="Python of an environment with MLServer")
     options = parser.parse_args(arguments)
-    table = measure(options.seconds, options.rounds)
+    table = measure(options.seconds, options.rounds, options.mlserver or mlserver_python())
     cases = [f"{rows} x {clients}" for rows, clients in CASES]
     print(f"| requests/s (p50 / p99 ms) | {' | '.join(f'{case} (rows x clients)' for case in cases)} |")
     print("|---|" + "---|" * len(cases))
-    for name in ("in-process", "bare MLServer", "mlserver-mlflow", "ours, log", "ours, log and shadow"):
+    for name in ("in-process", FLOOR, "bare MLServer", "mlserver-mlflow", *GOALS):
         cells = [table.get(name, {}).get(case) for case in cases]
         text = [f"{c['rps']:.0f} ({c['p50_ms']:.2f} / {c['p99_ms']:.2f})" if c else "" for c in cells]
         print(f"| {name} | {' | '.join(text)} |")
     claims = []
-    for name, goal in (("ours, log", GOAL_LOG), ("ours, log and shadow", GOAL_SHADOW)):
-        for case in cases:
+    for name, goals in GOALS.items():
+        for (rows, _), case in zip(CASES, cases, strict=True):
+            goal = goals[rows]
             mine, peer = table[name][case]["rps"], table["bare MLServer"][case]["rps"]
             claims.append({
                 "benchmark": "serving", "claim": f"{name}: requests/s against bare MLServer, {case} rows x clients",

@@ -35,7 +35,9 @@ HEAVY = (
     "sqlalchemy",
     "pydantic",
     "plotly",
-    "mlserver",
+    "starlette",
+    "uvicorn",
+    "grpc",
     "imblearn",
     "optuna",
 )

@@ -1,4 +1,4 @@
-"""The server as a process: MLServer, spool, shipper and shadows as a user starts them, and what may happen to them."""
+"""The server as a process: protocol, spool, shipper and shadows as a user starts them, and what may happen to them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ import pytest
 
 import poisoned
 import small_model
+import triton_messages
 from rareclass.adapters.registry import Registry
+from rareclass.adapters.serving.grpc_messages import METHODS
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, dump, parse
@@ -298,13 +301,12 @@ def test_a_third_party_client_gets_the_same_over_json_and_binary_tensors(server:
 
 
 def test_grpc_gives_the_same_and_refuses_in_the_same_way(server: Running) -> None:
-    """With the protocol's own stub: tritonclient.grpc does not import beside the protobuf that everything else needs."""
+    """With the messages of a third-party client."""
     import grpc
-    from mlserver.grpc import dataplane_pb2 as pb
-    from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
+    pb = triton_messages.messages()
     channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc}")
-    stub = GRPCInferenceServiceStub(channel)
+    stub = SimpleNamespace(**{name: pb.call(channel, name) for name in METHODS if name != "ModelStreamInfer"})
     assert stub.ServerLive(pb.ServerLiveRequest()).live
     assert stub.ServerReady(pb.ServerReadyRequest()).ready
     assert stub.ModelReady(pb.ModelReadyRequest(name="small")).ready
@@ -345,6 +347,9 @@ def test_grpc_gives_the_same_and_refuses_in_the_same_way(server: Running) -> Non
             {"inputs": [rows]},
             {"inputs": columns[:1]},
             {"inputs": []},
+            {"inputs": [tensor("rows", "FP32", [2, 2], fp32_contents=[1, 0, 3])]},
+            {"inputs": [tensor("rows", "FP32", [-1, 2], fp32_contents=[1, 0])]},
+            {"inputs": [tensor("rows", "FP31", [2, 2], fp32_contents=[1, 0, 3, 1])]},
             {"inputs": [tensor("amount", "FP32", [2], fp32_contents=[float("nan"), 1]), columns[1]]},
             {"inputs": [columns[0], tensor("channel", "BYTES", [2], bytes_contents=[b"\xff", b"web"])]},
         ],
@@ -359,12 +364,21 @@ def test_grpc_gives_the_same_and_refuses_in_the_same_way(server: Running) -> Non
                 stub.ModelInfer(pb.ModelInferRequest(**{"model_name": "small", **request}))
             assert raised.value.code() == code, request
             assert "\n" not in raised.value.details()
+    anything = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    for content in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x01\xff"):  # no message, a short one, text that is not UTF-8
+        with pytest.raises(grpc.RpcError) as raised:
+            anything(content)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     for change in (stub.RepositoryModelUnload, stub.RepositoryModelLoad):
         message = (
             pb.RepositoryModelUnloadRequest if change == stub.RepositoryModelUnload else pb.RepositoryModelLoadRequest
         )
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as raised:
             change(message(model_name="small"))
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert [(each.name, each.state) for each in stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models] == [
+        ("small", "READY")
+    ]
     channel.close()
     assert server.infer()["model_version"] == "1"
     until(lambda: (server.stored()["request_id"] == "over-grpc").sum() == 2)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from rareclass.adapters.serving.engine import Active, Answer, Engine
 from rareclass.adapters.serving.signature import Query
@@ -44,6 +46,10 @@ class Batcher:
         if isinstance(result, Exception):
             raise result
         return result
+
+    async def apart(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run what would hold up the event loop in the thread of the large batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting, self._waiting = self._waiting, []

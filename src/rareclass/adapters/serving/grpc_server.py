@@ -1,21 +1,23 @@
-"""gRPC: MLServer's service with the infer call carried by the same signature and engine as HTTP."""
+"""gRPC: the protocol's service, carried by the same signature and engine as HTTP.
+
+Messages are decoded here and not by gRPC, so that bytes which are no message are refused as the client's mistake.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
 from grpc import aio
-from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from mlserver.grpc.interceptors import PromServerInterceptor
-from mlserver.grpc.server import GRPCServer
-from mlserver.grpc.servicers import InferenceServicer
 
-from rareclass.adapters.serving.batcher import Batcher, NotFound, NotReady, status_of
+from rareclass.adapters.serving.batcher import Batcher, NotReady, status_of
+from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Answer
+from rareclass.adapters.serving.grpc_messages import METHODS, SERVICE, messages
 from rareclass.adapters.serving.http import authorized
 from rareclass.adapters.serving.v2_codec import (
     OUTPUTS,
@@ -37,77 +39,120 @@ _CODES = {
     500: grpc.StatusCode.INTERNAL,
 }
 _OPEN = {"ServerLive", "ServerReady", "ModelReady"}
+_FLOATS = {"fp32_contents": (6, "<f4", "FP32"), "fp64_contents": (7, "<f8", "FP64")}
+_OTHERS = {"INT64": "int64_contents", "BYTES": "bytes_contents"}
 
 
-class Servicer(InferenceServicer):  # type: ignore[misc]
-    """MLServer's service; only the infer calls are ours."""
+class Servicer:
+    """One method for each of the service; what they raise becomes a status with one line."""
 
-    def __init__(self, data_plane: Any, handlers: Any, batcher: Batcher, name: str) -> None:
-        super().__init__(data_plane, handlers)
-        self._batcher, self._name = batcher, name
+    def __init__(self, batcher: Batcher, catalogue: Catalogue) -> None:
+        self._batcher, self._catalogue, self.pb = batcher, catalogue, messages()
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.pb.ServerReadyResponse(ready=self._catalogue.active is not None)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._catalogue.check(request.name, request.version)
+        return self.pb.ModelReadyResponse(ready=self._catalogue.active is not None)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.pb.ServerMetadataResponse(**self._catalogue.server())
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._catalogue.check(request.name, request.version)
+        return self.pb.ModelMetadataResponse(**self._catalogue.model())
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise InputError(READ_ONLY)
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise InputError(READ_ONLY)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        started = time.perf_counter()
-        metrics = self._batcher.engine.metrics
-        try:
-            answer = await self._answer(request, context)
-            response = _response(answer, self._name, raw=bool(request.raw_input_contents))
-        except Exception as error:
-            code, message = status_of(error)
-            metrics.request(code, time.perf_counter() - started)
-            await context.abort(_CODES[code], message)
-            return None
-        metrics.request(200, time.perf_counter() - started)
-        context.set_trailing_metadata((("seldon-puid", answer.id),) if answer.id.isascii() else ())
-        return response
-
-    async def ModelStreamInfer(self, requests_stream: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        async for request in requests_stream:
-            response = await self.ModelInfer(request, context)
-            if response is not None:
-                yield response
-
-    async def _answer(self, request: Any, context: Any) -> Answer:
-        active = self._batcher.engine.active
+        active = self._catalogue.active
         if active is None:
             raise NotReady("the model is still loading. Ask ServerReady")
-        if request.model_name != self._name or request.model_version not in ("", active.version):
-            raise NotFound(
-                f"model '{request.model_name}' version '{request.model_version}' is not served here; {self._name} version {active.version} is"
-            )
+        self._catalogue.check(request.model_name, request.model_version)
         parsed = _request(request)
         if parsed.id is None:
             given = dict(context.invocation_metadata() or ()).get("seldon-puid")
             parsed.id = request_id(given, "seldon-puid")
-        return await self._batcher.answer(active.signature.read(parsed), active)
+        answer = await self._batcher.answer(active.signature.read(parsed), active)
+        context.set_trailing_metadata((("seldon-puid", answer.id),) if answer.id.isascii() else ())
+        return _response(self.pb, answer, self._catalogue.name, raw=bool(request.raw_input_contents))
+
+    def handlers(self) -> Any:
+        """Return gRPC's generic handler of the service."""
+        unary = {
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name))
+            for name in METHODS
+            if name != "ModelStreamInfer"
+        }
+        stream = {"ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream)}
+        return grpc.method_handlers_generic_handler(SERVICE, {**unary, **stream})
+
+    def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        method, kind = getattr(self, name), getattr(self.pb, METHODS[name][0])
+        request_metrics = self._batcher.engine.metrics.request if name == "ModelInfer" else None
+
+        async def call(content: bytes, context: Any) -> bytes:
+            started = time.perf_counter()
+            code, message = 200, ""
+            try:
+                try:
+                    request = kind.FromString(content)
+                except DecodeError:
+                    raise InputError(
+                        f"the message is not a {METHODS[name][0]} of the Open Inference Protocol"
+                    ) from None
+                said: bytes = (await method(request, context)).SerializeToString()
+            except Exception as error:
+                code, message = status_of(error)
+            if request_metrics is not None:
+                request_metrics(code, time.perf_counter() - started)
+            if code != 200:
+                await context.abort(_CODES[code], message)
+            return said
+
+        return call
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        infer = self._unary("ModelInfer")
+        async for content in requests:
+            yield await infer(content, context)
 
 
-class Server(GRPCServer):  # type: ignore[misc]
-    """MLServer's gRPC server with our service, the bearer token, and the port that was really bound."""
+class Server:
+    """The gRPC server: bound when it is made, so that the port is known before the model is there."""
 
     def __init__(
-        self, settings: Any, data_plane: Any, handlers: Any, batcher: Batcher, name: str, token: str | None
+        self, batcher: Batcher, catalogue: Catalogue, *, address: str, token: str | None, max_bytes: int, shared: bool
     ) -> None:
-        super().__init__(settings, data_plane, handlers)
-        self._ours = (batcher, name, token)
-        self.port = settings.grpc_port
-
-    def bind(self) -> int:
-        """Create the server and bind its port. Returns the port."""
-        batcher, name, token = self._ours
-        interceptors: list[Any] = [] if token is None else [_Token(token)]
+        """shared : other processes listen on the same port, and the kernel spreads connections over them."""
         self._server = aio.server(
-            interceptors=[*interceptors, PromServerInterceptor(enable_handling_time_histogram=True)],
-            options=[*self._get_options(), ("grpc.so_reuseport", 0)],
+            interceptors=[] if token is None else [_Token(token)],
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", max_bytes),
+                ("grpc.so_reuseport", int(shared)),
+            ],
         )
-        servicer = Servicer(self._data_plane, self._model_repository_handlers, batcher, name)
-        add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
-        self.port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.grpc_port}")
-        return self.port
+        self._server.add_generic_rpc_handlers((Servicer(batcher, catalogue).handlers(),))
+        self.port: int = self._server.add_insecure_port(address)
 
     async def start(self) -> None:
         await self._server.start()
-        await self._server.wait_for_termination()
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls and answer those that came, for ``seconds`` at most."""
+        await self._server.stop(seconds)
 
 
 class _Token(aio.ServerInterceptor):  # type: ignore[misc]
@@ -151,6 +196,8 @@ def _request(message: Any) -> Request:
                 if not contents
                 else f"input '{node.name}' has two kinds of contents"
             )
+        elif _FLOATS.get(contents[0][0].name, (0, "", ""))[2] == node.datatype:
+            tensor.raw = _floats(node.contents)
         else:
             tensor.data = [_text(node.name, value, i) for i, value in enumerate(contents[0][1])]
         tensors.append(tensor)
@@ -164,6 +211,30 @@ def _request(message: Any) -> Request:
     return Request(request_id(message.id, "id"), options, tensors, Wanted(tuple(names)))
 
 
+def _floats(contents: Any) -> memoryview:
+    """Return the only field of the contents as raw little-endian numbers, without a Python object for each.
+
+    Packed numbers are on the wire as they are in memory, after the field's tag and length.
+    """
+    wire = contents.SerializeToString()
+    start = 1
+    while wire[start] & 0x80:  # a length takes as many bytes as have their highest bit set, and one more
+        start += 1
+    return memoryview(wire)[start + 1 :]
+
+
+def _packed_floats(kind: Any, field: str, array: Any) -> Any:
+    """Return contents whose packed ``field`` holds the array: the inverse of ``_floats``."""
+    number, dtype, _ = _FLOATS[field]
+    raw = np.ascontiguousarray(array, dtype=dtype).tobytes()
+    size, length = len(raw), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return kind.FromString(bytes([number << 3 | 2]) + bytes(length) + raw)
+
+
 def _text(name: str, value: Any, at: int) -> Any:
     try:
         return value.decode() if isinstance(value, bytes) else value
@@ -171,19 +242,19 @@ def _text(name: str, value: Any, at: int) -> Any:
         raise InputError(f"input '{name}' holds bytes at position {at} that are not UTF-8") from None
 
 
-_CONTENTS = {"FP64": "fp64_contents", "INT64": "int64_contents", "BYTES": "bytes_contents"}
-
-
-def _response(answer: Answer, name: str, *, raw: bool) -> Any:
+def _response(pb: Any, answer: Answer, name: str, *, raw: bool) -> Any:
     response = pb.ModelInferResponse(model_name=name, model_version=answer.active.version, id=answer.id)
     for key, value in answer.parameters().items():
         # the protocol's parameters have no floating point number
         response.parameters[key].string_param = value if isinstance(value, str) else repr(value)
     for output, array in answer.arrays().items():
-        node = response.outputs.add(name=output, datatype=OUTPUTS[output], shape=[len(array)])
+        datatype = OUTPUTS[output]
+        node = response.outputs.add(name=output, datatype=datatype, shape=[len(array)])
         if raw:
             response.raw_output_contents.append(packed(array))
+        elif datatype == "FP64":
+            node.contents.CopyFrom(_packed_floats(pb.InferTensorContents, "fp64_contents", array))
         else:
             plain = [value.encode() for value in array] if array.dtype == object else array.tolist()
-            getattr(node.contents, _CONTENTS[OUTPUTS[output]]).extend(plain)
+            getattr(node.contents, _OTHERS[datatype]).extend(plain)
     return response

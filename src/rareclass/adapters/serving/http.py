@@ -1,136 +1,181 @@
-"""HTTP: the infer route without pydantic, every error in the protocol's form, the rest by MLServer's application."""
+"""HTTP: a table of routes over small handlers, with every error in the protocol's form.
+
+Read from the top: ``ROUTES`` is what the server speaks, a handler takes the ``Site`` and the request and returns the
+response or raises what is wrong, and ``application`` puts them together.
+"""
 
 from __future__ import annotations
 
 import hmac
-import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rareclass.adapters.serving.batcher import Batcher, NotFound, NotReady, status_of
-from rareclass.adapters.serving.engine import Answer
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rareclass.adapters.serving.batcher import INLINE_ROWS, Batcher, NotReady, status_of
+from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
+from rareclass.adapters.serving.engine import Active, Answer
+from rareclass.adapters.serving.signature import Query
 from rareclass.adapters.serving.v2_codec import encode, inflate, parse, request_id, shown
 from rareclass.errors import InputError
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/.*)?")
-_INFER = {"/infer", "/generate", "/infer_stream", "/generate_stream"}
 _OPEN = {"/v2/health/live", "/v2/health/ready"}
 _COMPRESS_FROM = 16_384
+_APART_FROM = 1 << 18
+"""Bytes from which a body is read in a thread, so that health checks and small requests go on."""
 
 
-class Gate:
-    """An ASGI application in front of MLServer's.
+@dataclass(frozen=True)
+class Site:
+    """What the handlers share."""
 
-    token : bearer token that every route but health asks for; None = open
-    """
+    catalogue: Catalogue
+    batcher: Batcher
 
-    def __init__(self, app: Any, batcher: Batcher, *, name: str, token: str | None) -> None:
-        self.app, self.batcher, self.engine = app, batcher, batcher.engine
-        self.name, self._token = name, token
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
-        path = scope["path"]
-        if self._token is not None and path not in _OPEN and not authorized(headers.get(b"authorization"), self._token):
-            extra = [(b"www-authenticate", b"Bearer")]
-            await _error(
-                send, 401, "this server needs a bearer token. Send the header Authorization: Bearer TOKEN", extra
-            )
-            return
-        if path.startswith("/v2/repository/models/"):
-            await _error(
-                send, 400, "models are loaded by their alias here. Use rareclass promote or rareclass rollback"
-            )
-            return
-        found = _MODEL.fullmatch(path)
-        if found is not None:
-            if found[3] in _INFER:
-                await self._infer(scope, receive, send, headers, found[1], found[2])
-                return
-            try:
-                self._version(found[1], found[2])
-            except NotFound as error:
-                await _error(send, 404, str(error))
-                return
-            scope = {**scope, "path": f"/v2/models/{found[1]}{found[3] or ''}"}
-        await self.app(scope, receive, send)
+Handler = Callable[[Site, Request], Awaitable[Response]]
 
-    def _version(self, name: str, version: str | None) -> None:
-        if name != self.name:
-            raise NotFound(f"model '{shown(name)[1:-1]}' is not served here. Use /v2/models/{self.name}")
-        active = self.engine.active
-        if version is not None and active is not None and version != active.version:
-            raise NotFound(
-                f"version '{shown(version)[1:-1]}' of {name} is not the champion; version {active.version} is. Leave /versions/... out"
-            )
 
-    async def _infer(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], name: str, version: str | None
-    ) -> None:
+async def live(site: Site, request: Request) -> Response:
+    return _json({"live": True})
+
+
+async def ready(site: Site, request: Request) -> Response:
+    return _ready(site)
+
+
+async def model_ready(site: Site, request: Request) -> Response:
+    _check(site, request)
+    return _ready(site)
+
+
+def _ready(site: Site) -> Response:
+    loaded = site.catalogue.active is not None
+    return _json({"name": site.catalogue.name, "ready": loaded}, 200 if loaded else 400)  # the protocol asks for a 4xx
+
+
+async def server_metadata(site: Site, request: Request) -> Response:
+    return _json(site.catalogue.server())
+
+
+async def model_metadata(site: Site, request: Request) -> Response:
+    _check(site, request)
+    return _json(site.catalogue.model())
+
+
+async def repository_index(site: Site, request: Request) -> Response:
+    body = await _body(request, 1 << 16)
+    try:
+        asked = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"the body is not valid JSON: {shown(str(error), 120)}") from None
+    only_ready = asked.get("ready", False) if isinstance(asked, dict) else None
+    if not isinstance(only_ready, bool):
+        raise InputError('the body must be a JSON object like {"ready": true}')
+    return _json(site.catalogue.index(ready=only_ready))
+
+
+async def repository_change(site: Site, request: Request) -> Response:
+    raise InputError(READ_ONLY)
+
+
+async def infer(site: Site, request: Request) -> Response:
+    """Score, log and answer rows. ``*_stream`` is the same answer as one server-sent event."""
+    _check(site, request)
+    active = _active(site)
+    limit = active.signature.body_limit()
+    body = await _body(request, limit)
+    query = await _apart(site, len(body) > _APART_FROM, _query, active, body, request.headers, limit)
+    answer = await site.batcher.answer(query, active)
+    return await _apart(site, len(query) > INLINE_ROWS, _reply, site.catalogue.name, answer, request)
+
+
+_MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", f"{_MODEL}/infer", infer),
+    ("POST", f"{_VERSION}/infer", infer),
+    ("POST", f"{_MODEL}/generate", infer),
+    ("POST", f"{_VERSION}/generate", infer),
+    ("POST", f"{_MODEL}/infer_stream", infer),
+    ("POST", f"{_VERSION}/infer_stream", infer),
+    ("POST", f"{_MODEL}/generate_stream", infer),
+    ("POST", f"{_VERSION}/generate_stream", infer),
+    ("GET", "/v2/health/live", live),
+    ("GET", "/v2/health/ready", ready),
+    ("GET", f"{_MODEL}/ready", model_ready),
+    ("GET", f"{_VERSION}/ready", model_ready),
+    ("GET", "/v2", server_metadata),
+    ("GET", _MODEL, model_metadata),
+    ("GET", _VERSION, model_metadata),
+    ("POST", "/v2/repository/index", repository_index),
+    ("POST", "/v2/repository/models/{name}/load", repository_change),
+    ("POST", "/v2/repository/models/{name}/unload", repository_change),
+)
+
+
+def application(catalogue: Catalogue, batcher: Batcher, *, token: str | None) -> Starlette:
+    """Return the ASGI application. ``token`` is the bearer token that every route but health asks for; None = open."""
+    site = Site(catalogue, batcher)
+    return Starlette(
+        routes=[Route(path, _endpoint(site, handler), methods=[method]) for method, path, handler in ROUTES],
+        middleware=[] if token is None else [Middleware(Token, token=token)],
+        exception_handlers={HTTPException: _refused},
+    )
+
+
+def _endpoint(site: Site, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler with its errors as responses; those of infer requests are counted and timed."""
+    count = site.batcher.engine.metrics.request if handler is infer else None
+
+    async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
         try:
-            if scope["method"] != "POST":
-                await _error(send, 405, f"{scope['method']} is not possible here. Use POST", [(b"allow", b"POST")])
-                self.engine.metrics.request(405, time.perf_counter() - started)
-                return
-            answer = await self._answer(receive, headers, name, version)
-            body, reply = self._reply(answer, headers, stream=scope["path"].endswith("_stream"))
-            code = 200
+            response = await handler(site, request)
         except Exception as error:
-            code, message = status_of(error)
-            self.engine.metrics.request(code, time.perf_counter() - started)
-            await _error(send, code, message)
-            return
-        self.engine.metrics.request(code, time.perf_counter() - started)
-        await send({"type": "http.response.start", "status": code, "headers": reply})
-        await send({"type": "http.response.body", "body": body})
+            response = _error(*status_of(error))
+        if count is not None:
+            count(response.status_code, time.perf_counter() - started)
+        return response
 
-    async def _answer(self, receive: Receive, headers: dict[bytes, str], name: str, version: str | None) -> Answer:
-        self._version(name, version)
-        active = self.engine.active
-        if active is None:
-            await _body(receive, 0)
-            raise NotReady("the model is still loading. Ask /v2/health/ready")
-        limit = active.signature.body_limit()
-        body = await _body(receive, limit)
-        encoding = headers.get(b"content-encoding")
-        if encoding is not None:
-            body = inflate(body, encoding, limit)
-        request = parse(body, headers.get(b"inference-header-content-length"))
-        if request.id is None:
-            request.id = request_id(headers.get(b"seldon-puid"), "Seldon-Puid")
-        return await self.batcher.answer(active.signature.read(request), active)
+    return endpoint
 
-    def _reply(
-        self, answer: Answer, headers: dict[bytes, str], stream: bool
-    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        head = {
-            "model_name": self.name,
-            "model_version": answer.active.version,
-            "id": answer.id,
-            "parameters": answer.parameters(),
-        }
-        body, split = encode(head, answer.arrays(), answer.query.wanted)
-        kind = b"application/json" if split is None else b"application/octet-stream"
-        if stream:
-            body, kind = b"data: " + body + b"\n\n", b"text/event-stream"
-        reply = [(b"content-type", kind), (b"seldon-puid", answer.id.encode("utf-8"))]
-        if split is not None:
-            reply.append((b"inference-header-content-length", str(split).encode()))
-        elif len(body) >= _COMPRESS_FROM and "gzip" in headers.get(b"accept-encoding", ""):
-            packer = zlib.compressobj(1, wbits=31)
-            body = packer.compress(body) + packer.flush()
-            reply += [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
-        return body, [*reply, (b"content-length", str(len(body)).encode())]
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Answer a path or method that is not in the table."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    message = (
+        f"{request.method} is not possible here. Use {allowed}"
+        if error.status_code == 405
+        else f"{shown(request.url.path)[1:-1]} is not served here. Use /v2/models/NAME/infer"
+    )
+    return _error(error.status_code, message, **({"allow": allowed} if allowed else {}))
+
+
+class Token:
+    """Asks for the bearer token before anything is read."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+            if not authorized(given.decode("latin-1"), self._token):
+                says = "this server needs a bearer token. Send the header Authorization: Bearer TOKEN"
+                await _error(401, says, **{"www-authenticate": "Bearer"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def authorized(header: str | None, token: str) -> bool:
@@ -139,13 +184,28 @@ def authorized(header: str | None, token: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
+def _check(site: Site, request: Request) -> None:
+    site.catalogue.check(request.path_params["name"], request.path_params.get("version"))
+
+
+def _active(site: Site) -> Active:
+    active = site.catalogue.active
+    if active is None:
+        raise NotReady("the model is still loading. Ask /v2/health/ready")
+    return active
+
+
+async def _apart(site: Site, large: bool, work: Callable[..., Any], *arguments: Any) -> Any:
+    return await site.batcher.apart(work, *arguments) if large else work(*arguments)
+
+
+async def _body(request: Request, limit: int) -> bytes:
     """Return the body, or raise when it is larger than ``limit``: it is read to its end then, but not kept."""
     parts: list[bytes] = []
     size = 0
     more = True
     while more:
-        message = await receive()
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise InputError("the client went away before the body was complete")
         part = message.get("body", b"")
@@ -153,39 +213,55 @@ async def _body(receive: Receive, limit: int) -> bytes:
         if size <= limit:
             parts.append(part)
         more = message.get("more_body", False)
-    if size > limit > 0:
+    if size > limit:
         raise InputError(
             f"the body has {size} bytes; this model's largest request has {limit}. Send fewer rows at a time"
         )
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _error(send: Send, code: int, message: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-    import orjson
+def _query(active: Active, body: bytes, headers: Mapping[str, str], limit: int) -> Query:
+    encoding = headers.get("content-encoding")
+    if encoding is not None:
+        body = inflate(body, encoding, limit)
+    request = parse(body, headers.get("inference-header-content-length"))
+    if request.id is None:
+        request.id = request_id(headers.get("seldon-puid"), "Seldon-Puid")
+    return active.signature.read(request)
 
-    body = orjson.dumps({"error": " ".join(message.split())})
-    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *(extra or [])]
-    await send({"type": "http.response.start", "status": code, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+
+def _reply(name: str, answer: Answer, request: Request) -> Response:
+    head = {
+        "model_name": name,
+        "model_version": answer.active.version,
+        "id": answer.id,
+        "parameters": answer.parameters(),
+    }
+    body, split = encode(head, answer.arrays(), answer.query.wanted)
+    reply = {b"content-type": b"application/json", b"seldon-puid": answer.id.encode("utf-8")}
+    if request.url.path.endswith("_stream"):
+        body = b"data: " + body + b"\n\n"
+        reply[b"content-type"] = b"text/event-stream"
+    if split is not None:
+        reply |= {b"content-type": b"application/octet-stream", b"inference-header-content-length": b"%d" % split}
+    elif len(body) >= _COMPRESS_FROM and "gzip" in request.headers.get("accept-encoding", ""):
+        packer = zlib.compressobj(1, wbits=31)
+        body = packer.compress(body) + packer.flush()
+        reply |= {b"content-encoding": b"gzip", b"vary": b"Accept-Encoding"}
+    return _response(body, reply)
 
 
-def error_handlers(app: Any) -> None:
-    """Give MLServer's own routes the protocol's errors: one line under ``error``, never a traceback."""
-    from fastapi.exceptions import RequestValidationError
-    from starlette.exceptions import HTTPException
-    from starlette.responses import JSONResponse
+def _response(body: bytes, headers: Mapping[bytes, bytes], code: int = 200) -> Response:
+    """Return a response with these headers as they are: an id may hold more than latin-1."""
+    response = Response(status_code=code)
+    response.body = body
+    response.raw_headers = [*headers.items(), (b"content-length", b"%d" % len(body))]
+    return response
 
-    async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"error": f"{where}: {shown(first['msg'], 200)[1:-1]}"}, 400)
 
-    async def refused(_: Any, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": shown(error.detail, 200)[1:-1]}, error.status_code, error.headers)
+def _json(said: Any, code: int = 200, **headers: str) -> Response:
+    return Response(orjson.dumps(said), code, headers, "application/json")
 
-    async def failed(_: Any, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": status_of(error)[1]}, 500)
 
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(Exception, failed)
+def _error(code: int, message: str, **headers: str) -> Response:
+    return _json({"error": " ".join(message.split())}, code, **headers)

@@ -1,46 +1,37 @@
-"""The entry point: MLServer built in this process, with our infer routes, errors, sockets and shutdown."""
+"""The entry point: HTTP, gRPC and metrics in one event loop, with sockets, signals and shutdown in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import uvicorn
-from mlserver import MLModel, MLServer, ModelSettings, Settings
-from mlserver.errors import ModelNotFound
-from mlserver.handlers import ModelRepositoryHandlers
-from mlserver.metrics import MetricsServer
-from mlserver.registry import MultiModelRegistry
-from mlserver.rest import RESTServer
-from mlserver.settings import ModelParameters
-from mlserver.types import (
-    MetadataTensor,
-    RepositoryIndexRequest,
-    RepositoryIndexResponse,
-    RepositoryIndexResponseItem,
-    State,
-)  # fmt: skip
 
 from rareclass.adapters.serving import grpc_server
 from rareclass.adapters.serving.batcher import Batcher
+from rareclass.adapters.serving.catalogue import Catalogue
 from rareclass.adapters.serving.engine import Engine
-from rareclass.adapters.serving.http import Gate, error_handlers
+from rareclass.adapters.serving.http import application
 from rareclass.adapters.serving.refresh import Refresher
-from rareclass.adapters.serving.v2_codec import OUTPUTS
+from rareclass.errors import ConfigError
 
-_LOG = logging.getLogger("rareclass.serving")
+_DRAIN_SECONDS = 20
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than the minute after which most clients and proxies drop an idle connection themselves: the side that closes
+first should not be the one that a request is on its way to."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where the server listens and what it calls itself. Ports of 0 are picked free."""
+    """Where the server listens and what it calls itself. Ports of 0 are picked free.
+
+    shared : other processes listen on the same HTTP and gRPC ports
+    """
 
     name: str
     host: str
@@ -50,6 +41,7 @@ class Options:
     metrics_path: str = "/metrics"
     token: str | None = None
     max_body_bytes: int = 64 << 20
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,178 +80,98 @@ def options(
     )
 
 
-class Runtime(MLModel):  # type: ignore[misc]
-    """The model as MLServer sees it: its metadata, and whether it is ready."""
-
-    engine: Engine
-
-    @property
-    def ready(self) -> bool:
-        return self.engine.active is not None
-
-    @ready.setter
-    def ready(self, value: bool) -> None:
-        """MLServer sets it; what counts is whether a version answers."""
-
-    async def metadata(self) -> Any:
-        active = self.engine.active
-        if active is not None:
-            schema = active.signature.schema
-            self.inputs = [
-                MetadataTensor(name=f.name, datatype="FP32" if f.kind == "numeric" else "BYTES", shape=[-1])
-                for f in schema.features
-            ]
-            self.outputs = [MetadataTensor(name=name, datatype=kind, shape=[-1]) for name, kind in OUTPUTS.items()]
-        found = await super().metadata()
-        found.platform = "rareclass"
-        found.versions = [] if active is None else [active.version]
-        return found
-
-
-class Registry(MultiModelRegistry):  # type: ignore[misc]
-    """One model, whose version is the champion's."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        super().__init__()
-        self._runtime = runtime
-
-    async def get_model(self, name: str, version: str | None = None) -> Runtime:
-        active = self._runtime.engine.active
-        if name != self._runtime.name or (version and (active is None or version != active.version)):
-            raise ModelNotFound(name, version or None)
-        return self._runtime
-
-    async def get_models(self, name: str | None = None) -> list[Runtime]:
-        return [self._runtime]
-
-
-class Handlers(ModelRepositoryHandlers):  # type: ignore[misc]
-    """The repository extension, read-only: versions are changed by their alias."""
-
-    async def index(self, payload: RepositoryIndexRequest) -> RepositoryIndexResponse:
-        runtime = await self._model_registry.get_models()
-        active = runtime[0].engine.active
-        items = [
-            RepositoryIndexResponseItem(
-                name=runtime[0].name,
-                version=None if active is None else active.version,
-                state=State.LOADING if active is None else State.READY,
-                reason="",
-            )
-        ]
-        return RepositoryIndexResponse(root=[] if payload.ready and active is None else items)
-
-    async def load(self, name: str) -> bool:
-        raise ModelNotFound(f"{name}: models are loaded by their alias here; use rareclass promote")
-
-    async def unload(self, name: str) -> bool:
-        raise ModelNotFound(f"{name}: models are unloaded by their alias here; use rareclass rollback")
-
-
 class _Http(uvicorn.Server):
-    """uvicorn on a socket that is bound already; signals are handled by MLServer."""
+    """uvicorn on a socket that is bound already; signals are handled by ``run``."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(app, access_log=False, log_level="warning", lifespan="off", timeout_graceful_shutdown=20)
+def _http(app: Any) -> _Http:
+    return _Http(
+        uvicorn.Config(
+            app, access_log=False, log_level="warning", lifespan="off", server_header=False, ws="none",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+    )  # fmt: skip
 
 
-class _Rest(RESTServer):  # type: ignore[misc]
-    def __init__(
-        self, settings: Settings, data_plane: Any, handlers: Any, gate: Callable[[Any], Gate], bound: socket.socket
-    ) -> None:
-        super().__init__(settings, data_plane, handlers)
-        error_handlers(self._app)
-        self._app = gate(self._app)
-        self._bound = bound
+def metrics_application(path: str, registry: Any) -> Any:
+    """Return the application that Prometheus scrapes."""
+    from prometheus_client.exposition import choose_encoder
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
 
-    async def start(self) -> None:
-        self._server = _Http(_config(self._app))
-        await self._server.serve(sockets=[self._bound])
+    async def scrape(request: Request) -> Response:
+        encoder, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(registry), headers={"content-type": kind})
 
-
-class _Metrics(MetricsServer):  # type: ignore[misc]
-    def __init__(self, settings: Settings, bound: socket.socket) -> None:
-        super().__init__(settings)
-        self._bound = bound
-
-    async def start(self) -> None:
-        self._server = _Http(_config(self._app))
-        await self._server.serve(sockets=[self._bound])
+    return Starlette(routes=[Route(path, scrape)])
 
 
-class Server(MLServer):  # type: ignore[misc]
-    """MLServer with zero workers and our parts. ``run`` serves until a signal and then stops in order."""
+class Server:
+    """The listening sockets, bound when it is made, and what answers on them."""
 
-    def __init__(self, opts: Options, engine: Engine, refresher: Refresher) -> None:
-        self.opts, self.engine, self.refresher = opts, engine, refresher
+    def __init__(self, opts: Options, engine: Engine) -> None:
         self.batcher = Batcher(engine)
-        self._sockets = [_bound(opts.host, opts.http_port), _bound(opts.host, opts.metrics_port)]
-        settings = Settings(
-            debug=False, parallel_workers=0, host=opts.host, http_port=opts.http_port, grpc_port=opts.grpc_port,
-            metrics_port=opts.metrics_port, metrics_endpoint=opts.metrics_path, server_name="rareclass", server_version=version("rareclass"),
-            extensions=["binary_tensor_data"], load_models_at_startup=False, gzip_enabled=True,
-            grpc_max_message_length=opts.max_body_bytes, model_repository_root=os.devnull,
-        )  # fmt: skip
-        super().__init__(settings)
-        self._metrics_server = _Metrics(settings, self._sockets[1])
+        catalogue = Catalogue(engine, opts.name)
+        self._sockets = [
+            bound(opts.host, opts.http_port, "http_port", shared=opts.shared),
+            bound(opts.host, opts.metrics_port, "metrics_port"),
+        ]
+        self._servers = [
+            _http(application(catalogue, self.batcher, token=opts.token)),
+            _http(metrics_application(opts.metrics_path, engine.metrics.registry)),
+        ]
+        try:
+            self._grpc = grpc_server.Server(
+                self.batcher, catalogue, address=f"{opts.host}:{opts.grpc_port}", token=opts.token,
+                max_bytes=opts.max_body_bytes, shared=opts.shared,
+            )  # fmt: skip
+        except RuntimeError:
+            raise _taken(opts.host, opts.grpc_port, "grpc_port") from None
+        self.ports = Ports(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
 
-    def _create_model_registry(self) -> Registry:
-        runtime = Runtime(
-            ModelSettings(name=self.opts.name, implementation=Runtime, parameters=ModelParameters(uri="champion"))
-        )
-        runtime.engine = self.engine
-        return Registry(runtime)
+    async def start(self) -> None:
+        await self._grpc.start()
+        self._serving = [
+            asyncio.create_task(server.serve([listening]))
+            for server, listening in zip(self._servers, self._sockets, strict=True)
+        ]
 
-    def _create_servers(self) -> None:
-        self._kafka_server = None
-        self._model_repository_handlers = Handlers(self._model_repository, self._model_registry)
-        self._rest_server = _Rest(
-            self._settings,
-            self._data_plane,
-            self._model_repository_handlers,
-            lambda app: Gate(app, self.batcher, name=self.opts.name, token=self.opts.token),
-            self._sockets[0],
-        )
-        self._grpc_server = grpc_server.Server(
-            self._settings,
-            self._data_plane,
-            self._model_repository_handlers,
-            self.batcher,
-            self.opts.name,
-            self.opts.token,
-        )
-
-    def _configure_logger(self) -> None:
-        """Logging is the caller's."""
-
-    def bind(self) -> Ports:
-        """Bind gRPC too and return the ports."""
-        grpc_port = self._grpc_server.bind()
-        return Ports(self._sockets[0].getsockname()[1], grpc_port, self._sockets[1].getsockname()[1])
-
-    async def stop(self, sig: int | None = None) -> None:
-        """Stop taking requests; those that came are answered."""
-        if self._stopping:
-            return
-        self._stopping = True
-        await super().stop(sig)
-
-    _stopping = False
+    async def stop(self) -> None:
+        """Take no more requests, answer those that came, and let Prometheus look until the last one is answered."""
+        self._servers[0].should_exit = True
+        await asyncio.gather(self._grpc.stop(_DRAIN_SECONDS), self._serving[0])
+        self._servers[1].should_exit = True
+        await self._serving[1]
+        self.batcher.close()
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
+    """Return a socket bound to an address. Raises ConfigError when it is taken or not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
-    bound.listen(1024)
-    bound.setblocking(False)
-    return bound
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise _taken(host, port, setting, error) from None
+    made.setblocking(False)
+    return made
+
+
+def _taken(host: str, port: int, setting: str, error: OSError | None = None) -> ConfigError:
+    why = "another process listens there" if error is None else (error.strerror or str(error)).lower()
+    return ConfigError(
+        f"cannot listen on {host}:{port}: {why}. Set serve.{setting} (0 picks a free port) or serve.host"
+    )
 
 
 def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[Ports], None]) -> None:
@@ -267,31 +179,36 @@ def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[
 
     Raises what kept the first version from loading.
     """
-    failure: list[BaseException] = []
 
     async def main() -> None:
-        server = Server(opts, engine, refresher)
-        ports = server.bind()
-        serving = asyncio.create_task(server.start([]))
+        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, stopping.set)
+        server = Server(opts, engine)
+        await server.start()
+        stopped = asyncio.create_task(stopping.wait())
+        loading = loop.run_in_executor(None, refresher.first)
         try:
-            await loop.run_in_executor(None, refresher.first)
-        except Exception as error:
-            failure.append(error)
-            while not getattr(server._rest_server, "_server", None):
-                await asyncio.sleep(0)
+            await asyncio.wait({stopped, loading}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                refresher.start()
+                started(server.ports)
+                await stopped
+        finally:
             await server.stop()
-        else:
-            refresher.start()
-            started(ports)
-        await serving
-        server.batcher.close()
 
-    with contextlib.suppress(ImportError):
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            runner.run(main())
+        finally:
+            refresher.stop()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
         import uvloop
-
-        uvloop.install()
-    asyncio.run(main())
-    refresher.stop()
-    if failure:
-        raise failure[0]
+    except ImportError:
+        return None
+    return uvloop.new_event_loop  # type: ignore[no-any-return]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +121,6 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    warnings.filterwarnings("ignore", message="Protobuf gencode version", category=UserWarning)
     from prometheus_client import REGISTRY
 
     from rareclass.adapters.serving.engine import Engine
