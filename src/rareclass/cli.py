@@ -370,6 +370,7 @@ def labels_import(
     terminal.lines(
         [
             f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, {report.unknown:,} waiting for their prediction"
+            + (f", {report.forgotten:,} refused: their rows were erased" if report.forgotten else "")
         ]
     )
 
@@ -740,13 +741,30 @@ def forget(
     entity: Annotated[str | None, typer.Option("--entity", metavar="ID", help="Entity whose rows are erased.")] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Erase what is stored about one request or one entity."""
+    """Erase everything about one request or one entity: store and its files, spools; labels cannot bring it back."""
     from rareclass.services.admin import retention as service
 
     if (request_id is None) == (entity is None):
         raise ConfigError("forget needs to know what. Pass either --request-id ID or --entity ID")
-    erased = service.forget(_stored(config, overrides), _now(), request_id=request_id, entity=entity)
-    terminal.lines([f"{erased:,} stored rows erased"])
+    done = service.forget(_stored(config, overrides), _now(), request_id=request_id, entity=entity)
+    terminal.lines([f"{done.total:,} stored rows erased", *([done.remaining] if done.remaining else [])])
+
+
+@app.command()
+def retention(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Delete predictions older than `store.retention` with their labels; to be run daily."""
+    from rareclass.config import format_duration
+    from rareclass.services.admin import retention as service
+
+    settings = _stored(config, overrides)
+    done = service.prune(settings, _now())
+    told = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in done.rows.items())
+    terminal.lines(
+        [
+            f"older than {format_duration(settings.store.retention)}: {told} deleted",
+            *([done.remaining] if done.remaining else []),
+        ]
+    )
 
 
 @app.command()

@@ -331,7 +331,10 @@ class Store(Section):
     url: str = Field(
         "sqlite:///.rareclass/store.db", description="SQLAlchemy URL: sqlite:///... or postgresql+psycopg://..."
     )
-    retention: Duration = Field(timedelta(days=400), description="Predictions older than this are deleted")
+    retention: Duration = Field(
+        timedelta(days=400),
+        description="Predictions older than this are deleted by `rareclass retention`; the server refuses rows whose event time is older",
+    )
     wait: Duration = Field(
         timedelta(0),
         description="How long a command that needs the store waits for it when it starts; a pod's first connections may be refused",

@@ -362,6 +362,15 @@ def test_rows_with_different_event_times_keep_them_and_a_clock_that_is_ahead_doe
     assert b'rareclass_serve_clock_skew_total{model="small"} 1.0' in _scrape(engine)
 
 
+def test_an_event_time_that_the_log_would_not_keep_is_refused_and_nothing_is_logged() -> None:
+    log = MemoryLog()
+    engine = _engine(log, oldest=86_400.0)
+    (found,) = engine.answer([(_read(ROWS, parameters={"ts": "1971-01-01T00:00:00Z"}), _active())])
+    assert isinstance(found, InputError)
+    assert "'ts' is more than 1 days ago" in str(found)
+    assert log.records == []
+
+
 def test_event_time_and_entity_may_have_the_names_of_the_training_columns() -> None:
     signature = _signature(aliases={"booked_at": "ts", "card": "entity"})
     card = {"name": "card", "shape": [2], "datatype": "INT64", "data": [7, 8]}

@@ -116,7 +116,7 @@ def test_models_do_not_see_each_other(store: Store) -> None:
     store.add_labels(labels(["r0"], [1], T0).assign(model="churn"))
     assert store.window("fraud", *ALWAYS)["label"].isna().all()
     assert store.window("churn", *ALWAYS)["label"].tolist()[0] == 1
-    assert store.forget("churn", request_id="r0") == 2
+    assert store.forget("churn", request_id="r0").total == 2
     assert store.counts("fraud")["predictions"] == 6
 
 
@@ -290,20 +290,20 @@ def test_forgetting_a_request_erases_it_everywhere(store: Store) -> None:
     store.add_shadow_scores(shadow())
     store.add_labels(labels(["r1"], [1], T0))
     store.add_labels(labels(["r1"], [0], T0 + timedelta(days=1)))
-    assert store.forget("fraud", request_id="r1") == 4
+    assert store.forget("fraud", request_id="r1").total == 4
     assert store.counts("fraud") == store.counts("fraud") | {
         "predictions": 5,
         "shadows": 5,
         "labels": 0,
         "label_history": 0,
     }
-    assert store.forget("fraud", request_id="r1") == 0
+    assert store.forget("fraud", request_id="r1").total == 0
 
 
 def test_forgetting_an_entity_holds_for_rows_on_their_way_but_not_for_its_future(store: Store) -> None:
     store.add_predictions(predictions(4))
     store.add_shadow_scores(shadow(4))
-    assert store.forget("fraud", entity="card1", at=T0 + timedelta(days=10)) == 4
+    assert store.forget("fraud", entity="card1", at=T0 + timedelta(days=10)).total == 4
     assert store.add_predictions(predictions(6)) == 1  # only r4 of card0 is new; r1, r3, r5 of card1 are refused
     assert store.window("fraud", *ALWAYS)["entity"].unique().tolist() == ["card0"]
     assert store.add_predictions(predictions(1, start=1, ts=T0 + timedelta(days=20))) == 1
@@ -318,13 +318,13 @@ def test_pruning_keeps_what_is_young_and_the_ledger(store: Store) -> None:
     store.add_labels(labels([f"r{i}" for i in range(8)], [0] * 8, T0 + timedelta(days=2)))
     store.add_labels(labels(["orphan"], [1], T0 - timedelta(days=9)))
     store.append("fraud", "promote:1", "promotion", "me", "because", {}, T0)
-    assert store.prune("fraud", T0 + timedelta(days=1)) == 4
+    assert store.prune("fraud", T0 + timedelta(days=1))["predictions"] == 4
     counts = store.counts("fraud")
     assert (counts["predictions"], counts["shadows"], counts["labels"]) == (4, 4, 4)
     assert counts["first"] == T0 + timedelta(days=1)
     assert store.counts("churn")["predictions"] == 2
     assert len(store.entries("fraud")) == 1
-    assert store.prune("fraud", T0 + timedelta(days=1)) == 0
+    assert set(store.prune("fraud", T0 + timedelta(days=1)).values()) == {0}
     assert store.add_predictions(predictions(8)) == 4  # old ones may come again, after their keys are gone
 
 

@@ -2,7 +2,8 @@
 
 One process appends, before it answers; one reader ships, at least once. A record lies in a segment file as
 ``magic, length, crc32, payload``, written with one ``write()``. A torn tail (kill -9, power cut) is skipped: it belongs to
-a request that was never answered. Bytes that a disk has damaged are skipped up to the next intact record and counted.
+a request that was never answered. A segment is closed after ``SEGMENT_SECONDS`` and deleted once it was shipped, so that
+nothing outlives its way to the store. Bytes that a disk has damaged are skipped up to the next intact record and counted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from rareclass.errors import SpoolError, SpoolFull
 MAGIC = b"RcS1"
 HEADER = struct.Struct("<4sII")
 SEGMENT_BYTES = 16 << 20
+SEGMENT_SECONDS = 60.0
+"""A segment with records is closed at this age at the latest; what was shipped of it is then deleted."""
 LARGEST_RECORD = 1 << 30
 CHECKPOINT = "checkpoint"
 SLOT = struct.Struct("<QQQI")  # sequence, segment, offset, crc32
@@ -132,11 +135,18 @@ class Spool:
     durability : ``process``: ``append`` returns when the operating system has the bytes, which survives the death of the
         process; a group fsync follows within ``sync_ms``, which is all that a power cut can take.
         ``power``: ``append`` returns after an fsync that covers it; appends that wait share one.
+    seconds : age at which a segment with records is closed
     Raises SpoolError when another process writes to the folder, SpoolFull when the disk is full.
     """
 
     def __init__(
-        self, directory: str | Path, limit: int = 1 << 30, durability: str = "process", sync_ms: float = 50
+        self,
+        directory: str | Path,
+        limit: int = 1 << 30,
+        durability: str = "process",
+        sync_ms: float = 50,
+        *,
+        seconds: float = SEGMENT_SECONDS,
     ) -> None:
         if durability not in ("process", "power"):
             raise SpoolError(f"unknown durability '{durability}'. Set serve.durability to one of: power, process")
@@ -144,6 +154,7 @@ class Spool:
         self._lock_file = _lock(self.folder, "writer.lock", "writer")
         self._limit, self._power, self._window = limit, durability == "power", sync_ms / 1000
         self._segment_bytes = max(min(SEGMENT_BYTES, limit // 4), 1 << 12)
+        self._seconds, self._opened = seconds, 0.0
         self._changed = threading.Condition()
         self._written = self._synced = 0  # bytes since opening
         self._failure: OSError | None = None
@@ -173,7 +184,7 @@ class Spool:
         with self._changed:
             if self._closed:
                 raise SpoolError(f"spool '{self.folder}' is closed")
-            if self._offset >= self._segment_bytes:
+            if self._offset >= self._segment_bytes or self._aged():
                 self._open_segment()
             self._write(block)
             self._offset += len(block)
@@ -215,13 +226,21 @@ class Spool:
             raise SpoolFull(f"spool '{self.folder}' cannot begin a segment: {error.strerror}. Free its disk") from None
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor, self._offset = fresh, 0
+        self._descriptor, self._offset, self._opened = fresh, 0, time.monotonic()
+
+    def _aged(self) -> bool:
+        return self._offset > 0 and time.monotonic() - self._opened >= self._seconds
 
     def _sync_forever(self) -> None:
         """Group fsync: one for everything written since the last, at once (power) or once per window (process)."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._written > self._synced)
+                while not self._changed.wait_for(
+                    lambda: self._closed or self._written > self._synced, timeout=self._seconds
+                ):
+                    if self._aged():  # nothing was written since: a failing disk is told at the next append
+                        with contextlib.suppress(SpoolFull):
+                            self._open_segment()
                 if self._closed:
                     return
                 target, descriptor = self._written, os.dup(self._descriptor)
@@ -346,8 +365,23 @@ class SpoolReader:
         os.pwrite(self._checkpoint_file, body + struct.pack("<I", zlib.crc32(body)), SLOT_BYTES * (sequence % 2))
         os.fsync(self._checkpoint_file)
         for number in segments(self.folder):
-            if number < batch.segment:
+            if number < batch.segment or (number == batch.segment and self._complete(batch)):
                 _path(self.folder, number).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete segments that were shipped before this release deleted them at once."""
+        segment, offset = _checkpoint(self.folder)
+        for number in segments(self.folder):
+            if number < segment or (number == segment and self._complete(Batch((), segment, offset))):
+                _path(self.folder, number).unlink(missing_ok=True)
+
+    def _complete(self, batch: Batch) -> bool:
+        """True when nothing more will come into the batch's segment: a writer never goes on with another one's."""
+        if _has_writer(self.folder):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            return batch.offset >= _path(self.folder, batch.segment).stat().st_size
+        return False
 
 
 def _parse(data: bytes, *, final: bool) -> tuple[list[bytes], int, int]:

@@ -6,7 +6,6 @@ line and the aliases is made good by the next call, whatever that is.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rareclass.config import Config
 from rareclass.core.model import RareModel
 from rareclass.errors import AlreadyDone, ModelError, unknown
+from rareclass.services.actor import me
 
 if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry, Version
@@ -112,7 +112,7 @@ def turned_away(
     """Write into the ledger that the gate registered nothing, and why; once a run."""
     with _opened(config) as (_, store), suppress(AlreadyDone):
         payload = {"run_id": run_id, **evidence}
-        store.append(config.name, f"reject:{run_id}", "reject", actor or _me(), reason, payload, now)
+        store.append(config.name, f"reject:{run_id}", "reject", actor or me(), reason, payload, now)
 
 
 def _registered(
@@ -123,7 +123,7 @@ def _registered(
     payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
     with suppress(AlreadyDone):  # an earlier attempt got as far as the ledger
         store.append(
-            config.name, f"register:{version.version}:{digest[:16]}", "register", actor or _me(), reason, payload, now
+            config.name, f"register:{version.version}:{digest[:16]}", "register", actor or me(), reason, payload, now
         )
     return version
 
@@ -296,7 +296,7 @@ def _write(
         "aliases": dict(move.aliases),
     }
     try:
-        store.append(name, f"move:{count + 1}", move.kind, actor or _me(), move.reason, payload, now)
+        store.append(name, f"move:{count + 1}", move.kind, actor or me(), move.reason, payload, now)
     except AlreadyDone:
         return False
     return True
@@ -330,13 +330,6 @@ def _chosen(registry: Registry, name: str, version: str | int | None, before: Al
 def _check(registry: Registry, name: str, number: str) -> None:
     """A version takes over only when its files are whole and it still gives its golden rows their scores."""
     registry.load(registry.version(name, number)).check_golden()
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no name for this uid, as in a container
-        return "unknown"
 
 
 @contextmanager

@@ -83,8 +83,8 @@ def test_a_restore_into_the_store_itself_changes_nothing(config: Config, tmp_pat
 def test_what_was_lost_comes_back_and_what_was_forgotten_does_not(config: Config, tmp_path: Path) -> None:
     folder, _ = backup.backup(config, str(tmp_path), NOW)
     with Store(config.store.url) as store:
-        assert store.forget("fraud", entity="ann", at=NOW + timedelta(days=1)) > 0
-        assert store.prune("fraud", NOW - timedelta(days=20)) > 0
+        assert store.forget("fraud", entity="ann", at=NOW + timedelta(days=1)).total > 0
+        assert store.prune("fraud", NOW - timedelta(days=20))["predictions"] > 0
     assert backup.restore(config, folder)["labels"] == (3, 0)
     assert window(config)["request_id"].tolist() == ["r0", "r3", "r4", "r5"]
 

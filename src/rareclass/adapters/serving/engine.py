@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
@@ -108,6 +109,7 @@ class Engine:
     sample_rate : while the log is over its limit, this share of the rows decided 0 is kept, with its weight
     private : columns that are never written
     clock : seconds since 1970
+    oldest : seconds before now from which an event time is refused: the log would not keep the row
     """
 
     def __init__(
@@ -120,7 +122,9 @@ class Engine:
         private: Sequence[str] = (),
         clock: Callable[[], float],
         shadow: Shadow | None = None,
+        oldest: float = math.inf,
     ) -> None:
+        self.oldest = oldest
         self.log, self.metrics, self.name = log, metrics, name
         self.sample_rate, self.private, self.clock = sample_rate, frozenset(private), clock
         self.shadow = shadow
@@ -165,6 +169,10 @@ class Engine:
 
     def _one(self, query: Query, active: Active, score: FloatArray | None) -> Answer | Exception:
         try:
+            if query.time is not None and min(query.time) < self.clock() - self.oldest:
+                raise InputError(
+                    f"'ts' is more than {self.oldest / 86_400:.4g} days ago, and the prediction log keeps no row that long. Send the time of the event in seconds since 1970 or as ISO 8601, or set store.retention"
+                )
             if score is None:
                 score = np.asarray(active.model.score(query.matrix), dtype=np.float64)
             if not np.isfinite(score).all():

@@ -11,20 +11,20 @@ promise that (model, request_id, row) is stored once, also when a client sends i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
+from rareclass.adapters.store import erasure
 from rareclass.adapters.store.database import Database
+from rareclass.adapters.store.erasure import Erased
 from rareclass.adapters.store.frames import micros, normal, timed, to_micros, to_moment
 from rareclass.adapters.store.label_history import as_of, merge
 from rareclass.adapters.store.tables import (
-    FORGOTTEN,
     KEY,
     LABEL_HISTORY,
     LABELS,
@@ -37,18 +37,19 @@ from rareclass.adapters.store.tables import (
 )
 from rareclass.errors import AlreadyDone, StoreError, StoreRefused
 
-__all__ = ["LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]
+__all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What became of labels: new ones, ones that changed a known label, ones that changed nothing, and how many of all
-    belong to a prediction that has not arrived (they are kept for it)."""
+    """What became of labels: new ones, ones that changed a known label, ones that changed nothing, how many of all belong
+    to a prediction that has not arrived (they are kept for it), and how many were refused because their row was erased."""
 
     inserted: int = 0
     corrected: int = 0
     unchanged: int = 0
     unknown: int = 0
+    forgotten: int = 0
 
     def __add__(self, other: LabelReport) -> LabelReport:
         return LabelReport(
@@ -56,6 +57,7 @@ class LabelReport:
             self.corrected + other.corrected,
             self.unchanged + other.unchanged,
             self.unknown + other.unknown,
+            self.forgotten + other.forgotten,
         )
 
 
@@ -137,6 +139,9 @@ class Store(Database):
                 connection.execute(
                     sa.text("SELECT pg_advisory_xact_lock(1919050606, hashtext(:model))"), {"model": model}
                 )
+            rows, forgotten = self.not_erased(connection, rows)
+            if rows.empty:
+                return LabelReport(forgotten=forgotten)
             self.stage(connection, LABELS, rows)
             stage = sa.table("stage_labels", *(sa.column(c.name, c.type) for c in LABELS.columns))
             on = same(stage, LABELS, KEY)
@@ -147,7 +152,18 @@ class Store(Database):
             for table, changed in ((LABELS, keep), (LABEL_HISTORY, history)):
                 if len(changed):
                     self.upsert(connection, table, changed)
-        return LabelReport(**counts, unknown=unknown)
+        return LabelReport(**counts, unknown=unknown, forgotten=forgotten)
+
+    def not_erased(self, connection: sa.Connection, rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+        """Leave out labels of rows that were erased, unless the id was used again since; return the others and a count."""
+        gone = (erasure.matches(connection, rows, None, ("request_id", "row")) >= 0).any(axis=1)
+        if gone.any():
+            keys = [self.keys.c[name] for name in KEY]
+            for at in rows.index[gone.to_numpy()]:
+                values = [rows.at[at, "model"], rows.at[at, "request_id"], int(rows.at[at, "row"])]
+                mine = sa.select(sa.literal(1)).where(*(key == value for key, value in zip(keys, values, strict=True)))
+                gone[at] = connection.execute(mine).first() is None
+        return rows[~gone.to_numpy()], int(gone.sum())
 
     def window(
         self,
@@ -229,75 +245,108 @@ class Store(Database):
 
     def forget(
         self, model: str, *, request_id: str | None = None, entity: str | None = None, at: datetime | None = None
-    ) -> int:
-        """Erase everything about a request or an entity; return the number of rows erased in all tables.
+    ) -> Erased:
+        """Erase everything about a request or an entity in all tables.
 
-        With ``at`` the erasure also holds for rows up to that time that are still on their way (spool, retries): a
-        digest of the id is kept to refuse them.
+        With ``at`` the erasure also holds for rows up to that time that are still on their way (spool, retries), and for
+        labels of the erased rows whenever they are imported again: salted digests of the ids are kept to refuse them.
+        ``compact`` afterwards takes the erased rows out of the database's files.
         """
         if (request_id is None) == (entity is None):
             raise StoreError("forget needs exactly one of request_id and entity")
-        kind, value = ("request_id", request_id) if request_id is not None else ("entity", entity)
+        kind, value = ("request_id", str(request_id)) if request_id is not None else ("entity", str(entity))
         with self.transaction(write=True) as connection:
-            if at is not None:
-                digest = _digest(str(value))
-                connection.execute(sa.insert(FORGOTTEN).values(model=model, kind=kind, digest=digest, at=to_micros(at)))
-            ids = [str(value)]
+            p = PREDICTIONS.c
+            chosen: list[tuple[str, int | None]] = [(value, None)]
             if kind == "entity":
-                found = sa.select(PREDICTIONS.c.request_id).where(
-                    PREDICTIONS.c.model == model, PREDICTIONS.c.entity == value
-                )
-                pairs = connection.execute(found.add_columns(PREDICTIONS.c.row)).all()
-                return sum(self._erase(connection, model, str(one), int(row)) for one, row in pairs)
-            return sum(self._erase(connection, model, one, None) for one in ids)
+                mine = sa.select(p.request_id, p.row).where(p.model == model, p.entity == value)
+                chosen = [(str(name), int(row)) for name, row in connection.execute(mine).all()]
+            salt = erasure.salt_of(connection, model)
+            if at is not None:
+                names = [(kind, value)]
+                names += [("row", erasure.row_name(*each)) for each in chosen] if kind == "entity" else []
+                erasure.remember(connection, model, names, to_micros(at), salt)
+            rows, parts = self._erase(connection, model, chosen)
+        return Erased(kind, erasure.digest(salt, value), rows, parts)
 
-    def _erase(self, connection: sa.Connection, model: str, request_id: str, row: int | None) -> int:
-        erased = 0
+    def _erase(
+        self, connection: sa.Connection, model: str, chosen: Sequence[tuple[str, int | None]]
+    ) -> tuple[dict[str, int], tuple[str, ...]]:
+        """Delete (request_id, row) everywhere; row None: all rows of the request.
+
+        Returns the rows by table, and the tables and partitions of PostgreSQL they were in.
+        """
+        erased: dict[str, int] = {}
+        parts: set[str] = set()
+        place = sa.literal_column("tableoid::regclass::text")
         for table in (PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY, *((PREDICTION_KEYS,) if self.postgres else ())):
-            where = [table.c.model == model, table.c.request_id == request_id]
-            count = connection.execute(
-                sa.delete(table).where(*where, *([table.c.row == row] if row is not None else []))
-            )
-            erased += 0 if table is PREDICTION_KEYS else int(count.rowcount)
-        return erased
+            count = 0
+            for request_id, row in chosen:
+                where = [table.c.model == model, table.c.request_id == request_id]
+                where += [table.c.row == row] if row is not None else []
+                if self.postgres:
+                    found = connection.execute(sa.delete(table).where(*where).returning(place)).scalars().all()
+                    count, parts = count + len(found), parts.union(found)
+                else:
+                    count += int(connection.execute(sa.delete(table).where(*where)).rowcount)
+            if table is not PREDICTION_KEYS:
+                erased[table.name] = count
+        return erased, tuple(sorted(parts))
 
     def _without_forgotten(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Drop rows of requests and entities that were erased after the row was made."""
         if rows.empty:
             return rows
-        f = FORGOTTEN.c
         with self.transaction() as connection:
-            query = sa.select(f.model, f.kind, f.digest, f.at).where(f.at >= int(rows["ts"].min()))
-            erased = connection.execute(query).all()
-        for model, kind, digest, at in erased:
-            if kind in rows.columns:
-                same = (rows["model"] == model) & (rows["ts"] <= at)
-                match = rows[kind].where(same).map(lambda v: isinstance(v, str) and _digest(v) == digest)  # noqa: B023
-                rows = rows[~match.astype(bool)]
-        return rows
+            gone = erasure.matches(connection, rows, int(rows["ts"].min()), ("request_id", "entity", "row"))
+        refused = gone.ge(rows["ts"], axis=0)
+        by_entity = rows[refused["entity"].to_numpy()] if "entity" in rows.columns else rows.iloc[:0]
+        if len(by_entity):
+            self._forget_rows(by_entity, gone["entity"])
+        return rows[~refused.any(axis=1).to_numpy()]
 
-    def prune(self, model: str, before: Any) -> int:
-        """Delete predictions older than ``before`` with their shadow scores and labels; return the predictions deleted.
-
-        Labels that never found a prediction go when they were received before that time. The ledger stays.
-        """
-        limit, p = to_micros(before), PREDICTIONS.c
+    def _forget_rows(self, rows: pd.DataFrame, at: pd.Series[Any]) -> None:
+        """Let rows that arrive after their entity was erased take their labels and shadow scores with them."""
         with self.transaction(write=True) as connection:
-            old = sa.select(sa.literal(1)).where(p.model == model, p.ts < limit)
+            for model, part in rows.groupby("model"):
+                chosen = list(zip(part["request_id"], part["row"].astype(int), strict=True))
+                salt = erasure.salt_of(connection, str(model))
+                names = [("row", erasure.row_name(*each)) for each in chosen]
+                erasure.remember(connection, str(model), names, int(at[part.index].max()), salt)
+                self._erase(connection, str(model), [(str(name), row) for name, row in chosen])
+
+    def forgotten(self, rows: pd.DataFrame) -> Any:
+        """Return (n,) which rows (model, request_id, row, ts, entity) belong to what was erased."""
+        with self.transaction() as connection:
+            gone = erasure.matches(connection, rows, None, ("request_id", "entity", "row"))
+        return gone.ge(rows["ts"], axis=0).any(axis=1).to_numpy()
+
+    def prune(self, model: str, before: Any) -> dict[str, int]:
+        """Delete predictions older than ``before`` with their shadow scores and labels; return the rows deleted by table.
+
+        Labels that never found a prediction go when they were received before that time. The ledger stays, and so does
+        what was forgotten. PostgreSQL drops whole days that no other model uses.
+        """
+        limit, keys = to_micros(before), self.keys
+        deleted: dict[str, int] = {}
+        with self.transaction(write=True) as connection:
+            old = sa.select(sa.literal(1)).where(keys.c.model == model, keys.c.ts < limit)
             for table in (LABELS, LABEL_HISTORY):
-                gone = old.where(p.request_id == table.c.request_id, p.row == table.c.row).correlate(table).exists()
-                there = sa.select(sa.literal(1)).where(same(self.keys, table, KEY)).correlate(table).exists()
+                gone = (
+                    old.where(keys.c.request_id == table.c.request_id, keys.c.row == table.c.row)
+                    .correlate(table)
+                    .exists()
+                )
+                there = sa.select(sa.literal(1)).where(same(keys, table, KEY)).correlate(table).exists()
                 orphan = sa.and_(table.c.received_at < limit, ~there)
-                connection.execute(sa.delete(table).where(table.c.model == model, sa.or_(gone, orphan)))
-            connection.execute(sa.delete(FORGOTTEN).where(FORGOTTEN.c.model == model, FORGOTTEN.c.at < limit))
-            tables = (SHADOWS, PREDICTIONS) if not self.postgres else (SHADOWS, PREDICTION_KEYS, PREDICTIONS)
-            for table in tables:
-                deleted = connection.execute(
-                    sa.delete(table).where(table.c.model == model, table.c.ts < limit)
-                ).rowcount
-        if self.postgres:
-            self.drop_empty_partitions(limit)
-        return int(deleted)
+                chosen = sa.delete(table).where(table.c.model == model, sa.or_(gone, orphan))
+                deleted[table.name] = int(connection.execute(chosen).rowcount)
+            dropped = self.drop_partitions(connection, model, limit) if self.postgres else {}
+            for table in (SHADOWS, *((PREDICTION_KEYS,) if self.postgres else ()), PREDICTIONS):
+                chosen = sa.delete(table).where(table.c.model == model, table.c.ts < limit)
+                deleted[table.name] = int(connection.execute(chosen).rowcount) + dropped.get(table.name, 0)
+        deleted.pop(PREDICTION_KEYS.name, None)
+        return deleted
 
     def append(
         self, model: str, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], at: Any
@@ -327,7 +376,3 @@ class Store(Database):
             LedgerEntry(**{**line, "payload": json.loads(line["payload"]), "at": to_moment(line["at"])})
             for line in lines
         ]
-
-
-def _digest(value: str) -> str:
-    return sha256(value.encode("utf-8", "replace")).hexdigest()

@@ -76,7 +76,10 @@ def restore(store: Store, table: str, frame: pd.DataFrame, erased: set[str]) -> 
         return store.add_shadow_scores(frame)
     target = next(each for each in ORDER if each.name == table)
     if table in (LABELS.name, LABEL_HISTORY.name):
-        return store.insert(target, normal(frame, target))
+        rows = normal(frame, target)
+        with store.transaction() as connection:
+            rows, _ = store.not_erased(connection, rows)
+        return store.insert(target, rows) if len(rows) else 0
     names = ", ".join(f'"{name}"' for name in frame.columns)
     marks = ", ".join(f":{name}" for name in frame.columns)
     statement = sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING")  # noqa: S608

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -21,6 +21,7 @@ from rareclass.adapters.store.tables import (
     UNIQUE,
     VERSION_TABLE,
 )
+from rareclass.errors import StoreError
 
 
 def _suffix(day: int) -> str:
@@ -102,17 +103,55 @@ class Database:
                     connection.execute(sa.text(f"CREATE TABLE {name} (LIKE {parent} INCLUDING ALL)"))
                     connection.execute(sa.text(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}"))
 
-    def drop_empty_partitions(self, limit: int) -> None:
-        """Drop day partitions wholly before ``limit`` that no model uses any more."""
-        with self.transaction(write=True) as connection:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
-            listing = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:parent)"
-            last = _suffix(limit // DAY)
-            for parent in (PREDICTIONS.name, SHADOWS.name):
-                for (name,) in connection.execute(sa.text(listing), {"parent": parent}).all():
-                    empty = connection.execute(sa.text(f"SELECT 1 FROM {name} LIMIT 1")).first() is None  # noqa: S608
-                    if name.rpartition("_")[2] < last and empty:
-                        connection.execute(sa.text(f"DROP TABLE {name}"))
+    def drop_partitions(self, connection: sa.Connection, model: str, limit: int) -> dict[str, int]:
+        """Drop day partitions wholly before ``limit`` that hold nothing of another model; return rows dropped by table."""
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
+        listing = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:parent)"
+        last, dropped = _suffix(limit // DAY), {}
+        for parent in (SHADOWS.name, PREDICTIONS.name):
+            dropped[parent] = 0
+            for (name,) in connection.execute(sa.text(listing), {"parent": parent}).all():
+                if name.rpartition("_")[2] >= last:
+                    continue
+                others = sa.text(f"SELECT 1 FROM {name} WHERE model <> :model LIMIT 1")  # noqa: S608
+                if connection.execute(others, {"model": model}).first() is None:
+                    dropped[parent] += int(connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar() or 0)  # noqa: S608
+                    connection.execute(sa.text(f"DROP TABLE {name}"))
+        return dropped
+
+    def compact(self, parts: Sequence[str] = ()) -> None:
+        """Take deleted rows out of the files of the database. Raises StoreError when another process holds it too long.
+
+        SQLite: the file is written anew and its write-ahead log emptied. PostgreSQL: the tables and partitions ``parts``
+        are rewritten; the server's own log keeps old pages until it is recycled.
+        """
+        try:
+            with self._engine.connect() as pooled:
+                connection = driver(pooled)
+                if self.postgres:
+                    self._rewrite(connection, parts)
+                else:
+                    connection.execute("PRAGMA temp_store=FILE")
+                    connection.execute("VACUUM")
+                    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                    connection.execute("PRAGMA temp_store=MEMORY")
+                    if busy:
+                        raise StoreError(
+                            f"store {self.url} is read by another process for long: old pages stay in its log until then. Run `rareclass retention` once it has ended"
+                        )
+        except (sa.exc.SQLAlchemyError, self._driver_error, OSError) as error:
+            raise explain(error, self.url, self._refused) from error
+
+    def _rewrite(self, connection: Any, parts: Sequence[str]) -> None:
+        connection.rollback()
+        connection.autocommit = True
+        try:
+            connection.execute("SET lock_timeout = '60s'")
+            for name in parts:
+                connection.execute(f"VACUUM (FULL) {name}")
+        finally:
+            connection.execute("RESET lock_timeout")
+            connection.autocommit = False
 
     def insert(self, table: sa.Table, rows: pd.DataFrame) -> int:
         """INSERT ... ON CONFLICT DO NOTHING; return the number of new rows."""

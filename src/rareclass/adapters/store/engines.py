@@ -43,6 +43,7 @@ def sqlite_engine(url: sa.URL) -> sa.Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=OFF",
+            "secure_delete=ON",
             "cache_size=-65536",
             "temp_store=MEMORY",
         ):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store.frames import to_micros
 
-HEAD = "0001"  # newest revision in migrations/versions; a test compares the two
+HEAD = "0002"  # newest revision in migrations/versions; a test compares the two
 VERSION_TABLE = "rareclass_version"  # not alembic_version: MLflow may live in the same database
 DAY = 86_400_000_000
 METADATA = sa.MetaData()
@@ -76,6 +76,7 @@ FORGOTTEN = sa.Table(
     sa.Column("kind", sa.Text),
     sa.Column("digest", sa.Text),
     sa.Column("at", sa.BigInteger),
+    sa.Column("salt", sa.Text),
 )
 KEY = ("model", "request_id", "row")
 UNIQUE = {

@@ -155,6 +155,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
             private=data.private,
             clock=time.time,
             shadow=shadows,
+            oldest=config.store.retention.total_seconds(),
         )
         aliases = {
             name: role

@@ -35,6 +35,7 @@ from rareclass.config import Config
 from rareclass.errors import RareclassError, StoreRefused
 
 REJECTED = "rejected.jsonl"
+_PURGE_SECONDS = 60.0
 _BACKOFF = (0.1, 10.0)  # seconds: first and longest pause while the store is down
 
 
@@ -201,6 +202,42 @@ def _store(records: Sequence[bytes], folder: Path, store: Store) -> int:
     return fresh
 
 
+def purge_rejected(folder: Path, store: Store) -> int:
+    """Drop the rejected records of rows that were erased; return how many."""
+    file = folder / REJECTED
+    if not file.exists():
+        return 0
+    lines = file.read_text(encoding="utf-8").splitlines()
+    named = [_named(line) for line in lines]
+    rows = pd.DataFrame([row for at, rows in enumerate(named) for row in ({**one, "line": at} for one in rows)])
+    if rows.empty:
+        return 0
+    erased = set(rows.loc[store.forgotten(rows), "line"])
+    if erased:
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as out:
+            out.writelines(f"{line}\n" for at, line in enumerate(lines) if at not in erased)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    return len(erased)
+
+
+def _named(line: str) -> list[dict[str, Any]]:
+    """Return whose rows a rejected record holds, as far as it can be read."""
+    try:
+        raw = json.loads(json.loads(line)["record"])
+        rows = raw["row"] if isinstance(raw.get("row"), list) else [raw.get("row") or 0]
+        entities = raw["entity"] if isinstance(raw.get("entity"), list) else [raw.get("entity")]
+        moments = raw["ts"] if isinstance(raw.get("ts"), list) else [raw.get("ts")]
+        ts = min(moment for moment in moments if isinstance(moment, int))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    base = {"model": str(raw.get("model")), "request_id": str(raw.get("request_id")), "ts": ts}
+    names = [None if entity is None else str(entity) for entity in entities] or [None]
+    return [{**base, "row": row, "entity": name} for row in rows or [0] for name in dict.fromkeys(names)]
+
+
 def _reject(folder: Path, rejected: Sequence[tuple[bytes, str]]) -> None:
     if not rejected:
         return
@@ -223,7 +260,7 @@ class Shipper:
         self._spool, self._url, self._poll, self._clock = Path(spool), store_url, poll_seconds, clock
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._drain_until = 0.0
+        self._drain_until = self._purge_at = 0.0
         self.shipped_rows = self.shipped_records = self.damaged_bytes = 0
         self.last_error: str | None = None
         self.last_success: float | None = None
@@ -259,6 +296,9 @@ class Shipper:
                         store = Store(self._url)
                     if self.last_success is None:
                         store.migrate()
+                    if time.monotonic() >= self._purge_at:
+                        self._purge_at = time.monotonic() + _PURGE_SECONDS
+                        purge_rejected(self._spool, store)
                     batch, fresh = ship(reader, store)
                     self.shipped_records += len(batch.records)
                     self.shipped_rows += fresh
