@@ -13,7 +13,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= out/demo
 
-.PHONY: help setup packages demo replay test check lint types layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
+.PHONY: help setup packages docs demo replay test check lint types layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,7 +58,16 @@ goldens: setup packages ## fail where a golden file is not what the code makes
 golden: setup packages ## rewrite the golden files (compiled pipeline, dashboards, rendered chart)
 	@$(BIN)/python tools/goldens.py
 
-check: lint types layers goldens test ## what CI runs
+docs: $(VENV)/.docs ## build the documentation site into out/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/python -m mkdocs build --quiet --strict
+	@echo "out/site/index.html"
+
+$(VENV)/.docs: docs/requirements.lock | setup
+	@$(BIN)/uv venv -q --allow-existing $(VENV)/docs
+	@$(BIN)/uv pip install -q --python $(VENV)/docs/bin/python -r docs/requirements.lock
+	@touch $@
+
+check: lint types layers goldens docs test ## what CI runs
 
 bench: setup ## the short benchmarks; the README's tables are their output
 	@$(BIN)/python -m benchmarks short

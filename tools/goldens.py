@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools import chart, settings  # noqa: E402
+from tools import chart, commands, settings  # noqa: E402
 
 
 def pipeline(target: Path) -> None:
@@ -115,6 +115,7 @@ GOLDENS = {
     "pipelines/compiled/training.yaml": pipeline,
     "docs/config.schema.json": schema,
     "docs/settings.md": settings.settings,
+    "docs/commands.md": commands.commands,
     f"{CHART}/README.md": chart.readme,
     f"{CHART}/values.schema.json": chart.schema,
     f"{CHART}/files/inhibit.yaml": inhibitions,

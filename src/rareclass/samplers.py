@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from imblearn.under_sampling.base import BaseCleaningSampler
-from imblearn.utils import Substitution
-from imblearn.utils._docstring import _n_jobs_docstring
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import _safe_indexing
@@ -58,7 +56,6 @@ class _ExactCleaning(BaseCleaningSampler):  # type: ignore[misc]
         return tags
 
 
-@Substitution(sampling_strategy=BaseCleaningSampler._sampling_strategy_docstring, n_jobs=_n_jobs_docstring)
 class ExactEditedNearestNeighbours(_ExactCleaning):
     """Drop rows that have a row of another class among their nearest (Edited Nearest Neighbours, ``kind_sel="all"``).
 
@@ -66,7 +63,8 @@ class ExactEditedNearestNeighbours(_ExactCleaning):
 
     Parameters
     ----------
-    {sampling_strategy}
+    sampling_strategy : str, list or callable, default="auto"
+        Classes that are cleaned, as in imbalanced-learn: "auto" is every class but the smallest.
 
     n_neighbors : int, default=3
         Neighbours that all have to be of the row's own class.
@@ -74,7 +72,8 @@ class ExactEditedNearestNeighbours(_ExactCleaning):
     scale : bool, default=False
         Divide each column by its standard deviation before distances are taken.
 
-    {n_jobs}
+    n_jobs : int, default=None
+        Threads; None is one.
 
     Attributes
     ----------
@@ -114,18 +113,19 @@ class ExactEditedNearestNeighbours(_ExactCleaning):
         return self._without(X, y, find)
 
 
-@Substitution(sampling_strategy=BaseCleaningSampler._sampling_strategy_docstring, n_jobs=_n_jobs_docstring)
 class ExactTomekLinks(_ExactCleaning):
     """Drop rows that form a Tomek link: they and a row of another class are each other's nearest.
 
     Parameters
     ----------
-    {sampling_strategy}
+    sampling_strategy : str, list or callable, default="auto"
+        Classes that are cleaned, as in imbalanced-learn: "auto" is every class but the smallest.
 
     scale : bool, default=False
         Divide each column by its standard deviation before distances are taken.
 
-    {n_jobs}
+    n_jobs : int, default=None
+        Threads; None is one.
 
     Attributes
     ----------
