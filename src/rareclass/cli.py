@@ -149,6 +149,35 @@ def diagnose(
         terminal.dump(found.to_json())
     else:
         terminal.lines(found.lines())
+        if config is None:
+            terminal.lines([f"next: rareclass init {data} --target {target}  writes a configuration to train with"])
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="CSV, Parquet, folder, glob or URL.")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="COL", help="Column with the truth; asked for when it is left out."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Configuration to write; one that exists is left alone.")
+    ] = Path("rareclass.yaml"),
+) -> None:
+    """Write a commented configuration drafted from the table: target, time, id, entity and amount are looked for.
+
+    Example: `rareclass init transactions.parquet --target is_fraud --out my.yaml`
+    """
+    from rareclass.services.training import draft as service
+
+    found = service.look(data)
+    if target is None and found.targets and sys.stdin.isatty():
+        terminal.lines([f"could be the truth: {each}" for each in found.targets[:5]])
+        target = typer.prompt("which column is the truth?", default=found.targets[0].name)
+    service.write(found, service.choose(found, target), out)
+    terminal.lines(
+        [f"wrote {out}: read it, then", f"  rareclass diagnose -c {out}", f"  rareclass run -c {out} --out out/first"]
+    )
 
 
 @app.command()
