@@ -48,6 +48,20 @@ Duration = Annotated[
     PlainSerializer(format_duration, return_type=str),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _texts(value: object) -> object:
+    """Turn a list of texts and numbers, as YAML reads them, into texts."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [
+        str(int(each)) if isinstance(each, float) and each.is_integer() else str(each)
+        for each in value
+        if each is not None
+    ]
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts, json_schema_input_type=list[str | float])]
 Condition = tuple[str, str, Any]
 Severity = Literal["error", "warning", "off"]
 
@@ -93,6 +107,15 @@ class Data(Section):
     id: str | None = Field(
         None, description="Column that identifies a row; used for stable splits and never as a feature"
     )
+    time_format: str | None = Field(
+        None,
+        description="How times are written: `day-first`, `month-first`, `iso`, digits like `YYYYMM`, or a format like `%d.%m.%Y %H:%M`; default: found from all values",
+    )
+    time_unit: Literal["s", "ms", "us", "ns", "minute", "hour", "day", "week", "month", "year", "order"] | None = Field(
+        None,
+        description="What the numbers of `time` count, from `time_origin`; `order`: nothing but an order; default: epochs and dates are found by their size",
+    )
+    time_origin: str | None = Field(None, description="ISO time at which `time_unit` counts 0; default: 1970-01-01")
     label_delay: Duration = Field(timedelta(0), description="How long after a row its label is known")
     drop: tuple[str, ...] = Field((), description="Columns that are not features (ids, leaks)")
     columns: tuple[str, ...] | None = Field(None, description="Only these columns are features; default: all others")
@@ -110,6 +133,17 @@ class Data(Section):
     private: tuple[str, ...] = Field((), description="Columns never written to the prediction store")
     max_categories: int = Field(
         64, ge=2, description="Levels kept per category, most frequent first; the rest is pooled"
+    )
+    missing_values: Texts = Field(
+        (),
+        description="Texts and numbers that mean missing in every column (like `-999`, `unknown`), besides the empty cell; number and time columns also take NA, NaN, null, ? and the like so",
+    )
+    decimal: Literal[".", ","] = Field(".", description="Decimal sign of numbers that are written as text")
+    thousands: Literal["", ",", ".", "'", " ", "_"] = Field(
+        "", description="Sign between groups of three digits in numbers that are written as text"
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of CSV files, like `latin-1`; default: UTF-8, or what a byte order mark says"
     )
     checks: Checks = Checks()
 
@@ -492,6 +526,17 @@ class Config(Section):
         if self.split.kind == "grouped" and data.entity is None:
             raise ValueError(
                 "split.kind is 'grouped' but there is no entity column. Set data.entity, or split.kind: stratified"
+            )
+        if data.decimal == data.thousands:
+            raise ValueError(f"data.decimal and data.thousands are both '{data.decimal}'. Set one of them otherwise")
+        if data.time_origin is not None and data.time_unit in (None, "order"):
+            raise ValueError(
+                "data.time_origin needs to know what is counted from it. Set data.time_unit, like hour or day"
+            )
+        if data.time_unit == "order" and data.label_delay:
+            raise ValueError(
+                "data.time_unit: order tells no calendar, so data.label_delay cannot be waited for. "
+                "Set data.time_unit to what the numbers count, or data.label_delay: 0"
             )
         if self.costs.amount_share is not None and data.amount is None:
             raise ValueError("costs.amount_share needs the amounts. Set data.amount to the column that holds them")

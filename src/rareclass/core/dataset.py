@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core.reading import NUMBER, Reading, Target, factorize, plain_text, reading_of, spellings
+from rareclass.core.times import TimeReading
 from rareclass.errors import DataError, nearest
 
 FloatMatrix = NDArray[np.float32]
@@ -24,18 +26,125 @@ OTHER = "__other__"
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One column. A categorical value is stored as its position in ``categories`` (as a float), an unknown one as NaN
-    unless ``categories`` ends in OTHER, which then takes it. Missing is NaN for both kinds."""
+    unless ``categories`` ends in OTHER, which then takes it. Missing is NaN for both kinds. ``reading`` is how its values
+    become numbers or the texts of categories."""
 
     name: str
     kind: Literal["numeric", "categorical"] = "numeric"
     categories: tuple[str, ...] = ()
+    reading: Reading = NUMBER
+
+    def read(self, values: Any) -> tuple[FloatMatrix, BoolArray]:
+        """Return (n,) float32 of a column's values (a Series, an array, a list) and (n,) True where a category is unknown.
+
+        Raises DataError where a numeric column holds text.
+        """
+        if self.kind == "numeric":
+            numbers, wrong = self.reading.numbers(values)
+            if wrong:
+                raise not_numbers(self.name, wrong, len(numbers))
+            with np.errstate(over="ignore"):
+                return numbers.astype(np.float32), np.zeros(len(numbers), dtype=bool)
+        distinct, codes = factorize(pd.Series(values) if not isinstance(values, pd.Series) else values)
+        known = {level: at for at, level in enumerate(self.categories)}
+        pooled = float(len(self.categories) - 1) if self.categories[-1:] == (OTHER,) else np.nan
+        table = np.full(len(distinct) + 1, np.nan, dtype=np.float32)
+        unknown = np.zeros(len(distinct) + 1, dtype=bool)
+        for position, value in enumerate(distinct):
+            text = self.level(value, known)
+            if text is not None:
+                table[position], unknown[position] = known.get(text, pooled), text not in known
+        return table[codes], unknown[codes]
+
+    def level(self, value: object, known: Mapping[str, Any]) -> str | None:
+        """Return the text of one value: a category of ``known`` in whichever way it is spelled, None where missing."""
+        text = self.reading.text(value)
+        if text is None or text in known:
+            return text
+        return next((other for other in spellings(value) if other in known), text)
+
+    def logged(self, values: Any) -> list[Any]:
+        """Return (n,) values as they are kept in JSON and read back to the same: floats, or texts; None where missing.
+
+        Raises DataError where a numeric column holds text.
+        """
+        if self.kind == "categorical":
+            return list(self.reading.texts(values))
+        numbers, wrong = self.reading.numbers(values)
+        if wrong:
+            raise not_numbers(self.name, wrong, len(numbers))
+        whole = pd.api.types.is_integer_dtype(getattr(values, "dtype", object))
+        kept = numbers.astype(object)
+        kept[~np.isfinite(numbers)] = None
+        return [None if number is None else int(number) if whole else number for number in kept.tolist()]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Feature:
+        kind, categories = raw["kind"], tuple(raw["categories"])
+        if "reading" in raw:
+            return Feature(raw["name"], kind, categories, Reading.from_json(raw["reading"]))
+        # of a version that did not say how it reads
+        levels = [level for level in categories if level != OTHER]
+        return Feature(raw["name"], kind, categories, NUMBER if kind == "numeric" else reading_of(levels))
+
+
+def not_numbers(name: str, wrong: Mapping[str, int], rows: int) -> DataError:
+    """The error for a numeric column with other values."""
+    return DataError(
+        f"column '{name}' must hold numbers; {sum(wrong.values()):,} of {rows:,} values are none: {counted(wrong)}. "
+        "Make them empty, or add them to data.missing_values where they mean missing"
+    )
+
+
+def counted(values: Mapping[str, int], most: int = 3) -> str:
+    """Return the commonest values with their counts, for a message."""
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return ", ".join(f"'{value[:40]}' ({count:,})" for value, count in ordered[:most]) + more
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The columns with a part of their own, and how they are read. Names are None where there is none.
+
+    entity and id are exact text: an integer keeps all its digits, and `007` is not 7. encoding is that of its CSV files.
+    """
+
+    target: Target | None = None
+    time: TimeReading | None = None
+    entity: str | None = None
+    id: str | None = None
+    amount: str | None = None
+    propensity: str | None = None
+    encoding: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Roles:
+        target, time = raw.get("target"), raw.get("time")
+        return Roles(
+            Target(**{**target, "values": tuple(target["values"]), "reading": Reading.from_json(target["reading"])}) if target else None,
+            TimeReading(**time) if time else None,
+            *(raw.get(name) for name in ("entity", "id", "amount", "propensity", "encoding")),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The features of a model, in order."""
+    """The features of a model, in order, and the roles of other columns: all that tells how to read a table.
+
+    Every reader of a version uses it: ``encode(frame, schema)`` for features, ``schema.roles.target.labels(values)``,
+    ``schema.roles.time.read(values)``, and ``schema.exact`` for the columns that a file has to give as exact text
+    (``tables.read_frames(path, schema=schema)`` does). Schemas are equal when their features are.
+    """
 
     features: tuple[Feature, ...]
+    roles: Roles = field(default=Roles(), compare=False)
 
     @property
     def names(self) -> list[str]:
@@ -46,23 +155,32 @@ class Schema:
         """(n_features,) True where the column is categorical."""
         return np.array([feature.kind == "categorical" for feature in self.features], dtype=bool)
 
+    @property
+    def exact(self) -> list[str]:
+        """The columns whose values are text, whatever they look like: categories, target, entity, id, time."""
+        roles = self.roles
+        named = [each.name for each in (roles.target, roles.time) if each is not None]
+        named += [name for name in (roles.entity, roles.id) if name is not None]
+        return list(dict.fromkeys([f.name for f in self.features if f.kind == "categorical"] + named))
+
     def to_json(self) -> dict[str, Any]:
-        return {"features": [asdict(feature) for feature in self.features]}
+        return {"features": [feature.to_json() for feature in self.features], "roles": self.roles.to_json()}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Schema:
-        return Schema(tuple(Feature(f["name"], f["kind"], tuple(f["categories"])) for f in raw["features"]))
+        return Schema(tuple(map(Feature.from_json, raw["features"])), Roles.from_json(raw.get("roles") or {}))
 
 
 def text_of(values: pd.Series[Any]) -> pd.Series[Any]:
-    """Category values as text: booleans 'True'/'False', whole floats without '.0', missing stays missing."""
-    if pd.api.types.is_bool_dtype(values.dtype):
+    """Values as text, each by itself: booleans 'True'/'False', whole floats without '.0', missing stays missing.
+
+    For hashes and ids; the categories of a version are read with its schema.
+    """
+    if pd.api.types.is_integer_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
         return values.astype("string")
-    if pd.api.types.is_float_dtype(values.dtype):
-        whole = values.dropna()
-        if len(whole) and bool((whole % 1 == 0).all()):
-            return values.astype("Int64").astype("string")
-    return values.astype("string")
+    distinct, codes = factorize(values)
+    table = np.array([*map(plain_text, distinct), None], dtype=object)
+    return pd.Series(table[codes], index=values.index, name=values.name, dtype="string")
 
 
 def infer_schema(frame: pd.DataFrame, *, categorical: Sequence[str] = (), max_categories: int = 64) -> Schema:
@@ -79,21 +197,33 @@ def infer_schema(frame: pd.DataFrame, *, categorical: Sequence[str] = (), max_ca
                 f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers first"
             )
         if str(name) in categorical or not (
-            pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+            (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
+            or pd.api.types.is_timedelta64_dtype(column.dtype)
         ):
-            counts = text_of(column).value_counts(dropna=True, sort=False)
+            reading = _reading_of_column(column)
+            counts = pd.Series(reading.texts(column)).value_counts(dropna=True, sort=False)
             levels = sorted(counts.index, key=lambda level: (-int(counts[level]), str(level)))
             kept = tuple(str(level) for level in levels[:max_categories])
             features.append(
-                Feature(str(name), "categorical", kept + ((OTHER,) if len(levels) > max_categories else ()))
+                Feature(str(name), "categorical", kept + ((OTHER,) if len(levels) > max_categories else ()), reading)
             )
         else:
             features.append(Feature(str(name)))
     return Schema(tuple(features))
 
 
+def _reading_of_column(column: pd.Series[Any]) -> Reading:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return Reading("boolean")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return Reading("number")
+    return reading_of([text for text in map(plain_text, factorize(column)[0]) if text is not None])
+
+
 def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
-    """Return the (n_rows, n_features) float32 matrix of ``frame``; columns may be in any order, others are ignored.
+    """Return the (n_rows, n_features) float32 matrix of ``frame``, each column read as the schema says.
+
+    Columns may be in any order and of any type, others are ignored.
 
     Raises DataError when a feature is missing from ``frame`` or a numeric one holds text.
     """
@@ -103,21 +233,7 @@ def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
             raise DataError(
                 f"column '{feature.name}' is missing.{nearest(feature.name, map(str, frame.columns))} The model needs: {', '.join(schema.names)}"
             )
-        column = frame[feature.name]
-        if feature.kind == "numeric":
-            try:
-                matrix[:, position] = pd.to_numeric(column).to_numpy(dtype=np.float32, na_value=np.nan)
-            except (ValueError, TypeError):
-                raise DataError(
-                    f"column '{feature.name}' must hold numbers; it holds {column.dtype} values like {column.dropna().iloc[0]!r}"
-                ) from None
-        else:
-            text = text_of(column)
-            codes = pd.Categorical(text, categories=list(feature.categories)).codes.astype(np.float32)
-            codes[codes < 0] = np.nan
-            if feature.categories and feature.categories[-1] == OTHER:
-                codes[np.isnan(codes) & text.notna().to_numpy()] = len(feature.categories) - 1
-            matrix[:, position] = codes
+        matrix[:, position] = feature.read(frame[feature.name])[0]
     return matrix
 
 

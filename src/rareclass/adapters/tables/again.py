@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rareclass.adapters.tables.files import frame_of
 from rareclass.adapters.tables.ingest import open_data
 from rareclass.adapters.tables.reader import Plan, Reader
-from rareclass.adapters.tables.sources import Source, missing_column, scan_all
+from rareclass.adapters.tables.sources import Source, missing_column
 from rareclass.config import Config
 from rareclass.core.dataset import AnyArray, Rows
 from rareclass.core.hashing import HashArray
@@ -31,7 +32,8 @@ def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[A
     plan = Plan.of(config, source)
     names = list(dict.fromkeys([*plan.names, *columns]))
     picker = _Picker(config, source, plan, np.unique(rows.row_id), columns)
-    scan_all(lambda: source.scan(names, plan.filter, plan.extra), picker.start, picker.take)
+    for batch in source.scan(names, plan.filter, plan.extra):
+        picker.take(batch)
     if not picker.parts:
         raise DataError("none of the test rows is in the source any more: it changed while it was read")
     frame, ids = pd.concat(picker.parts, ignore_index=True), np.concatenate(picker.ids)
@@ -52,9 +54,6 @@ class _Picker(Reader):
     def __init__(self, config: Config, source: Source, plan: Plan, wanted: HashArray, columns: Sequence[str]) -> None:
         super().__init__(config, source, plan)
         self.wanted, self.columns = wanted, list(columns)
-
-    def start(self) -> None:
-        super().start()
         self.parts: list[pd.DataFrame] = []
         self.ids: list[HashArray] = []
 
@@ -64,5 +63,5 @@ class _Picker(Reader):
         ids = self._identified(batch, x, time)[2]
         kept = np.isin(ids, self.wanted)
         if kept.any():
-            self.parts.append(batch.select(self.columns).filter(pa.array(kept)).to_pandas())
+            self.parts.append(frame_of(batch.select(self.columns).filter(pa.array(kept))))
             self.ids.append(ids[kept])

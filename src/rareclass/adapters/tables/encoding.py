@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rareclass.adapters.tables.sources import BATCH, floats, kind_of
-from rareclass.core.dataset import OTHER, AnyArray, Feature, FloatMatrix, text_of
+from rareclass.adapters.tables.columns import Readings, numbers
+from rareclass.adapters.tables.sources import BATCH, kind_of
+from rareclass.core.dataset import OTHER, AnyArray, Feature, FloatMatrix
 from rareclass.core.hashing import MISSING, HashArray, combine, number_hash, text_hash
+from rareclass.core.reading import Reading, plain_text, reading_of
 from rareclass.errors import DataError
 
 _GROWTH = 1 << 26  # bytes by which a matrix of unknown length grows
@@ -49,56 +50,66 @@ class Grown:
 
 
 class Levels:
-    """The distinct values of a column in the order they were met; a value's code never changes."""
+    """The distinct values of a column as text, in the order they were met; a text's code never changes.
 
-    def __init__(self) -> None:
-        self.code: dict[Any, int] = {}
+    kind : type of the column · missing : texts that count as missing
+    """
+
+    def __init__(self, kind: pa.DataType, missing: Sequence[str] = ()) -> None:
+        self.kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        self.missing = frozenset(missing)
+        self.code: dict[str, int] = {}
         self.hashes = np.empty(0, dtype=np.uint64)
 
     def encode(self, column: pa.Array) -> tuple[AnyArray, AnyArray]:
         """Return (n,) int64 codes of a batch, 0 where missing, and (n,) True where not missing."""
         encoded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
-        found = [_plain(value) for value in encoded.dictionary.to_pylist()]
-        places = [-1 if value is None else self.code.setdefault(value, len(self.code)) for value in found]
-        index = pc.fill_null(pc.cast(encoded.indices, pa.int64()), len(found)).to_numpy(zero_copy_only=False)
+        distinct = encoded.dictionary
+        # a float32 is written with its own digits, not with those of the double beside it
+        single = pa.types.is_float32(distinct.type)
+        values = distinct.to_numpy(zero_copy_only=False) if single else distinct.to_pylist()
+        texts = map(plain_text, values)
+        places = [
+            -1 if text is None or text in self.missing else self.code.setdefault(text, len(self.code)) for text in texts
+        ]
+        index = pc.fill_null(pc.cast(encoded.indices, pa.int64()), len(places)).to_numpy(zero_copy_only=False)
         codes = np.array([*places, -1], dtype=np.int64)[index]
         return np.maximum(codes, 0), codes >= 0
 
     def hash(self, codes: AnyArray, valid: AnyArray) -> HashArray:
         """Return (n,) uint64 hash of the values as text, independent of the order in which they were met."""
         if len(self.hashes) < len(self.code):
-            new = list(self.code)[len(self.hashes) :]
-            text = pd.Series([_text(value) for value in new], dtype="string")
-            self.hashes = np.concatenate([self.hashes, text_hash(text)])
+            new = pd.Series(list(self.code)[len(self.hashes) :], dtype="string")
+            self.hashes = np.concatenate([self.hashes, text_hash(new)])
         if not len(self.hashes):
             return np.full(len(codes), MISSING, dtype=np.uint64)
         return np.where(valid, self.hashes[codes], MISSING)
 
+    def reading(self) -> Reading:
+        """How the values become the texts of categories, decided by the column's type, else by all its texts."""
+        missing = tuple(sorted(self.missing))
+        if pa.types.is_boolean(self.kind):
+            return Reading("boolean", missing)
+        if kind_of(self.kind) == "number":
+            return Reading("number", missing)
+        return reading_of(list(self.code), missing)
+
     def texts(self) -> list[str]:
-        """The values as text, as ``encode`` of served rows will read them."""
-        return [str(each) for each in text_of(pd.Series(list(self.code)))] if self.code else []
-
-
-def _plain(value: Any) -> Any:
-    """NaN as None, so that it is one value."""
-    return None if isinstance(value, float) and value != value else value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return value.isoformat() if isinstance(value, date | datetime) else str(value)
+        """The texts of the categories by code; two codes of one category have the same text."""
+        reading = self.reading()
+        return [reading.text(text) or text for text in self.code]
 
 
 class Encoder:
     """Writes the features of batch after batch into the matrix and remembers the categories it met.
 
-    names, types : the features · categorical : numeric columns that are categories all the same
+    names, types : the features · readings : which of them are numbers and how they are read; the others are categories
     After the last batch: ``finish(training rows)`` puts the categories into their final order, learned there.
     """
 
-    def __init__(self, names: Sequence[str], types: Mapping[str, pa.DataType], categorical: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], types: Mapping[str, pa.DataType], readings: Readings) -> None:
         self.names = list(names)
+        self.readings = readings
         self.levels: list[Levels | None] = []
         for name in self.names:
             kind = kind_of(types[name])
@@ -111,7 +122,7 @@ class Encoder:
                     f"column '{name}' holds {types[name]} values (images, lists or blobs): "
                     "bring embeddings as columns, one number each, or drop it with data.drop"
                 )
-            self.levels.append(Levels() if kind == "category" or name in categorical else None)
+            self.levels.append(None if name in readings.features else Levels(types[name], readings.form.missing))
 
     def write(self, batch: pa.RecordBatch, x: FloatMatrix, hashed: HashArray | None, at_once: Map = map) -> None:
         """Fill ``x`` (n, n_features) and add every column to the rows' hash (n,) where one is wanted.
@@ -133,7 +144,7 @@ class Encoder:
             name, levels = self.names[position], self.levels[position]
             column = batch.column(name)
             if levels is None:
-                x[:, position] = floats(column)
+                x[:, position] = numbers(name, column, self.readings.features[name])
                 if hashed is not None:
                     combine(hashed, number_hash(x[:, position]), name)
                 continue
@@ -162,12 +173,6 @@ class Encoder:
                 f"column '{name}' is free text ('{example}...', {len(levels.code):,} different values{among}): "
                 "bring embeddings as columns, one number each, or drop it with data.drop"
             )
-        numbers = pd.to_numeric(pd.Series(list(levels.code)[:1000]), errors="coerce").notna()
-        if 0.5 < numbers.mean() < 1:
-            other = str(list(levels.code)[int(np.argmin(numbers.to_numpy()))])[:40]
-            return DataError(
-                f"column '{name}' holds numbers and text like '{other}'. Make that value empty (missing), or drop it with data.drop"
-            )
         return DataError(
             f"column '{name}' has {len(levels.code):,} different values{among}, like '{example}': an id is no category. "
             "Drop it with data.drop, or set data.entity or data.id to it, or bring embeddings as columns"
@@ -176,64 +181,35 @@ class Encoder:
     def finish(self, x: FloatMatrix, train: AnyArray | slice, max_categories: int) -> list[Feature]:
         """Return the features and rewrite the codes in ``x`` in place: most frequent level of the training rows first."""
         return [
-            Feature(name) if levels is None else _settle(name, levels, x[:, position], train, max_categories)
+            Feature(name, reading=self.readings.features[name])
+            if levels is None
+            else _settle(name, levels, x[:, position], train, max_categories)
             for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True))
         ]
 
 
 def _words(levels: Levels) -> float:
-    sample = [value for value in list(levels.code)[:500] if isinstance(value, str)]
+    sample = list(levels.code)[:500]
     return float(np.mean([len(value.split()) for value in sample])) if sample else 0.0
 
 
 def _settle(name: str, levels: Levels, column: AnyArray, train: AnyArray | slice, max_categories: int) -> Feature:
     texts, codes = levels.texts(), column[train]
-    counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(texts))
-    order = sorted(map(int, np.flatnonzero(counts)), key=lambda code: (-int(counts[code]), texts[code]))
-    kept = order[:max_categories]
+    met = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(texts))
+    counts: dict[str, int] = {}
+    for text, count in zip(texts, met.tolist(), strict=True):
+        if count:
+            counts[text] = counts.get(text, 0) + count
+    order = sorted(counts, key=lambda text: (-counts[text], text))
+    kept = {text: place for place, text in enumerate(order[:max_categories])}
     pooled = len(order) > max_categories
     final = np.full(len(levels.code) + 1, len(kept) if pooled else np.nan, dtype=np.float32)
-    final[kept] = np.arange(len(kept))
+    final[:-1] = [kept.get(text, final[0]) for text in texts]
     final[-1] = np.nan
     for start in range(0, len(column), BATCH):
         part = column[start : start + BATCH]
         part[:] = final[np.where(np.isnan(part), len(levels.code), part).astype(np.int64)]
-    return Feature(name, "categorical", tuple(texts[code] for code in kept) + ((OTHER,) if pooled else ()))
-
-
-def times_of(column: pa.Array) -> tuple[AnyArray, pd.Series[Any]]:
-    """Return (n,) datetime64[us] in UTC, NaT where it is no time, and the raw values of those rows.
-
-    Times without a zone are taken as UTC; numbers are seconds, milli-, micro- or nanoseconds since 1970 by their size.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.dictionary_decode(), kind.value_type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        stamps = pc.cast(
-            pc.cast(column, pa.timestamp("us", kind.tz if pa.types.is_timestamp(kind) else None), safe=False),
-            pa.int64(),
-        )
-        values = pc.fill_null(stamps, np.iinfo(np.int64).min).to_numpy(zero_copy_only=False).view("datetime64[us]")
-    elif kind_of(kind) == "number":
-        values = _epoch(pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    else:
-        raw = column.to_pandas()
-        parsed = pd.to_datetime(raw, format="ISO8601", utc=True, errors="coerce")
-        if bool((parsed.isna() & raw.notna()).any()):
-            parsed = parsed.fillna(pd.to_datetime(raw.where(parsed.isna()), format="mixed", utc=True, errors="coerce"))
-        values = parsed.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    bad = np.isnat(values)
-    return values, column.filter(pa.array(bad)).to_pandas() if bad.any() else pd.Series([], dtype=object)
-
-
-def _epoch(values: AnyArray) -> AnyArray:
-    """Numbers below 1e8 are no times (they would lie in the first three years of the count)."""
-    out = np.full(len(values), np.datetime64("NaT", "us"))
-    for low, high, factor in ((1e8, 1e11, 1e6), (1e11, 1e14, 1e3), (1e14, 1e17, 1.0), (1e17, 1e20, 1e-3)):
-        inside = (values >= low) & (values < high)
-        out[inside] = (values[inside] * factor).astype(np.int64).view("datetime64[us]")
-    return out
+    return Feature(name, "categorical", (*kept, *((OTHER,) if pooled else ())), levels.reading())
 
 
 def reorder(array: AnyArray, order: AnyArray) -> None:

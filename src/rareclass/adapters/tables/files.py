@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rareclass.adapters.tables.sources import BATCH, _filesystem, conditions, missing_column, open_source, scan_all
+from rareclass.adapters.tables.columns import format_of, series_of
+from rareclass.adapters.tables.csv_files import Format
+from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column, open_source
+from rareclass.config import Data
 from rareclass.core.dataset import AnyArray, Rows, Schema, decode, encode
 from rareclass.errors import ConfigError, DataError
 
@@ -147,26 +151,56 @@ def read_frames(
     columns: Sequence[str] | None = None,
     filter: Sequence[Any] = (),
     text: Sequence[str] = (),
+    schema: Schema | None = None,
+    data: Data | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Yield the rows of any source in order, in frames of at most 65,536 rows.
 
-    columns : only these · filter : conditions as in `data.filter` · text : columns that are text though they look like numbers
+    columns : only these · filter : conditions as in `data.filter` · text : columns of a CSV that are text whatever they
+        look like
+    schema : of the version that will read the rows: its categories, target, entity, id and time come as they are written
+    data : how a configuration says that its source is written (encoding, signs of numbers, what means missing), and its roles
     Raises DataError when the source or a column is not there.
     """  # fmt: skip
-    source = open_source(str(path), query, text=text)
+    source = _opened(path, query, text, schema, data)
     wanted = list(columns) if columns is not None else list(source.columns)
     for name in wanted:
         if name not in source.columns:
             raise missing_column(name, source.columns, "columns")
-    groups = conditions(filter, source.columns, "filter")
-    kept: list[pd.DataFrame] = []
-    if source.rows is not None or query is not None:
-        for batch in source.scan(wanted, groups, {}):
-            yield batch.to_pandas()
-        return
-    # a CSV's types may turn out too narrow on the way: nothing is handed out before they are known
-    scan_all(lambda: source.scan(wanted, groups, {}), kept.clear, lambda batch: kept.append(batch.to_pandas()))
-    yield from kept
+    for batch in source.scan(wanted, conditions(filter, source.columns, "filter"), {}):
+        yield frame_of(batch)
+
+
+def _opened(
+    path: str | Path, query: str | None, text: Sequence[str], schema: Schema | None, data: Data | None
+) -> Source:
+    exact, form = [*text], Format()
+    if data is not None:
+        exact += [*data.categorical, *_given(data.id, data.entity, data.target, data.time)]
+        form = format_of(data)
+    if schema is not None:
+        exact += schema.exact
+        form = replace(form, encoding=form.encoding or schema.roles.encoding)
+    return open_source(str(path), query, text=exact, form=form)
+
+
+def _given(*names: str | None) -> list[str]:
+    """Return the names that there are."""
+    return [name for name in names if name is not None]
+
+
+def frame_of(batch: pa.RecordBatch) -> pd.DataFrame:
+    """Return a batch as a frame: integers keep all digits beside missing values, text is text also where all is missing."""
+    columns = {name: _column(batch.column(place)) for place, name in enumerate(batch.schema.names)}
+    return pd.DataFrame(columns) if columns else pd.DataFrame(index=range(batch.num_rows))
+
+
+def _column(column: pa.Array) -> pd.Series[Any]:
+    if pa.types.is_string(column.type) and column.null_count == len(column):
+        return pd.Series([pd.NA] * len(column), dtype="string")
+    if pa.types.is_date(column.type):
+        return column.to_pandas()
+    return series_of(column)
 
 
 def read_frame(
@@ -176,12 +210,15 @@ def read_frame(
     columns: Sequence[str] | None = None,
     filter: Sequence[Any] = (),
     text: Sequence[str] = (),
+    schema: Schema | None = None,
+    data: Data | None = None,
 ) -> pd.DataFrame:
     """Read all rows of any source as one frame; see ``read_frames``."""  # fmt: skip
-    frames = list(read_frames(path, query=query, columns=columns, filter=filter, text=text))
+    given: dict[str, Any] = {"query": query, "text": text, "schema": schema, "data": data}
+    frames = list(read_frames(path, columns=columns, filter=filter, **given))
     if frames:
         return pd.concat(frames, ignore_index=True)
-    source = open_source(str(path), query, text=text)
+    source = _opened(path, *given.values())
     chosen = columns if columns is not None else list(source.columns)
     return pa.schema([(name, source.columns[name]) for name in chosen]).empty_table().to_pandas()
 

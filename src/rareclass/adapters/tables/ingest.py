@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from rareclass.adapters.tables import card
+from rareclass.adapters.tables.columns import format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Plan, Raw, Reader
-from rareclass.adapters.tables.sources import Source, kind_of, open_source, redacted, scan_all
+from rareclass.adapters.tables.sources import Source, kind_of, open_source, redacted
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
@@ -31,7 +32,7 @@ class Ingested:
     """Labelled history, set apart.
 
     card : source, rows, prevalence by split and by time, missing shares, categories, content_hash; JSON-ready
-    positive_value : the value of the target that is the rare class
+    positive_value : the text of the target's rare class
     train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile`; 1 = all
     incumbent : what the champion says to the test rows, or why it cannot be compared; the service fills it in
     """
@@ -58,7 +59,7 @@ def open_data(data: Data) -> Source:
     """Open ``data.path``; ``demo:NAME`` is demo data."""
     path = location(data)
     text = [*data.categorical, *data.drop, *filter(None, (data.id, data.entity, data.target, data.time))]
-    return open_source(path, data.query, text=text)
+    return open_source(path, data.query, text=text, form=format_of(data))
 
 
 def ingest(config: Config, progress: Progress | None = None) -> Ingested:
@@ -85,7 +86,8 @@ def _read(config: Config, source: Source, say: Progress) -> Raw:
 
     with ThreadPoolExecutor(config.compute.processors()) as pool:
         reader = Reader(config, source, plan, pool.map)
-        scan_all(lambda: source.scan(plan.names, plan.filter, plan.extra), reader.start, use)
+        for batch in source.scan(plan.names, plan.filter, plan.extra):
+            use(batch)
     pa.default_memory_pool().release_unused()
     return reader.done()
 
@@ -97,7 +99,8 @@ def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list
     """
     raw = _read(config, open_data(config.data), progress or (lambda message: None))
     warnings = _checked(config, raw)
-    schema = Schema(tuple(raw.encoder.finish(raw.x, slice(None), config.data.max_categories)))
+    features = raw.encoder.finish(raw.x, slice(None), config.data.max_categories)
+    schema = Schema(tuple(features), raw.roles(config.data))
     y = raw.y.astype(np.int64)
     return Rows(schema, raw.x, y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight), warnings
 
@@ -123,13 +126,13 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     order, bounds = _order(len(raw.y), (train, parts.validation, parts.test))
     boundaries = {**parts.boundaries, "kind": parts.kind}
     del parts, train
-    schema = Schema(tuple(raw.encoder.finish(raw.x, order[bounds[0]], data.max_categories)))
+    schema = Schema(tuple(raw.encoder.finish(raw.x, order[bounds[0]], data.max_categories)), raw.roles(data))
     _arrange(raw, order, bounds)
     del order
     whole = Rows(schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
     named = [(name, whole.take(where)) for name, where in zip(("train", "validation", "test"), bounds, strict=True)]
     data_card = {
-        "source": redacted(data.path), "target": data.target, "positive": str(raw.positive), "target_values": raw.values,
+        "source": redacted(data.path), "target": data.target, "positive": raw.target.positive, "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
         "parts": splitting.describe(named), "split": boundaries, "train_kept": kept,
         "prevalence": {name: rows.prevalence for name, rows in named},
@@ -137,7 +140,14 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
     return Ingested(
-        *(rows for _, rows in named), schema, data_card, warnings, raw.positive, kept, boundaries["kind"], dropped
+        *(rows for _, rows in named),
+        schema,
+        data_card,
+        warnings,
+        raw.target.positive,
+        kept,
+        boundaries["kind"],
+        dropped,
     )
 
 

@@ -11,13 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map, times_of
-from rareclass.adapters.tables.sources import Source, conditions, expression, kind_of, missing_column, redacted
-from rareclass.config import Config
+from rareclass.adapters.tables.columns import Readings, decide, series_of, times
+from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map
+from rareclass.adapters.tables.sources import INDEX, Source, conditions, expression, kind_of, missing_column, redacted
+from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
-from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix
+from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles, counted
 from rareclass.core.hashing import combine, text_hash
+from rareclass.core.reading import Reading, Target, spellings
+from rareclass.core.times import check_span
 from rareclass.errors import DataError, NoPositives, nearest
 
 _MAX_TARGETS = 1000
@@ -48,7 +51,8 @@ class Plan:
         kept = conditions(data.filter, columns, "data.filter")
         trained = conditions(config.train.filter, columns, "train.filter")
         aside = {data.target, data.time, data.entity, data.id, data.propensity, *data.drop}
-        features = [name for name in (data.columns or columns) if name not in aside]
+        offered = data.columns or [name for name in columns if not INDEX.fullmatch(name)]
+        features = [name for name in offered if name not in aside]
         if not features:
             raise DataError("no column is left as a feature. Set data.columns or data.drop so that one is")
         for name in config.evaluate.slices:
@@ -75,14 +79,20 @@ class Raw:
     amount: AnyArray | None
     weight: AnyArray | None
     keep: AnyArray | None
-    positive: Any
+    target: Target
     values: dict[str, int]
     findings: list[Finding]
     dropped: dict[str, int]
 
+    def roles(self, data: Data) -> Roles:
+        """The columns with a part of their own, as a version keeps them."""
+        return Roles(
+            self.target, self.encoder.readings.time, data.entity, data.id, data.amount, data.propensity, data.encoding
+        )
+
 
 class Reader:
-    """Collects batches. ``start`` forgets what was read, for a scan that begins again.
+    """Collects batches.
 
     at_once : the `map` of an executor whose threads encode the columns
     """
@@ -93,12 +103,12 @@ class Reader:
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
         self.hashed = self.data.id is None or self.grouped
-
-    def start(self) -> None:
-        data, rows = self.data, self.source.rows
+        data, rows = self.data, source.rows
+        self.readings: Readings = decide(data, source, plan.features, data.max_categories)
         self.read = 0
         self.encoder: Encoder | None = None
-        self.targets = Levels()
+        self.number = Reading("number", data.missing_values, data.decimal, data.thousands)
+        self.targets = Levels(source.columns[data.target], data.missing_values)
         self.bad_times: list[pd.Series[Any]] = []
         self.lost = {"target": 0, "time": 0, "empty": 0}
         self.x: Grown | None = None
@@ -118,7 +128,7 @@ class Reader:
         self.read += batch.num_rows
         if self.encoder is None:
             types = dict(zip(batch.schema.names, batch.schema.types, strict=True))
-            self.encoder = Encoder(self.plan.features, types, self.data.categorical)
+            self.encoder = Encoder(self.plan.features, types, self.readings)
             self.x = Grown(np.float32, len(self.plan.features), self.source.rows)
         assert self.x is not None
         target, labelled = self.targets.encode(batch.column(self.data.target))
@@ -127,7 +137,8 @@ class Reader:
         self.lost["target"] += int((~labelled).sum())
         use, time = labelled, None
         if self.data.time is not None:
-            time, bad = times_of(batch.column(self.data.time))
+            assert self.readings.time is not None
+            time, bad = times(batch.column(self.data.time), self.readings.time)
             if len(bad):
                 self.bad_times.append(bad)
                 use = use & ~np.isnat(time)
@@ -154,9 +165,9 @@ class Reader:
             self.content.room(count)[:] = content
         self.row_id.room(count)[:] = row_id
         if self.amount is not None:
-            self.amount.room(count)[:] = _numbers(batch, str(data.amount), "data.amount")
+            self.amount.room(count)[:] = _numbers(batch, str(data.amount), "data.amount", self.number)
         if self.weight is not None:
-            self.weight.room(count)[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity"))
+            self.weight.room(count)[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity", self.number))
         if self.keep is not None:
             self.keep.room(count)[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
 
@@ -198,18 +209,21 @@ class Reader:
             raise DataError(
                 f"'{redacted(data.path)}' has no rows: {why}. Set data.path or data.filter so that rows are left"
             )
-        findings = [*self._target_findings(), *self._time_findings()]
+        findings = [*self.readings.findings, *self._target_findings(), *self._time_findings()]
         if not self.y.length:
             raise DataError(f"every row of '{redacted(data.path)}' was left out: {self._lost()}. Mend the source")
         codes, x = self.y.done(), self.x.done()
-        positive, values = self._positive(codes)
-        y = (codes == positive).astype(np.int8)  # 64 bits when all else is done
+        target, values = self._target(codes)
+        rare = np.array([text == target.positive for text in self.targets.texts()])
+        y = rare[codes].astype(np.int8)  # 64 bits when all else is done
         self.encoder.check_levels(x, data.max_categories)
         raw = Raw(
             self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
-            positive=list(self.targets.code)[positive], values=values, findings=findings,
+            target=target, values=values, findings=findings,
             dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
         )  # fmt: skip
+        if raw.time is not None and self.readings.time is not None:
+            check_span(str(data.time), raw.time, self.readings.time)
         raw.content = (_given(self.content) if self.content is not None else raw.row_id) if self.grouped else None
         if data.id is not None:
             raw.findings += self._id_findings(raw.row_id)
@@ -251,26 +265,32 @@ class Reader:
         ids = pd.concat([_series(batch, str(self.data.id)) for batch in batches], ignore_index=True)
         return checks.check_ids(ids, self.data)
 
-    def _positive(self, codes: AnyArray) -> tuple[int, dict[str, int]]:
-        """Return the code of the rare class and the rows of each value of the target."""
-        counts = np.bincount(codes, minlength=len(self.targets.code))
-        texts, data = self.targets.texts(), self.data
-        seen = {texts[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
+    def _target(self, codes: AnyArray) -> tuple[Target, dict[str, int]]:
+        """Return how the target is read, with its rare class, and the rows of each of its values."""
+        counts: dict[str, int] = {}
+        reading, met = self.targets.reading(), np.bincount(codes, minlength=len(self.targets.code))
+        for text, count in zip(self.targets.texts(), met.tolist(), strict=True):
+            counts[text] = counts.get(text, 0) + count
+        seen = {text: count for text, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
+        return Target(str(self.data.target), self._positive(seen, reading), tuple(seen), reading), seen
+
+    def _positive(self, seen: dict[str, int], reading: Reading) -> str:
+        data = self.data
         listed = ", ".join(f"{text} ({count:,})" for text, count in list(seen.items())[:10]) + (
             ", ..." if len(seen) > 10 else ""
         )
         if data.positive is not None:
-            wanted = _match(data.positive, texts)
-            if wanted is None or not counts[wanted]:
+            wanted = _match(data.positive, list(seen), reading)
+            if wanted is None:
                 near = nearest(str(data.positive), seen)
                 raise NoPositives(
                     f"no row has the rare class '{data.positive}' in column '{data.target}'.{near} Set data.positive to one of: {listed}"
                 )
             if len(seen) == 1:
                 raise DataError(
-                    f"column '{data.target}' (the target) is '{texts[wanted]}' in every row: there is no other class to tell it from"
+                    f"column '{data.target}' (the target) is '{wanted}' in every row: there is no other class to tell it from"
                 )
-            return wanted, seen
+            return wanted
         if len(seen) == 1:
             raise NoPositives(
                 f"column '{data.target}' (the target) has one class only: {listed}. Bring rows of the rare class; "
@@ -280,8 +300,7 @@ class Reader:
             raise DataError(
                 f"column '{data.target}' (the target) has {len(seen)} values: {listed}. Set data.positive to the one that is the rare class"
             )
-        present = np.flatnonzero(counts)
-        return int(min(present, key=lambda code: (counts[code], _falsity(texts[code]), texts[code]))), seen
+        return min(seen, key=lambda text: (seen[text], _falsity(text), text))
 
 
 def _falsity(text: str) -> bool:
@@ -289,17 +308,13 @@ def _falsity(text: str) -> bool:
     return text.lower() in ("0", "false", "no", "n", "off", "negative")
 
 
-def _match(wanted: Any, texts: Sequence[str]) -> int | None:
+def _match(wanted: Any, texts: Sequence[str], reading: Reading) -> str | None:
     """Find a value written in YAML among the target's values; YAML reads yes, on and true as one."""
-    whole = isinstance(wanted, float) and wanted.is_integer()
-    options = [str(int(wanted)) if whole else str(wanted)]
     if isinstance(wanted, bool):
-        options += ["true", "yes", "on", "y", "t", "1"] if wanted else ["false", "no", "off", "n", "f", "0"]
-    for option in options:
-        for code, text in enumerate(texts):
-            if text == option or (isinstance(wanted, bool) and text.lower() == option.lower()):
-                return code
-    return None
+        words = ("true", "yes", "on", "y", "t", "1") if wanted else ("false", "no", "off", "n", "f", "0")
+        return next((text for word in (str(wanted).lower(), *words) for text in texts if text.lower() == word), None)
+    written = reading.text(wanted), reading.text(str(wanted)), *spellings(wanted)
+    return next((text for text in written if text in texts), None)
 
 
 def _given(grown: Grown | None) -> AnyArray | None:
@@ -318,16 +333,20 @@ def _missing(column: pa.Array) -> BoolArray:
 
 
 def _series(batch: pa.RecordBatch, name: str | None) -> pd.Series[Any]:
-    return batch.column(name).to_pandas()
+    return series_of(batch.column(name))
 
 
-def _numbers(batch: pa.RecordBatch, name: str, setting: str) -> AnyArray:
+def _numbers(batch: pa.RecordBatch, name: str, setting: str, reading: Reading) -> AnyArray:
+    """Return (n,) float64 of a column that has to hold numbers."""
     column = batch.column(name)
-    if kind_of(column.type) not in ("number", "empty"):
+    if kind_of(column.type) in ("number", "empty") and not reading.missing:
+        return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    found, wrong = reading.numbers(series_of(column))
+    if wrong:
         raise DataError(
-            f"column '{name}' ({setting}) must hold numbers; it holds {column.type} values. Set {setting} to another column"
+            f"column '{name}' ({setting}) must hold numbers; it holds values like {counted(wrong)}. Set {setting} to another column"
         )
-    return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return found
 
 
 def _weights(propensity: AnyArray) -> AnyArray:

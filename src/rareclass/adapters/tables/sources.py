@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 import re
@@ -16,20 +15,19 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rareclass.adapters.tables.csv_files import PACKED, SUFFIXES, CsvFiles, Format, differences, united
 from rareclass.config import filter_groups
+from rareclass.core.reading import factorize, number_text, plain_text
 from rareclass.errors import ConfigError, DataError, MissingExtra, nearest
 
 BATCH = 65_536
 OPERATORS = ("==", "=", "!=", "<", ">", "<=", ">=", "in", "not in")
-_CSV = (".csv", ".tsv", ".txt")
-_PACKED = (".gz", ".bz2", ".zst", ".xz")
-_NULLS = ["", "NA", "N/A", "#N/A", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None", "<NA>", "?"]
-_BLOCK = 4 << 20  # bytes of a CSV that are parsed at once; the first block decides the types
+_PARQUET_NAMES = (".parquet", ".pq", ".parq")
+INDEX = re.compile(r"__index_level_\d+__")  # a pandas index without a name, which is no column of anybody's
 
 Batches = Iterator[pa.RecordBatch]
 Scan = Callable[[Sequence[str], Any, Mapping[str, Any]], Batches]
@@ -42,16 +40,18 @@ class Source:
     columns : type of each column, by name; SQL may refine it when scanned
     rows : number of rows before any filter where that is known without reading them, else None
     scan : (names, filter as conditions, expressions over those names) -> batches of at most BATCH rows
+    notes : where the files of a folder differ from each other, in words
     """
 
     label: str
     columns: Mapping[str, pa.DataType]
     rows: int | None
     scan: Scan
+    notes: Sequence[str] = ()
 
 
-def open_source(path: str, query: str | None = None, *, text: Sequence[str] = ()) -> Source:
-    """Open what ``data.path`` names. ``text`` are columns whose values may be numbers and text (ids, categories).
+def open_source(path: str, query: str | None = None, *, text: Sequence[str] = (), form: Format | None = None) -> Source:
+    """Open what ``data.path`` names. ``text`` are columns of a CSV that stay text (ids, categories, the target).
 
     Raises DataError with one line when it is not there or cannot be read.
     """
@@ -62,7 +62,7 @@ def open_source(path: str, query: str | None = None, *, text: Sequence[str] = ()
             raise ConfigError(
                 f"data.query needs a database. Set data.path to sqlite:///FILE or postgresql://..., not '{path}'"
             )
-        return _files(path, tuple(text))
+        return _files(path, tuple(text), form or Format())
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
 
@@ -112,6 +112,8 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
         return time.tz_localize("UTC") if kind.tz and time.tzinfo is None else time
     if pa.types.is_date(kind) and isinstance(value, str):
         return pd.Timestamp(value).date()
+    if pa.types.is_string(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+        return number_text(value)
     return value
 
 
@@ -146,28 +148,94 @@ def _wrong_filter(error: BaseException) -> DataError:
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def _files(path: str, text: tuple[str, ...]) -> Source:
+def _files(path: str, text: tuple[str, ...], form: Format) -> Source:
     filesystem, names = _locate(path)
-    packed = tuple(end + pack for end in _CSV for pack in ("", *_PACKED))
+    packed = tuple(end + pack for end in SUFFIXES for pack in ("", *PACKED))
     if all(name.lower().endswith(packed) for name in names):
-        return _csv(path, filesystem, names, text)
+        return _csv(path, filesystem, names, text, form)
     if any(name.lower().endswith(packed) for name in names):
         raise DataError(
             f"'{path}' holds CSV and Parquet files. Set data.path to one kind, like '{path.rstrip('/')}/*.parquet'"
         )
-    other = [
-        name for name in names if "." in Path(name).name and not name.lower().endswith((".parquet", ".pq", ".parq"))
-    ]
+    other = [name for name in names if "." in Path(name).name and not name.lower().endswith(_PARQUET_NAMES)]
     if other and not _is_parquet(filesystem, other[0]):
         raise DataError(
             f"'{other[0]}' is neither Parquet nor CSV (.parquet, .csv, .csv.gz). Set data.path to such a file, or convert it"
         )
+    return _parquet(path, filesystem, names)
+
+
+def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source:
+    """The rows of Parquet files, united by the names of their columns."""
     data = ds.dataset(
         names, filesystem=filesystem, format=_PARQUET, partitioning="hive", partition_base_dir=_base(path)
     )
-    return Source(
-        path, dict(zip(data.schema.names, data.schema.types, strict=True)), data.count_rows(), _scan_dataset(data)
-    )
+    pieces = list(data.get_fragments())
+    seen = {
+        piece.path: dict(zip(piece.physical_schema.names, piece.physical_schema.types, strict=True)) for piece in pieces
+    }
+    columns = dict(zip(data.schema.names, data.schema.types, strict=True))
+    if all(list(types.items()) == list(seen[pieces[0].path].items()) for types in seen.values()):
+        return Source(path, columns, data.count_rows(), _scan_dataset(data))
+    for types in seen.values():
+        for column, kind in types.items():
+            columns[column] = united(columns[column], kind) if column in columns else kind
+    parts = {name: kind for name, kind in columns.items() if all(name not in types for types in seen.values())}
+
+    def batches(wanted: Sequence[str]) -> Batches:
+        for piece in pieces:
+            own = pa.schema([*seen[piece.path].items(), *parts.items()])
+            present = [name for name in wanted if name in own.names]
+            scanner = piece.scanner(schema=own, columns=present, batch_size=BATCH, batch_readahead=2)
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield _conformed(batch, wanted, columns)
+
+    return Source(path, columns, data.count_rows(), _scan_batches(batches, columns), differences(seen))
+
+
+def _conformed(batch: pa.RecordBatch, wanted: Sequence[str], columns: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """Bring the columns of a batch to the types of the whole source; absent ones are null."""
+    arrays = []
+    for name in wanted:
+        place, kind = batch.schema.get_field_index(name), columns[name]
+        arrays.append(pa.nulls(batch.num_rows, kind) if place < 0 else _cast(batch.column(place), kind))
+    return pa.RecordBatch.from_arrays(arrays, names=list(wanted))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(kind):
+        distinct, codes = factorize(column.to_pandas(integer_object_nulls=True))
+        texts = pa.array([*map(plain_text, distinct), None], pa.string())
+        return texts.take(pa.array(codes % len(texts)))
+    return pc.cast(column, kind, safe=False)
+
+
+def _scan_batches(batches: Callable[[Sequence[str]], Batches], columns: Mapping[str, pa.DataType]) -> Scan:
+    """Filter and project batches that were read whole."""
+
+    def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+        asked = [column for group in groups for column, _, _ in group]
+        wanted = list(dict.fromkeys([*names, *asked]))
+        chosen = {name: ds.field(name) for name in names} | dict(extra)
+        plain = not groups and not extra
+        for batch in batches(wanted):
+            try:
+                found = (
+                    [batch]
+                    if plain
+                    else ds.dataset(batch).to_table(columns=chosen, filter=expression(groups)).to_batches()
+                )
+            except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid) as error:
+                raise _wrong_filter(error) from None
+            for part in found:
+                yield from (part.slice(at, BATCH) for at in range(0, part.num_rows, BATCH))
+
+    return scan
 
 
 # Buffered streams and no pre-buffering: a row group is decoded in pieces instead of being held whole.
@@ -190,7 +258,8 @@ def _is_parquet(filesystem: pafs.FileSystem, name: str) -> bool:
 def _locate(path: str) -> tuple[pafs.FileSystem, list[str]]:
     """Return the file system and the files that a path, folder, glob or URL names."""
     filesystem, inside = _filesystem(path)
-    if any(char in inside for char in "*?["):
+    exists = filesystem.get_file_info(inside).type != pafs.FileType.NotFound
+    if not exists and any(char in inside for char in "*?["):
         root = inside[: re.search(r"[*?\[]", inside).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
         found = _listed(filesystem, root) if filesystem.get_file_info(root).type == pafs.FileType.Directory else []
         pattern = _glob(inside)
@@ -260,7 +329,8 @@ def _scan_dataset(data: ds.Dataset) -> Scan:
             scanner = data.scanner(
                 columns=columns, filter=expression(groups), batch_size=BATCH, batch_readahead=2, fragment_readahead=1
             )
-            yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+            # a pandas index is a column like any other: what pandas noted about it is not passed on
+            yield from (batch.replace_schema_metadata(None) for batch in scanner.to_batches() if batch.num_rows)
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise _wrong_filter(error) from None
 
@@ -270,90 +340,9 @@ def _scan_dataset(data: ds.Dataset) -> Scan:
 # ---------------------------------------------------------------------------------------------------------- CSV
 
 
-def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[str, ...]) -> Source:
-    parse = pacsv.ParseOptions(delimiter=_delimiter(filesystem, names[0]), newlines_in_values=False)
-    types: dict[str, pa.DataType] = {}
-    first = _csv_dataset(filesystem, names, parse, types)
-    # an empty first block would fix the type 'null', a column of whole numbers the type int64
-    types |= {field.name: pa.string() for field in first.schema if pa.types.is_null(field.type) and field.name in text}
-    types |= {
-        field.name: pa.float64() for field in first.schema if pa.types.is_null(field.type) and field.name not in text
-    }
-
-    def scan(wanted: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
-        while True:
-            started = False
-            try:
-                for batch in _scan_dataset(_csv_dataset(filesystem, names, parse, types))(wanted, groups, extra):
-                    started = True
-                    yield batch
-                return
-            except pa.ArrowInvalid as error:
-                _widen(str(error), path, first.schema.names, types, text)
-                if started:
-                    raise _Restart from None
-
-    columns = dict(zip(first.schema.names, first.schema.types, strict=True)) | types
-    return Source(path, columns, None, scan)
-
-
-class _Restart(Exception):
-    """A later block of a CSV needs wider types than the first one had: scan again from the start."""
-
-
-def scan_all(scan: Callable[[], Batches], start: Callable[[], None], use: Callable[[pa.RecordBatch], None]) -> None:
-    """Hand every batch to ``use``; where the types turn out too narrow, call ``start`` and begin again."""
-    while True:
-        start()
-        try:
-            for batch in scan():
-                use(batch)
-            return
-        except _Restart:
-            continue
-
-
-def _csv_dataset(
-    filesystem: pafs.FileSystem, names: list[str], parse: pacsv.ParseOptions, types: Mapping[str, pa.DataType]
-) -> ds.Dataset:
-    convert = pacsv.ConvertOptions(null_values=_NULLS, strings_can_be_null=True, column_types=dict(types))
-    form = ds.CsvFileFormat(
-        parse_options=parse, convert_options=convert, read_options=pacsv.ReadOptions(block_size=_BLOCK)
-    )
-    return ds.dataset(names, filesystem=filesystem, format=form)
-
-
-def _delimiter(filesystem: pafs.FileSystem, name: str) -> str:
-    compression = "detect" if name.lower().endswith(_PACKED) else None
-    with filesystem.open_input_stream(name, compression=compression) as stream:
-        header = stream.read(65_536).decode("utf-8", errors="replace").splitlines()[:1]
-    if not header or not header[0].strip():
-        raise DataError(f"'{name}' is empty. Set data.path to a file with a header and rows")
-    delimiter = max(",;\t|", key=header[0].count)
-    columns = next(csv.reader(header, delimiter=delimiter))
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise DataError(f"'{name}' has two columns named '{twice}'. Rename one of them")
-    return delimiter
-
-
-def _widen(message: str, path: str, names: Sequence[str], types: dict[str, pa.DataType], text: Sequence[str]) -> None:
-    """Take the next wider type for the column that did not fit. Raises DataError when there is none."""
-    found = re.search(
-        r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([\w\[\]]+)[^:]*: invalid value '(.*?)'", message
-    )
-    if found is None:
-        raise DataError(f"'{path}' is not a well-formed CSV: {' '.join(message.split())[:250]}. Mend that row")
-    name, kind, value = names[int(found[1])], found[2], found[3]
-    if kind.startswith("int") and name not in types:
-        types[name] = pa.float64()
-    elif name in text or not kind.startswith(("int", "double")):
-        types[name] = pa.string()
-    else:
-        raise DataError(
-            f"column '{name}' holds numbers and, further down, text like '{value}'. Make that value empty (missing), "
-            "or add the column to data.categorical or data.drop"
-        )
+def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[str, ...], form: Format) -> Source:
+    files = CsvFiles(path, filesystem, names, text, form)
+    return Source(path, files.types, None, _scan_batches(files.batches, files.types), files.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- SQL
@@ -465,6 +454,8 @@ def kind_of(kind: pa.DataType) -> str:
         return "empty"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        return "number"
     if (
         pa.types.is_boolean(kind)
         or pa.types.is_string(kind)
@@ -478,9 +469,13 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 def floats(column: pa.Array) -> Any:
-    """Return (n,) float32 of a numeric column, NaN where it is null."""
+    """Return (n,) float32 of a numeric column, NaN where it is null; durations and times of the day are seconds."""
     if pa.types.is_null(column.type):
         return pc.cast(column, pa.float32()).to_numpy(zero_copy_only=False)
     if pa.types.is_decimal(column.type):
         column = pc.cast(column, pa.float64(), safe=False)
+    if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
+        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[column.type.unit]
+        whole = pc.cast(column, pa.int32() if pa.types.is_time32(column.type) else pa.int64())
+        column = pc.divide(pc.cast(whole, pa.float64(), safe=False), scale)
     return pc.cast(column, pa.float32(), safe=False).to_numpy(zero_copy_only=False)

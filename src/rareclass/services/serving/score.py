@@ -15,7 +15,8 @@ import numpy as np
 
 from rareclass.config import Config
 from rareclass.core import operating
-from rareclass.core.dataset import AnyArray, BoolArray, FloatArray
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, Schema
+from rareclass.core.reading import NUMBER, TEXT
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def _write(
             progress(len(frame))
         return totals.add(_with_scores(model, frame, decides[1], reasons, prefix))
 
-    frames = iter(tables.read_frames(source))
+    frames = iter(tables.read_frames(source, schema=model.schema))
     first = next(frames, None)
     if first is None:  # no rows in, no rows out, but the same columns
-        first = tables.read_frame(source)
+        first = tables.read_frame(source, schema=model.schema)
     tables.write_frames(output, map(scored, chain([first], frames)))
     return Scored(totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output)
 
@@ -173,7 +174,8 @@ def score_and_log(
         model.thresholds, model.primary, point, version.point, config.serve.operating_point, where="--point"
     )
     done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
-    ids = _Ids(id_column or config.data.id, model.schema.names)
+    column = id_column or config.data.id
+    ids = _Ids(column, model.schema.names)
     with Store(config.store.url) as store:
         store.migrate()
         logged = sum(
@@ -190,7 +192,7 @@ def score_and_log(
                     prefix=prefix,
                 )
             )
-            for frame in tables.read_frames(output)
+            for frame in tables.read_frames(output, schema=model.schema, text=[column] if column else [])
         )
     return Scored(**{**asdict(done), "version": version.version, "logged": logged})
 
@@ -207,7 +209,7 @@ def prediction_rows(
         {
             "request_id": ids,
             "row": 0,
-            "ts": pd.to_datetime(frame[time], utc=True) if time else pd.Timestamp(now).tz_convert("UTC"),
+            "ts": _moments(model, time, frame[time]) if time else pd.Timestamp(now).tz_convert("UTC"),
             "model": config.name,
             "version": version,
             "operating_point": point,
@@ -215,16 +217,39 @@ def prediction_rows(
             "score": frame[f"{prefix}score"].astype(float),
             "decision": frame[f"{prefix}decision"].astype(int),
             "weight": 1.0,
-            "propensity": frame[data.propensity].astype(float) if data.propensity in frame else 1.0,
-            "entity": frame[data.entity].astype("string").astype(object) if data.entity in frame else None,
-            "features": _features(frame, names),
+            "propensity": NUMBER.numbers(frame[data.propensity])[0] if data.propensity in frame else 1.0,
+            "entity": TEXT.texts(frame[data.entity]) if data.entity in frame else None,
+            "features": _features(frame, model.schema, names),
         }
     ).reset_index(drop=True)
 
 
-def _features(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Each row's features as JSON text, missing values as null."""
-    return frame[list(names)].to_json(orient="records", lines=True, date_format="iso").splitlines()
+def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.DatetimeIndex:
+    """The times of rows as the version reads them. Raises DataError for one that is none."""
+    import pandas as pd
+
+    from rareclass.core.times import TimeReading
+
+    known = model.schema.roles.time
+    reading = known if known is not None and known.name == name else TimeReading(name)
+    times, wrong = reading.read(values)
+    bad = wrong | np.isnat(times)
+    if bad.any():
+        example = values.iloc[int(np.argmax(bad))]
+        raise DataError(
+            f"column '{name}' (data.time) is no time in {int(bad.sum()):,} of {len(bad):,} rows, like {str(example)[:40]!r}. "
+            "Write times as in training, or as 2024-05-31T12:00:00"
+        )
+    return pd.DatetimeIndex(times).tz_localize("UTC")
+
+
+def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list[str]:
+    """Each row's features as JSON text, as the version reads them: numbers with all digits, categories as text, missing as null."""
+    columns = []
+    for feature in schema.features:
+        if feature.name in names:
+            columns.append(feature.logged(frame[feature.name]))
+    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in zip(*columns, strict=True)]
 
 
 class _Ids:
@@ -236,6 +261,7 @@ class _Ids:
 
     def of(self, frame: pd.DataFrame) -> AnyArray:
         """Return (n,) ids. Raises DataError when the column is missing, or an id is missing or there twice."""
+        import pandas as pd
 
         if self.column is None:
             return self._from_content(frame)
@@ -243,7 +269,7 @@ class _Ids:
             raise DataError(
                 f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass --id COLUMN"
             )
-        ids = frame[self.column].astype("string")
+        ids = pd.Series(TEXT.texts(frame[self.column]), dtype="string")
         self.seen.update(ids.dropna())
         if ids.isna().any() or self.seen.total() > len(self.seen):
             raise DataError(

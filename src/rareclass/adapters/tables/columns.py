@@ -1,0 +1,223 @@
+"""Decide how the columns of a source are read, from all their values; read Arrow columns so. The rules are core.reading's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rareclass.adapters.tables.csv_files import Format, without_missing
+from rareclass.adapters.tables.sources import Source, floats, kind_of
+from rareclass.config import Data
+from rareclass.core.checks import Finding
+from rareclass.core.dataset import AnyArray, FloatMatrix, counted
+from rareclass.core.reading import USUAL_MISSING, Reading, is_code, number_of, trimmed
+from rareclass.core.times import TimeReading, TimeSurvey
+from rareclass.errors import DataError
+
+_ODD = 0.1  # share of other values up to which a column still counts as numbers
+_MOST_ODD = 20  # different ones
+_TEXT_AFTER = 2000  # values after which a column of mostly other text is not asked any further
+_COMMA = re.compile(r"[+-]?\d[\d.]*,\d+|[+-]?\d{1,3}(?:[' \u00a0]\d{3})+")
+_INTEGERS = {kind: getattr(pd, f"{name}Dtype")() for kind, name in ((pa.int8(), "Int8"), (pa.int16(), "Int16"), (pa.int32(), "Int32"), (pa.int64(), "Int64"), (pa.uint8(), "UInt8"), (pa.uint16(), "UInt16"), (pa.uint32(), "UInt32"), (pa.uint64(), "UInt64"))}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What was decided.
+
+    features : name -> how its numbers are read; columns that are not in it are categories
+    time : how `data.time` is read, None where there is none
+    """
+
+    form: Format
+    features: Mapping[str, Reading]
+    time: TimeReading | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def format_of(data: Data) -> Format:
+    """Return what the configuration says of how the source is written."""
+    return Format(data.encoding, data.decimal, data.thousands, data.missing_values)
+
+
+def decide(data: Data, source: Source, names: list[str], max_categories: int) -> Readings:
+    """Look at every text column among the features ``names``, and at the time, once.
+
+    Raises DataError where the values leave open what they mean, with what to set.
+    """
+    form, columns = format_of(data), source.columns
+    texts = {
+        name: TextSurvey(name, form)
+        for name in names
+        if name not in data.categorical and _is_text(columns[name])
+    }  # fmt: skip
+    time = TimeSurvey(data.time, data.time_format, data.time_unit, data.time_origin) if data.time else None
+    asked = [name for name, survey in texts.items() if survey is not None]
+    if time is not None and not time.told and kind_of(columns[str(data.time)]) != "time":
+        asked.append(str(data.time))
+    if asked:
+        for batch in source.scan(list(dict.fromkeys(asked)), [], {}):
+            for name, survey in texts.items():
+                survey.add(batch.column(name))
+            if data.time in asked:
+                assert time is not None
+                time.add(series_of(batch.column(str(data.time))))
+    features, findings = {}, [Finding("columns", "warning", None, note) for note in source.notes]
+    plain = Reading("number", form.missing, form.decimal, form.thousands)
+    for name in names:
+        if name in texts:
+            reading, finding = texts[name].done(max_categories)
+            findings += [finding] if finding is not None else []
+            if reading is not None:
+                features[name] = reading
+        elif name not in data.categorical and kind_of(columns[name]) in ("number", "empty"):
+            features[name] = plain
+    return Readings(form, features, None if time is None else time.done(), findings)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column is text without a word about what it means; a dictionary says that it is categories."""
+    return kind_of(kind) == "category" and not pa.types.is_boolean(kind) and not pa.types.is_dictionary(kind)
+
+
+class TextSurvey:
+    """Looks at all values of a text column and says whether they are numbers."""
+
+    def __init__(self, name: str, form: Format) -> None:
+        self.name, self.form = name, form
+        self.numbers = self.padded = self.commas = 0
+        self.other: Counter[str] = Counter()
+        self.distinct: set[Any] = set()
+        self.example = ""
+        self.settled = False
+
+    def add(self, column: pa.Array) -> None:
+        """Look at the values of one batch."""
+        if self.settled:
+            return
+        if not self._plain(column):
+            for entry in pc.value_counts(column).to_pylist():
+                if entry["values"] is not None:
+                    self._count(trimmed(entry["values"]), entry["counts"])
+        odd = self.other.total()
+        self.settled = odd > _TEXT_AFTER and odd > self.numbers and self.commas < odd / 2
+
+    def _plain(self, column: pa.Array) -> bool:
+        """Take a batch in which every value is a plain number, at once; False where it is not one."""
+        if self.form.decimal != "." or self.form.thousands or pa.types.is_dictionary(column.type):
+            return False
+        known = without_missing(pc.utf8_trim_whitespace(column), (*self.form.missing, *USUAL_MISSING))
+        try:
+            pc.cast(known[:1], pa.float64())
+            pc.cast(known, pa.float64())
+        except pa.ArrowInvalid:
+            return False
+        if pc.any(pc.match_substring_regex(known, r"^[+-]?0[0-9]+$")).as_py():
+            return False
+        self.numbers += len(known)
+        if len(self.distinct) < 1000:
+            self.distinct.update(pc.unique(known).to_pylist()[:1000])
+        return True
+
+    def _count(self, text: str, count: int) -> None:
+        if not text or text in self.form.missing or text in USUAL_MISSING:
+            return
+        if number_of(text, self.form.decimal, self.form.thousands) is None:
+            self.commas += count if _COMMA.fullmatch(text) else 0
+            self.other[text] += count
+        else:
+            self.numbers += count
+            if is_code(text):
+                self.padded += count
+                self.example = self.example or text
+            if len(self.distinct) < 1000:
+                self.distinct.add(text)
+
+    def done(self, max_categories: int) -> tuple[Reading | None, Finding | None]:
+        """Return how the numbers are read, None for a category, and what is worth saying about it."""
+        odd = self.other.total()
+        total = self.numbers + odd
+        if self.commas and (self.numbers + self.commas) >= (1 - _ODD) * total:
+            example = next(text for text in self.other if _COMMA.fullmatch(text))
+            raise DataError(
+                f"column '{self.name}' has numbers like '{example}': set data.decimal: ',' where the comma stands before fractions, or data.thousands "
+                "to the sign between groups of three digits; or add the column to data.categorical if these are no numbers"
+            )
+        if not total or self.settled or odd > _ODD * total:
+            return None, None
+        if self.padded:
+            return None, self._said(
+                f"column '{self.name}' has digits behind a zero in {self.padded:,} of {total:,} values, like '{self.example}': it is read as text, a category. "
+                "Add it to data.categorical to say so, or to data.drop"
+            )
+        reading = Reading("number", self.form.missing, self.form.decimal, self.form.thousands)
+        if not odd:
+            return reading, None
+        some = f"column '{self.name}' is a number in all but {odd:,} of {total:,} values: {counted(self.other)}"
+        if len(self.other) > _MOST_ODD or len(self.distinct) <= max_categories:
+            return None, self._said(
+                f"{some}. It is read as a category. Add those values to data.missing_values to read numbers, or the column to data.categorical"
+            )
+        return Reading(
+            "number", (*self.form.missing, *sorted(self.other)), self.form.decimal, self.form.thousands
+        ), self._said(
+            f"{some}. They count as missing. Add them to data.missing_values if they are, or the column to data.categorical"
+        )
+
+    def _said(self, message: str) -> Finding:
+        return Finding("columns", "warning", self.name, message)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def series_of(column: pa.Array) -> pd.Series[Any]:
+    """Return a column as a Series in which integers keep all their digits, also beside missing values."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode() if pa.types.is_integer(column.type.value_type) else column
+    if pa.types.is_integer(column.type) and column.null_count:
+        return column.to_pandas(types_mapper=_INTEGERS.get)
+    if pa.types.is_date(column.type):
+        column = pc.cast(column, pa.timestamp("us"))
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = pc.cast(column, pa.timestamp("us", column.type.tz), safe=False)
+    return column.to_pandas()
+
+
+def numbers(name: str, column: pa.Array, reading: Reading) -> FloatMatrix:
+    """Return (n,) float32 of a column, NaN where it is missing. Raises DataError where it holds other text."""
+    if kind_of(column.type) in ("number", "empty"):
+        found = floats(column)
+        tokens = [np.float32(each) for each in map(number_of, reading.missing) if each is not None]
+        return np.where(np.isin(found, tokens), np.float32("nan"), found) if tokens else found
+    if pa.types.is_boolean(column.type):
+        return floats(pc.cast(column, pa.int8()))
+    if not pa.types.is_dictionary(column.type) and reading.decimal == "." and not reading.thousands:
+        text = pc.utf8_trim_whitespace(column)
+        gone = pc.is_in(text, value_set=pa.array(["", *reading.missing, *USUAL_MISSING], text.type))
+        try:
+            return floats(pc.cast(pc.if_else(gone, pa.scalar(None, text.type), text), pa.float64()))
+        except pa.ArrowInvalid:
+            pass  # a percent sign, a currency, or no number: one by one
+    found, wrong = reading.numbers(series_of(column))
+    if wrong:
+        from rareclass.core.dataset import not_numbers
+
+        raise not_numbers(name, wrong, len(found))
+    with np.errstate(over="ignore"):
+        return found.astype(np.float32)
+
+
+def times(column: pa.Array, reading: TimeReading) -> tuple[AnyArray, pd.Series[Any]]:
+    """Return (n,) datetime64[us] in UTC, NaT where it is no time, and the raw values of those rows."""
+    found, _ = reading.read(series_of(column))
+    bad = np.isnat(found)
+    return found, column.filter(pa.array(bad)).to_pandas() if bad.any() else pd.Series([], dtype=object)
