@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -64,7 +65,8 @@ class Feature:
         return next((other for other in spellings(value) if other in known), text)
 
     def logged(self, values: Any) -> list[Any]:
-        """Return (n,) values as they are kept in JSON and read back to the same: floats, or texts; None where missing.
+        """Return (n,) values as they are kept in JSON and read back to the same: numbers with all their digits (7.0 is
+        written 7, whatever the type of its column), or texts; None where missing.
 
         Raises DataError where a numeric column holds text.
         """
@@ -73,10 +75,7 @@ class Feature:
         numbers, wrong = self.reading.numbers(values)
         if wrong:
             raise not_numbers(self.name, wrong, len(numbers))
-        whole = pd.api.types.is_integer_dtype(getattr(values, "dtype", object))
-        kept = numbers.astype(object)
-        kept[~np.isfinite(numbers)] = None
-        return [None if number is None else int(number) if whole else number for number in kept.tolist()]
+        return [_json_number(number) for number in numbers.tolist()]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +88,12 @@ class Feature:
         # of a version that did not say how it reads
         levels = [level for level in categories if level != OTHER]
         return Feature(raw["name"], kind, categories, NUMBER if kind == "numeric" else reading_of(levels))
+
+
+def _json_number(number: float) -> int | float | None:
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def not_numbers(name: str, wrong: Mapping[str, int], rows: int) -> DataError:

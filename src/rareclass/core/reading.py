@@ -212,7 +212,7 @@ def spellings(value: object) -> tuple[str, ...]:
     if found is None or isinstance(value, (str, bytes)):
         return ()
     if isinstance(value, (bool, np.bool_)):
-        return (found, found.lower(), found.upper())
+        return (found, found.lower(), found.upper(), str(int(value)))
     if isinstance(value, (int, float, np.number, Decimal)) and _WHOLE.fullmatch(found):
         return (found, f"{found}.0")
     return (found,)
@@ -243,9 +243,9 @@ def number_of(text: str, decimal: str = ".", thousands: str = "") -> float | Non
     bare = sign + bare[len(sign) :].strip(f"{_MONEY} \u00a0")
     if _INFINITE.fullmatch(bare):
         return float(bare)
-    if thousands and thousands in bare:
+    mark = r"[ \u00a0\u202f]" if thousands == " " else re.escape(thousands)
+    if thousands and re.search(mark, bare):
         whole, point, rest = bare.partition(decimal)
-        mark = r"[ \u00a0\u202f]" if thousands == " " else re.escape(thousands)
         if not re.fullmatch(rf"[+-]?\d{{1,3}}(?:{mark}\d{{3}})+", whole):
             return None
         bare = re.sub(mark, "", whole) + point + rest

@@ -144,7 +144,7 @@ class TimeReading:
             found[valid] = _counted(series, numbers, fraction, unit, self.origin)[valid]
         else:
             for name in EPOCHS if not unit else (unit,):
-                low, high = _RANGES[name] if not unit else (-(2**63), 2**63 - 1)
+                low, high = (-(2**63), 2**63 - 1) if self.given else _RANGES[name]
                 inside = valid & (numbers >= low) & (numbers < high)
                 found[inside] = _epoch(series, numbers, fraction, name)[inside]
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -175,7 +176,7 @@ def score_and_log(
     )
     done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
     column = id_column or config.data.id
-    ids = _Ids(column, model.schema.names)
+    ids = _Ids(column, model.schema)
     with Store(config.store.url) as store:
         store.migrate()
         logged = sum(
@@ -245,18 +246,15 @@ def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.Datetime
 
 def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list[str]:
     """Each row's features as JSON text, as the version reads them: numbers with all digits, categories as text, missing as null."""
-    columns = []
-    for feature in schema.features:
-        if feature.name in names:
-            columns.append(feature.logged(frame[feature.name]))
+    columns = [feature.logged(frame[feature.name]) for feature in schema.features if feature.name in names]
     return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in zip(*columns, strict=True)]
 
 
 class _Ids:
     """Request ids of the rows of one file, batch by batch."""
 
-    def __init__(self, column: str | None, names: Sequence[str]) -> None:
-        self.column, self.names = column, list(names)
+    def __init__(self, column: str | None, schema: Schema) -> None:
+        self.column, self.schema = column, schema
         self.seen: Counter[str] = Counter()
 
     def of(self, frame: pd.DataFrame) -> AnyArray:
@@ -278,12 +276,10 @@ class _Ids:
         return np.asarray(ids.to_numpy(dtype=object))
 
     def _from_content(self, frame: pd.DataFrame) -> AnyArray:
-        """The hash of a row; equal rows are told apart by their number."""
-        import pandas as pd
-
+        """The hash of a row's features as they are logged, whatever file they came in; equal rows are told apart by their number."""
         ids = []
-        for value in pd.util.hash_pandas_object(frame[self.names], index=False):
-            name = f"{value:016x}"
+        for text in _features(frame, self.schema, self.schema.names):
+            name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
             ids.append(f"{name}-{self.seen[name]}")
             self.seen[name] += 1
         return np.array(ids, dtype=object)
