@@ -308,7 +308,11 @@ def score(
 
 @app.command()
 def serve(
-    config: ConfigOption,
+    config: MaybeConfig = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="URI", help="Serve this version as it is, without registry and shadows."),
+    ] = None,
     await_champion: Annotated[
         float | None,
         typer.Option(
@@ -322,10 +326,18 @@ def serve(
     """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
     from rareclass.services.serving import serve as service
 
-    if await_champion is not None:
-        terminal.lines([f"version {service.wait_for_champion(_config(config, overrides), await_champion)} is there"])
+    if config is None and model is None:
+        raise ConfigError("serve needs to know what. Pass -c CONFIG for its champion, or --model URI for one version")
+    if await_champion is not None and (config is None or model is not None):
+        raise ConfigError("--await-champion asks a registry. Pass it with -c CONFIG, and no --model")
+    if config is None:
+        service.serve(service.settings_of(str(model), overrides or ()), model)
         return
-    service.serve(_config(config, overrides))
+    settings = _config(config, overrides)
+    if await_champion is not None:
+        terminal.lines([f"version {service.wait_for_champion(settings, await_champion)} is there"])
+        return
+    service.serve(settings, model)
 
 
 @app.command()
@@ -724,7 +736,7 @@ def deploy(
     config: ConfigOption,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the object that serves.")],
     kind: Annotated[
-        str, typer.Option("--kind", metavar="seldon|deployment|statefulset", help="What it is.")
+        str, typer.Option("--kind", metavar="seldon|kserve|deployment|statefulset", help="What it is.")
     ] = "seldon",
     namespace: Annotated[
         str | None, typer.Option("--namespace", metavar="NAME", help="Default: of this pod, or of the present context.")

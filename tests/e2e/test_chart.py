@@ -68,6 +68,10 @@ def pod_specs(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
             yield where, spec["template"]["spec"], False
         elif each["kind"] == "SeldonDeployment":
             yield where, spec["predictors"][0]["componentSpecs"][0]["spec"], True
+        elif each["kind"] == "InferenceService":
+            yield where, spec["predictor"], False
+        elif each["kind"] == "ServingRuntime":
+            yield where, {"automountServiceAccountToken": False, **spec}, True
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def test_an_unknown_value_is_refused_with_its_name() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["serving.spool.persistent=true"], "set serving.backend to deployment"),
+        (["serving.spool.persistent=true", "serving.backend=kserve"], "set serving.backend to deployment"),
         (["postgresql.enabled=false"], "no store: set store.existingSecret.name"),
         (["mlflow.enabled=false"], "no MLflow: set tracking.uri"),
         (["jobs.labels.enabled=true"], "jobs.labels.enabled needs jobs.labels.source"),
@@ -182,22 +186,84 @@ def test_the_configuration_that_the_pods_read_is_accepted_by_rareclass() -> None
 def test_no_template_sets_the_version_that_a_deployment_pins() -> None:
     for values in VALUES:
         for each in render("-f", str(CHART / "ci" / f"{values}-values.yaml")):
-            if each["kind"] in ("SeldonDeployment", "Deployment", "StatefulSet"):
+            if each["kind"] in ("SeldonDeployment", "InferenceService", "Deployment", "StatefulSet"):
                 assert "annotations" not in each["spec"], "a map that is absent is left alone by an upgrade"
+                assert "rareclass.io/version" not in each["metadata"].get("annotations", {})
                 template = each["spec"].get("template", {}).get("metadata", {})
                 assert "rareclass.io/version" not in template.get("annotations", {})
 
 
 @needs_helm
-def test_both_backends_run_the_same_pod_behind_the_same_service() -> None:
-    seldon, plain = (render(*SMALL, "--set", f"serving.backend={each}") for each in ("seldon", "deployment"))
-    assert of(seldon, "Service", "release-serving") == of(plain, "Service", "release-serving")
-    mine = of(seldon, "SeldonDeployment")["spec"]["predictors"][0]["componentSpecs"][0]
-    theirs = of(plain, "Deployment", "release-serving")["spec"]["template"]
-    assert mine["metadata"]["labels"] == theirs["metadata"]["labels"]
-    ours, others = mine["spec"]["containers"][0], theirs["spec"]["containers"][0]
-    assert ours == {name: value for name, value in others.items() if name not in ("ports", "lifecycle")}
-    assert mine["spec"]["initContainers"] == theirs["spec"]["initContainers"]
+def test_every_backend_runs_the_same_pod_behind_the_same_service() -> None:
+    rendered = {each: render(*SMALL, "--set", f"serving.backend={each}") for each in ("seldon", "kserve", "deployment")}
+    services = [of(objects, "Service", "release-serving") for objects in rendered.values()]
+    assert services[0] == services[1] == services[2]
+    plain = of(rendered["deployment"], "Deployment", "release-serving")["spec"]["template"]
+    seldon = of(rendered["seldon"], "SeldonDeployment")["spec"]["predictors"][0]["componentSpecs"][0]
+    kserve = of(rendered["kserve"], "InferenceService")
+    wanted, labels = plain["spec"]["containers"][0], plain["metadata"]["labels"]
+    assert seldon["metadata"]["labels"] == kserve["metadata"]["labels"] == labels
+    ours = seldon["spec"]["containers"][0]
+    assert ours == {name: value for name, value in wanted.items() if name not in ("ports", "lifecycle")}
+    predictor = kserve["spec"]["predictor"]
+    assert predictor["containers"] == [wanted | {"name": "kserve-container"}]
+    assert seldon["spec"]["initContainers"] == predictor["initContainers"] == plain["spec"]["initContainers"]
+    assert all(predictor[name] == value for name, value in plain["spec"].items() if name != "containers")
+    assert (
+        predictor["deploymentStrategy"]
+        == of(rendered["deployment"], "Deployment", "release-serving")["spec"]["strategy"]
+    )
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        ((), "Deployment"),
+        (("machinelearning.seldon.io/v1",), "SeldonDeployment"),
+        (("serving.kserve.io/v1beta1",), "InferenceService"),
+        (("machinelearning.seldon.io/v1", "serving.kserve.io/v1beta1"), "SeldonDeployment"),
+    ],
+)
+def test_the_backend_is_what_the_cluster_has_unless_the_values_name_one(found: tuple[str, ...], kind: str) -> None:
+    there = [word for each in found for word in ("--api-versions", each)]
+    names = {each["kind"]: each["metadata"]["name"] for each in render(*SMALL, *there)}
+    assert ({"SeldonDeployment", "InferenceService"} & names.keys()) == ({kind} - {"Deployment"})
+    named = {each["kind"] for each in render(*SMALL, *there, "--set", "serving.backend=kserve")}
+    assert "InferenceService" in named
+    assert "SeldonDeployment" not in named
+
+
+@needs_helm
+def test_no_label_of_an_inference_service_changes_with_the_chart() -> None:
+    """KServe gives its labels and annotations to the pods: one that changes with every release would roll them all."""
+    found = of(render(*SMALL, "--set", "serving.backend=kserve"), "InferenceService")["metadata"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & found["labels"].keys()
+
+
+@needs_helm
+def test_requests_pass_kserves_agent_where_it_logs_them() -> None:
+    logger = ("--set", "serving.kserve.logger.url=http://sink/", "--set", "serving.kserve.logger.mode=all")
+    objects = render(*SMALL, "--set", "serving.backend=kserve", *logger)
+    assert of(objects, "InferenceService")["spec"]["predictor"]["logger"] == {"url": "http://sink/", "mode": "all"}
+    assert of(objects, "Service", "release-serving")["spec"]["ports"][0]["targetPort"] == 9081
+    assert {"port": 9081} in of(objects, "NetworkPolicy", "release-serving")["spec"]["ingress"][0]["ports"]
+
+
+@needs_helm
+def test_the_workflow_may_change_the_inference_service_and_deploys_that_kind() -> None:
+    turn = ("--set", "retrain.enabled=true", "--set", "retrain.runner=pod", "--set", "serving.backend=kserve")
+    objects = render(*SMALL, *turn)
+    rules = of(objects, "Role", "release-workflow")["rules"]
+    assert {
+        "apiGroups": ["serving.kserve.io"],
+        "resources": ["inferenceservices"],
+        "resourceNames": ["release"],
+        "verbs": ["get", "patch"],
+    } in rules
+    step = next(each for each in of(objects, "WorkflowTemplate")["spec"]["templates"] if each["name"] == "deploy")
+    words = step["container"]["args"]
+    assert words[words.index("--kind") + 1 : words.index("--kind") + 4] == ["kserve", "--name", "release"]
 
 
 @needs_helm
@@ -211,7 +277,11 @@ def test_a_persistent_spool_is_a_stateful_set_with_a_volume_per_pod() -> None:
 @needs_helm
 def test_autoscaling_owns_the_number_of_pods() -> None:
     arguments = (*SMALL, "--set", "serving.autoscaling.enabled=true")
-    assert "replicas" not in of(render(*arguments), "SeldonDeployment")["spec"]["predictors"][0]
+    seldon = of(render(*arguments, "--set", "serving.backend=seldon"), "SeldonDeployment")
+    assert "replicas" not in seldon["spec"]["predictors"][0]
+    kserve = of(render(*arguments, "--set", "serving.backend=kserve"), "InferenceService")
+    assert kserve["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "hpa"
+    assert (kserve["spec"]["predictor"]["minReplicas"], kserve["spec"]["predictor"]["scaleTarget"]) == (2, 70)
     objects = render(*arguments, "--set", "serving.backend=deployment")
     assert "replicas" not in of(objects, "Deployment", "release-serving")["spec"]
     assert of(objects, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "release-serving"

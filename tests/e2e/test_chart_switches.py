@@ -29,8 +29,12 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "seldon": {"serving.backend": "seldon"},
         "deployment": {"serving.backend": "deployment"},
         "statefulset": {"serving.backend": "deployment", "serving.spool.persistent": True},
+        "kserve": {"serving.backend": "kserve"},
+        "logged": {"serving.backend": "kserve", "serving.kserve.logger": {"mode": "all", "url": "http://sink.example/events"}},
+        "found": {},
         "off": {"serving.enabled": False},
     },
+    "runtime": {"on": {"serving.kserve.runtime.enabled": True}, "off": {}},
     "autoscaling": {"on": {"serving.autoscaling.enabled": True}, "off": {}},
     "budget": {"on": {}, "off": {"serving.podDisruptionBudget.enabled": False}},
     "tokens": {

@@ -1,4 +1,14 @@
-{{- /* The pod that serves, the same behind Seldon and in a Deployment. Seldon adds ports, MLSERVER_* variables and a preStop. */ -}}
+{{- /* What runs the pod: as the values say, else what the cluster has. Seldon first, so that a release stays where it is when KServe comes beside it. */ -}}
+{{- define "rareclass.backend" -}}
+{{- if .Values.serving.backend -}}{{ .Values.serving.backend }}
+{{- else if .Values.serving.spool.persistent -}}deployment
+{{- else if .Capabilities.APIVersions.Has "machinelearning.seldon.io/v1" -}}seldon
+{{- else if .Capabilities.APIVersions.Has "serving.kserve.io/v1beta1" -}}kserve
+{{- else -}}deployment
+{{- end -}}
+{{- end -}}
+
+{{- /* The pod that serves, the same behind Seldon, KServe and in a Deployment. Seldon adds ports, MLSERVER_* variables and a preStop. */ -}}
 {{- define "rareclass.servingPod" -}}
 {{- $name := include "rareclass.fullname" . -}}
 {{- $serving := .Values.serving -}}
@@ -40,13 +50,13 @@ initContainers:
       - {name: config, mountPath: /config, readOnly: true}
       - {name: tmp, mountPath: /tmp}
 containers:
-  - name: {{ include "rareclass.model" . }}
+  - name: {{ eq (include "rareclass.backend" .) "kserve" | ternary "kserve-container" (include "rareclass.model" .) }}
     image: {{ include "rareclass.image" (list . "serving") }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
     args: [serve, -c, /config/config.yaml]
     {{- include "rareclass.trackingEnvFrom" . | nindent 4 }}
     env: {{- include "rareclass.servingEnv" . | nindent 6 }}
-    {{- if ne $serving.backend "seldon" }}
+    {{- if ne (include "rareclass.backend" .) "seldon" }}
     ports:
       - {name: http, containerPort: 9000}
       - {name: grpc, containerPort: 9500}
@@ -54,20 +64,7 @@ containers:
     lifecycle:
       preStop: {exec: {command: [/bin/sh, -c, /bin/sleep 10]}}
     {{- end }}
-    startupProbe: # the version is loaded and has scored its golden rows
-      httpGet: {path: /v2/health/ready, port: 9000}
-      periodSeconds: 2
-      failureThreshold: {{ div $serving.startSeconds 2 | max 1 }}
-    readinessProbe:
-      httpGet: {path: /v2/health/ready, port: 9000}
-      periodSeconds: 3
-      timeoutSeconds: 2
-      failureThreshold: 2
-    livenessProbe:
-      httpGet: {path: /v2/health/live, port: 9000}
-      periodSeconds: 10
-      timeoutSeconds: 5
-      failureThreshold: 6
+    {{- include "rareclass.servingProbes" . | nindent 4 }}
     securityContext: {{- include "rareclass.containerSecurity" . | nindent 6 }}
     resources: {{- toYaml $serving.resources | nindent 6 }}
     volumeMounts:
@@ -95,4 +92,26 @@ volumes:
 {{- with .Values.serving.env }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- /* Does KServe's agent report requests and answers? */ -}}
+{{- define "rareclass.logged" -}}
+{{- if and (eq (include "rareclass.backend" .) "kserve") .Values.serving.kserve.logger }}true{{ end -}}
+{{- end -}}
+
+{{- define "rareclass.servingProbes" -}}
+startupProbe: # the version is loaded and has scored its golden rows
+  httpGet: {path: /v2/health/ready, port: 9000}
+  periodSeconds: 2
+  failureThreshold: {{ div .Values.serving.startSeconds 2 | max 1 }}
+readinessProbe:
+  httpGet: {path: /v2/health/ready, port: 9000}
+  periodSeconds: 3
+  timeoutSeconds: 2
+  failureThreshold: 2
+livenessProbe:
+  httpGet: {path: /v2/health/live, port: 9000}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
 {{- end -}}

@@ -99,3 +99,20 @@ def test_a_served_booster_scores_with_one_thread_and_the_same() -> None:
     serve._one_thread(Ensemble((Member(fitted=learner, kept=1.0, weight=1.0),)))
     assert json.loads(booster.save_config())["learner"]["generic_param"]["nthread"] == "1"
     assert np.array_equal(learner.score(x), before)
+
+
+def test_a_version_that_lies_somewhere_is_served_with_its_own_columns_and_logged_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name and columns are those of its training; the store of its training is another place's."""
+    trained = small_model.config(
+        tmp_path / "there", serve={"http_port": 1}, data={"path": "x", "target": "y", "time": "ts"}
+    )
+    small_model.model(1, config=dump(trained)).save(tmp_path / "version")
+    monkeypatch.setenv("RARECLASS_STORE_URL", "sqlite:///here.db")
+    found = serve.settings_of(str(tmp_path / "version"), ["serve.spool=/spool", "name=claims"])
+    assert (found.name, found.data.time, found.store.url) == ("claims", "ts", "sqlite:///here.db")
+    assert (found.serve.spool, found.serve.http_port) == ("/spool", 8080)
+    small_model.model(1).save(tmp_path / "bare")
+    with pytest.raises(ModelError, match="Pass -c CONFIG beside --model"):
+        serve.settings_of(str(tmp_path / "bare"))

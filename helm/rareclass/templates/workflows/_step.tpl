@@ -35,10 +35,11 @@ app.kubernetes.io/component: workflow
 
 {{- /* Name of the object that serves, as the deploy step patches it. */ -}}
 {{- define "rareclass.servingKind" -}}
-{{- if eq .Values.serving.backend "seldon" }}seldon{{ else if .Values.serving.spool.persistent }}statefulset{{ else }}deployment{{ end -}}
+{{- $backend := include "rareclass.backend" . -}}
+{{- if ne $backend "deployment" }}{{ $backend }}{{ else if .Values.serving.spool.persistent }}statefulset{{ else }}deployment{{ end -}}
 {{- end -}}
 {{- define "rareclass.servingObject" -}}
-{{ include "rareclass.fullname" . }}{{ if ne .Values.serving.backend "seldon" }}-serving{{ end }}
+{{ include "rareclass.fullname" . }}{{ if eq (include "rareclass.backend" .) "deployment" }}-serving{{ end }}
 {{- end -}}
 
 {{- /* Secret in the namespace of the pipeline's steps with what opens the store; the release's own where they run beside it. */ -}}

@@ -9,16 +9,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from rareclass.errors import MissingExtra, ModelError, RareclassError, unknown
 
 VERSION_ANNOTATION = "rareclass.io/version"
-KINDS = ("seldon", "deployment", "statefulset")
 PAUSE_SECONDS = 2.0
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_SELDON = ("machinelearning.seldon.io", "v1")
 _BROKEN = ("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "InvalidImageName")
 
 
@@ -36,8 +35,34 @@ class Rollout:
     text: str
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One kind of object that serves.
+
+    resource : group, version and plural of its API
+    annotated : where in it the annotations stand that reach the pods
+    label, suffix : how its Deployments are found: by a label whose value is the object's name, or by their own name, which is
+        the object's and a suffix; neither: it is the workload itself
+    """
+
+    resource: tuple[str, str, str]
+    annotated: tuple[str, ...]
+    label: str = ""
+    suffix: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    # Seldon copies spec.annotations to its pods, and not those of the object itself (seen with operator 1.16)
+    "seldon": Kind(("machinelearning.seldon.io", "v1", "seldondeployments"), ("spec",), label="seldon-deployment-id"),
+    "kserve": Kind(("serving.kserve.io", "v1beta1", "inferenceservices"), ("metadata",), suffix="-predictor"),
+    "deployment": Kind(("apps", "v1", "deployments"), ("spec", "template", "metadata")),
+    "statefulset": Kind(("apps", "v1", "statefulsets"), ("spec", "template", "metadata")),
+}
+DEPLOYMENTS = KINDS["deployment"].resource
+
+
 class Target:
-    """One object that serves: a SeldonDeployment, a Deployment or a StatefulSet.
+    """One object that serves: a SeldonDeployment, an InferenceService, a Deployment or a StatefulSet.
 
     The version is an annotation of its pods that the server reads as RARECLASS_VERSION: changing it is a rolling update.
     """
@@ -53,32 +78,28 @@ class Target:
             config.load_config()
         self.kind, self.name = kind, name
         self.namespace = namespace or _namespace(config)
-        self._apps, self._core, self._objects = client.AppsV1Api(), client.CoreV1Api(), client.CustomObjectsApi()
+        self._api = KINDS[kind]
+        self._core, self._objects = client.CoreV1Api(), client.CustomObjectsApi()
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
 
     def version(self) -> str | None:
         """Return the version it is pinned to; None: whatever the alias says. Raises ModelError when it is not there."""
-        found = self._read()
-        # Seldon copies spec.annotations to its pods, and not those of the object itself (seen with operator 1.16)
-        where = found["spec"] if self.kind == "seldon" else found["spec"]["template"]["metadata"]
+        where: Any = self._read()
+        for part in self._api.annotated:
+            where = where.get(part) or {}
         value = (where.get("annotations") or {}).get(VERSION_ANNOTATION)
         return value or None
 
     def point(self, version: str | None) -> None:
         """Pin it to a version; None takes the pin away."""
-        annotations = {"annotations": {VERSION_ANNOTATION: version}}
-        change: dict[str, Any] = {"spec": annotations} if self.kind == "seldon" else {"metadata": annotations}
+        change: dict[str, Any] = {"annotations": {VERSION_ANNOTATION: version}}
+        for part in reversed(self._api.annotated):
+            change = {part: change}
+        group, number, plural = self._api.resource
         with self._told(f"{self} cannot be changed"):
-            if self.kind == "seldon":
-                self._objects.patch_namespaced_custom_object(
-                    *_SELDON, self.namespace, "seldondeployments", self.name, change
-                )
-            elif self.kind == "deployment":
-                self._apps.patch_namespaced_deployment(self.name, self.namespace, {"spec": {"template": change}})
-            else:
-                self._apps.patch_namespaced_stateful_set(self.name, self.namespace, {"spec": {"template": change}})
+            self._objects.patch_namespaced_custom_object(group, number, self.namespace, plural, self.name, change)
 
     def wait(
         self, version: str | None, seconds: float, progress: Callable[[str, str], None], *,
@@ -106,7 +127,7 @@ class Target:
         done = True
         for each in objects:
             spec, status = each["spec"], each.get("status") or {}
-            pinned = ((spec["template"]["metadata"].get("annotations")) or {}).get(VERSION_ANNOTATION) or None
+            pinned = (spec["template"]["metadata"].get("annotations") or {}).get(VERSION_ANNOTATION) or None
             wanted = int(spec.get("replicas", 1))
             ready, total = int(status.get("updatedReplicas") or 0), int(status.get("replicas") or 0)
             up = int(status.get("readyReplicas") or 0)
@@ -116,24 +137,34 @@ class Target:
         return Rollout(done, "; ".join(parts))
 
     def _workloads(self) -> list[dict[str, Any]]:
-        with self._told(f"{self} cannot be read"):
-            if self.kind == "seldon":
-                found = self._apps.list_namespaced_deployment(
-                    self.namespace, label_selector=f"seldon-deployment-id={self.name}"
-                )
-                return [_plain(each) for each in found.items]
+        """The Deployments or the StatefulSet whose pods answer; none while nobody has made them yet."""
+        if self._api.suffix:
+            made = self._read(DEPLOYMENTS, f"{self.name}{self._api.suffix}", optional=True)
+            return [made] if made else []
+        if not self._api.label:
             return [self._read()]
-
-    def _read(self) -> dict[str, Any]:
+        group, number, plural = DEPLOYMENTS
         with self._told(f"{self} cannot be read"):
-            if self.kind == "seldon":
+            found = self._objects.list_namespaced_custom_object(
+                group, number, self.namespace, plural, label_selector=f"{self._api.label}={self.name}"
+            )
+        return list(found["items"])
+
+    def _read(
+        self, resource: tuple[str, str, str] | None = None, name: str | None = None, *, optional: bool = False
+    ) -> dict[str, Any]:
+        """One object as it stands in the API, by default the one that serves; with ``optional`` empty when it is not there."""
+        group, number, plural = resource or self._api.resource
+        with self._told(f"{self} cannot be read"):
+            try:
                 found: dict[str, Any] = self._objects.get_namespaced_custom_object(
-                    *_SELDON, self.namespace, "seldondeployments", self.name
+                    group, number, self.namespace, plural, name or self.name
                 )
-                return found
-            if self.kind == "deployment":
-                return _plain(self._apps.read_namespaced_deployment(self.name, self.namespace))
-            return _plain(self._apps.read_namespaced_stateful_set(self.name, self.namespace))
+            except Exception as error:
+                if optional and getattr(error, "status", None) == HTTPStatus.NOT_FOUND:
+                    return {}
+                raise
+            return found
 
     def _why(self) -> str:
         """What the pods that are not ready say."""
@@ -176,13 +207,6 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = 
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{url} does not answer: {error}") from None
-
-
-def _plain(found: Any) -> dict[str, Any]:
-    from kubernetes import client
-
-    plain: dict[str, Any] = client.ApiClient().sanitize_for_serialization(found)
-    return plain
 
 
 def _namespace(config: Any) -> str:

@@ -112,6 +112,22 @@ def _one_thread(learner: Any) -> None:
         booster.set_param({"nthread": 1})
 
 
+def settings_of(model: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration to serve a version with that lies somewhere, without a registry or a file.
+
+    Names and columns are those that it was trained with; where to log and to listen is this place's: the environment's
+    (RARECLASS_STORE_URL), ``overrides`` and the defaults. Raises ModelError, ConfigError.
+    """
+    from rareclass.adapters.registry import load_model
+    from rareclass.config import with_environment, with_overrides
+
+    trained = load_model(model).meta.get("config") or {}
+    if "data" not in trained:
+        raise ModelError(f"the version at '{model}' does not say how it was trained. Pass -c CONFIG beside --model")
+    raw = {name: trained[name] for name in ("name", "data") if name in trained}
+    return parse_config(with_overrides(with_environment(raw), overrides))
+
+
 def serve(config: Config, model: str | None = None, environment: Mapping[str, str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then what was logged is shipped to the store.
 
