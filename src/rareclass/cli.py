@@ -268,7 +268,9 @@ def score(
     id_column: Annotated[
         str | None,
         typer.Option(
-            "--id", metavar="COL", help="With --log: column of request ids; default: `data.id`, else a hash of the row."
+            "--id",
+            metavar="COL",
+            help="With --log: column of request ids; default: `data.id`, else `request_id` is made.",
         ),
     ] = None,
     quiet: QuietOption = False,
@@ -301,7 +303,8 @@ def score(
     more = f", {done.logged:,} new in the prediction log of version {done.version}" if log else ""
     terminal.lines(
         [
-            f"{done.rows:,} rows, {done.flagged:,} flagged at {done.threshold:.4g} ({done.operating_point}), mean score {done.mean_score:.4g}{more}: {done.output}"
+            f"{done.rows:,} rows, {done.flagged:,} flagged at {done.threshold:.4g} ({done.operating_point}), mean score {done.mean_score:.4g}{more}: {done.output}",
+            *done.notes,
         ]
     )
 

@@ -110,6 +110,14 @@ def test_rows_twice_in_one_batch_are_stored_once(store: Store) -> None:
     assert store.window("fraud", *ALWAYS)["score"].tolist() == [0.0, 0.01, 0.02, 0.03]
 
 
+def test_an_id_that_comes_again_with_other_features_is_counted_and_a_request_sent_again_is_not(store: Store) -> None:
+    rows = predictions().assign(features='{"a": 1.0}')
+    store.add_predictions(rows)
+    assert store.reused(rows.assign(features='{"a":1}', version="2", score=0.9)) == 0
+    assert store.reused(rows.assign(features=['{"a": 2}', *rows["features"][1:]])) == 1
+    assert store.reused(rows.assign(features=None, score=rows["score"] + 0.1)) == len(rows)
+
+
 def test_models_do_not_see_each_other(store: Store) -> None:
     store.add_predictions(predictions())
     assert store.add_predictions(predictions(3, model="churn")) == 3

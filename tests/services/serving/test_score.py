@@ -148,13 +148,55 @@ def test_logged_rows_carry_id_time_entity_version_and_only_what_may_be_stored(
     assert score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW).logged == 0
 
 
-def test_rows_without_an_id_are_told_apart_by_their_content(registered: Config, tmp_path: Path) -> None:
+def test_rows_without_an_id_are_told_apart_by_their_file_and_place(
+    registered: Config, store: Store, tmp_path: Path
+) -> None:
     rows, _ = _batch(tmp_path, "b")
     config = registered.model_copy(update={"data": registered.data.model_copy(update={"id": None})})
     twins = pd.concat([rows, rows.iloc[:3]]).drop(columns="id")
     twins.to_parquet(tmp_path / "in.parquet")
     assert score_and_log(config, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), now=NOW).logged == 43
     assert score_and_log(config, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), now=NOW).logged == 0
+    twins.to_csv(tmp_path / "in.csv", index=False)
+    assert score_and_log(config, str(tmp_path / "in.csv"), str(tmp_path / "out.csv"), now=NOW).logged == 0
+    logged = set(store.window("small", "2026-01-01", "2026-04-01")["request_id"])
+    assert set(pd.read_parquet(tmp_path / "out.parquet")["request_id"]) == set(
+        pd.read_csv(tmp_path / "out.csv")["request_id"]
+    )
+    assert set(pd.read_csv(tmp_path / "out.csv")["request_id"]) < logged  # what labels are to name
+
+
+def test_equal_rows_of_another_day_are_logged_too(registered: Config, tmp_path: Path) -> None:
+    config = registered.model_copy(update={"data": registered.data.model_copy(update={"id": None})})
+    rows, _ = _batch(tmp_path, "e")
+    paths = str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")
+    for day in (1, 2):
+        rows.drop(columns="id").assign(ts=rows["ts"] + pd.Timedelta(days=20 + day)).to_parquet(paths[0])
+        assert score_and_log(config, *paths, now=NOW).logged == 40
+    untimed = rows.drop(columns=["id", "ts"])
+    untimed.to_parquet(paths[0])
+    assert score_and_log(config, *paths, now=NOW).logged == 40
+    assert score_and_log(config, *paths, now=NOW).logged == 0
+    assert score_and_log(config, *paths, now=NOW + pd.Timedelta(days=1)).logged == 40
+    untimed.assign(request_id="x").to_parquet(paths[0])
+    with pytest.raises(DataError, match="Pass --id request_id"):
+        score_and_log(config, *paths, now=NOW)
+
+
+def test_an_id_with_other_contents_and_times_out_of_sight_are_counted_and_told(
+    registered: Config, tmp_path: Path
+) -> None:
+    rows, source = _batch(tmp_path, "f")
+    score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    rows.assign(amount=rows["amount"] + 1.0).to_parquet(source)
+    again = score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    assert (again.logged, again.reused) == (0, 40)
+    assert "request id is there already with other contents" in again.notes[0]
+    times = ["1971-01-01"] * 3 + ["2025-09-01"] * 5 + ["2026-02-27"] * 32
+    rows.assign(id=[f"g{i}" for i in range(40)], ts=pd.to_datetime(times)).to_parquet(source)
+    done = score_and_log(registered, source, str(tmp_path / "out.parquet"), now=NOW)
+    assert (done.logged, done.expired, done.out_of_view, done.reused) == (37, 3, 5, 0)
+    assert [note.split(" rows ")[0] for note in done.notes] == ["3", "5"]
 
 
 def test_ids_that_do_not_identify_are_refused(registered: Config, tmp_path: Path) -> None:

@@ -75,9 +75,17 @@ class ScoreHistogram:
 
 
 class Metrics:
-    """The server's own series. ``depth`` and ``pending`` are asked at each scrape."""
+    """The server's own series. ``depth`` and ``reused`` are asked at each scrape."""
 
-    def __init__(self, registry: CollectorRegistry, model: str, *, depth: Callable[[], int], limit: int) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        model: str,
+        *,
+        depth: Callable[[], int],
+        limit: int,
+        reused: Callable[[], int] = lambda: 0,
+    ) -> None:
         from prometheus_client import Counter, Gauge, Histogram
 
         def named(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> Any:
@@ -106,6 +114,9 @@ class Metrics:
         )
         self.threshold = named(Gauge, "threshold_ratio", "Cut-off that decides").labels(model)
         named(Gauge, "spool_bytes", "Bytes in the spool that were not shipped").labels(model).set_function(depth)
+        named(
+            Gauge, "reused_ids_total", "Rows not stored because their request id was used before, with other contents"
+        ).labels(model).set_function(reused)
         named(Gauge, "spool_limit_bytes", "Spool size from which rows decided 0 are sampled").labels(model).set(limit)
         self.scores = ScoreHistogram("rareclass_serve_score_ratio", "Scores answered")
         registry.register(self.scores)

@@ -102,6 +102,28 @@ class Store(Database):
                 SELECT {names} FROM stage_predictions JOIN fresh USING (model, request_id, "row")"""  # noqa: S608
             return int(connection.exec_driver_sql(statement).rowcount)
 
+    def reused(self, frame: pd.DataFrame) -> int:
+        """Count the rows whose id is stored with other contents: they were not stored, the first one won.
+
+        The columns of ``add_predictions``. A request that was sent again, with the same features, is no such row.
+        """
+        rows = normal(frame, PREDICTIONS)
+        columns = [PREDICTIONS.c[name] for name in ("request_id", "row", "version", "score", "features")]
+        count = 0
+        with self.transaction() as connection:
+            for model, mine in rows.groupby("model"):
+                for at in range(0, len(mine), 500):
+                    part = mine.iloc[at : at + 500]
+                    where = PREDICTIONS.c.model == str(model), PREDICTIONS.c.request_id.in_(set(part["request_id"]))
+                    known = {
+                        (line.request_id, line.row): line
+                        for line in connection.execute(sa.select(*columns).where(*where))
+                    }
+                    for row in part.itertuples():
+                        line = known.get((row.request_id, row.row))
+                        count += line is not None and _differs(row, line)
+        return count
+
     def add_shadow_scores(self, frame: pd.DataFrame) -> int:
         """Store what other versions said about the same rows; return how many were new.
 
@@ -376,3 +398,10 @@ class Store(Database):
             LedgerEntry(**{**line, "payload": json.loads(line["payload"]), "at": to_moment(line["at"])})
             for line in lines
         ]
+
+
+def _differs(row: Any, stored: Any) -> bool:
+    """True when two predictions of one id are of different rows."""
+    if isinstance(row.features, str) and isinstance(stored.features, str):
+        return row.features != stored.features and json.loads(row.features) != json.loads(stored.features)
+    return str(row.version) == str(stored.version) and abs(row.score - stored.score) > 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import chain
@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from rareclass.core.model import RareModel
 
 
+ID = "request_id"
+"""Column of the ids that are made for rows without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What was done. ``mean_score`` is the expected prevalence; ``logged`` counts rows new in the prediction log."""
+    """What was done. ``mean_score`` is the expected prevalence.
+
+    logged : rows new in the prediction log
+    reused : rows left out of it because their id is there with other contents;  expired : because they are older than
+        ``store.retention``;  out_of_view : logged, but older than what the monitor looks at
+    """
 
     rows: int
     flagged: int
@@ -38,6 +47,27 @@ class Scored:
     output: str
     version: str | None = None
     logged: int = 0
+    reused: int = 0
+    expired: int = 0
+    out_of_view: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the logged rows, in words."""
+        found = []
+        if self.reused:
+            found.append(
+                f"{self.reused:,} rows are not in the log: their request id is there already with other contents. Give each row an id of its own (--id COLUMN)"
+            )
+        if self.expired:
+            found.append(
+                f"{self.expired:,} rows are not in the log: their time is older than store.retention. Check data.time, or set store.retention"
+            )
+        if self.out_of_view:
+            found.append(
+                f"{self.out_of_view:,} rows are older than the monitor looks back: they are kept for retraining and show in no window. Set monitor.windows to look further"
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +117,7 @@ def _write(
     reasons: int,
     prefix: str,
     progress: Callable[[int], None] | None,
+    identity: str | None = None,
 ) -> Scored:
     from rareclass.adapters import tables
 
@@ -95,7 +126,8 @@ def _write(
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         if progress is not None:
             progress(len(frame))
-        return totals.add(_with_scores(model, frame, decides[1], reasons, prefix))
+        named = frame if identity is None else _named(frame, identity, totals.rows)
+        return totals.add(_with_scores(model, named, decides[1], reasons, prefix))
 
     frames = iter(tables.read_frames(source, schema=model.schema))
     first = next(frames, None)
@@ -155,14 +187,17 @@ def score_and_log(
 ) -> Scored:
     """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
 
-    id_column : request ids, to which labels are joined; default: `data.id`, else made from the row's
-        content and how often it came before in the file. The same ids again are not logged twice.
+    id_column : request ids, to which labels are joined; default: `data.id`, else a column ``request_id`` is written: hash of
+        the file's content (and, without times, of the day) and the row's position. The same ids again are not logged twice.
     now : time of the rows where there is no `data.time` column
     Raises ModelError when there is no such version, DataError when the id column is missing or holds an id twice.
     """  # fmt: skip
+    import pandas as pd
+
     from rareclass.adapters import tables
     from rareclass.adapters.registry import Registry
     from rareclass.adapters.store import Store
+    from rareclass.core import liveness
 
     found = Registry(config.tracking.uri)
     version = found.at(config.name, alias)
@@ -174,28 +209,31 @@ def score_and_log(
     decides = operating.decides(
         model.thresholds, model.primary, point, version.point, config.serve.operating_point, where="--point"
     )
-    done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
     column = id_column or config.data.id
-    ids = _Ids(column, model.schema)
+    identity = None
+    if column is None:
+        identity = content_of(config, model, tables.read_frames(source, schema=model.schema), now)
+    done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress, identity=identity)
+    ids = _Ids(column or ID)
+    oldest = pd.Timestamp(now - config.store.retention)
+    seen = pd.Timestamp(liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0], tz="UTC")
+    counts = Counter[str]()
     with Store(config.store.url) as store:
         store.migrate()
-        logged = sum(
-            store.add_predictions(
-                prediction_rows(
-                    config,
-                    model,
-                    version.version,
-                    frame,
-                    ids.of(frame),
-                    point=done.operating_point,
-                    threshold=done.threshold,
-                    now=now,
-                    prefix=prefix,
-                )
-            )
-            for frame in tables.read_frames(output, schema=model.schema, text=[column] if column else [])
-        )
-    return Scored(**{**asdict(done), "version": version.version, "logged": logged})
+        for frame in tables.read_frames(output, schema=model.schema, text=[ids.column]):
+            rows = prediction_rows(
+                config, model, version.version, frame, ids.of(frame), point=done.operating_point,
+                threshold=done.threshold, now=now, prefix=prefix,
+            )  # fmt: skip
+            young = (rows["ts"] >= oldest).to_numpy()
+            counts["expired"] += int((~young).sum())
+            rows = rows[young]
+            fresh = store.add_predictions(rows)
+            counts["logged"] += fresh
+            counts["out_of_view"] += int((rows["ts"] < seen).sum())
+            if fresh < len(rows):
+                counts["reused"] += store.reused(rows)
+    return Scored(**{**asdict(done), **counts, "version": version.version})
 
 
 def prediction_rows(
@@ -250,39 +288,61 @@ def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list
     return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in zip(*columns, strict=True)]
 
 
+def content_of(config: Config, model: RareModel, frames: Iterable[pd.DataFrame], now: datetime) -> str:
+    """Return a hash of a file's rows as they are logged, with times and entities, whatever kind of file they came in.
+
+    Rows without a time get that of the scoring, so that the day counts too: an equal file of another day is another file.
+    """
+    whole = hashlib.sha256(config.name.encode())
+    data = config.data
+    timed = False
+    for frame in frames:
+        parts = [_features(frame, model.schema, model.schema.names)]
+        if data.time in frame:
+            timed = True
+            parts.append(_moments(model, str(data.time), frame[data.time]).astype(str).tolist())
+        if data.entity in frame:
+            parts.append([str(name) for name in TEXT.texts(frame[data.entity])])
+        for row in zip(*parts, strict=True):
+            whole.update("\0".join(row).encode("utf-8", "replace") + b"\n")
+    if not timed:
+        whole.update(f"{now:%Y-%m-%d}".encode())
+    return f"f{whole.hexdigest()[:20]}"
+
+
+def _named(frame: pd.DataFrame, identity: str, before: int) -> pd.DataFrame:
+    """Put request ids in front of rows of which ``before`` came already."""
+    if ID in frame.columns:
+        raise DataError(f"the rows have a column '{ID}' and no id was named. Pass --id {ID}, or set data.id")
+    made = frame.copy(deep=False)
+    made.insert(0, ID, [f"{identity}-{before + at}" for at in range(len(frame))])
+    return made
+
+
 class _Ids:
     """Request ids of the rows of one file, batch by batch."""
 
-    def __init__(self, column: str | None, schema: Schema) -> None:
-        self.column, self.schema = column, schema
-        self.seen: Counter[str] = Counter()
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.seen: set[str] = set()
+        self.rows = 0
 
     def of(self, frame: pd.DataFrame) -> AnyArray:
         """Return (n,) ids. Raises DataError when the column is missing, or an id is missing or there twice."""
         import pandas as pd
 
-        if self.column is None:
-            return self._from_content(frame)
         if self.column not in frame:
             raise DataError(
                 f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass --id COLUMN"
             )
         ids = pd.Series(TEXT.texts(frame[self.column]), dtype="string")
         self.seen.update(ids.dropna())
-        if ids.isna().any() or self.seen.total() > len(self.seen):
+        self.rows += len(ids)
+        if ids.isna().any() or self.rows > len(self.seen):
             raise DataError(
                 f"column '{self.column}' does not identify the rows: an id is missing or there twice. Pass --id with a column that does"
             )
         return np.asarray(ids.to_numpy(dtype=object))
-
-    def _from_content(self, frame: pd.DataFrame) -> AnyArray:
-        """The hash of a row's features as they are logged, whatever file they came in; equal rows are told apart by their number."""
-        ids = []
-        for text in _features(frame, self.schema, self.schema.names):
-            name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-            ids.append(f"{name}-{self.seen[name]}")
-            self.seen[name] += 1
-        return np.array(ids, dtype=object)
 
 
 def champion_uri(config: Config) -> str:

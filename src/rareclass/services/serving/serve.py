@@ -146,6 +146,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     from rareclass.adapters.serving.server import options, run
     from rareclass.adapters.serving.shadow import Shadows
     from rareclass.adapters.spool import Spool
+    from rareclass.services.serving.shipping import reused_ids
 
     env = os.environ if environment is None else environment
     settings, data = config.serve, config.data
@@ -157,7 +158,13 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     shipper = _Shipping(config)
     shadows = None
     try:
-        metrics = Metrics(REGISTRY, config.name, depth=spool.depth, limit=settings.spool_limit_bytes)
+        metrics = Metrics(
+            REGISTRY,
+            config.name,
+            depth=spool.depth,
+            limit=settings.spool_limit_bytes,
+            reused=lambda: reused_ids(Path(settings.spool)),
+        )
         if settings.shadows and model is None:
             raw = config.model_dump(mode="json")
             shadows = Shadows(

@@ -34,7 +34,7 @@ from rareclass.adapters.store import Store
 from rareclass.config import Config
 from rareclass.errors import RareclassError, StoreRefused
 
-REJECTED = "rejected.jsonl"
+REJECTED, REUSED = "rejected.jsonl", "reused"
 _PURGE_SECONDS = 60.0
 _BACKOFF = (0.1, 10.0)  # seconds: first and longest pause while the store is down
 
@@ -190,6 +190,12 @@ def _store(records: Sequence[bytes], folder: Path, store: Store) -> int:
     decoded = decode(records)
     try:
         fresh = store.add_predictions(decoded.predictions) if len(decoded.predictions) else 0
+        if fresh < len(decoded.predictions) and (reused := store.reused(decoded.predictions)):
+            print(
+                f"{reused} rows were not stored: their request id is in the store with other contents. Clients must send a new id with each request",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            _count_reused(folder, reused)
         fresh += store.add_shadow_scores(decoded.shadows) if len(decoded.shadows) else 0
     except StoreRefused as error:
         store.ping()  # a StoreError when the whole store is the problem
@@ -236,6 +242,23 @@ def _named(line: str) -> list[dict[str, Any]]:
     base = {"model": str(raw.get("model")), "request_id": str(raw.get("request_id")), "ts": ts}
     names = [None if entity is None else str(entity) for entity in entities] or [None]
     return [{**base, "row": row, "entity": name} for row in rows or [0] for name in dict.fromkeys(names)]
+
+
+def _count_reused(folder: Path, rows: int) -> None:
+    """Add to the number of rows that reused an id, which the server exports."""
+    file = folder / REUSED
+    known = reused_ids(folder)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(str(known + rows), encoding="utf-8")
+    temporary.replace(file)
+
+
+def reused_ids(folder: Path) -> int:
+    """Return how many rows of this spool reused the id of another one and were not stored."""
+    try:
+        return int((folder / REUSED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _reject(folder: Path, rejected: Sequence[tuple[bytes, str]]) -> None:
