@@ -199,3 +199,19 @@ def test_label_shift_needs_rows_and_a_prevalence():
         label_shift_em([0.1], 0.0)
     with pytest.raises(DataError, match="rows"):
         label_shift_em([], 0.1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        calibration.Identity(),
+        calibration.Identity(-2.0),
+        calibration.Platt(0.3, 1.7, -0.4),
+        calibration.Beta(-1.0, 0.6, 2.0, 0.3),
+        calibration.Isotonic(0.0, (-6.0, -2.0, 1.0), (-7.0, -3.0, 2.0)),
+    ],
+    ids=lambda made: made.kind,
+)
+def test_a_calibrator_can_be_undone(made):
+    raw = np.concatenate([[1e-12, 1e-6], np.linspace(0.001, 0.999, 200)])
+    np.testing.assert_allclose(calibration.logit(made.inverse(made(raw))), calibration.logit(raw), atol=1e-5)

@@ -75,6 +75,10 @@ class Calibrator(Protocol):
         """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1)."""
         ...
 
+    def inverse(self, p: ArrayLike) -> FloatArray:
+        """(n,) probabilities -> the (n,) raw scores behind them."""
+        ...
+
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -92,8 +96,24 @@ class _Map:
         """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1), in the same order."""
         return probability(_with_room(self.on_logit(logit(score) + self.offset)))
 
+    def inverse(self, p: ArrayLike) -> FloatArray:
+        """(n,) probabilities that the map gave -> the (n,) raw scores behind them, to the resolution of float64."""
+        z = logit(p)
+        above = np.clip(z - 16, 0, 3.999)
+        straight = np.minimum(z, 16) + 4 * above / (4 - above)  # what _with_room bent
+        return probability(self.off_logit(straight) - self.offset)
+
     def on_logit(self, z: FloatArray) -> FloatArray:
         return z
+
+    def off_logit(self, z: FloatArray) -> FloatArray:
+        """Undo ``on_logit``, by bisection."""
+        low, high = np.full_like(z, -1e6), np.full_like(z, 1e6)
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = self.on_logit(middle) < z
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return np.asarray((low + high) / 2, dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
@@ -109,6 +129,13 @@ class Identity(_Map):
             return np.clip(np.asarray(score, dtype=np.float64), _LOWEST, _HIGHEST)
         return super().__call__(score)
 
+    def inverse(self, p: ArrayLike) -> FloatArray:
+        """(n,) probabilities -> the (n,) raw scores behind them."""
+        return np.asarray(p, dtype=np.float64) if self.offset == 0 else super().inverse(p)
+
+    def off_logit(self, z: FloatArray) -> FloatArray:
+        return z
+
 
 @dataclass(frozen=True)
 class Platt(_Map):
@@ -119,6 +146,9 @@ class Platt(_Map):
 
     def on_logit(self, z: FloatArray) -> FloatArray:
         return self.slope * z + self.intercept
+
+    def off_logit(self, z: FloatArray) -> FloatArray:
+        return (z - self.intercept) / self.slope
 
 
 @dataclass(frozen=True)

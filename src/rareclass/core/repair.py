@@ -15,7 +15,7 @@ from rareclass.config import Config, Threshold
 from rareclass.core import calibration, drift, thresholds
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
-from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
 
@@ -173,16 +173,21 @@ def recalibrate(
 
 
 def recalibrated(
-    model: RareModel, repair: Repair, rows: Rows, raw: FloatArray, *, window: timedelta, meta: Mapping[str, Any]
+    model: RareModel, repair: Repair, scored: Scored, raw: FloatArray, *, window: timedelta, meta: Mapping[str, Any]
 ) -> RareModel:
     """Return the new version: the same learner, another calibrator and thresholds.
 
     Its reference keeps the features and the average precision of the old one, whose ranking it shares; what depends
-    on the scale of the scores comes from the given rows.
+    on the scale of the scores comes from the given matured rows. Its golden rows are those of the old one: no served row
+    gets into a version.
     """
     score = np.asarray(repair.calibrator(raw), dtype=np.float64)
     cut = float(repair.thresholds[model.primary])
-    fresh = drift.reference_profile(rows, score, threshold=cut, window=window)
+    bare = Rows(
+        Schema(()), np.empty((len(scored), 0), np.float32), scored.y, np.arange(len(scored), dtype=np.uint64),
+        time=scored.time, weight=scored.weight,
+    )  # fmt: skip
+    fresh = drift.reference_profile(bare, score, threshold=cut, window=window)
     profile: Mapping[str, Any] = fresh.to_json()
     if model.profile:
         old = drift.Profile.from_json(model.profile)
@@ -198,7 +203,7 @@ def recalibrated(
         meta={**model.meta, **meta},
         golden=None,
     )
-    return changed.with_golden(rows.x[:20])
+    return changed if model.golden is None else changed.with_golden(model.matrix(model.golden))
 
 
 def _gain(judge: Scored, new: float, old: float, objective: str, beta: float, seed: int) -> Estimate:

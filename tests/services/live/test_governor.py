@@ -22,6 +22,7 @@ from rareclass.core import operating
 from rareclass.core.calibration import Platt
 from rareclass.core.dataset import decode
 from rareclass.core.triage import Verdict
+from rareclass.errors import DataError
 from rareclass.services import promotion
 from rareclass.services.live import governor, repair
 from rareclass.services.live.monitor import Monitor
@@ -360,6 +361,26 @@ def test_a_version_in_the_shadow_decides_with_what_was_tuned_again():
     cutoff = float(np.median(model.score(x)))
     (record,) = _scored(model, Version("previous", "1", "u", {"default": cutoff, "": cutoff}), [work], "live")
     assert record["decision"] == (model.score(x) >= cutoff).astype(int).tolist()
+
+
+def test_private_columns_do_not_stop_a_recalibration_and_a_retrain_says_at_once_what_to_set(folder):
+    base = live_rows.model()
+    off = replace(base, calibrator=Platt(slope=1.0, intercept=1.5), golden=None).with_golden(
+        live_rows.features(8, np.random.default_rng(0))
+    )
+    private = {"path": "nowhere.parquet", "target": "label", "time": "ts", "label_delay": "7d", "private": ["amount"]}
+    config = make(folder, "private", "nothing", model=off, per_day=600, data=private)
+    with Monitor(config) as monitor:
+        action = repair.recalibrate(config, verdict("recalibrate"), END, monitor=monitor)
+        assert (action.outcome, action.to_version) == ("done", "2"), action.reason
+        x = live_rows.features(500, np.random.default_rng(3))
+        truth, new = live_rows.score(x), monitor.known()["champion"].model
+        assert np.mean(np.abs(new.score(x) - truth)) < 0.3 * np.mean(np.abs(off.score(x) - truth))
+        assert np.array_equal(new.matrix(new.golden), off.matrix(off.golden))  # no served row is in a version
+        with pytest.raises(
+            DataError, match=r"amount is private .data.private. and never stored. Set retrain.source: data"
+        ):
+            repair.retrain(config, verdict(), END, monitor=monitor)
 
 
 def test_broken_data_is_paged_once_per_cause_and_repairs_nothing(folder):

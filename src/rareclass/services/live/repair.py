@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ def rethreshold(
 
     champion = _champion(monitor)
     assert champion.model is not None
-    fit, judge, newest = _matured(monitor, champion, now)
+    newest = _newest(monitor, now)
+    fit, judge = repair.halves(_matured(monitor, champion, now), newest)
     before = current_thresholds(monitor, champion)
     shifted = any(reason.startswith("prevalence") for reason in verdict.reasons)
     found = repair.rethreshold(
@@ -96,11 +97,10 @@ def recalibrate(
     champion = _champion(monitor)
     assert champion.model is not None
     model = champion.model
-    rows = matured_rows(monitor, model, now, version=champion.version)
-    scored = _scored(config, rows, model)
-    newest = _newest(monitor, now)
-    fit, judge = repair.halves(scored, newest)
-    raw = model.learner.score(rows.x)
+    scored = _matured(monitor, champion, now)
+    fit, judge = repair.halves(scored, _newest(monitor, now))
+    # the learner's own scores from the deployed ones: no feature is needed, so private ones stand in nothing's way
+    raw = model.calibrator.inverse(scored.score)
     before = current_thresholds(monitor, champion)
     found = repair.recalibrate(
         fit, judge, raw[: len(fit)], raw[len(fit) :], before=before, settings=config.threshold, seed=config.train.seed
@@ -113,7 +113,7 @@ def recalibrate(
         "recalibrated_from": champion.version,
         "config": dump(config),
     }
-    made = repair.recalibrated(model, found, rows, raw, window=config.monitor.window, meta=meta)
+    made = repair.recalibrated(model, found, scored, raw, window=config.monitor.window, meta=meta)
     version = _registered(
         config, made, now, f"recalibrated from version {champion.version}: {found.reason}", found.to_json()
     )
@@ -228,6 +228,15 @@ def settled(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
     return frame.assign(label=label)[known].sort_values("ts", kind="stable")
 
 
+def private_features(config: Config, model: RareModel) -> list[str]:
+    """Features of a version that are never stored."""
+    return [name for name in model.schema.names if name in config.data.private]
+
+
+def cannot_retrain(private: Sequence[str]) -> str:
+    return f"a retrain cannot learn from the store: {', '.join(private[:5])} {'is' if len(private) == 1 else 'are'} private (data.private) and never stored. Set retrain.source: data"
+
+
 def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
     """Encode stored rows with the model's schema."""
     import pandas as pd
@@ -239,11 +248,11 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
             f"no matured row of '{config.name}' has a label and features. Import labels with: rareclass labels import"
         )
     table = watching.features_of(frame["features"])
+    if private := private_features(config, model):
+        raise DataError(cannot_retrain(private))
     absent = [name for name in model.schema.names if name not in table]
     if absent:
-        raise DataError(
-            f"the store has no feature '{absent[0]}' (private, or not served). Take it out of data.private, or set retrain.source: data"
-        )
+        raise DataError(f"the store has no feature '{absent[0]}': it was not served. Set retrain.source: data")
     readable, _ = watching._readable(table, model.schema, [])
     weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
     amount = config.data.amount
@@ -274,6 +283,8 @@ def history_rows(monitor: Monitor, champion: Known, now: datetime) -> Rows:
     mature = np.datetime64(watching._naive(now - config.data.label_delay), "us")
     served = None
     if config.retrain.source == "store":
+        if private := private_features(config, champion.model):
+            raise DataError(cannot_retrain(private))
         first = monitor.store.counts(config.name)["first"]
         if first is None:
             raise DataError(
@@ -387,8 +398,8 @@ def _newest(monitor: Monitor, now: datetime) -> datetime:
     return [start for start, _, state in bounds if state == "matured"][-1]
 
 
-def _matured(monitor: Monitor, champion: Known, now: datetime) -> tuple[Scored, Scored, datetime]:
-    """Labelled matured rows of the champion as (those that fit, those that judge, start of the newest window)."""
+def _matured(monitor: Monitor, champion: Known, now: datetime) -> Scored:
+    """Labelled matured rows of the champion, oldest first; their features are read only where costs follow from an amount."""
     from rareclass.core import liveness, repair
     from rareclass.core.costs import cost_arrays
 
@@ -409,26 +420,12 @@ def _matured(monitor: Monitor, champion: Known, now: datetime) -> tuple[Scored, 
             f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. Take it out of data.drop and data.private, or set costs.false_negative"
         )
     prevalence = float(np.average(y, weights=weight)) if len(y) else 0.5
-    scored = repair.Scored(
+    return repair.Scored(
         y,
         frame["score"].to_numpy(float),
         frame["ts"].to_numpy("datetime64[us]"),
         None if (weight == 1).all() else weight,
         cost_arrays(config.costs, prevalence, np.empty(0) if amount is None else amount),
-    )
-    newest = _newest(monitor, now)
-    fit, judge = repair.halves(scored, newest)
-    return fit, judge, newest
-
-
-def _scored(config: Config, rows: Rows, model: RareModel) -> Scored:
-    from rareclass.core import repair
-    from rareclass.core.costs import cost_arrays
-
-    assert rows.time is not None
-    weight = None if rows.weight is None or (rows.weight == 1).all() else rows.weight
-    return repair.Scored(
-        rows.y, model.score(rows.x), rows.time, weight, cost_arrays(config.costs, rows.prevalence, rows.amount)
     )
 
 
