@@ -94,7 +94,7 @@ def test_what_the_configuration_says_is_believed(values, settings, expected):
 
 
 def test_implausible_years_are_no_times():
-    times, bad = TimeReading("t").read(["1955-05-05", "9999-12-31", "2024-05-05"])
+    _, bad = TimeReading("t").read(["1955-05-05", "9999-12-31", "2024-05-05"])
     assert bad.tolist() == [True, True, False]
     reading = decided([1706771760])
     assert reading.read([17])[1].tolist() == [True]
