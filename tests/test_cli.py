@@ -284,6 +284,7 @@ SUMMARY = {
     "model": "small", "version": "3", "role": "champion", "status": "champion", "selected": "forest", "regime": "scarce",
     "rows": {"train": 1000, "test": 500}, "positives": {"train": 20, "test": 10}, "prevalence": {"train": 0.02, "test": 0.02, "all": 0.02},
     "metrics": {"ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "roc_auc": 0.9, "threshold": 0.1234, "recall": 0.7, "precision": 0.5, "f1": 0.58, "f2": None, "cost": 80.0},
+    "should_resample": {"sentence": "Should I resample? No: a gain of 2% or more is ruled out."},
     "gate": {"verdict": "approve", "reasons": ["AP 20 times [the] prevalence"]}, "champion_metrics": {"ap": 0.35, "ap_low": 0.25, "ap_high": 0.45},
     "candidates": [
         {"name": "xgboost", "ap": 0.3, "ap_low": 0.2, "ap_high": 0.4, "fit_seconds": 1.0, "difference": {"value": 0, "low": 0, "high": 0}, "significant": False},
@@ -314,6 +315,7 @@ def test_the_summary_says_what_won_whether_that_is_significant_and_what_it_saves
         "0.400 [0.300, 0.500], 20.0 times the prevalence",
         "0.5 would miss 4 of the positives that this threshold finds",
         "80.00 EUR on the test rows; saves 1,320.00 against doing nothing, 5,115.00 against flagging everything",
+        "resample?   No: a gain of 2% or more is ruled out.",
         "gate        AP 20 times [the] prevalence",
         "AP 0.350 [0.250, 0.450] on the same rows",
         "+0.100 [+0.050, +0.150] *",

@@ -103,6 +103,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
         ("rows", counts),
         ("tried", f"{len(found['candidates'])} candidates, paired on the same rows" if len(found["candidates"]) > 1 else "1 candidate was finished"),
         ("won", _won(found)),
+        ("resample?", found["should_resample"]["sentence"].removeprefix("Should I resample? ")),
         ("AP", f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; ROC-AUC {_number(metrics.get('roc_auc'))}"),
         ("threshold", f"{_number(metrics.get('threshold'), 4)}: recall {_number(metrics.get('recall'))}, precision {_number(metrics.get('precision'))}, "
          f"F1 {_number(metrics.get('f1'))}, F2 {_number(metrics.get('f2'))}"),

@@ -316,6 +316,12 @@ class Evaluate(Section):
         None, gt=0, description="Also report on a test thinned to this many negatives per positive"
     )
     top_k: tuple[int, ...] = Field((10, 100), description="k of precision@k per day")
+    importance_repeats: int = Field(
+        3,
+        ge=0,
+        le=50,
+        description="How often each feature is scrambled to see what the model owes to it; 0 leaves it out",
+    )
 
 
 class Gate(Section):

@@ -16,18 +16,24 @@ import pytest
 
 from conftest import missing
 from rareclass.adapters import reports
+from rareclass.adapters.reports.page import amount, estimate, precise
 from rareclass.config import parse
 from rareclass.services.training import run
 
 WIDTHS = (390, 1280)
+UNDER = {"name": "under", "resample": [{"name": "random_under", "ratio": 3}]}
+UNDER_AND_SMOTE = {"name": "both", "resample": [{"name": "random_under", "ratio": 3}, {"name": "smote", "ratio": 2}]}
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 19)"}
 PROBE = """<script>addEventListener('load', () => setTimeout(() => {
   const root = document.documentElement, edge = root.clientWidth
+  const folded = document.querySelectorAll('details:not([open])').length, first = root.scrollHeight
+  for (const one of document.querySelectorAll('details')) one.open = true
+  setTimeout(() =>
   parent.postMessage({
     name: location.hash.slice(1), inner: innerWidth, scroll: root.scrollWidth, paper: getComputedStyle(document.body).backgroundColor,
     charts: [...document.querySelectorAll('.main-svg')].map(e => e.getBoundingClientRect().right - edge),
-    text: document.body.innerText.length,
-  }, '*')
+    text: document.body.innerText.length, folded: folded, first: first, whole: root.scrollHeight,
+  }, '*'), 1000)
 }, 1500))</script>"""
 
 
@@ -42,18 +48,20 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Everything about a small real run that has slices, an impossible point and a thinned test."""
+    """Everything about a small real run that has slices, an impossible point, a thinned test, time and windows."""
     folder = tmp_path_factory.mktemp("reports")
     rng = np.random.default_rng(0)
     a, kind = rng.normal(size=2000), rng.choice(["a category with a long name", "y"], size=2000)
     odds = -4 + 1.8 * a + (kind == "y")
     frame = pd.DataFrame({"a": a, "kind": kind, "target": (rng.random(2000) < 1 / (1 + np.exp(-odds))).astype(int)})
+    frame["when"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(2000), unit="h")
     frame.to_parquet(folder / "rows.parquet")
     config = parse(
         {
             "name": "test",
-            "data": {"path": str(folder / "rows.parquet"), "target": "target"},
-            "search": {"trials": 1, "tune": False},
+            "data": {"path": str(folder / "rows.parquet"), "target": "target", "time": "when"},
+            "split": {"prequential": 2},
+            "search": {"trials": 3, "tune": False, "ensemble": "none", "candidates": [UNDER, UNDER_AND_SMOTE]},
             "evaluate": {"bootstraps": 50, "test_ratio": 5, "slices": ["kind"]},
             "threshold": {
                 "points": [{"name": "dream", "objective": "f1", "min_recall": 0.999, "min_precision": 0.999}]
@@ -131,6 +139,10 @@ def test_nothing_sticks_out_on_a_phone_or_a_desktop(
         assert max(laid_out["charts"]) <= 0, f"a chart of {page} is cut off"
         assert laid_out["paper"] == PAPER[scheme]
         assert laid_out["text"] > 500
+    for width in WIDTHS:
+        short = found["training", width]
+        assert short["folded"] >= 8
+        assert short["first"] < 0.6 * short["whole"], "what is folded takes more room than what is not"
 
 
 def test_a_page_that_is_too_wide_is_noticed(replayed: dict[str, Any], tmp_path: Path) -> None:
@@ -147,7 +159,7 @@ def test_the_reports_load_nothing_from_elsewhere(trained: dict[str, Any], replay
 
 def test_the_report_says_what_cannot_be_met_and_what_a_thinned_test_flatters(trained: dict[str, Any]) -> None:
     text = html.unescape(reports.training_report(trained))
-    assert "dream: no threshold reaches precision >= 0.999" in text
+    assert "no threshold reaches precision >= 0.999" in text
     natural, thinned = (trained["evaluation"][key]["precision"]["value"] for key in ("metrics", "thinned"))
     assert natural < thinned
     assert "thinned, 1:5" in text
@@ -160,3 +172,38 @@ def test_the_report_says_what_cannot_be_met_and_what_a_thinned_test_flatters(tra
 def test_text_of_the_data_is_not_markup(trained: dict[str, Any]) -> None:
     gate = {**trained["gate"], "reasons": ["<script>alert(1)</script>"]}
     assert "<script>alert(1)" not in reports.training_report({**trained, "gate": gate})
+
+
+def test_every_number_that_is_computed_has_a_place_in_the_report(trained: dict[str, Any]) -> None:
+    text = html.unescape(reports.training_report(trained))
+    evaluation, summary = trained["evaluation"], trained["summary"]
+    for name in (
+        "Brier score", "expected calibration error", "macro F1", "micro F1", "G-mean", "Prevalence by week", "How steady it is",
+        "The best rows of each day", "What drives the scores", "Cost and alerts against the threshold",
+    ):  # fmt: skip
+        assert name in text, name
+    assert precise(evaluation["metrics"]["brier"]) in text
+    assert estimate(evaluation["metrics"]["macro_f1"]) in text
+    assert estimate(evaluation["top_k"]["10"]) in text
+    for window in summary["prequential"]:
+        assert estimate(window["ap"]) in text
+    for point in evaluation["points"].values():
+        for cell in ("tp", "fp", "fn", "tn"):
+            assert amount(point[cell]) in text
+    for each in trained["importance"]:
+        assert estimate(each["ap_lost"]) in text
+    for each in trained["periods"]["periods"]:
+        assert precise(each["prevalence"]) in text
+    assert summary["should_resample"]["compared"] == 2
+    assert summary["should_resample"]["sentence"].removeprefix("Should I resample? ") in text
+    assert evaluation["money"]["note"] in text
+
+
+def test_a_run_without_time_or_importance_has_a_report_without_their_places(trained: dict[str, Any]) -> None:
+    evaluation = {**trained["evaluation"], "top_k": {}}
+    summary = {**trained["summary"], "prequential": []}
+    bare = {**trained, "evaluation": evaluation, "summary": summary, "periods": None, "importance": []}
+    text = reports.training_report(bare)
+    for name in ("Prevalence by", "How steady it is", "The best rows of each day", "What drives"):
+        assert name not in text
+    assert "alerts on the test rows" in text

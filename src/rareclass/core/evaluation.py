@@ -465,7 +465,7 @@ class Evaluation:
     top_k : precision among the k best rows of each day, by k; empty where there is no time
     thinned : the main metrics on a test thinned to ``evaluate.test_ratio`` negatives per positive; empty unless asked for
     curves : {"pr": {"recall", "precision"}, "roc": {"fpr", "tpr"}}, at most 400 points each
-    calibration : bins of equal mass with mean score, observed rate and rows
+    calibration : bins of equally many positives with mean score, observed rate and rows
     counts : rows, positives, prevalence, blocks
     """
 
@@ -701,12 +701,18 @@ def _evenly(x: FloatArray, y: FloatArray) -> IntArray:
 
 
 def calibration_bins(
-    y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = _BINS
+    y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10
 ) -> tuple[dict[str, float], ...]:
-    """Return bins of equal mass: rows, positives, mean score and observed rate with a Wilson interval (95 %)."""
+    """Return bins with about equally many positives: rows, positives, mean score and observed rate with a Wilson interval (95 %).
+
+    Bins of equally many rows would put nearly every positive in the last one. Fewer bins where positives are few, five in each.
+    """
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights
-    where = equal_mass_bins(scores, bins)
+    rare = scores[labels == 1]
+    bins = min(bins, len(rare) // 5)
+    edges = np.unique(np.quantile(rare, np.arange(1, bins) / bins, method="inverted_cdf")) if bins > 1 else np.zeros(0)
+    where = np.searchsorted(edges, scores, side="right")
     found = []
     for k in np.unique(where):
         inside = where == k

@@ -80,7 +80,7 @@ def test_a_run_that_fails_is_logged_as_failed_with_its_error_in_one_line(tmp_pat
     assert found.info.status == "FAILED"
     assert found.data.tags["error"] == found.data.tags["mlflow.note.content"] == str(raised.value)
     assert found.data.params["data.target"] == "target"
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("step", ["detect_imbalance", "train_group"])

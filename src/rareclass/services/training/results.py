@@ -236,7 +236,28 @@ def full(run: Run) -> dict[str, Any]:
         "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
         "champion_left_out": run.judged.champion_left_out,
         "trials": trials, "summary": summarise(run),
+        "importance": [each.to_json() for each in run.judged.importance], "tradeoff": dict(run.judged.tradeoff),
+        "periods": _periods(run),
     })  # fmt: skip
+
+
+def _periods(run: Run) -> dict[str, Any] | None:
+    """Prevalence by calendar period over all rows that were read; None without time."""
+    import numpy as np
+
+    from rareclass.core import periods
+
+    parts = {"train": run.ingested.train, "validation": run.ingested.validation, "test": run.ingested.test}
+    times = [rows.time for rows in parts.values() if rows.time is not None]
+    if len(times) < len(parts):
+        return None
+    unit, found = periods.by_period(
+        np.concatenate(times),
+        np.concatenate([rows.y for rows in parts.values()]),
+        np.repeat(list(parts), [len(rows) for rows in parts.values()]),
+        confidence=run.config.evaluate.confidence,
+    )
+    return {"unit": unit, "periods": [each.to_json() for each in found]}
 
 
 def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | None:
@@ -247,6 +268,8 @@ def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | No
 
 def summarise(run: Run) -> dict[str, Any]:
     """Return the stable keys that other tools rely on."""
+    from rareclass.core import advice
+
     evaluation, judged = run.judged.evaluation, run.judged
     metrics = {
         name: number(evaluation.metrics[name].value)
@@ -263,6 +286,9 @@ def summarise(run: Run) -> dict[str, Any]:
             for each in run.chosen.table
         ],
         "metrics": {**metrics, "ap_low": ap.low, "ap_high": ap.high, "threshold": run.tuning.thresholds[run.tuning.primary]},
+        "should_resample": advice.should_resample(
+            run.trained, run.dev, confidence=run.config.evaluate.confidence, seed=run.config.train.seed
+        ).to_json(),
         "prequential": list(judged.prequential),
         "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
         "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},

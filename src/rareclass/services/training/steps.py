@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rareclass.core.diagnosis import Diagnosis
     from rareclass.core.evaluation import Evaluation
     from rareclass.core.gating import Champion, GateDecision, NotComparable
+    from rareclass.core.importance import Importance
     from rareclass.core.model import RareModel
     from rareclass.core.selection import Selection
     from rareclass.core.thresholds import TunedThreshold
@@ -86,6 +87,10 @@ class Judgement:
     """why the champion cannot be compared; None where it can, and where there is none"""
     prequential: Sequence[Mapping[str, Any]] = ()
     """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
+    importance: Sequence[Importance] = ()
+    """what drives the scores on the test rows, the greatest first; looked at after the verdict, nothing is chosen by it"""
+    tradeoff: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """cost and alerts at every threshold, on the test rows"""
 
 
 def ingest(config: Config, progress: Progress = silent) -> Ingested:
@@ -318,8 +323,9 @@ def evaluate(
     progress: Progress = silent,
 ) -> Judgement:
     """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge."""
-    from rareclass.core import costs, evaluation, gating
+    from rareclass.core import costs, evaluation, gating, importance, tradeoff
     from rareclass.core import dataset as tables
+    from rareclass.core.bootstrap import Resamples
 
     progress("evaluate", f"the test rows, once: {len(test)} rows, {test.positives} positives")
     learner = fit_recipe(config, trained, chosen, dev)
@@ -354,8 +360,28 @@ def evaluate(
         seed=config.train.seed,
     )
     windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
+    progress("evaluate", "what drives the scores")
+    drives = importance.permutation_importance(
+        test,
+        lambda x: tuning.calibration.calibrator(learner.score(x)),
+        repeats=config.evaluate.importance_repeats,
+        block=test.block(),
+        n_boot=config.evaluate.bootstraps,
+        confidence=config.evaluate.confidence,
+        seed=config.train.seed,
+    )
+    swept = tradeoff.tradeoff(
+        test.y,
+        score,
+        costs=money,
+        resamples=Resamples(len(test), test.block(), config.evaluate.bootstraps, config.train.seed),
+        days=days(test),
+        weight=test.weight,
+        confidence=config.evaluate.confidence,
+    )
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
-    return Judgement(found, score, decision, champion.name if champion else None, metrics, left_out, windows)
+    name = champion.name if champion else None
+    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept)
 
 
 def prequential(

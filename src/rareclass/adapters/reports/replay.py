@@ -1,0 +1,113 @@
+"""The timeline of a replay: what the loop saw, did and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rareclass.adapters.reports.page import BLUE, GREY, ORANGE, Details, count, html, interval, page, percent
+
+
+def replay_report(told: Details) -> str:
+    """Return the HTML timeline of a replay from the values of replay.json."""
+    from markupsafe import Markup
+
+    return page(
+        "replay.html",
+        **told,
+        chart=Markup(html(_timeline(told))),  # noqa: S704
+        percent=percent, count=count, interval=interval,
+    )  # fmt: skip
+
+
+_ACTION_COLOURS = {"retrain": ORANGE, "promote": "#18794e", "rollback": "#b3261e", "page": "#b3261e"}
+
+
+def _timeline(told: Details) -> Any:
+    from plotly.subplots import make_subplots
+
+    periods = told["periods"]
+    middle = [each["start"] for each in periods]
+    titles = ("Average precision", "Prevalence", "Cost of a step", "Features that drifted")
+    figure = make_subplots(
+        rows=4,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        subplot_titles=titles,
+        row_heights=[0.4, 0.2, 0.2, 0.2],
+    )
+    low = [_or(each["ap"], 0) - _or(each["ap_low"], _or(each["ap"], 0)) for each in periods]
+    high = [_or(each["ap_high"], _or(each["ap"], 0)) - _or(each["ap"], 0) for each in periods]
+    bars = {"type": "data", "array": high, "arrayminus": low, "color": "rgba(13,116,206,.35)"}
+    figure.add_scatter(
+        x=middle,
+        y=[each["ap"] for each in periods],
+        name="with labels",
+        mode="lines+markers",
+        line={"color": BLUE},
+        error_y=bars,
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=middle,
+        y=[each["ap_estimated"] for each in periods],
+        name="estimated without labels",
+        mode="lines",
+        line={"color": GREY, "dash": "dot"},
+        row=1,
+        col=1,
+    )
+    figure.add_bar(
+        x=middle,
+        y=[each["prevalence"] for each in periods],
+        name="prevalence",
+        marker={"color": BLUE},
+        showlegend=False,
+        row=2,
+        col=1,
+    )
+    figure.add_bar(
+        x=middle,
+        y=[each["cost"] for each in periods],
+        name="cost",
+        marker={"color": BLUE},
+        showlegend=False,
+        row=3,
+        col=1,
+    )
+    figure.add_bar(
+        x=middle,
+        y=[len(each["drifted_features"]) for each in periods],
+        name="drifted",
+        marker={"color": BLUE},
+        showlegend=False,
+        row=4,
+        col=1,
+    )
+    for action in told["actions"]:
+        colour = _ACTION_COLOURS.get(action["kind"], GREY)
+        figure.add_vline(
+            x=_plain_time(action["time"]),
+            line={
+                "color": colour,
+                "dash": "dash" if action["outcome"] in ("refused", "rejected", "already") else "solid",
+                "width": 1.5,
+            },
+        )
+    axis = {"gridcolor": "rgba(139,141,152,.25)", "zeroline": False}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure.update_layout(
+        height=820, font={"color": "#8b8d98", "size": 12}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 45, "r": 10, "t": 40, "b": 40}, legend={"orientation": "h", "y": -0.06},
+    )  # fmt: skip
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _plain_time(text: str) -> str:
+    """A moment without its zone, as the periods are written."""
+    return text.removesuffix("Z").split("+")[0]

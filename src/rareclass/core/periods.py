@@ -1,0 +1,59 @@
+"""How rare the rare class was, period by period."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rareclass.core.dataset import IntArray
+from rareclass.core.estimate import Estimate, share_of
+
+_UNITS = (("month", "M"), ("week", "W"), ("day", "D"), ("hour", "h"))
+_FEW, _MANY = 6, 60
+
+
+@dataclass(frozen=True)
+class Period:
+    """Rows of one calendar period that begins at ``start``, and the part of the split that most of them are in."""
+
+    start: str
+    prevalence: Estimate
+    part: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"start": self.start, "part": self.part, "prevalence": self.prevalence.to_json()}
+
+
+def by_period(
+    time: NDArray[np.datetime64], y: IntArray, part: NDArray[Any], *, confidence: float = 0.95
+) -> tuple[str, tuple[Period, ...]]:
+    """Return the unit, and the prevalence in each of its periods with the Wilson interval; periods without rows are left out.
+
+    time, y, part : (n,) when, 0 or 1, name of the part of the split
+    The unit is the coarsest of month, week, day and hour that makes at least 6 periods; not more than the last 60 are shown.
+    """
+    if not len(time):
+        return "", ()
+    unit, period = _cut(time)
+    starts, code = np.unique(period, return_inverse=True)
+    rows, positives = np.bincount(code), np.bincount(code, y)
+    names, which = np.unique(part, return_inverse=True)
+    most = np.stack([np.bincount(code, which == k, len(starts)) for k in range(len(names))]).argmax(axis=0)
+    found = [
+        Period(str(start.astype("datetime64[s]"))[: 13 if unit == "hour" else 10], share_of(int(hits), int(size), confidence), str(names[k]))
+        for start, hits, size, k in zip(starts, positives, rows, most, strict=True)
+    ]  # fmt: skip
+    return unit, tuple(found[-_MANY:])
+
+
+def _cut(time: NDArray[np.datetime64]) -> tuple[str, NDArray[np.datetime64]]:
+    for unit, code in _UNITS:
+        # NumPy's weeks begin on Thursdays, because 1970 did: four days on, they begin on Mondays.
+        shifted = time.astype("datetime64[D]") + 3 if unit == "week" else time
+        period = shifted.astype(f"datetime64[{code}]")
+        if len(np.unique(period)) >= _FEW or unit == "hour":
+            return unit, period.astype("datetime64[D]") - 3 if unit == "week" else period
+    raise AssertionError("the last unit is always taken")
