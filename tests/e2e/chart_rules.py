@@ -57,7 +57,11 @@ def pod_specs(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
             ours = {name: value for name, value in spec["predictor"].items() if name not in KSERVE_FIELDS}
             yield where, {**each["metadata"].get("labels", {}), **spec["predictor"].get("labels", {})}, ours
         elif each["kind"] == "ServingRuntime":
-            ours = {name: spec[name] for name in ("containers", "volumes", "imagePullSecrets") if name in spec}
+            ours = {
+                name: spec[name]
+                for name in ("containers", "volumes", "imagePullSecrets", "nodeSelector", "tolerations", "affinity")
+                if name in spec
+            }
             yield where, spec.get("labels", {}), ours
 
 

@@ -319,6 +319,34 @@ def test_the_chart_follows_the_version_of_the_package() -> None:
     assert about["version"] == about["appVersion"] == version
 
 
+@needs_helm
+@pytest.mark.parametrize("way", ["ingress", "gateway"])
+def test_every_route_of_the_monitor_is_published_but_those_of_machines(way: str) -> None:
+    import re
+
+    source = (ROOT / "src/rareclass/services/live/monitor_app.py").read_text(encoding="utf-8")
+    routes = set(re.findall(r'Route\(\s*"([^"]+)"', source))
+    values = {
+        "ingress": ("ingress.enabled=true", "ingress.host=h", "ingress.tlsSecret=t"),
+        "gateway": ("gateway.enabled=true", "gateway.hostnames={h}", "gateway.parentRefs[0].name=g", "gateway.parentRefs[0].sectionName=s"),
+    }[way]  # fmt: skip
+    tokens = (
+        "monitor.labelsTokenSecret=a",
+        "monitor.statusTokenSecret=a",
+        "networkPolicy.proxies[0].podSelector.matchLabels.a=b",
+    )
+    objects = render(*SMALL, *(word for each in (*values, *tokens) for word in ("--set", each)))
+    if way == "ingress":
+        spec = of(objects, "Ingress")["spec"]
+        assert spec["tls"] == [{"hosts": ["h"], "secretName": "t"}]
+        paths = [each["path"] for each in spec["rules"][0]["http"]["paths"]]
+    else:
+        paths = [each["path"]["value"] for each in of(objects, "HTTPRoute")["spec"]["rules"][0]["matches"]]
+    assert set(paths) == routes - {"/metrics", "/healthz"}
+    proxies = of(objects, "NetworkPolicy", "release-monitor")["spec"]["ingress"][0]["from"]
+    assert {"podSelector": {"matchLabels": {"a": "b"}}} in proxies
+
+
 # --- on a cluster ----------------------------------------------------------------------------------------------------
 
 

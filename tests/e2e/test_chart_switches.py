@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_rules import problems
+from chart_rules import pod_specs, problems
 from kube import CHART, helm, kubectl, lacking
 
 BASE = {
@@ -21,9 +21,11 @@ BASE = {
     "networkPolicy": {
         "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}],
         "apiServer": {"cidrs": ["10.0.0.1/32"]},
+        "proxies": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
     },
     "alerts": {"page": {"webhookConfigs": [{"url": "http://pager.example/alerts"}]}},
 }
+TOKENS = {"monitor.labelsTokenSecret": "outside-token", "monitor.statusTokenSecret": "outside-token"}
 SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "serving": {
         "seldon": {"serving.backend": "seldon"},
@@ -37,11 +39,14 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "runtime": {"on": {"serving.kserve.runtime.enabled": True}, "off": {}},
     "autoscaling": {"on": {"serving.autoscaling.enabled": True}, "off": {}},
     "budget": {"on": {}, "off": {"serving.podDisruptionBudget.enabled": False}},
-    "tokens": {
-        "on": {"serving.tokenSecret": "outside-token", "monitor.labelsTokenSecret": "outside-token", "monitor.statusTokenSecret": "outside-token"},
-        "off": {},
+    "token": {"on": {"serving.tokenSecret": "outside-token"}, "off": {}},
+    "monitor": {
+        "open": {},
+        "tokens": {**TOKENS},
+        "ingress": {**TOKENS, "ingress.enabled": True, "ingress.host": "m.example.org", "ingress.tlsSecret": "outside-certificate", "ingress.className": "c"},
+        "gateway": {**TOKENS, "gateway.enabled": True, "gateway.hostnames": ["m.example.org"], "gateway.parentRefs": [{"name": "g", "sectionName": "https"}]},
+        "off": {"monitor.enabled": False},
     },
-    "monitor": {"on": {}, "off": {"monitor.enabled": False}},
     "store": {
         "embedded": {"postgresql.existingSecret.name": "outside-database"},
         "password": {"postgresql.password": "secret"},
@@ -54,6 +59,20 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "outside": {"tracking.uri": "https://mlflow.example.org", "tracking.existingSecret.name": "outside-mlflow", "mlflow.enabled": False},
     },
     "s3": {"outside": {"s3.endpoint": "http://minio.minio:9000", "s3.existingSecret.name": "outside-s3"}, "identity": {}},
+    "images": {
+        "digests": {"image.digests.pipeline": "sha256:" + "a" * 64, "image.digests.serving": "sha256:" + "b" * 64, "image.pullSecrets": [{"name": "outside-registry"}]},
+        "tag": {"image.tag": "1.2"},
+    },
+    "pods": {
+        "placed": {
+            "pods.labels": {"team": "a"}, "pods.nodeSelector": {"disk": "fast"}, "pods.tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "pods.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]}},
+            "pods.topologySpread": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+            "pods.priorityClassName": "high", "serviceAccounts.annotations": {"role": "a"}, "serviceAccounts.each": {"mlflow": {"labels": {"use": "true"}}},
+        },
+        "anywhere": {},
+    },
+    "authorities": {"own": {"caBundle.configMap": "outside-bundle"}, "public": {}},
     "migrate": {"on": {}, "off": {"migrate.enabled": False}},
     "train": {"on": {"train.enabled": True}, "off": {}},
     "labels": {"on": {"jobs.labels.enabled": True, "jobs.labels.source": "s3://b/l.csv"}, "off": {}},
@@ -183,7 +202,7 @@ def test_a_second_render_is_the_first_one(tmp_path: Any) -> None:
 def test_a_reference_to_nothing_a_wrong_field_and_a_selector_without_pods_are_found(tmp_path: Any) -> None:
     """The rules themselves can fail: each kind of damage to a good set of objects is named."""
     good = rendered(dict.fromkeys(SWITCHES, "") | {name: next(iter(each)) for name, each in SWITCHES.items()}, tmp_path)
-    given = {"outside-token", "outside-s3", "outside-authority", "outside-database"}
+    given = outside(values_of({name: next(iter(each)) for name, each in SWITCHES.items()}))
     assert not problems(good, "space", given)
 
     def damaged(kind: str, change: Any) -> str:
@@ -241,6 +260,60 @@ def test_argos_own_certificate_is_checked_against_its_authority(tmp_path: Any) -
         "ca": {"secret": {"name": "outside-authority", "key": "ca.crt"}},
         "serverName": "localhost",
     }
+
+
+@needs_helm
+def test_the_placement_authorities_and_labels_of_the_values_reach_every_pod(tmp_path: Any) -> None:
+    chosen = {name: next(iter(each)) for name, each in SWITCHES.items()} | {
+        "pods": "placed",
+        "authorities": "own",
+        "images": "digests",
+    }
+    objects = rendered(chosen | {"retrain": "pod"}, tmp_path)
+    seen = 0
+    for where, labels, spec in pod_specs(objects):
+        seen += 1
+        assert labels["team"] == "a", where
+        assert spec["nodeSelector"] == {"disk": "fast"}, where
+        assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}], where
+        assert "nodeAffinity" in spec["affinity"], where
+        if not where.startswith("ServingRuntime"):
+            assert spec["priorityClassName"] == "high", where
+            [spread] = spec["topologySpreadConstraints"]
+            assert spread["labelSelector"]["matchLabels"].items() <= labels.items(), where
+        for container in spec["containers"]:
+            if "postgresql" not in where and "test" not in where:
+                assert "SSL_CERT_FILE" in [each["name"] for each in container["env"]], where
+                assert "/etc/rareclass/ca" in [each["mountPath"] for each in container["volumeMounts"]], where
+            assert "@sha256:" in container["image"] or "postgres" in container["image"], where
+    assert seen >= 8
+    turn = next(each for each in objects if each["kind"] == "WorkflowTemplate")["spec"]
+    assert (turn["nodeSelector"], turn["podPriorityClassName"]) == ({"disk": "fast"}, "high")
+    accounts = {each["metadata"]["name"]: each["metadata"] for each in objects if each["kind"] == "ServiceAccount"}
+    assert {name: each.get("annotations") for name, each in accounts.items()} == {
+        name: {"role": "a"} for name in accounts
+    }
+    assert [name for name, each in accounts.items() if "use" in each["labels"]] == ["release-mlflow"]
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"image": {"digests": {"pipeline": "sha256:" + "a" * 64, "serving": "sha256:" + "a" * 64}}}, "are the same: they are two images"),
+        ({"image": {"digests": {"pipeline": "latest"}}}, "image.digests.pipeline is no digest"),
+        ({"ingress": {"enabled": True}}, "set monitor.statusTokenSecret and monitor.labelsTokenSecret"),
+        ({"ingress": {"enabled": True}, "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"}}, "needs ingress.host and ingress.tlsSecret"),
+        ({"gateway": {"enabled": True, "hostnames": ["h"], "parentRefs": [{"name": "g"}]}, "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"}}, "needs sectionName"),
+        ({"serviceAccounts": {"each": {"server": {}}}}, "The accounts are: serving"),
+    ],
+)  # fmt: skip
+def test_what_would_be_open_or_mixed_up_is_refused(settings: dict[str, Any], said: str, tmp_path: Any) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({**BASE, "postgresql": {"password": "p"}, **settings}))
+    done = helm("template", "release", str(CHART), "--kube-version", "1.34.0", "-f", str(file))
+    assert done.returncode != 0
+    assert said in done.stderr
 
 
 # --- on a cluster ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,10 @@ rareclass.io/model: {{ include "rareclass.model" . }}
 {{- define "rareclass.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := $root.Values.image -}}
-{{- with $image.registry }}{{ . }}/{{ end }}{{ index $image (index . 1) }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- $digest := index $image.digests (index . 1) -}}
+{{- if and $digest (eq $image.digests.pipeline $image.digests.serving) }}{{ fail "image.digests.pipeline and image.digests.serving are the same: they are two images" }}{{ end -}}
+{{- if and $digest (not (regexMatch "^sha256:[0-9a-f]{64}$" $digest)) }}{{ fail (printf "image.digests.%s is no digest: it is sha256: and 64 hexadecimal digits" (index . 1)) }}{{ end -}}
+{{- with $image.registry }}{{ . }}/{{ end }}{{ index $image (index . 1) }}:{{ default $root.Chart.AppVersion $image.tag }}{{ with $digest }}@{{ . }}{{ end }}
 {{- end -}}
 
 {{- define "rareclass.pull" -}}
@@ -47,6 +50,64 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- /* Where a pod runs, by the values of its component, else those of every pod:
+include "rareclass.scheduling" (dict "root" . "component" "serving" "own" .Values.serving "default" AFFINITY) */ -}}
+{{- define "rareclass.scheduling" -}}
+{{- $pods := .root.Values.pods -}}
+{{- $own := default dict .own -}}
+{{- with default $pods.nodeSelector $own.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default $pods.tolerations $own.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default (default .default $pods.affinity) $own.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pods.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if $pods.topologySpread }}
+{{- $labels := include "rareclass.selector" .root | fromYaml | merge (dict "app.kubernetes.io/component" .component) }}
+topologySpreadConstraints:
+{{- range $pods.topologySpread }}
+  - {{- toYaml (merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" $labels))) | nindent 4 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "rareclass.podLabels" -}}
+{{- with .Values.pods.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* What every container writes to and trusts. */ -}}
+{{- define "rareclass.commonMounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.caBundle.configMap }}
+- {name: ca-bundle, mountPath: /etc/rareclass/ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "rareclass.commonVolumes" -}}
+- {name: tmp, emptyDir: {}}
+{{- with .Values.caBundle.configMap }}
+- name: ca-bundle
+  configMap: {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
+{{- /* OpenSSL and httpx, requests, boto, curl and libpq each have a variable of their own. */ -}}
+{{- define "rareclass.caEnv" -}}
+{{- if .Values.caBundle.configMap }}
+{{- $file := printf "/etc/rareclass/ca/%s" .Values.caBundle.key }}
+{{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "CURL_CA_BUNDLE" "PGSSLROOTCERT" }}
+- {name: {{ . }}, value: {{ $file }}}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "rareclass.podSecurity" -}}
@@ -120,6 +181,7 @@ postgresql+psycopg://rareclass@{{ include "rareclass.fullname" $root }}-postgres
 {{- else }}
 {{- fail "no store: set store.existingSecret.name or store.url, or postgresql.enabled to true" }}
 {{- end }}
+{{- include "rareclass.caEnv" . }}
 {{- end -}}
 
 {{- define "rareclass.s3Env" -}}
@@ -161,12 +223,14 @@ metadata:
     {{- include "rareclass.labels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .name }}
     rareclass.io/network: jobs
+    {{- include "rareclass.podLabels" $root | nindent 4 }}
 spec:
   restartPolicy: {{ default "Never" .restartPolicy }}
   serviceAccountName: {{ include "rareclass.fullname" $root }}-jobs
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- include "rareclass.pull" $root | nindent 2 }}
+  {{- include "rareclass.scheduling" (dict "root" $root "component" .name) | nindent 2 }}
   securityContext: {{- include "rareclass.podSecurity" $root | nindent 4 }}
   {{- if .awaitMlflow }}
   initContainers:
@@ -195,14 +259,14 @@ spec:
       resources: {{- toYaml .resources | nindent 8 }}
       volumeMounts:
         - {name: config, mountPath: /config, readOnly: true}
-        - {name: tmp, mountPath: /tmp}
+        {{- include "rareclass.commonMounts" $root | nindent 8 }}
         {{- with .mounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
   volumes:
     - name: config
       configMap: {name: {{ include "rareclass.fullname" $root }}-config}
-    - {name: tmp, emptyDir: {}}
+    {{- include "rareclass.commonVolumes" $root | nindent 4 }}
     {{- with .volumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

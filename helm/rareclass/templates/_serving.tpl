@@ -17,26 +17,9 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ $serving.terminationGracePeriodSeconds }}
 {{- include "rareclass.pull" . }}
-{{- with $serving.nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with $serving.tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
-{{- end }}
-affinity:
-{{- if $serving.affinity }}
-  {{- toYaml $serving.affinity | nindent 2 }}
-{{- else }}
-  podAntiAffinity:
-    preferredDuringSchedulingIgnoredDuringExecution:
-      - weight: 1
-        podAffinityTerm:
-          topologyKey: kubernetes.io/hostname
-          labelSelector:
-            matchLabels:
-              {{- include "rareclass.selector" . | nindent 14 }}
-              app.kubernetes.io/component: serving
-{{- end }}
+{{- $labels := include "rareclass.selector" . | fromYaml | merge (dict "app.kubernetes.io/component" "serving") }}
+{{- $apart := dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 1 "podAffinityTerm" (dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $labels))))) }}
+{{- include "rareclass.scheduling" (dict "root" . "component" "serving" "own" $serving "default" $apart) }}
 initContainers:
   - name: await-champion
     image: {{ include "rareclass.image" (list . "serving") }}
@@ -48,7 +31,7 @@ initContainers:
     resources: {{- toYaml $serving.resources | nindent 6 }}
     volumeMounts:
       - {name: config, mountPath: /config, readOnly: true}
-      - {name: tmp, mountPath: /tmp}
+      {{- include "rareclass.commonMounts" . | nindent 6 }}
 containers:
   - name: {{ eq (include "rareclass.backend" .) "kserve" | ternary "kserve-container" (include "rareclass.model" .) }}
     image: {{ include "rareclass.image" (list . "serving") }}
@@ -69,12 +52,12 @@ containers:
     resources: {{- toYaml $serving.resources | nindent 6 }}
     volumeMounts:
       - {name: config, mountPath: /config, readOnly: true}
-      - {name: tmp, mountPath: /tmp}
+      {{- include "rareclass.commonMounts" . | nindent 6 }}
       - {name: spool, mountPath: /spool}
 volumes:
   - name: config
     configMap: {name: {{ $name }}-config}
-  - {name: tmp, emptyDir: {}}
+  {{- include "rareclass.commonVolumes" . | nindent 2 }}
   {{- if not $serving.spool.persistent }}
   - name: spool
     emptyDir: {sizeLimit: {{ $serving.spool.size }}}

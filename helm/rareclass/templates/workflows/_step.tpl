@@ -25,12 +25,13 @@ container:
   resources: {{- toYaml $root.Values.retrain.resources | nindent 4 }}
   volumeMounts:
     - {name: config, mountPath: /config, readOnly: true}
-    - {name: tmp, mountPath: /tmp}
+    {{- include "rareclass.commonMounts" $root | nindent 4 }}
 {{- end -}}
 
 {{- define "rareclass.workflowLabels" -}}
 {{- include "rareclass.labels" . }}
 app.kubernetes.io/component: workflow
+{{- include "rareclass.podLabels" . }}
 {{- end -}}
 
 {{- /* Name of the object that serves, as the deploy step patches it. */ -}}

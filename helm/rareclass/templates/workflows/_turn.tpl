@@ -19,6 +19,18 @@ podGC: {strategy: OnPodSuccess}
 ttlStrategy: {secondsAfterSuccess: {{ $retrain.keepSeconds.succeeded }}, secondsAfterFailure: {{ $retrain.keepSeconds.failed }}}
 securityContext: {{- include "rareclass.podSecurity" . | nindent 2 }}
 {{- include "rareclass.pull" . | nindent 0 }}
+{{- with .Values.pods.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.pods.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.pods.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.pods.priorityClassName }}
+podPriorityClassName: {{ . }}
+{{- end }}
 # Argo's own containers get nothing by default that a namespace with the restricted profile lets through.
 {{- $own := dict "securityContext" (include "rareclass.containerSecurity" . | fromYaml) }}
 podSpecPatch: {{ dict "initContainers" (list (merge (dict "name" "init") $own)) "containers" (list (merge (dict "name" "wait") $own)) | toJson | quote }}
@@ -40,7 +52,7 @@ metrics:
 volumes:
   - name: config
     configMap: {name: {{ $name }}-config}
-  - {name: tmp, emptyDir: {}}
+  {{- include "rareclass.commonVolumes" . | nindent 2 }}
 templates:
   - name: turn
     steps:
