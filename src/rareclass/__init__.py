@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from rareclass.api import diagnose, evaluate, load_version, score
+    from rareclass.api import diagnose, evaluate, load_demo, load_version, score
     from rareclass.core.calibration import prior_correction
     from rareclass.core.evaluation import average_precision, compare, estimate_ap
     from rareclass.core.thresholds import tune as tune_threshold
@@ -33,6 +33,7 @@ _HOME = {
     "diagnose": ("rareclass.api", "diagnose"),
     "estimate_ap": ("rareclass.core.evaluation", "estimate_ap"),
     "evaluate": ("rareclass.api", "evaluate"),
+    "load_demo": ("rareclass.api", "load_demo"),
     "load_version": ("rareclass.api", "load_version"),
     "prior_correction": ("rareclass.core.calibration", "prior_correction"),
     "score": ("rareclass.api", "score"),
@@ -50,6 +51,7 @@ __all__ = [
     "diagnose",
     "estimate_ap",
     "evaluate",
+    "load_demo",
     "load_version",
     "prior_correction",
     "score",

@@ -64,6 +64,29 @@ def score(model: RareModel | str, rows: pd.DataFrame, *, point: str | None = Non
     return pd.DataFrame({"score": found, "decision": loaded.decide(found, point).astype(np.int64)}, index=rows.index)
 
 
+def load_demo(name: str = "flights") -> pd.DataFrame:
+    """Return a demo table that an installed package brings; nothing is downloaded.
+
+    Parameters
+    ----------
+    name : str
+        ``flights``: every departure from New York in 2013 with its weather, ``cancelled`` is the truth (extra ``examples``).
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    MissingExtra
+        When the package is not installed.
+    """
+    from rareclass.adapters.tables import DEMOS
+    from rareclass.errors import unknown
+
+    if name not in DEMOS:
+        raise unknown("demo", name, DEMOS, "name")
+    return DEMOS[name]()
+
+
 def diagnose(X: pd.DataFrame, y: ArrayLike) -> diagnosis.Diagnosis:
     """Say how rare and how hard a problem is: prevalence, regime, kinds of rare rows, overlap of the classes.
 

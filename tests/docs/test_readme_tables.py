@@ -55,6 +55,11 @@ def test_a_summary_has_the_claims_of_all(tool: ModuleType, results: Path) -> Non
     assert "| fast | seconds | 0.25 | 1,234 | 4,936 | 50 | yes | short, 0.5 |" in text
 
 
+def test_headlines_are_the_claims_that_are_named_in_their_order(tool: ModuleType, results: Path) -> None:
+    assert tool.summary(results, [("fast", "no such words")]) is None
+    assert tool.summary(results, [("fast", "seconds")]).count("| fast |") == 1
+
+
 def test_a_section_without_results_stays_as_it_is(tool: ModuleType, results: Path) -> None:
     text = "<!-- bench:slow -->\nold\n<!-- /bench -->"
     assert tool.filled(text, results) == text
