@@ -101,7 +101,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     facts = [
         ("rare", f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}"),
         ("rows", counts),
-        ("tried", f"{len(found['candidates'])} candidates, paired on the same rows" if len(found["candidates"]) > 1 else "1 candidate was finished"),
+        ("tried", _tried(found)),
         ("won", _won(found)),
         ("resample?", found["should_resample"]["sentence"].removeprefix("Should I resample? ")),
         ("AP", f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; ROC-AUC {_number(metrics.get('roc_auc'))}"),
@@ -156,9 +156,18 @@ def _verdict(found: Mapping[str, Any]) -> str:
     return f"[{colour}]{found['gate']['verdict']}[/{colour}]: {version}"
 
 
+def _tried(found: Mapping[str, Any]) -> str:
+    if found["forced"]:
+        return "one recipe, forced by search.only: nothing says whether it beats the untouched learner"
+    number = len(found["candidates"])
+    return f"{number} candidates, paired on the same rows" if number > 1 else "1 candidate was finished"
+
+
 def _won(found: Mapping[str, Any]) -> str:
     """What was selected, and whether it is significantly better than candidate 0."""
     tried, name = found["candidates"], found["selected"]
+    if found["forced"]:
+        return f"{name}, because it was forced"
     winner = next((each for each in tried if each["name"] == name), {})
     if tried and name == tried[0]["name"]:
         return f"{name}, candidate 0" + ("" if len(tried) == 1 else ": no other is significantly better")

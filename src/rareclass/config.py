@@ -221,6 +221,9 @@ class Search(Section):
         (), description="Tried after the plan's candidate 0 instead of the plan"
     )
     extra: tuple[CandidateSpec, ...] = Field((), description="Tried in addition to the plan")
+    only: CandidateSpec | None = Field(
+        None, description="One recipe is forced: it is finished however long it takes, and nothing is tried beside it"
+    )
     tune: bool = Field(
         True, description="Search the hyper-parameters of the leading learner with what is left of the budget"
     )
@@ -301,6 +304,9 @@ class Threshold(Section):
     min_recall: Share | None = Field(None, description="Constraint: recall at least this")
     max_alerts_per_day: float | None = Field(None, gt=0, description="Constraint: at most this many decisions 1 a day")
     points: tuple[OperatingPoint, ...] = Field((), description="Further named operating points")
+    fixed: float | None = Field(
+        None, gt=0, lt=1, description="A threshold set by hand, judged beside the tuned ones as the point `fixed`; it never decides"
+    )  # fmt: skip
     calibration: Literal["auto", "none", "isotonic", "platt", "beta"] = Field(
         "auto", description="auto: chosen by cross-fitted log loss, none if none is better"
     )

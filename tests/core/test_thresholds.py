@@ -256,3 +256,21 @@ def test_the_same_seed_gives_the_same_interval_and_json_is_plain():
     assert first == second or first.to_json() == second.to_json()
     assert first.to_json()["alerts_per_day"] is None
     assert set(itertools.chain(first.to_json())) >= {"value", "low", "high", "feasible", "message"}
+
+
+def test_a_threshold_set_by_hand_is_judged_beside_the_tuned_ones_and_never_decides() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random(2000)
+    y = (rng.random(2000) < score**3).astype(int)
+    points = tune_points(y, score, Threshold(fixed=0.3), days=10, n_boot=50)
+    assert list(points) == ["default", "fixed"]
+    fixed = points["fixed"]
+    flagged = score >= 0.3
+    assert (fixed.value, fixed.feasible, fixed.to_json()["low"]) == (0.3, True, None)
+    assert fixed.precision.value == pytest.approx(y[flagged].mean())
+    assert fixed.recall.value == pytest.approx(y[flagged].sum() / y.sum())
+    assert fixed.precision.low < fixed.precision.value < fixed.precision.high
+    assert fixed.alerts_per_day == pytest.approx(flagged.sum() / 10)
+    assert fixed.message.startswith("threshold 0.3, set by hand, gives precision ")
+    with pytest.raises(ConfigError, match=r"'fixed' is the name of threshold\.fixed"):
+        tune_points(y, score, Threshold(points=(OperatingPoint(name="fixed"),)))

@@ -73,13 +73,17 @@ class Situation:
 def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, ...]:
     """Return the candidates to try, candidate 0 (XGBoost on untouched rows) first, most promising next.
 
-    `search.candidates` replaces everything after candidate 0, `search.extra` comes before the rest; `search.trials`
+    `search.only` is all there is. `search.candidates` replaces everything after candidate 0, `search.extra` comes before the rest; `search.trials`
     cuts the plan exactly, `search.seconds` drops the end that would hardly be reached (by a rough estimate: twice the
     budget). Raises NoPositives without a row of the rare class, ConfigError for a recipe that does not exist.
     """
     if found.regime == "none":
         raise NoPositives(NO_POSITIVES)
     search = config.search
+    if search.only is not None:
+        forced = Candidate.from_spec(search.only, "Forced by search.only: nothing was tried beside it.")
+        check_recipe(forced)
+        return (forced,)
     asked = [Candidate.from_spec(spec) for spec in search.candidates]
     extra = [Candidate.from_spec(spec) for spec in search.extra]
     for candidate in (*asked, *extra):

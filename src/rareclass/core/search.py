@@ -40,10 +40,11 @@ def train_group(
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
-    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With ``search.replay`` nothing is searched.
+    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With ``search.replay``
+    and ``search.only`` nothing is searched, and what is asked for is finished.
     """
     start = clock()
-    counted = config.search.trials is not None or config.search.replay is not None
+    counted = any(each is not None for each in (config.search.trials, config.search.replay, config.search.only))
     late = never if counted else lambda: clock() - start >= seconds
     left = None if counted else lambda: start + seconds - clock()
     share = ZERO_SHARE if len(candidates) > 1 else 1.0
@@ -69,7 +70,8 @@ def train_group(
                 **options,
             )
         )
-    if config.search.tune and config.search.replay is None and candidates and candidates[0].group == "none":
+    searching = config.search.tune and config.search.replay is None and config.search.only is None
+    if searching and candidates and candidates[0].group == "none":
         trials = max(0, (config.search.trials or 0) - (planned or len(candidates))) if counted else None
         found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)
     return found

@@ -135,6 +135,9 @@ OBJECTIVES: dict[str, Objective] = {
     "alerts_per_day": Objective(lambda c: c.recall, needs="max_alerts", text="recall"),
 }
 
+FIXED = "fixed"
+"""Name of the operating point that ``threshold.fixed`` sets; it is not tuned and never decides."""
+
 _SETTINGS = {"min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day"}
 
 
@@ -419,7 +422,7 @@ def tune_points(
 ) -> dict[str, TunedThreshold]:
     """Return the tuned threshold of each operating point, in order; the first, "default", is the one that decides.
 
-    ``objective: auto`` is the cost where costs were given, else F1.
+    ``objective: auto`` is the cost where costs were given, else F1. The last is "fixed" where ``settings.fixed`` is set.
     """
     wanted = settings.objective
     if wanted == "auto":
@@ -430,8 +433,12 @@ def tune_points(
             raise ConfigError(
                 f"operating point '{point.name}' is named twice. Give each of threshold.points its own name (not 'default')"
             )
+        if point.name == FIXED:
+            raise ConfigError(
+                f"operating point '{FIXED}' is the name of threshold.fixed. Give each of threshold.points another name"
+            )
         asked[point.name] = (point.objective, point)
-    return {
+    tuned = {
         name: tune(
             y,
             score,
@@ -450,3 +457,33 @@ def tune_points(
         )
         for name, (objective, point) in asked.items()
     }
+    if settings.fixed is None:
+        return tuned
+    resamples = Resamples(len(np.asarray(y)), block, n_boot, seed)
+    return {
+        **tuned,
+        FIXED: hold(y, score, settings.fixed, days=days, weight=weight, resamples=resamples, confidence=confidence),
+    }
+
+
+def hold(
+    y: ArrayLike, score: ArrayLike, threshold: float, *, resamples: Resamples, days: float | None = None,
+    weight: ArrayLike | None = None, confidence: float = 0.95,
+) -> TunedThreshold:  # fmt: skip
+    """Return what a threshold that somebody set does on the rows that the others are tuned on; it has no interval itself."""
+    labels, scores, weights = as_scores(y, score, weight)
+    mass = np.ones(len(labels)) if weights is None else weights
+    flagged = scores >= threshold
+    columns = np.stack([mass * (flagged & (labels == 1)), mass * flagged, mass * labels], axis=1)
+    total, drawn = columns.sum(axis=0), resamples.sums(columns)
+    positives, rows = int(labels.sum()), len(labels)
+    precision, recall = (
+        estimate(float(_ratio(total[0], total[i])), _ratio(drawn[:, 0], drawn[:, i]), confidence, positives, rows)
+        for i in (1, 2)
+    )
+    span = math.nan if days is None or days <= 0 else float(days)
+    alerts = float(total[1]) / span
+    said = f"threshold {threshold:.4g}, set by hand, gives precision {precision.value:.3f}, recall {recall.value:.3f}"
+    said += "" if math.isnan(span) else f", {alerts:.3g} alerts a day"
+    nothing = Estimate(math.nan)
+    return TunedThreshold(threshold, math.nan, math.nan, FIXED, nothing, precision, recall, alerts, True, said)

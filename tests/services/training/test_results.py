@@ -112,3 +112,29 @@ def test_a_failure_that_cannot_be_logged_stays_the_failure(tmp_path: Path) -> No
     with pytest.raises(NoPositives) as raised, results.failures_logged(config, now=utc_now()):
         raise NoPositives("none")
     assert raised.value.__notes__[0].startswith("not logged: ")
+
+
+def test_one_recipe_is_forced_and_a_threshold_set_by_hand_is_judged_beside_the_tuned_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rareclass import _terminal
+
+    only = {"learner": "logistic_regression", "resample": [{"name": "random_under", "ratio": 3}]}
+    config = settings(tmp_path, search={"seconds": 0.001, "only": only}, threshold={"fixed": 0.3})
+    summary = run.run(config, tmp_path / "out")
+    details = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [each["name"] for each in summary["candidates"]] == [summary["selected"]]
+    assert summary["forced"]
+    assert summary["selected"].startswith("logistic_regression")
+    scores = pd.read_parquet(Path(summary["uri"]).parent / "evaluation" / "test_scores.parquet")
+    flagged = scores[scores["score"] >= 0.3]
+    fixed = details["evaluation"]["points"]["fixed"]
+    assert (fixed["alerts"]["value"], fixed["tp"]["value"]) == (len(flagged), flagged["label"].sum())
+    assert details["evaluation"]["primary"] == "default"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "was forced (search.only)" in page
+    assert "0.3000 set by hand" in page
+    _terminal.summary(summary, details)
+    shown = capsys.readouterr().out
+    assert "one recipe, forced by search.only" in shown
+    assert "fixed: threshold 0.3, set by hand, gives precision" in shown

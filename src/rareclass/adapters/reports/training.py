@@ -158,6 +158,8 @@ def selection_sentence(summary: Details) -> str:
     """Say what won and whether that is significant."""
     winner = next((each for each in summary["candidates"] if each["name"] == summary["selected"]), None)
     number = len(summary["candidates"])
+    if summary["forced"]:
+        return f"{summary['selected']} was forced (search.only). Nothing was tried beside it, so nothing says whether it beats the untouched learner."
     tried = "One candidate was finished. " if number == 1 else f"{number} candidates on the same held-out rows. "
     if number == 1:
         return f"{tried}A larger search.seconds tries more."

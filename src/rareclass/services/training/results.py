@@ -280,6 +280,7 @@ def summarise(run: Run) -> dict[str, Any]:
     everything = sum(len(part) for part in rows.values())
     return clean({
         "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
+        "forced": run.config.search.only is not None,
         "candidates": [
             {"name": each.name, "ap": each.ap.value, "ap_low": each.ap.low, "ap_high": each.ap.high, "fit_seconds": each.fit_seconds,
              "difference": each.difference.to_json(), "significant": each.significant, "reason": each.reason}

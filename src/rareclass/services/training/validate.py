@@ -13,7 +13,8 @@ def check(config: Config) -> Config:
     from rareclass.core.candidates import Candidate
     from rareclass.core.planning import check_recipe
 
-    for spec in (*config.search.candidates, *config.search.extra):
+    only = [] if config.search.only is None else [config.search.only]
+    for spec in (*only, *config.search.candidates, *config.search.extra):
         check_recipe(Candidate.from_spec(spec))
     if config.split.prequential and config.data.time is None:
         raise ConfigError("prequential folds need a time. Set data.time, or split.prequential: 0")
