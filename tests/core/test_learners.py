@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -10,10 +11,12 @@ from sklearn.metrics import average_precision_score
 from rareclass.core.learners import (
     LEARNERS,
     BestRound,
+    Boosted,
     Interrupted,
     StopPrecision,
     Task,
     Watched,
+    _margins,
     fit,
     grow,
     logit,
@@ -229,3 +232,39 @@ def test_a_preparation_is_finite_bounded_and_flags_what_is_missing():
     gap = np.flatnonzero(np.isnan(x[:, 1]))[0]
     assert made[gap, 1] == 0
     assert made[gap, 5] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_booster_scores_as_xgboost_itself_does_with_categories_and_missing_values(threads: int) -> None:
+    import xgboost as xgb
+
+    rng = np.random.default_rng(4)
+    x = np.column_stack([rng.normal(size=(900, 3)), rng.integers(0, 9, 900)]).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    y = (np.nan_to_num(x[:, 0]) + (x[:, 3] == 4) + rng.normal(size=900) > 1.5).astype(int)
+    types = ["float", "float", "float", "c"]
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 5, "nthread": threads, "max_cat_to_onehot": 2},
+        xgb.DMatrix(x, y, feature_types=types, enable_categorical=True), 40,
+    )  # fmt: skip
+    learner = Boosted("xgboost", rounds=40, booster=booster, types=tuple(types))
+    expected = booster.predict(xgb.DMatrix(x, feature_types=types, enable_categorical=True), output_margin=True)
+    assert np.allclose(np.log(learner.score(x) / (1 - learner.score(x))), expected, atol=1e-5)
+    assert np.array_equal(_margins(booster, x), booster.inplace_predict(x, predict_type="margin").astype(np.float64))
+    for part in (x[:1], x[::2], np.asfortranarray(x), x.astype(np.float64)):
+        assert np.array_equal(_margins(booster, part), _margins(booster, np.ascontiguousarray(part, dtype=np.float32)))
+    for wrong in (x[:, :3], np.column_stack([x, x])):
+        with pytest.raises(xgb.core.XGBoostError):
+            _margins(booster, wrong)
+
+
+def test_a_booster_scores_the_same_from_many_threads_at_once() -> None:
+    import xgboost as xgb
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(4000, 4)).astype(np.float32)
+    booster = xgb.train({"nthread": 1, "objective": "binary:logistic"}, xgb.DMatrix(x, (x[:, 0] > 1).astype(int)), 20)
+    parts = [x[at : at + 1 + at % 7] for at in range(0, 3900, 13)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda part: _margins(booster, part), parts))
+    assert all(np.array_equal(found, _margins(booster, part)) for found, part in zip(together, parts, strict=True))

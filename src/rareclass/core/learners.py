@@ -70,6 +70,32 @@ class Fitted:
         return None
 
 
+_MARGINS = (
+    b'{"type":1,"training":false,"iteration_begin":0,"iteration_end":0,"missing":NaN,"strict_shape":false,"cache_id":0}'
+)
+
+
+def _margins(booster: Any, x: FloatMatrix) -> FloatArray:
+    """Return the (n,) log-odds of an XGBoost booster, through the C call that ``inplace_predict`` makes.
+
+    Its Python around that call (checks of types and columns that callers have made) takes as long as scoring a row.
+    """
+    import ctypes
+
+    from xgboost import core as xgboost
+
+    rows = np.ascontiguousarray(x, dtype=np.float32)
+    array = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (rows.ctypes.data, *rows.shape)
+    shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.POINTER(ctypes.c_float)()
+    xgboost._check_call(
+        xgboost._LIB.XGBoosterPredictFromDense(
+            booster.handle, array, _MARGINS, None, ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
+        )
+    )
+    # the result belongs to the booster and lives until this thread's next call: copied at once
+    return np.frombuffer(ctypes.string_at(found, 4 * len(rows)), dtype=np.float32).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Boosted(Fitted):
     """Trees of XGBoost."""
@@ -79,9 +105,7 @@ class Boosted(Fitted):
 
     def score(self, x: FloatMatrix) -> FloatArray:
         # margins, because float32 probabilities near 1 would tie
-        # the caller has checked the columns; XGBoost's own check costs as much as scoring a row
-        margin = self.booster.inplace_predict(x, predict_type="margin", validate_features=False)
-        return np.asarray(expit(np.asarray(margin, dtype=np.float64)))
+        return np.asarray(expit(_margins(self.booster, x)))
 
     def contributions(self, x: FloatMatrix) -> FloatArray | None:
         import xgboost as xgb
