@@ -204,6 +204,11 @@ def test_missing_values_are_taken_when_the_request_says_so() -> None:
     query = _read(amount, channel, parameters={"missing": True})
     assert np.isnan(query.matrix).tolist() == [[True, False], [False, True]]
     assert query.unknown == 0
+    coded = _signature(Schema((Feature("code", "categorical", ("3", OTHER)),)))
+    code = {"name": "code", "shape": [2], "datatype": "FP64", "data": [None, 3]}
+    numbers = _read(code, signature=coded, parameters={"missing": True})
+    assert np.isnan(numbers.matrix).tolist() == [[True], [False]]
+    assert numbers.unknown == 0
 
 
 def test_an_unknown_category_is_scored_counted_and_logged_as_it_was_sent() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +25,12 @@ from rareclass.adapters.serving.batcher import INLINE_ROWS, Batcher, NotReady, s
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Active, Answer
 from rareclass.adapters.serving.signature import Query
-from rareclass.adapters.serving.v2_codec import encode, inflate, parse, request_id, shown
+from rareclass.adapters.serving.tabular import ARROW, CSV, from_arrow, from_csv, from_mlflow, to_arrow
+from rareclass.adapters.serving.v2_codec import Request as Tensors
+from rareclass.adapters.serving.v2_codec import deflate, encode, inflate, parse, request_id, shown
 from rareclass.errors import InputError
 
-_OPEN = {"/v2/health/live", "/v2/health/ready"}
+_OPEN = {"/v2/health/live", "/v2/health/ready", "/ping", "/health"}
 _COMPRESS_FROM = 16_384
 _APART_FROM = 1 << 18
 """Bytes from which a body is read in a thread, so that health checks and small requests go on."""
@@ -92,12 +93,26 @@ async def repository_change(site: Site, request: Request) -> Response:
 async def infer(site: Site, request: Request) -> Response:
     """Score, log and answer rows. ``*_stream`` is the same answer as one server-sent event."""
     _check(site, request)
+    return await _score(site, request, _query, _reply)
+
+
+async def invocations(site: Site, request: Request) -> Response:
+    """The same for callers of ``mlflow models serve``: dataframe_split, dataframe_records or CSV in, predictions out."""
+    return await _score(site, request, _invocation, _predictions)
+
+
+async def _score(
+    site: Site,
+    request: Request,
+    read: Callable[[Active, bytes, Mapping[str, str], int], Query],
+    write: Callable[[str, Answer, Request], Response],
+) -> Response:
     active = _active(site)
     limit = active.signature.body_limit()
     body = await _body(request, limit)
-    query = await _apart(site, len(body) > _APART_FROM, _query, active, body, request.headers, limit)
+    query = await _apart(site, len(body) > _APART_FROM, read, active, body, request.headers, limit)
     answer = await site.batcher.answer(query, active)
-    return await _apart(site, len(query) > INLINE_ROWS, _reply, site.catalogue.name, answer, request)
+    return await _apart(site, len(query) > INLINE_ROWS, write, site.catalogue.name, answer, request)
 
 
 _MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
@@ -120,6 +135,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v2/repository/index", repository_index),
     ("POST", "/v2/repository/models/{name}/load", repository_change),
     ("POST", "/v2/repository/models/{name}/unload", repository_change),
+    ("POST", "/invocations", invocations),
+    ("GET", "/ping", ready),
+    ("GET", "/health", ready),
 )
 
 
@@ -134,8 +152,8 @@ def application(catalogue: Catalogue, batcher: Batcher, *, token: str | None) ->
 
 
 def _endpoint(site: Site, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler with its errors as responses; those of infer requests are counted and timed."""
-    count = site.batcher.engine.metrics.request if handler is infer else None
+    """Return the handler with its errors as responses; those of scoring requests are counted and timed."""
+    count = site.batcher.engine.metrics.request if handler in (infer, invocations) else None
 
     async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
@@ -220,17 +238,42 @@ async def _body(request: Request, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _query(active: Active, body: bytes, headers: Mapping[str, str], limit: int) -> Query:
+def _unpacked(body: bytes, headers: Mapping[str, str], limit: int) -> bytes:
     encoding = headers.get("content-encoding")
-    if encoding is not None:
-        body = inflate(body, encoding, limit)
-    request = parse(body, headers.get("inference-header-content-length"))
+    return body if encoding is None else inflate(body, encoding, limit)
+
+
+def _query(active: Active, body: bytes, headers: Mapping[str, str], limit: int) -> Query:
+    """Read an infer request: JSON, JSON with binary tensors, or an Arrow stream."""
+    body = _unpacked(body, headers, limit)
+    if _media(headers) == ARROW:
+        request = from_arrow(body, active.signature, limit)
+    else:
+        request = parse(body, headers.get("inference-header-content-length"))
+    return _identified(active, request, headers)
+
+
+def _invocation(active: Active, body: bytes, headers: Mapping[str, str], limit: int) -> Query:
+    """Read what a client of ``mlflow models serve`` sends."""
+    body = _unpacked(body, headers, limit)
+    read = from_csv if _media(headers) == CSV else from_mlflow
+    return _identified(active, read(body, active.signature), headers)
+
+
+def _identified(active: Active, request: Tensors, headers: Mapping[str, str]) -> Query:
     if request.id is None:
         request.id = request_id(headers.get("seldon-puid"), "Seldon-Puid")
     return active.signature.read(request)
 
 
+def _media(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _reply(name: str, answer: Answer, request: Request) -> Response:
+    """Write the answer of an infer request in the form that the request had."""
+    if _media(request.headers) == ARROW:
+        return _answered(answer, to_arrow(answer, name), ARROW.encode(), request)
     head = {
         "model_name": name,
         "model_version": answer.active.version,
@@ -238,16 +281,31 @@ def _reply(name: str, answer: Answer, request: Request) -> Response:
         "parameters": answer.parameters(),
     }
     body, split = encode(head, answer.arrays(), answer.query.wanted)
-    reply = {b"content-type": b"application/json", b"seldon-puid": answer.id.encode("utf-8")}
     if request.url.path.endswith("_stream"):
-        body = b"data: " + body + b"\n\n"
-        reply[b"content-type"] = b"text/event-stream"
+        return _answered(answer, b"data: " + body + b"\n\n", b"text/event-stream", request)
     if split is not None:
-        reply |= {b"content-type": b"application/octet-stream", b"inference-header-content-length": b"%d" % split}
-    elif len(body) >= _COMPRESS_FROM and "gzip" in request.headers.get("accept-encoding", ""):
-        packer = zlib.compressobj(1, wbits=31)
-        body = packer.compress(body) + packer.flush()
-        reply |= {b"content-encoding": b"gzip", b"vary": b"Accept-Encoding"}
+        length = {b"inference-header-content-length": b"%d" % split}
+        return _answered(answer, body, b"application/octet-stream", None, length)
+    return _answered(answer, body, b"application/json", request)
+
+
+def _predictions(name: str, answer: Answer, request: Request) -> Response:
+    """Write score and decision as ``mlflow models serve`` does for a model that returns a table."""
+    rows = zip(answer.score.tolist(), answer.decision.tolist(), strict=True)
+    body = orjson.dumps({"predictions": [{"score": score, "decision": decision} for score, decision in rows]})
+    return _answered(answer, body, b"application/json", request)
+
+
+def _answered(
+    answer: Answer, body: bytes, kind: bytes, request: Request | None, more: Mapping[bytes, bytes] | None = None
+) -> Response:
+    """Return the response with the request's id, packed where it is long and ``request`` accepts that."""
+    reply = {b"content-type": kind, b"seldon-puid": answer.id.encode("utf-8"), **(more or {})}
+    if request is not None and len(body) >= _COMPRESS_FROM:
+        body, encoding = deflate(body, request.headers.get("accept-encoding", ""))
+        reply[b"vary"] = b"Accept-Encoding"
+        if encoding is not None:
+            reply[b"content-encoding"] = encoding.encode()
     return _response(body, reply)
 
 

@@ -80,6 +80,15 @@ class Signature:
         """Return the bytes that a request of ``max_rows`` rows can need at most."""
         return max(1 << 20, self.max_rows * (len(self.index) + 8) * 64)
 
+    def takes(self, name: str) -> bool:
+        """Tell whether a column of this name is read."""
+        return name in self.index or name in self.roles or name in self._let_through
+
+    def kind(self, name: str) -> str:
+        """Return the kind of a feature, or "" where the name is none."""
+        at = self.index.get(name)
+        return "" if at is None else self.schema.features[at].kind
+
     def read(self, request: Request) -> Query:
         """Return the query behind a request. Raises InputError with one line."""
         options = request.parameters
@@ -164,7 +173,8 @@ class Signature:
     def _category(self, query: Query, at: int, name: str, flat: NDArray[Any]) -> None:
         levels = self.codes[at]
         other = levels.get(OTHER, np.nan)
-        texts = [None if value is None else _level(value, levels) for value in flat.tolist()]
+        # NaN, which is not itself, is how numbers say that a category is missing
+        texts = [None if value is None or value != value else _level(value, levels) for value in flat.tolist()]
         query.text[name] = texts
         query.matrix[:, at] = [np.nan if level is None else levels.get(level, other) for level in texts]
         query.unknown += sum(level is not None and level not in levels for level in texts)

@@ -309,22 +309,45 @@ def text(name: str, value: object, at: int) -> str:
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """Undo Content-Encoding gzip or deflate, up to ``limit`` bytes. Raises InputError."""
+    """Undo Content-Encoding gzip, deflate or zstd, up to ``limit`` bytes. Raises InputError."""
     names = [part.strip().lower() for part in encoding.split(",") if part.strip().lower() not in ("", "identity")]
     for name in reversed(names):
-        if name not in ("gzip", "x-gzip", "deflate"):
-            raise InputError(f"Content-Encoding {shown(encoding)} is not known. Use gzip, deflate or none")
-        unpack = zlib.decompressobj(47)
+        if name not in ("gzip", "x-gzip", "deflate", "zstd"):
+            raise InputError(f"Content-Encoding {shown(encoding)} is not known. Use gzip, deflate, zstd or none")
         try:
-            out = unpack.decompress(body, limit + 1)
-        except zlib.error as error:
+            body, ended = (_unzstd if name == "zstd" else _unzip)(body, limit + 1)
+        except (zlib.error, OSError) as error:
             raise InputError(f"the body is not valid {name}: {shown(str(error))}") from None
-        if len(out) > limit:
+        if len(body) > limit:
             raise InputError(f"the body is larger than {limit} bytes when unpacked. Send fewer rows at a time")
-        if not unpack.eof:
+        if not ended:
             raise InputError(f"the body is not valid {name}: it ends early")
-        body = out
     return body
+
+
+def _unzip(body: bytes, most: int) -> tuple[bytes, bool]:
+    unpack = zlib.decompressobj(47)
+    return unpack.decompress(body, most), unpack.eof
+
+
+def _unzstd(body: bytes, most: int) -> tuple[bytes, bool]:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.BufferReader(body), "zstd").read(most), True  # it raises where a frame is cut
+
+
+def deflate(body: bytes, accepted: str) -> tuple[bytes, str | None]:
+    """Pack a body as an Accept-Encoding header allows. Returns it with its Content-Encoding, None when it is as it was."""
+    parts = [part.replace(" ", "").lower().split(";") for part in accepted.split(",")]
+    names = {name for name, *more in parts if not any(each in ("q=0", "q=0.0", "q=0.00", "q=0.000") for each in more)}
+    if "zstd" in names:
+        import pyarrow as pa
+
+        return pa.compress(body, codec="zstd", asbytes=True), "zstd"
+    if "gzip" in names:
+        packer = zlib.compressobj(1, wbits=31)
+        return packer.compress(body) + packer.flush(), "gzip"
+    return body, None
 
 
 def encode(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]], wanted: Wanted) -> tuple[bytes, int | None]:
