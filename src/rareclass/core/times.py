@@ -104,7 +104,7 @@ class TimeReading:
         found = np.full(len(texts), _NAT)
         if self.format and self.format not in ORDERS:
             return _utc(pd.to_datetime(pd.Series(texts, dtype=object), format=self.format, utc=True, errors="coerce"))
-        digits = np.array([text.isdigit() and len(text) < 19 for text in texts], dtype=bool)
+        digits = np.array([_is_digits(text) for text in texts], dtype=bool)
         if digits.any():
             numbers = pd.Series([int(text) for text, is_digit in zip(texts, digits, strict=True) if is_digit])
             found[digits] = self._of_numbers(numbers)
@@ -148,6 +148,10 @@ class TimeReading:
                 inside = valid & (numbers >= low) & (numbers < high)
                 found[inside] = _epoch(series, numbers, fraction, name)[inside]
         return found
+
+
+def _is_digits(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20 and int(text) < 2**63
 
 
 def _utc(parsed: pd.Series[Any]) -> TimeArray:
@@ -298,10 +302,10 @@ class TimeSurvey:
             distinct = factorize(series)[0]
             texts = [trimmed(v) if isinstance(v, (str, bytes)) else str(v) for v in distinct]
             texts = [text for text in texts if text and text not in USUAL_MISSING]
-            digits = [int(text) for text in texts if text.isdigit() and len(text) < 19]
+            digits = [int(text) for text in texts if _is_digits(text)]
             if digits:
                 self._add_numbers(pd.Series(digits))
-            self._add_dates([text for text in texts if not text.isdigit()])
+            self._add_dates([text for text in texts if not _is_digits(text)])
 
     def _add_numbers(self, series: pd.Series[Any]) -> None:
         numbers, valid, fraction = _whole(series)

@@ -151,6 +151,13 @@ class TextSurvey:
                 f"column '{self.name}' has numbers like '{example}': set data.decimal: ',' where the comma stands before fractions, or data.thousands "
                 "to the sign between groups of three digits; or add the column to data.categorical if these are no numbers"
             )
+        points = sum(count for text, count in self.other.items() if number_of(text) is not None)
+        if self.form.decimal != "." and points and self.numbers + points >= (1 - _ODD) * total:
+            example = next(text for text in self.other if number_of(text) is not None)
+            raise DataError(
+                f"column '{self.name}' has numbers with a point, like '{example}', though data.decimal is ','. "
+                "Set data.thousands: '.' if the point groups digits, write all columns in one way, or add the column to data.categorical"
+            )
         if not total or self.settled or odd > _ODD * total:
             return None, None
         if self.padded:

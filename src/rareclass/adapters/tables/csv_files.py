@@ -85,8 +85,19 @@ class CsvFiles:
         for name in self.files:
             names = self.dialects[name].names
             own = {column: self._read_as(column) for column in wanted if column in names}
-            for batch in self._stream(name, own):
-                yield _typed(batch, wanted, self.types, self.form)
+            done = 0
+            while True:
+                skipped = 0
+                try:
+                    for batch in self._stream(name, own):
+                        fresh = batch.slice(max(0, done - skipped))
+                        skipped += batch.num_rows
+                        if fresh.num_rows:
+                            done += fresh.num_rows
+                            yield _typed(fresh, wanted, self.types, self.form)
+                    break
+                except _TooNarrowError as error:  # blanks around a token: that column is read as text from here on
+                    own[error.column] = pa.string()
 
     def _read_as(self, column: str) -> pa.DataType:
         kind = self.types[column]
