@@ -165,6 +165,10 @@ class Split(Section):
         3, ge=1, le=20, description="Forward windows that the validation rows are cut into, where there is time"
     )
     repeats: int = Field(1, ge=1, le=20, description="Repeats of the folds; raised by itself where positives are few")
+    entities_apart: bool = Field(
+        False,
+        description="Where rows are split by time: rows of entities that were seen earlier leave the later side, so that no entity is on both",
+    )
     drop_known_entities: bool = Field(
         False, description="Drop test rows of entities already known positive in training"
     )
@@ -550,6 +554,8 @@ class Config(Section):
                 "data.time_unit: order tells no calendar, so data.label_delay cannot be waited for. "
                 "Set data.time_unit to what the numbers count, or data.label_delay: 0"
             )
+        if self.split.entities_apart and data.entity is None:
+            raise ValueError("split.entities_apart needs to know whose rows they are. Set data.entity to that column")
         if self.costs.amount_share is not None and data.amount is None:
             raise ValueError("costs.amount_share needs the amounts. Set data.amount to the column that holds them")
         if self.costs.amount_share is not None and self.costs.false_negative is not None:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.config import Monitor
-from rareclass.core.dataset import OTHER, FloatArray, FloatMatrix, Rows, Schema, text_of
+from rareclass.core.dataset import OTHER, FloatArray, FloatMatrix, Rows, Schema
 
 Float32 = NDArray[np.float32]
 
@@ -270,8 +270,8 @@ def unknown_shares(frame: pd.DataFrame, schema: Schema) -> dict[str, float]:
     shares = {}
     for feature in schema.features:
         if feature.kind == "categorical" and feature.name in frame.columns and OTHER not in feature.categories:
-            text = text_of(frame[feature.name]).dropna()
-            shares[feature.name] = float((~text.isin(feature.categories)).sum() / max(len(frame), 1))
+            unknown = feature.read(frame[feature.name])[1]
+            shares[feature.name] = float(unknown.sum() / max(len(frame), 1))
     return shares
 
 

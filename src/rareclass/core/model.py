@@ -164,7 +164,7 @@ class RareModel:
         }  # fmt: skip
         files = {_LEARNER: buffer.getvalue(), _PARTS: json.dumps(parts, default=str, indent=1).encode()}
         if self.golden is not None:
-            files[_GOLDEN] = self.golden.to_json(orient="split", double_precision=15, index=False).encode()
+            files[_GOLDEN] = json.dumps(_golden_json(self.golden, self.schema)).encode()
         if self.trained_ids is not None:
             files[_IDS] = _bytes(self.trained_ids)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -228,8 +228,18 @@ def _verified(source: Path) -> dict[str, bytes]:
     return files
 
 
+def _golden_json(golden: pd.DataFrame, schema: Schema) -> dict[str, Any]:
+    """Golden rows with all digits of their numbers."""
+    known = {feature.name: feature for feature in schema.features}
+    columns = [
+        known[name].logged(golden[name]) if name in known else golden[name].astype(float).tolist() for name in golden
+    ]
+    return {"columns": list(golden.columns), "data": [list(row) for row in zip(*columns, strict=True)]}
+
+
 def _golden(content: bytes, schema: Schema) -> pd.DataFrame:
-    frame = pd.read_json(io.BytesIO(content), orient="split", precise_float=True, convert_dates=False, dtype=False)
+    raw = json.loads(content)
+    frame = pd.DataFrame(raw["data"], columns=raw["columns"])
     for feature in schema.features:
         if feature.kind == "numeric":
             frame[feature.name] = pd.to_numeric(frame[feature.name]).astype(np.float32)

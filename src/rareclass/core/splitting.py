@@ -90,6 +90,8 @@ def split(
     if kind == "time":
         assert time is not None
         result = _by_time(y, time, config, label_delay)
+        if config.entities_apart and entity is not None:
+            result = _entities_apart(result, entity)
     else:
         keys = units(row_id if groups is None else groups, entity if kind == "grouped" else None)
         result = _by_hash(y, keys, config, kind, seed)
@@ -105,6 +107,11 @@ def _need_both(y: NDArray[Any], name: str, result: Split) -> None:
     if 0 < positives < len(y):
         return
     what = "no rows" if not len(y) else "no positive" if not positives else "no negative"
+    if result.dropped.get("seen_entities"):
+        raise DataError(
+            f"the {name} part has {what} left (of {len(y)} rows) after split.entities_apart took {result.dropped['seen_entities']:,} rows of entities "
+            "seen earlier. Set split.entities_apart: false, or split.kind: grouped"
+        )
     way = {
         "time": "Set split.test and split.validation higher, data.label_delay lower, or split.kind: stratified",
         "grouped": "Set split.test or split.validation higher, or split.kind: stratified",
@@ -193,6 +200,16 @@ def _without_known(parts: Split, y: NDArray[Any], entity: HashArray) -> Split:
     return Split(parts.train, parts.validation, parts.test[keep], parts.kind, dropped, parts.boundaries)
 
 
+def _entities_apart(parts: Split, entity: HashArray) -> Split:
+    """Drop validation rows of entities in the training rows, and test rows of entities in either."""
+    validation = parts.validation[~np.isin(entity[parts.validation], entity[parts.train])]
+    earlier = np.concatenate([entity[parts.train], entity[parts.validation]])
+    test = parts.test[~np.isin(entity[parts.test], earlier)]
+    gone = len(parts.validation) - len(validation) + len(parts.test) - len(test)
+    dropped = {**parts.dropped, "seen_entities": gone}
+    return Split(parts.train, validation, test, parts.kind, dropped, parts.boundaries)
+
+
 def units(identical: HashArray, entity: HashArray | None) -> HashArray:
     """Return (n,) keys that are equal for rows that must stay together.
 
@@ -252,6 +269,8 @@ def development(
         assert dev.time is not None
         scored = np.arange(len(dev)) >= len(train)
         folds = forward_folds(dev.time, dev.y, scored, windows=config.windows, label_delay=label_delay)
+        if config.entities_apart and dev.entity is not None:
+            folds = _folds_apart(folds, dev.y, dev.entity)
     else:
         repeats = max(config.repeats, 5 if dev.positives < FEW else 3 if dev.positives < SOME else 1)
         keys = units(content_groups(dev.x), dev.entity if kind == "grouped" else None)
@@ -261,6 +280,18 @@ def development(
     if config.drop_known_entities and dev.entity is not None:
         folds = tuple(_unknown_only(fold, dev.y, dev.entity) for fold in folds)
     return dev, folds
+
+
+def _folds_apart(folds: Sequence[Fold], y: IntArray, entity: HashArray) -> tuple[Fold, ...]:
+    """Drop the scored rows of entities that a fold was fitted on, and folds that have none left."""
+    kept = (Fold(f.train, f.score[~np.isin(entity[f.score], entity[f.train])], f.repeat) for f in folds)
+    apart = tuple(fold for fold in kept if len(fold.score))
+    if not any(y[fold.score].any() for fold in apart):
+        raise DataError(
+            "split.entities_apart leaves no positive of a new entity in the validation windows. "
+            "Set split.validation higher, split.windows lower, or split.entities_apart: false"
+        )
+    return apart
 
 
 def _unknown_only(fold: Fold, y: IntArray, entity: HashArray) -> Fold:
