@@ -554,6 +554,12 @@ class Config(Section):
                 "data.time_unit: order tells no calendar, so data.label_delay cannot be waited for. "
                 "Set data.time_unit to what the numbers count, or data.label_delay: 0"
             )
+        objectives = [self.threshold.objective, *(point.objective for point in self.threshold.points)]
+        bounds = [self.threshold.max_alerts_per_day, *(point.max_alerts_per_day for point in self.threshold.points)]
+        if data.time_unit == "order" and ("alerts_per_day" in objectives or any(bounds)):
+            raise ValueError(
+                "alerts a day need days, and data.time_unit: order tells no calendar. Set data.time_unit to what the numbers count, or another objective"
+            )
         if self.split.entities_apart and data.entity is None:
             raise ValueError("split.entities_apart needs to know whose rows they are. Set data.entity to that column")
         if self.costs.amount_share is not None and data.amount is None:

@@ -324,6 +324,13 @@ def test_an_order_without_a_clock_splits_by_time(tmp_path):
     assert order.train.block().max() + 1 == len(np.unique(order.train.time))
     with pytest.raises(ConfigError, match="tells no calendar"):
         take(tmp_path / "a.csv", time="step", time_unit="order", label_delay="2d")
+    from rareclass.services.live.replay import replay
+
+    data = {"path": str(tmp_path / "a.csv"), "target": "y", "time": "step", "time_unit": "order"}
+    with pytest.raises(ConfigError, match="tells no calendar"):
+        parse({"name": "t", "data": data, "threshold": {"objective": "alerts_per_day", "max_alerts_per_day": 5}})
+    with pytest.raises(ConfigError, match="needs a calendar"):
+        replay(parse({"name": "t", "data": data}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,25 @@ def test_known_positive_entities_leave_the_test():
     assert kept.dropped["known_entities"] == len(everything.test) - len(kept.test) > 0
 
 
+def test_entities_may_be_kept_on_one_side_of_a_split_by_time():
+    rows = make_rows(entities=2500, prevalence=0.1)
+    everything, apart = cut(rows), cut(rows, entities_apart=True)
+    sides = [set(rows.entity[part]) for part in (apart.train, apart.validation, apart.test)]
+    assert not sides[0] & sides[1]
+    assert not (sides[0] | sides[1]) & sides[2]
+    assert np.array_equal(apart.train, everything.train)
+    lost = sum(len(getattr(everything, name)) - len(getattr(apart, name)) for name in ("validation", "test"))
+    assert apart.dropped["seen_entities"] == lost > 0
+    _, folds = splitting.development(
+        rows.take(apart.train), rows.take(apart.validation), config.Split(entities_apart=True)
+    )
+    dev = np.concatenate([rows.entity[apart.train], rows.entity[apart.validation]])
+    assert folds
+    assert all(not set(dev[fold.train]) & set(dev[fold.score]) for fold in folds)
+    with pytest.raises(DataError, match=r"split\.entities_apart took"):
+        cut(make_rows(entities=3), entities_apart=True)
+
+
 def test_kinds_that_the_rows_cannot_give_are_refused():
     rows = make_rows(days=None)
     for kind in ("time", "grouped"):

@@ -62,6 +62,10 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
 
     if config.data.time is None:
         raise ConfigError("a replay needs to know when rows happened. Set data.time")
+    if config.data.time_unit == "order":
+        raise ConfigError(
+            "a replay needs a calendar, and data.time_unit: order tells none. Set data.time_unit to what the numbers count, like hour"
+        )
     progress("replay", f"reading {config.data.path}")
     frame = _frame(config)
     start = _start(config, frame)

@@ -243,7 +243,9 @@ def prediction_rows(
     import pandas as pd
 
     data, names = config.data, [name for name in model.schema.names if name not in config.data.private]
-    time = data.time if data.time in frame else None
+    known = model.schema.roles.time
+    # an order without a calendar is no moment: such rows happened when they were scored
+    time = data.time if data.time in frame and (known is None or known.calendar) else None
     return pd.DataFrame(
         {
             "request_id": ids,
