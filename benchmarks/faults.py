@@ -44,6 +44,7 @@ import os, time
 _real = time.time
 if "RARECLASS_BENCH_SKEW" in os.environ:
     time.time = lambda: _real() + float(os.environ["RARECLASS_BENCH_SKEW"])
+import poisoned  # its learners become known to this process
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from rareclass.config import Monitor
-from rareclass.core import drift, liveness, triage
+from rareclass.core import drift, liveness, training, triage
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Rows, Schema, decode
 from rareclass.core.model import RareModel
@@ -182,15 +183,18 @@ def _unknown(x: np.ndarray) -> dict[str, float]:
     return {"channel": float(np.isnan(x[:, CHANNEL]).mean())}
 
 
+@dataclass(frozen=True)
 class Scorer:
     """The scorer as a learner that can be saved; ``noise`` spoils its ranking."""
 
-    def __init__(self, noise: float = 0.0) -> None:
-        self.noise = noise
+    noise: float = 0.0
 
     def score(self, x: np.ndarray) -> np.ndarray:
         ripple = self.noise * np.sin(1000 * np.nan_to_num(x[:, BALANCE].astype(np.float64)))
         return 1 / (1 + np.exp(-(logit(x).astype(np.float64) + ripple)))
+
+
+training.SAVED = (*training.SAVED, Scorer)
 
 
 def model(noise: float = 0.0, **meta: Any) -> RareModel:

@@ -11,27 +11,22 @@ import pandas as pd
 from rareclass.config import Config, parse
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Schema
+from rareclass.core.learners import Logistic
 from rareclass.core.model import RareModel
 
 SCHEMA = Schema((Feature("amount"), Feature("channel", "categorical", ("web", "shop"))))
 
 
-class Linear:
+def linear(slope: float) -> Logistic:
     """score = logistic(slope * amount - 2, + 1 in the shop)."""
-
-    def __init__(self, slope: float) -> None:
-        self.slope = slope
-
-    def score(self, x: np.ndarray) -> np.ndarray:
-        filled = np.nan_to_num(x.astype(np.float64))
-        return 1 / (1 + np.exp(2 - self.slope * filled[:, 0] - filled[:, 1]))
+    return Logistic("logistic_regression", coefficient=np.array([slope, 1.0]), intercept=np.array(-2.0))
 
 
 def model(slope: float = 1.0, **meta: Any) -> RareModel:
     """A model of two features with two operating points."""
     made = RareModel(
         SCHEMA,
-        Linear(slope),
+        linear(slope),
         Identity(),
         {"default": 0.5, "strict": 0.9},
         meta={"name": "small", "target": "label", **meta},

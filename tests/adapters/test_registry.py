@@ -197,7 +197,9 @@ def test_files_that_are_not_the_registered_ones_are_refused(there: Registry, run
     load_model(version.uri)
     with pytest.raises(ModelError, match="not the ones that were registered"):
         load_model("models:/forged/1", there.uri)
-    (inner / "learner.joblib").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="not the ones that were registered"):
+        load_model(version.uri, there.uri)  # the run knows its model's hash as well
+    (inner / "learner.npz").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="does not match its hash"):
         load_model(version.uri)
 

@@ -486,7 +486,7 @@ def test_a_champion_whose_golden_rows_score_differently_never_answers() -> None:
     refresher.first()
     wrong = small_model.model(2)
     registry.models["b"] = RareModel(
-        wrong.schema, small_model.Linear(3), wrong.calibrator, wrong.thresholds, golden=wrong.golden
+        wrong.schema, small_model.linear(3), wrong.calibrator, wrong.thresholds, golden=wrong.golden
     )
     registry.release = Release(Version("champion", "2", "b"))
     with pytest.raises(ModelError, match="golden rows"):
@@ -557,7 +557,7 @@ def test_a_shadow_with_other_categories_and_columns_gets_what_the_request_carrie
 
 def test_a_shadow_whose_column_did_not_come_is_marked_unscored() -> None:
     schema = Schema((Feature("amount"), Feature("age")))
-    shadow = RareModel(schema, small_model.Linear(1), Identity(), {"default": 0.5})
+    shadow = RareModel(schema, small_model.linear(1), Identity(), {"default": 0.5})
     records = _scored(shadow, Version("previous", "2", "u"), [_work(_read(ROWS))], "small")
     assert records[0]["score"] is None
     assert records[0]["error"] == "column 'age' is not in the request"

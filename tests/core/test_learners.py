@@ -1,20 +1,28 @@
+import copy
 import dataclasses
 import io
+import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import joblib
 import numpy as np
 import pytest
+import skops.io
 from rows_for_learning import make_rows
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.metrics import average_precision_score
 
+from rareclass.core import portable
 from rareclass.core.learners import (
+    FITTED,
     LEARNERS,
     BestRound,
     Boosted,
     Interrupted,
     StopPrecision,
     Task,
+    Trees,
     Watched,
     _margins,
     fit,
@@ -24,7 +32,7 @@ from rareclass.core.learners import (
     thin,
 )
 from rareclass.core.preprocessing import Preparation
-from rareclass.errors import ConfigError
+from rareclass.errors import ConfigError, ModelError
 
 TRAIN, TEST = make_rows(700, category=True), make_rows(800, seed=2, category=True)
 WATCHED = Watched(TEST.x, np.arange(1, len(TEST), 3))
@@ -58,11 +66,9 @@ def test_every_learner_ranks_unseen_rows_with_gaps_and_categories(name, fitted):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_every_learner_scores_the_same_after_a_pickle_and_row_by_row(name, fitted):
-    buffer = io.BytesIO()
-    joblib.dump(fitted[name], buffer)
-    buffer.seek(0)
-    again = joblib.load(buffer)
+def test_every_learner_scores_the_same_read_from_its_files_and_row_by_row(name, fitted):
+    again = portable.unpack(portable.pack(fitted[name], FITTED), FITTED)
+    np.testing.assert_array_equal(again.score(TEST.x), fitted[name].score(TEST.x))
     whole = fitted[name].score(TEST.x[:20])
     np.testing.assert_array_equal(again.score(TEST.x[:20]), whole)
     np.testing.assert_allclose(np.concatenate([again.score(TEST.x[i : i + 1]) for i in range(20)]), whole, rtol=1e-6)
@@ -120,12 +126,66 @@ def test_contributions_of_trees_add_up_to_the_log_odds_apart_from_a_constant(fit
     assert fitted["logistic_regression"].contributions(TEST.x) is None
 
 
-@pytest.mark.parametrize("name", ["random_forest", "extra_trees", "balanced_random_forest"])
-def test_flattened_trees_score_as_scikit_learn_does(name, fitted):
-    model = fitted[name]
-    x = TEST.x if model.preparation is None else model.preparation(TEST.x)
+@pytest.mark.parametrize("kind", [RandomForestClassifier, ExtraTreesClassifier])
+def test_flattened_trees_score_as_scikit_learn_does(kind):
     assert np.isnan(TEST.x).any()
-    np.testing.assert_allclose(model.trees.score(x), model.estimator.predict_proba(x)[:, 1], atol=1e-12)
+    forest = kind(20, min_samples_leaf=2, random_state=0).fit(TRAIN.x, TRAIN.y)
+    trees, expected = Trees.of(forest.estimators_), forest.predict_proba(TEST.x)[:, 1]
+    np.testing.assert_array_equal(trees.score(TEST.x), expected)
+    np.testing.assert_allclose(trees.score(TEST.x, threads=2), expected, atol=1e-12)
+    np.testing.assert_allclose(trees.score(TEST.x[:30]), expected[:30], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_is_written_without_a_pickle_or_a_process(name, fitted):
+    files = portable.pack(fitted[name], FITTED)
+    assert {Path(file).suffix for file in files} <= {".json", ".npz", ".ubj", ".skops"}
+    assert getattr(getattr(fitted[name], "estimator", None), "n_jobs", 1) in (1, None)
+
+
+def test_files_that_ask_for_anything_but_a_learner_make_nothing(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Harm:
+        def __reduce__(self):
+            return (marker.touch, ())
+
+    arrays = io.BytesIO()
+    np.savez(arrays, a0=np.array([Harm()], dtype=object))
+    array = {"$": "array", "key": "a0"}
+    classifier = RandomForestClassifier(2).fit(TRAIN.x, TRAIN.y)
+    classifier.extra = Path(tmp_path)
+    for files in (
+        {"value.json": json.dumps(array).encode(), "value.npz": arrays.getvalue()},
+        {"value.json": b'{"$": "Popen", "args": "true"}'},
+        {"value.json": b'{"$": "ubj", "file": "a"}', "a": b"\x80\x04harm"},
+        {"value.json": b'{"$": "skops", "file": "a"}', "a": pickle.dumps(Harm())},
+        {"value.json": b'{"$": "skops", "file": "a"}', "a": skops.io.dumps(classifier)},
+    ):
+        with pytest.raises(ModelError, match=r"not what this rareclass writes"):
+            portable.unpack(files, FITTED)
+    assert not marker.exists()
+    with pytest.raises(TypeError, match="without code"):
+        portable.pack(Harm(), FITTED)
+
+
+def test_a_tree_whose_nodes_point_outside_of_it_is_refused(fitted):
+    trees = fitted["random_forest"].trees
+    left = trees.left.copy()
+    left[0] = len(left) + 7
+    for wrong in ({"left": left}, {"feature": np.where(trees.feature == 0, 99, trees.feature)}):
+        with pytest.raises(ModelError, match="damaged"):
+            dataclasses.replace(trees, **wrong)
+    boosted = fitted["adaboost"]
+    nodes = boosted.estimator.estimators_[0].tree_.__getstate__()
+    nodes["nodes"]["left_child"][0] = 10**9
+    tree = type(boosted.estimator.estimators_[0].tree_)(7, np.array([2], dtype=np.intp), 1)
+    tree.__setstate__(nodes)
+    spoiled = copy.deepcopy(boosted.estimator)
+    spoiled.estimators_[0].tree_ = tree
+    files = portable.pack(dataclasses.replace(boosted, estimator=spoiled), FITTED)
+    with pytest.raises(ModelError, match="damaged"):
+        portable.unpack(files, FITTED)
 
 
 def test_the_balanced_forest_knows_its_sampling_factor(fitted):

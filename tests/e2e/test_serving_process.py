@@ -57,7 +57,12 @@ class Running:
         self.config, self.folder = config, folder
         file = folder / "config.json"
         file.write_text(json.dumps(dump(config)))
-        env = {**os.environ, "PYTHONPATH": str(TESTS), "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS / "harm"), str(TESTS)]),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            **environment,
+        }
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.log = (folder / "server.log").open("w+")
         self.process = subprocess.Popen(

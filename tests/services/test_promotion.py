@@ -96,7 +96,7 @@ def test_a_rollback_restores_model_threshold_and_calibrator_together(config: Con
     move = service.rollback(config, now=NOW, reason="recall fell")
     assert (move.version, move.before["champion"]) == ("1", "2")
     restored = load_model(f"models:/{config.name}@champion", config.tracking.uri)
-    assert restored.learner.slope == 1
+    assert restored.learner.coefficient[0] == 1
     assert restored.threshold() == 0.5
     assert _aliases(config) == {"champion": "1"}
 
@@ -223,7 +223,7 @@ def test_a_damaged_version_is_never_promoted(config: Config) -> None:
     _register(config, 1, 2)
     service.promote(config, 1, now=NOW)
     damaged = Registry(config.tracking.uri).version(config.name, 2)
-    (Path(damaged.uri) / "data" / "rareclass" / "learner.joblib").write_bytes(b"")
+    (Path(damaged.uri) / "data" / "rareclass" / "learner.npz").write_bytes(b"")
     with pytest.raises(ModelError, match=r"does not match its hash"):
         service.promote(config, 2, now=NOW)
     assert _aliases(config) == {"champion": "1"}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import _mlflow
 from rareclass.core import operating
-from rareclass.core.model import RareModel, digest_of
+from rareclass.core.model import RareModel
 from rareclass.errors import ModelError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ FOLDER = "model"
 COMPLETE, HASH, OWNER = "rareclass.complete", "rareclass.hash", "rareclass.owner"
 ALIAS_TRIES = 4
 # What scoring needs; everything else of this package is for training and operating.
-_REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "joblib")
+_REQUIREMENTS = ("rareclass", "numpy", "pandas", "scipy", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "skops")
 _ABANDONED_SECONDS = 3600.0
 
 
@@ -76,6 +76,7 @@ class Registry:
             digest = save_pyfunc(model, folder, card=card, metadata=metadata)
             with _mlflow.told(f"the model cannot be kept with run '{run_id}'"):
                 self.client.log_artifacts(run_id, str(folder), FOLDER)
+                self.client.set_tag(run_id, HASH, digest)
                 root = self.client.get_run(run_id).info.artifact_uri
         local = _mlflow.local_path(root)
         return (str(local / FOLDER) if local is not None else f"{root.rstrip('/')}/{FOLDER}"), digest
@@ -335,11 +336,14 @@ def _load_pyfunc(path: str) -> _Scorer:
 
 
 def load_model(uri: str | Path, tracking_uri: str | None = None, *, expect: str | None = None) -> RareModel:
-    """Load a version from where it lies, verified by its hashes; needs no configuration.
+    """Load a version from where it lies; needs no configuration.
+
+    A version of the registry, and a run's model where the tracking store is known, must have the hash that was recorded
+    for it there. Elsewhere the hashes beside the files only tell of damage; what is loaded is never code.
 
     uri : the ``uri`` of summary.json (absolute path, s3://...), the --out folder of a run, ``runs:/ID``,
         ``models:/NAME@alias`` or ``models:/NAME/3``; the last three with ``tracking_uri`` or MLFLOW_TRACKING_URI
-    expect : hash that the files must have
+    expect : hash that the files must have; default: what the tracking store knows
     Raises ModelError.
     """
     text = str(uri)
@@ -347,12 +351,21 @@ def load_model(uri: str | Path, tracking_uri: str | None = None, *, expect: str 
         registry = Registry(tracking_of(text, tracking_uri))
         return registry.load(registry.resolve(text))
     with fetched(text, tracking_uri) as folder:
-        found = digest_of(folder)
-        if expect is not None and found != expect:
-            raise ModelError(
-                f"the files at '{text}' are not the ones that were registered (hash {found[:12]}, registered {expect[:12]}). Register the model again"
-            )
-        return RareModel.load(folder)
+        return RareModel.load(folder, expect=expect or _recorded(text, folder, tracking_uri))
+
+
+def _recorded(uri: str, folder: Path, tracking_uri: str | None) -> str | None:
+    """Return the hash that the tracking store keeps of the run whose model this is; None where neither is known."""
+    known = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    run = re.search(r"(?:runs:/|/)([0-9a-f]{32})(?:/|$)", uri) or re.search(r"/([0-9a-f]{32})/artifacts/", str(folder))
+    if known is None or run is None:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _mlflow.client(known).get_run(run.group(1)).data.tags.get(HASH)
+    except MlflowException:  # a run of another store
+        return None
 
 
 @contextmanager

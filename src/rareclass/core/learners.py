@@ -1,4 +1,5 @@
-"""The learners: each fits labelled rows and gives back something that scores a matrix, and can be pickled.
+"""The learners: each fits labelled rows and gives back something that scores a matrix and can be written
+without code (core.portable): numbers of our own where a few lines score with them, the library's object where not.
 
 All of them take rows with missing values and category codes as they are. Scores are raw probabilities; what the
 learner's own sampling does to them is said in ``Fitted.kept``.
@@ -9,16 +10,19 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
+from scipy import special
 
 from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.focal import focal_objective
 from rareclass.core.preprocessing import Preparation
-from rareclass.errors import ConfigError, unknown
+from rareclass.errors import ConfigError, ModelError, unknown
 
 Trace = tuple[dict[str, float], ...]
 _T = TypeVar("_T")
@@ -98,10 +102,16 @@ def _margins(booster: Any, x: FloatMatrix) -> FloatArray:
 
 @dataclass(frozen=True)
 class Boosted(Fitted):
-    """Trees of XGBoost."""
+    """Trees of XGBoost. threads : it scores with"""
 
     booster: Any = None
     types: tuple[str, ...] = ()
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        # a booster forgets its threads when it is written, and would take every processor
+        if self.threads:
+            self.booster.set_param({"nthread": self.threads})
 
     def score(self, x: FloatMatrix) -> FloatArray:
         # margins, because float32 probabilities near 1 would tie
@@ -118,7 +128,7 @@ class Boosted(Fitted):
 class Trees:
     """All trees of a forest as flat arrays: a few rows walk down all of them at once, 30 times faster than tree by tree.
 
-    left, right : child of each node, a leaf's are itself · value : share of positives in the node
+    left, right : child of each node, a leaf's are itself · value : share of positives in the node · features : of a row
     """
 
     roots: IntArray
@@ -129,6 +139,13 @@ class Trees:
     missing_left: AnyArray
     value: FloatArray
     depth: int
+    features: int
+
+    def __post_init__(self) -> None:
+        sizes = np.diff(np.append(self.roots, len(self.left)))
+        leaf = self.left == np.arange(len(self.left))
+        left, right = np.where(leaf, -1, self.left), np.where(leaf, -1, self.right)
+        check_nodes(left, right, self.feature, self.features, np.repeat(self.roots + sizes, sizes))
 
     @staticmethod
     def of(estimators: Any) -> Trees:
@@ -152,10 +169,14 @@ class Trees:
             np.concatenate([tree.missing_go_to_left for tree in trees]).astype(bool),
             np.concatenate([tree.value[:, 0, 1] for tree in trees]),
             max(tree.max_depth for tree in trees),
+            int(trees[0].n_features),
         )  # fmt: skip
 
-    def score(self, x: FloatMatrix) -> FloatArray:
+    def score(self, x: FloatMatrix, threads: int = 1) -> FloatArray:
         """Return (n,) mean share of positives over the trees."""
+        return self._walk(x) if len(x) <= _FEW_ROWS else self._compiled_score(x, threads)
+
+    def _walk(self, x: FloatMatrix) -> FloatArray:
         node = np.broadcast_to(self.roots, (len(x), len(self.roots)))
         line = np.arange(len(x))[:, None]
         for _ in range(self.depth):
@@ -164,30 +185,136 @@ class Trees:
             node = np.where(left, self.left[node], self.right[node])
         return np.asarray(self.value[node].mean(axis=1), dtype=np.float64)
 
+    def _compiled_score(self, x: FloatMatrix, threads: int) -> FloatArray:
+        """Each thread sums its share of the trees, in order, so that the same threads give the same digits."""
+        matrix = np.ascontiguousarray(x)
+        threads = max(1, min(threads, len(self.roots)))
+
+        def total(share: Any) -> FloatArray:
+            found = np.zeros(len(matrix))
+            for tree in share:
+                found += tree.predict(matrix)[:, 1]
+            return found
+
+        shares = [self._compiled[start::threads] for start in range(threads)]
+        if threads == 1:
+            return total(shares[0]) / len(self.roots)
+        with ThreadPoolExecutor(threads) as pool:
+            return np.asarray(sum(pool.map(total, shares)) / len(self.roots), dtype=np.float64)
+
+    @cached_property
+    def _compiled(self) -> list[Any]:
+        """scikit-learn's own trees, made from the arrays: for many rows they are faster than the walk."""
+        from sklearn.tree._tree import NODE_DTYPE, Tree
+
+        leaf = self.left == np.arange(len(self.left))
+        ends = [*self.roots[1:], len(self.left)]
+        made = []
+        for start, end in zip(self.roots, ends, strict=True):
+            part = slice(int(start), int(end))
+            nodes = np.zeros(part.stop - part.start, dtype=NODE_DTYPE)
+            for name, child in (("left_child", self.left), ("right_child", self.right)):
+                nodes[name] = np.where(leaf[part], -1, child[part] - start)
+            nodes["feature"], nodes["threshold"] = self.feature[part], self.threshold[part]
+            nodes["missing_go_to_left"] = self.missing_left[part]
+            share = self.value[part]
+            values = np.stack([1 - share, share], axis=1)[:, None, :]
+            tree = Tree(self.features, np.array([2], dtype=np.intp), 1)
+            tree.__setstate__(
+                {
+                    "max_depth": self.depth,
+                    "node_count": len(nodes),
+                    "nodes": nodes,
+                    "values": np.ascontiguousarray(values),
+                }
+            )
+            made.append(tree)
+        return made
+
 
 _FEW_ROWS = 32
 
 
-@dataclass(frozen=True)
-class Classified(Fitted):
-    """A scikit-learn classifier behind its preparation.
+def check_nodes(left: AnyArray, right: AnyArray, feature: AnyArray, features: int, end: AnyArray | None = None) -> None:
+    """Raise ModelError where nodes of a tree point outside of it: compiled code would follow them into foreign memory.
 
-    votes : trees that vote; their share is shrunk a little towards the prior, so that no score is exactly 0 or 1
+    Children lie behind their parent, as scikit-learn writes them, so a walk also ends. A leaf has no left child (-1).
+    end : (n,) where the tree of each node ends; default: behind the last node
+    """
+    at, inner = np.arange(len(left)), left >= 0
+    ends = np.full(len(left), len(left)) if end is None else end
+    for child in (left, right):
+        if not ((child[inner] > at[inner]) & (child[inner] < ends[inner])).all():
+            raise ModelError("a tree's node points outside of the tree: the model is damaged. Train again")
+    if not ((feature[inner] >= 0) & (feature[inner] < features)).all():
+        raise ModelError("a tree's node asks for a column that is not there: the model is damaged. Train again")
+
+
+@dataclass(frozen=True)
+class Forest(Fitted):
+    """Trees that vote; their share is shrunk a little towards the prior, so that no score is exactly 0 or 1.
+
+    threads : it scores many rows with
     """
 
-    estimator: Any = None
+    trees: Trees
     preparation: Preparation | None = None
-    votes: int = 0
     prior: float = 0.5
-    trees: Trees | None = None
+    threads: int = 1
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        p = self.trees.score(x if self.preparation is None else self.preparation(x), self.threads)
+        votes = len(self.trees.roots)
+        return (p * votes + self.prior) / (votes + 1)
+
+
+@dataclass(frozen=True)
+class Logistic(Fitted):
+    """A linear model of the log-odds. coefficient : (n_prepared,) · without a preparation a missing value counts as 0"""
+
+    coefficient: AnyArray
+    intercept: AnyArray
+    preparation: Preparation | None = None
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        made = np.nan_to_num(x) if self.preparation is None else self.preparation(x)
+        return np.asarray(special.expit(made @ self.coefficient + self.intercept), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Network(Fitted):
+    """A multi-layer perceptron. weights, biases : of each layer · activation : of the hidden ones, as scikit-learn names it"""
+
+    weights: tuple[AnyArray, ...]
+    biases: tuple[AnyArray, ...]
+    activation: str
+    preparation: Preparation
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        from sklearn.neural_network._base import ACTIVATIONS
+
+        values = self.preparation(x)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True), 1):
+            values = values @ weight
+            values += bias
+            ACTIVATIONS["logistic" if layer == len(self.weights) else self.activation](values)
+        return np.asarray(values[:, 0], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Classified(Fitted):
+    """A scikit-learn classifier behind its preparation."""
+
+    estimator: Any
+    preparation: Preparation | None = None
 
     def score(self, x: FloatMatrix) -> FloatArray:
         made = x if self.preparation is None else self.preparation(x)
-        if self.trees is not None and len(x) <= _FEW_ROWS:
-            p = self.trees.score(made)
-        else:
-            p = np.asarray(self.estimator.predict_proba(made)[:, 1], dtype=np.float64)
-        return p if not self.votes else (p * self.votes + self.prior) / (self.votes + 1)
+        return np.asarray(self.estimator.predict_proba(made)[:, 1], dtype=np.float64)
+
+
+FITTED: tuple[type, ...] = (Boosted, Forest, Trees, Logistic, Network, Classified, Preparation)
+"""What a fitted learner consists of, for `core.portable`."""
 
 
 def expit(z: FloatArray) -> FloatArray:
@@ -419,8 +546,7 @@ class GrowingTrees:
 
     def fitted(self, rounds: int) -> Boosted:
         kept = self.booster[:rounds]
-        kept.set_param({"nthread": self.threads})
-        return Boosted("xgboost", rounds=rounds, booster=kept, types=self.types)
+        return Boosted("xgboost", rounds=rounds, booster=kept, types=self.types, threads=self.threads)
 
 
 def fit_xgboost(task: Task, params: Mapping[str, Any]) -> Boosted:
@@ -465,7 +591,7 @@ def thin(task: Task, most: int) -> tuple[Rows, FloatArray | None]:
 
 def _forest(
     name: str, base: Mapping[str, Any], params: Mapping[str, Any], task: Task, make: Any, balanced: bool
-) -> Classified:
+) -> Forest:
     """Fit a forest whose trees vote. A balanced one draws as many negatives as positives for every tree."""
     rows, weight = thin(task, _FOREST_ROWS)
     settings = {**base, "n_jobs": task.threads, "random_state": task.seed, **params}
@@ -477,15 +603,8 @@ def _forest(
     estimator.fit(x, rows.y, sample_weight=None if balanced else weight)
     kept = task.rows.positives / max(1, len(task.rows) - task.rows.positives) if balanced else 1.0
     prior = 0.5 if balanced else float(np.average(rows.y, weights=weight))
-    return Classified(
-        name,
-        kept=kept,
-        estimator=estimator,
-        preparation=preparation,
-        votes=len(estimator.estimators_),
-        prior=prior,
-        trees=Trees.of(estimator.estimators_),
-    )
+    trees = Trees.of(estimator.estimators_)
+    return Forest(name, kept=kept, trees=trees, preparation=preparation, prior=prior, threads=task.threads)
 
 
 def _trees(rows: int) -> int:
@@ -493,7 +612,7 @@ def _trees(rows: int) -> int:
     return 300 if rows <= _SMALL_ROWS else 150 if rows <= _LARGE_ROWS else 80
 
 
-def fit_random_forest(task: Task, params: Mapping[str, Any]) -> Classified:
+def fit_random_forest(task: Task, params: Mapping[str, Any]) -> Forest:
     """Random forest. Source: Breiman, Machine Learning 2001."""
     from sklearn.ensemble import RandomForestClassifier
 
@@ -501,7 +620,7 @@ def fit_random_forest(task: Task, params: Mapping[str, Any]) -> Classified:
     return _forest("random_forest", base, params, task, RandomForestClassifier, balanced=False)
 
 
-def fit_extra_trees(task: Task, params: Mapping[str, Any]) -> Classified:
+def fit_extra_trees(task: Task, params: Mapping[str, Any]) -> Forest:
     """Extremely randomised trees, over all features while rows are few (docs/decisions/0017).
 
     Source: Geurts et al., Machine Learning 2006.
@@ -514,7 +633,7 @@ def fit_extra_trees(task: Task, params: Mapping[str, Any]) -> Classified:
     return _forest("extra_trees", base, params, task, ExtraTreesClassifier, balanced=False)
 
 
-def fit_balanced_random_forest(task: Task, params: Mapping[str, Any]) -> Classified:
+def fit_balanced_random_forest(task: Task, params: Mapping[str, Any]) -> Forest:
     """Forest on balanced bootstraps. Source: Chen, Liaw and Breiman, 2004."""
     from imblearn.ensemble import BalancedRandomForestClassifier
 
@@ -583,7 +702,7 @@ def fit_hist_gradient_boosting(task: Task, params: Mapping[str, Any]) -> Classif
     return growing.fitted(growing.most)
 
 
-def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified:
+def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Logistic:
     """Logistic regression on prepared columns."""
     from sklearn.linear_model import LogisticRegression
 
@@ -595,7 +714,12 @@ def fit_logistic_regression(task: Task, params: Mapping[str, Any]) -> Classified
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         estimator.fit(preparation(rows.x), rows.y, sample_weight=weight)
-    return Classified("logistic_regression", estimator=estimator, preparation=preparation)
+    return Logistic(
+        "logistic_regression",
+        coefficient=estimator.coef_[0],
+        intercept=estimator.intercept_[0],
+        preparation=preparation,
+    )
 
 
 class GrowingNetwork:
@@ -631,12 +755,15 @@ class GrowingNetwork:
     def log_odds(self) -> FloatArray:
         return logit(self.estimator.predict_proba(self.watched)[:, 1])
 
-    def fitted(self, rounds: int) -> Classified:
-        self.estimator.coefs_, self.estimator.intercepts_ = self.held[rounds - 1]
-        return Classified("mlp", rounds=rounds, estimator=self.estimator, preparation=self.preparation)
+    def fitted(self, rounds: int) -> Network:
+        weights, biases = self.held[rounds - 1]
+        return Network(
+            "mlp", rounds=rounds, weights=tuple(weights), biases=tuple(biases), activation=self.estimator.activation,
+            preparation=self.preparation,
+        )  # fmt: skip
 
 
-def fit_mlp(task: Task, params: Mapping[str, Any]) -> Classified:
+def fit_mlp(task: Task, params: Mapping[str, Any]) -> Network:
     """Multi-layer perceptron of a fixed number of epochs."""
     growing = GrowingNetwork(task, params)
     for _ in range(growing.most):
@@ -659,6 +786,8 @@ def _boosting(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         estimator.fit(preparation(rows.x), rows.y, **options)
+    if "n_jobs" in estimator.get_params():
+        estimator.set_params(n_jobs=1)  # scoring would start processes otherwise
     return Classified(name, kept=float("nan"), estimator=estimator, preparation=preparation)
 
 

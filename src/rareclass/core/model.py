@@ -21,8 +21,8 @@ from rareclass.core import operating
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
 from rareclass.errors import ModelError
 
-FORMAT = 1
-_LEARNER, _PARTS, _GOLDEN, _SUMS = "learner.joblib", "model.json", "golden.json", "sha256.json"
+FORMAT = 2
+_LEARNER, _PARTS, _GOLDEN, _SUMS = "learner", "model.json", "golden.json", "sha256.json"
 _IDS = "trained_ids.npy"
 
 
@@ -152,17 +152,18 @@ class RareModel:
 
     def save(self, folder: str | Path) -> str:
         """Write the version into ``folder`` (created) and return its hash."""
-        import joblib
+        from rareclass.core import portable
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        joblib.dump(self.learner, buffer, compress=3)
         parts = {
             "format": FORMAT, "schema": self.schema.to_json(), "calibrator": self.calibrator.to_json(), "thresholds": dict(self.thresholds),
             "primary": self.primary, "profile": self.profile, "meta": dict(self.meta),
         }  # fmt: skip
-        files = {_LEARNER: buffer.getvalue(), _PARTS: json.dumps(parts, default=str, indent=1).encode()}
+        files = {
+            _PARTS: json.dumps(parts, default=str, indent=1).encode(),
+            **portable.pack(self.learner, _saved(), _LEARNER),
+        }
         if self.golden is not None:
             files[_GOLDEN] = json.dumps(_golden_json(self.golden, self.schema)).encode()
         if self.trained_ids is not None:
@@ -174,31 +175,46 @@ class RareModel:
         return digest(sums)
 
     @staticmethod
-    def load(folder: str | Path) -> RareModel:
-        """Read a version after checking every file against its hash. Raises ModelError."""
-        import joblib
+    def load(folder: str | Path, *, expect: str | None = None) -> RareModel:
+        """Read a version after checking every file against its hash; nothing in it is code. Raises ModelError.
 
-        from rareclass.core import calibration
+        expect : hash of the version as its registry knows it; the hashes beside the files only tell of damage
+        """
+        from rareclass.core import calibration, portable
 
         source = Path(folder)
         files = _verified(source)
+        if expect is not None and (found := _digest_of(files)) != expect:
+            raise ModelError(
+                f"the files at '{source}' are not the ones that were registered (hash {found[:12]}, registered {expect[:12]}). Register the model again"
+            )
         parts = json.loads(files[_PARTS])
         if parts["format"] > FORMAT:
             raise ModelError(
                 f"the model in '{source}' was written by a newer rareclass (format {parts['format']}, this one reads {FORMAT}). Upgrade rareclass"
             )
+        if parts["format"] < FORMAT:
+            raise ModelError(
+                f"the model in '{source}' was written by an older rareclass, as a pickle, which is code and is not loaded any more. Train again"
+            )
         schema = Schema.from_json(parts["schema"])
         return RareModel(
             schema=schema,
-            learner=joblib.load(io.BytesIO(files[_LEARNER])),
+            learner=portable.unpack(files, _saved(), _LEARNER),
             calibrator=calibration.from_json(parts["calibrator"]),
             thresholds=parts["thresholds"],
             primary=parts["primary"],
             profile=parts["profile"],
             golden=_golden(files[_GOLDEN], schema) if _GOLDEN in files else None,
             meta=parts["meta"],
-            trained_ids=np.load(io.BytesIO(files[_IDS])) if _IDS in files else None,
+            trained_ids=np.load(io.BytesIO(files[_IDS]), allow_pickle=False) if _IDS in files else None,
         )
+
+
+def _saved() -> tuple[type, ...]:
+    from rareclass.core.training import SAVED
+
+    return SAVED
 
 
 def digest(sums: Mapping[str, str]) -> str:
@@ -208,7 +224,10 @@ def digest(sums: Mapping[str, str]) -> str:
 
 def digest_of(folder: str | Path) -> str:
     """Return the hash of the version in a folder after checking its files. Raises ModelError."""
-    files = _verified(Path(folder))
+    return _digest_of(_verified(Path(folder)))
+
+
+def _digest_of(files: Mapping[str, bytes]) -> str:
     return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 

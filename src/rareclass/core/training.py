@@ -450,6 +450,10 @@ class Ensemble:
         return np.asarray(sum(weight * values for weight, values in known) / whole)
 
 
+SAVED: tuple[type, ...] = (Ensemble, Member, *learners.FITTED)
+"""What a version's learner may consist of, for `core.portable`."""
+
+
 def combine(scores: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
     """Return the score of an ensemble from its members' scores, each (n,)."""
     if len(scores) == 1:

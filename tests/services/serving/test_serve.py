@@ -36,6 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_the_champion_answers_and_challenger_and_previous_follow_in_its_shadow(config: Config) -> None:
     release = serve.Releases(config)()
     assert release.champion.version == "2"
+    assert release.champion.hash == Registry(config.tracking.uri).version(config.name, 2).hash
     assert [(each.role, each.version) for each in release.shadows] == [("challenger", "3"), ("previous", "1")]
     assert (release.point, release.champion.cutoffs) == (None, {})
     x = np.array([[1, 0]], dtype=np.float32)

@@ -42,6 +42,7 @@ class Log(Protocol):
 class Version:
     """A registered version that scores in a role: champion, challenger or previous.
 
+    hash : of its files, as registered
     cutoffs : those that were tuned again since it was registered (see ``core.operating``)
     """
 
@@ -49,6 +50,7 @@ class Version:
     version: str
     uri: str
     cutoffs: Mapping[str, float] = field(default_factory=dict)
+    hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,11 @@ class Releases:
                 f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
         shadows = [
-            Version(name, role[name].version, role[name].uri, role[name].thresholds)
+            Version(name, role[name].version, role[name].uri, role[name].thresholds, role[name].hash)
             for name in ("challenger", "previous")
             if self._config.serve.shadows and name in role and role[name].version != champion.version
         ]
-        serving = Version("champion", champion.version, champion.uri, champion.thresholds)
+        serving = Version("champion", champion.version, champion.uri, champion.thresholds, champion.hash)
         return Release(serving, tuple(shadows), champion.point)
 
     def _pinned(self, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
@@ -97,7 +97,7 @@ def load(config: Config, version: Version) -> Scorer:
     """Load a version that scores with one thread."""
     from rareclass.adapters.registry import load_model
 
-    model = load_model(version.uri, config.tracking.uri)
+    model = load_model(version.uri, config.tracking.uri, expect=version.hash)
     _one_thread(model.learner)
     return model
 

@@ -1,16 +1,20 @@
 """The pipeline's steps with files between them: read, call the step, write. One function per Kubeflow component.
 
-Rows travel as Parquet that anybody can read; what a step found travels with the seconds it took.
+Rows travel as Parquet that anybody can read; what a step found travels with the seconds it took, as a zip of JSON and
+npz that holds no code (core.portable): whoever can write to the artifact store must not be able to run something here.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
+import pkgutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,20 +41,44 @@ def _timed(path: str, step: str, function: Callable[[], Any]) -> Any:
     return value
 
 
+def _types() -> list[type]:
+    """Everything that may travel between steps: the values of core, the rows that were read, and what the steps return."""
+    import rareclass.core
+    from rareclass.adapters.tables import Ingested
+    from rareclass.config import ResampleStep
+
+    found: dict[str, type] = {
+        each.__name__: each for each in (Kept, Ingested, ResampleStep, *vars(steps).values()) if isinstance(each, type)
+    }
+    for module in pkgutil.iter_modules(rareclass.core.__path__, "rareclass.core."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.name and name[0] != "_":
+                found.setdefault(name, value)  # of two of one name the second is refused when it is written
+    return list(found.values())
+
+
 def _dump(path: str, kept: Kept) -> None:
-    import joblib
+    from rareclass.core import portable
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    joblib.dump(kept, temporary)
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in portable.pack(kept, _types(), small=False).items():
+            archive.writestr(name, content)
     temporary.replace(target)
 
 
 def _load(path: str) -> Kept:
-    import joblib
+    from rareclass.core import portable
+    from rareclass.errors import DataError
 
-    found = joblib.load(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        raise DataError(f"'{path}' is not what a step of this version leaves. Run the pipeline again") from None
+    found = portable.unpack(files, _types())
     assert isinstance(found, Kept)
     return found
 
