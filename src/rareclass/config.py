@@ -119,7 +119,9 @@ class Data(Section):
     label_delay: Duration = Field(timedelta(0), description="How long after a row its label is known")
     drop: tuple[str, ...] = Field((), description="Columns that are not features (ids, leaks)")
     columns: tuple[str, ...] | None = Field(None, description="Only these columns are features; default: all others")
-    categorical: tuple[str, ...] = Field((), description="Numeric columns that are categories; text columns always are")
+    categorical: tuple[str, ...] = Field(
+        (), description="Numeric columns that are categories; text that is not numbers always is"
+    )
     filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
         (),
         description="Rows to keep, as [column, operator, value] conditions joined by and (a list of such lists: or); holds at serving too, may not see the target",

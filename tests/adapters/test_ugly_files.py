@@ -191,6 +191,14 @@ def test_a_comma_that_nobody_explained_is_asked_about(tmp_path, value):
     assert set(feature(found, "v").categories) == {value, "7"}
 
 
+def test_a_filter_sees_the_numbers_behind_their_writing(tmp_path):
+    frame = pd.DataFrame({"v": [f"{i},5" for i in range(N)], "w": np.arange(N), "y": rows()["y"]})
+    frame.to_csv(tmp_path / "a.csv", index=False, sep=";")
+    found = take(tmp_path / "a.csv", decimal=",", filter=[["v", ">=", 100.5]])
+    assert len(whole(found)) == N - 100
+    assert whole(found)["v"].min() == 100.5
+
+
 def test_points_where_the_comma_is_the_decimal_sign_are_asked_about(tmp_path):
     frame = rows(v=[f"{i},5" for i in range(N)])
     frame.to_csv(tmp_path / "a.csv", index=False, sep=";")
@@ -216,7 +224,7 @@ def test_a_number_in_all_but_a_few_values_says_so(tmp_path, name):
     assert "read as a category" in next(each.message for each in found.warnings if each.column == "v")
     quiet = take(tmp_path / name, missing_values=["oops"])
     assert feature(quiet, "v").kind == "numeric"
-    assert not [each for each in quiet.warnings if each.column == "v"]
+    assert not [each for each in quiet.warnings if "all but" in each.message]
 
 
 # ---------------------------------------------------------------------------------------------------------------- dialects
@@ -400,6 +408,21 @@ def test_durations_decimals_and_nullable_numbers_are_numbers(tmp_path):
         encode(tables.read_frame(tmp_path / "a.parquet"), found.schema)[:, :4],
         encode(frame, found.schema)[:, :4],
     )
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_text_of_any_width_that_is_numbers_is_read_as_numbers_and_said(tmp_path, kind):
+    table = pa.table({
+        "v": pa.array([f" {i}.5" for i in range(N)]).cast(kind),
+        "k": pa.array(cycle(["a", "b"])).cast(kind),
+        "code": pa.array(cycle(["1", "2"])).cast(kind),
+        "y": rows()["y"].to_numpy(),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = take(tmp_path / "a.parquet", categorical=["code"])
+    assert [each.kind for each in found.schema.features] == ["numeric", "categorical", "categorical"]
+    assert whole(found)["v"].sum() == sum(i + 0.5 for i in range(N))
+    assert [each.column for each in found.warnings if "each of its 400 values is a number" in each.message] == ["v"]
 
 
 def test_a_text_column_that_is_filled_late_is_written_and_read(tmp_path):

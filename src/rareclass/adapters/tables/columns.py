@@ -93,7 +93,7 @@ class TextSurvey:
 
     def __init__(self, name: str, form: Format) -> None:
         self.name, self.form = name, form
-        self.numbers = self.padded = self.commas = 0
+        self.numbers = self.plain = self.padded = self.commas = 0
         self.other: Counter[str] = Counter()
         self.distinct: set[Any] = set()
         self.example = ""
@@ -103,6 +103,7 @@ class TextSurvey:
         """Look at the values of one batch."""
         if self.settled:
             return
+        column = _as_string(column)
         if not self._plain(column):
             for entry in pc.value_counts(column).to_pylist():
                 if entry["values"] is not None:
@@ -112,7 +113,7 @@ class TextSurvey:
 
     def _plain(self, column: pa.Array) -> bool:
         """Take a batch in which every value is a plain number, at once; False where it is not one."""
-        if self.form.decimal != "." or self.form.thousands or pa.types.is_dictionary(column.type):
+        if self.form.decimal != "." or self.form.thousands:
             return False
         known = without_missing(pc.utf8_trim_whitespace(column), (*self.form.missing, *USUAL_MISSING))
         try:
@@ -123,6 +124,7 @@ class TextSurvey:
         if pc.any(pc.match_substring_regex(known, r"^[+-]?0[0-9]+$")).as_py():
             return False
         self.numbers += len(known)
+        self.plain += len(known)
         if len(self.distinct) < 1000:
             self.distinct.update(pc.unique(known).to_pylist()[:1000])
         return True
@@ -135,6 +137,7 @@ class TextSurvey:
             self.other[text] += count
         else:
             self.numbers += count
+            self.plain += count if number_of(text) is not None and text[-1:].isdecimal() else 0
             if is_code(text):
                 self.padded += count
                 self.example = self.example or text
@@ -166,6 +169,11 @@ class TextSurvey:
                 "Add it to data.categorical to say so, or to data.drop"
             )
         reading = Reading("number", self.form.missing, self.form.decimal, self.form.thousands)
+        if not odd and self.plain == total:
+            return reading, self._said(
+                f"column '{self.name}' is text, but each of its {total:,} values is a number: it is read as numbers. "
+                "Store it as numbers to say so, or add it to data.categorical if they are codes"
+            )
         if not odd:
             return reading, None
         some = f"column '{self.name}' is a number in all but {odd:,} of {total:,} values: {counted(self.other)}"
@@ -199,6 +207,11 @@ def series_of(column: pa.Array) -> pd.Series[Any]:
     return column.to_pandas()
 
 
+def _as_string(column: pa.Array) -> pa.Array:
+    """Text of any width as the type that all functions take."""
+    return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
+
+
 def numbers(name: str, column: pa.Array, reading: Reading) -> FloatMatrix:
     """Return (n,) float32 of a column, NaN where it is missing. Raises DataError where it holds other text."""
     if kind_of(column.type) in ("number", "empty"):
@@ -208,7 +221,7 @@ def numbers(name: str, column: pa.Array, reading: Reading) -> FloatMatrix:
     if pa.types.is_boolean(column.type):
         return floats(pc.cast(column, pa.int8()))
     if not pa.types.is_dictionary(column.type) and reading.decimal == "." and not reading.thousands:
-        text = pc.utf8_trim_whitespace(column)
+        text = pc.utf8_trim_whitespace(_as_string(column))
         gone = pc.is_in(text, value_set=pa.array(["", *reading.missing, *USUAL_MISSING], text.type))
         try:
             return floats(pc.cast(pc.if_else(gone, pa.scalar(None, text.type), text), pa.float64()))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 
-from rareclass.core.reading import USUAL_MISSING
+from rareclass.core.reading import USUAL_MISSING, number_of
 from rareclass.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
@@ -41,6 +41,15 @@ class Format:
     decimal: str = "."
     thousands: str = ""
     missing: tuple[str, ...] = ()
+
+    @property
+    def signs(self) -> bool:
+        """Whether numbers are written in another way than programs write them."""
+        return self.decimal != "." or bool(self.thousands)
+
+    def number(self, text: str | None) -> float | None:
+        """The number that a trimmed text is, None where it is none."""
+        return None if text is None else number_of(text, self.decimal, self.thousands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,8 @@ class CsvFiles:
 
     def _read_as(self, column: str) -> pa.DataType:
         kind = self.types[column]
-        return kind if pa.types.is_integer(kind) or pa.types.is_floating(kind) else pa.string()
+        native = pa.types.is_integer(kind) or (pa.types.is_floating(kind) and not self.form.signs)
+        return kind if native else pa.string()
 
     # ------------------------------------------------------------------------------------------------ dialect
 
@@ -172,9 +182,9 @@ class CsvFiles:
         first = next(self._stream(name, text), None)
         if first is None:
             return dict(text)
-        floats = {
-            column for column in text if pa.types.is_floating(self._type(column, first.column(column)))
-        }  # fmt: skip
+        if self.form.signs:
+            return dict(text)
+        floats = {column for column in text if pa.types.is_floating(self._type(column, first.column(column)))}
         return {column: pa.float64() if column in floats else pa.string() for column in text}
 
     def _type(self, column: str, values: pa.Array) -> pa.DataType:
@@ -258,9 +268,13 @@ def type_of(values: pa.Array, form: Format) -> pa.DataType:
     if _castable(known, pa.int64()):
         padded = pc.and_(pc.starts_with(known, "0"), pc.greater(pc.binary_length(known), 1))
         return pa.string() if pc.any(padded).as_py() or _has(known, _PADDED) else pa.int64()
-    if _castable(known, pa.float64()):
-        coded = _has(known, _PADDED) or _has(known, _LONG)
-        return pa.string() if coded or form.decimal != "." or form.thousands == "." else pa.float64()
+    coded = _has(known, _PADDED) or _has(known, _LONG)
+    if form.signs:
+        numbers = not coded and all(form.number(each) is not None for each in pc.unique(known).to_pylist())
+        if numbers:
+            return pa.float64()
+    elif _castable(known, pa.float64()):
+        return pa.string() if coded else pa.float64()
     if pc.all(pc.is_in(pc.utf8_lower(known), value_set=_TRUTH)).as_py():
         return pa.bool_()
     for zone in (None, "UTC"):
@@ -372,6 +386,10 @@ def _converted(values: pa.Array, kind: pa.DataType, form: Format) -> pa.Array:
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     gone = pc.is_in(text, value_set=pa.array(["", *form.missing, *USUAL_MISSING]))
     text = pc.if_else(gone, pa.scalar(None, pa.string()), text)
+    if pa.types.is_floating(kind) and form.signs:
+        distinct = pc.dictionary_encode(text)
+        found = pa.array([form.number(each) for each in distinct.dictionary.to_pylist()], pa.float64())
+        return found.take(distinct.indices)
     if pa.types.is_boolean(kind):
         return pc.equal(pc.utf8_lower(text), "true")
     if pa.types.is_timestamp(kind) and not _castable(text, kind):

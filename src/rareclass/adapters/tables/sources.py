@@ -208,7 +208,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         distinct, codes = factorize(column.to_pandas(integer_object_nulls=True))
         texts = pa.array([*map(plain_text, distinct), None], pa.string())
         return texts.take(pa.array(codes % len(texts)))
