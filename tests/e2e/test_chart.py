@@ -520,7 +520,7 @@ def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
 def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_is_kept(release: str) -> None:
     """Several models in one namespace share MLflow; this one has its own store and a persistent spool."""
     values = [
-        "--set", "fullnameOverride=second", "--set", f"tracking.uri=http://{release}-mlflow:5000",
+        "--set", "fullnameOverride=second", "--set", f"tracking.uri=http://{release}-mlflow:5000", "--set", "tracking.existingSecret.name=mlflow-token",
         "--set", "serving.backend=deployment", "--set", "serving.spool.persistent=true", "--set", "serving.spool.size=100Mi",
         "--set", "train.enabled=false", "--set", "dashboards.enabled=false", "--set", "retrain.enabled=false",
         "--set", "jobs.backup.enabled=false", "--set", "serving.terminationGracePeriodSeconds=20",

@@ -58,6 +58,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "bucket": {"mlflow.artifacts": "s3://b/a", "mlflow.createBucket": True},
         "outside": {"tracking.uri": "https://mlflow.example.org", "tracking.existingSecret.name": "outside-mlflow", "mlflow.enabled": False},
     },
+    "gate": {"token": {"mlflow.tokenSecret": "outside-gate"}, "open": {}},
     "s3": {"outside": {"s3.endpoint": "http://minio.minio:9000", "s3.existingSecret.name": "outside-s3"}, "identity": {}},
     "images": {
         "digests": {"image.digests.pipeline": "sha256:" + "a" * 64, "image.digests.serving": "sha256:" + "b" * 64, "image.pullSecrets": [{"name": "outside-registry"}]},
@@ -82,7 +83,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "bucket": {"jobs.backup.enabled": True, "jobs.backup.destination": "s3://b/k"},
         "off": {},
     },
-    "network": {"on": {}, "off": {"networkPolicy.enabled": False}},
+    "network": {"on": {}, "off": {"networkPolicy.enabled": False, "mlflow.tokenSecret": "outside-gate"}},
     "monitors": {"on": {"serviceMonitor.interval": "10s", "serviceMonitor.labels": {"team": "a"}}, "off": {"serviceMonitor.enabled": False}},
     "alerts": {"on": {"alerts.labels": {"team": "a"}}, "unrouted": {"alerts.routing": False}, "off": {"alerts.enabled": False}},
     "argo": {

@@ -129,7 +129,7 @@ def plain() -> Iterator[str]:
     """The same model behind a Deployment that scales with its processor use."""
     name = "plain"
     values = [
-        "--set", f"fullnameOverride={name}", "--set", f"tracking.uri=http://{RELEASE}-mlflow:5000", "--set", "serving.backend=deployment",
+        "--set", f"fullnameOverride={name}", "--set", f"tracking.uri=http://{RELEASE}-mlflow:5000", "--set", "tracking.existingSecret.name=mlflow-token", "--set", "serving.backend=deployment",
         "--set", "postgresql.persistence.keep=false", "--set", "monitor.enabled=false",
         "--set", "serving.autoscaling.enabled=true", "--set", "serving.autoscaling.minReplicas=1", "--set", "serving.autoscaling.maxReplicas=2",
         "--set", "serving.resources.requests.cpu=50m", "--set", "train.enabled=false", "--set", "retrain.runner=pod",

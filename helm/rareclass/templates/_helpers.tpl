@@ -181,6 +181,7 @@ postgresql+psycopg://rareclass@{{ include "rareclass.fullname" $root }}-postgres
 {{- else }}
 {{- fail "no store: set store.existingSecret.name or store.url, or postgresql.enabled to true" }}
 {{- end }}
+{{- include "rareclass.mlflowToken" . }}
 {{- include "rareclass.caEnv" . }}
 {{- end -}}
 

@@ -68,6 +68,11 @@ app.kubernetes.io/component: workflow
 {{- $env := dict "RARECLASS_TRACKING_URI" $tracking "AWS_DEFAULT_REGION" .Values.s3.region -}}
 {{- with .Values.s3.endpoint }}{{ $_ := set $env "AWS_ENDPOINT_URL" . }}{{ end -}}
 {{- if include "rareclass.embeddedStore" . }}{{ $_ := set $env "RARECLASS_STORE_URL" (include "rareclass.postgresqlUrl" (list . "rareclass")) }}{{ end -}}
-{{- $secrets := concat (list (include "rareclass.pipelineSecret" . | fromJson)) $kubeflow.secrets -}}
+{{- $own := include "rareclass.pipelineSecret" . | fromJson -}}
+{{- $secrets := list $own -}}
+{{- if and (include "rareclass.embeddedMlflow" .) .Values.mlflow.tokenSecret -}}
+{{- $secrets = append $secrets (dict "name" (default .Values.mlflow.tokenSecret $kubeflow.existingSecret) "env" (dict "MLFLOW_TRACKING_TOKEN" "MLFLOW_TRACKING_TOKEN")) -}}
+{{- end -}}
+{{- $secrets = concat $secrets $kubeflow.secrets -}}
 {{- dict "host" $kubeflow.host "image" (include "rareclass.image" (list . "pipeline")) "env" (mustMergeOverwrite $env $kubeflow.env) "secrets" $secrets | toJson -}}
 {{- end -}}
