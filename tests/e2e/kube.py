@@ -24,6 +24,35 @@ SPACE, RELEASE = os.environ.get("NAMESPACE", "rareclass"), os.environ.get("RELEA
 KIT = os.environ.get("VALUES", str(CHART / "ci" / "kit-values.yaml"))
 OBJECT_STORE_KEY = os.environ.get("RARECLASS_E2E_S3", "minioadmin")
 
+BACKEND = os.environ.get("BACKEND") or "seldon"
+"""What serves: `tools/cluster install` gives it to the release."""
+_OBJECTS = {"seldon": "seldondeployment", "kserve": "inferenceservice"}
+
+
+def serving(space: str, release: str) -> dict[str, Any]:
+    """The object that serves a release."""
+    return dict(got("-n", space, _OBJECTS[BACKEND], release))
+
+
+def pinned(space: str, release: str) -> str | None:
+    """The version that the object that serves is pinned to."""
+    found = serving(space, release)["spec" if BACKEND == "seldon" else "metadata"]
+    return found.get("annotations", {}).get("rareclass.io/version")
+
+
+def pin(space: str, release: str, version: str) -> None:
+    annotations = {"annotations": {"rareclass.io/version": version}}
+    patch = {"spec" if BACKEND == "seldon" else "metadata": annotations}
+    kubectl("-n", space, "patch", _OBJECTS[BACKEND], release, "--type=merge", "-p", json.dumps(patch))
+
+
+def available(space: str, release: str) -> bool:
+    """Whether every pod that serves is of the newest kind and ready."""
+    if BACKEND == "seldon":
+        return serving(space, release).get("status", {}).get("state") == "Available"
+    waiting = ("rollout", "status", f"deployment/{release}-predictor", "--watch=false")
+    return "successfully rolled out" in kubectl("-n", space, *waiting, check=False)
+
 
 def model() -> str:
     return str(yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"]["name"])

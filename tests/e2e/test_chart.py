@@ -23,6 +23,8 @@ from kube import (
     inside,
     kubectl,
     lacking,
+    pin,
+    pinned,
     ready,
     stored,
     under_load,
@@ -420,6 +422,7 @@ def test_accounts_of_the_servers_may_do_nothing(release: str, account: str) -> N
         ("list", "pods"),
         ("create", "pods"),
         ("patch", "seldondeployments"),
+        ("patch", "inferenceservices"),
         ("get", "configmaps"),
     ):
         said = kubectl("auth", "can-i", verb, what, "-n", SPACE, who, check=False)
@@ -499,13 +502,12 @@ def rolled(release: str, wanted: set[str | None]) -> None:
 
 @pytest.mark.cluster
 def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
-    pin = '{"spec":{"annotations":{"rareclass.io/version":"1"}}}'
-    kubectl("-n", SPACE, "patch", "seldondeployment", release, "--type=merge", "-p", pin)
+    pin(SPACE, release, "1")
     stamp = uuid.uuid4().hex[:6]
     change = ("--reuse-values", "--set-string", f"serving.podAnnotations.turn={stamp}", "--timeout", "5m")
     done = helm("upgrade", release, str(CHART), "-n", SPACE, *change)
     assert done.returncode == 0, done.stderr
-    assert got("-n", SPACE, "seldondeployment", release)["spec"]["annotations"]["rareclass.io/version"] == "1"
+    assert pinned(SPACE, release) == "1"
     rolled(release, {stamp})
 
     def versions() -> set[str | None]:

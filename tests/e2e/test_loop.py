@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kube import address, got, kubectl, lacking, prometheus, until
+from kube import BACKEND, address, available, got, kubectl, lacking, pinned, prometheus, until
 
 HERE = Path(__file__).parents[2]
 VALUES = Path(__file__).with_name("loop-values.yaml")
@@ -169,7 +169,7 @@ def started(before: set[str], because: str, seconds: float) -> str:
     return str(until(new, seconds, f"a workflow because of {because}"))
 
 
-missing = lacking("kubeflow", "argo", "monitoring", "seldon-system", "minio")
+missing = lacking("kubeflow", "argo", "monitoring", "seldon-system" if BACKEND == "seldon" else "kserve", "minio")
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing), reason=f"needs a cluster: {missing}"),
@@ -179,6 +179,7 @@ pytestmark = [
 
 def settings() -> dict[str, Any]:
     values = yaml.safe_load(VALUES.read_text(encoding="utf-8"))
+    values["serving"]["backend"] = BACKEND
     if TAG:
         values["image"] = {"tag": TAG}
     return dict(values)
@@ -292,11 +293,8 @@ def test_the_version_is_registered_whole_behind_postgres_and_the_object_store(su
     assert {"register", "promote"} <= {entry["kind"] for entry in ledger()}
 
 
-def test_seldon_serves_the_champion(submitted: tuple[Any, Path]) -> None:
-    def available() -> bool:
-        return got("-n", NAMESPACE, "seldondeployment", RELEASE).get("status", {}).get("state") == "Available"
-
-    until(available, 10 * MINUTES, "the SeldonDeployment available")
+def test_the_backend_serves_the_champion(submitted: tuple[Any, Path]) -> None:
+    until(lambda: available(NAMESPACE, RELEASE), 10 * MINUTES, f"{BACKEND} says that it is available")
     url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}"
     assert ask(url)["name"] == MODEL
 
@@ -322,9 +320,8 @@ def test_a_turn_triages_branches_and_finishes(submitted: tuple[Any, Path]) -> No
 
 
 def test_the_turn_pins_the_served_version_to_the_champion_and_records_it(submitted: tuple[Any, Path]) -> None:
-    annotations = got("-n", NAMESPACE, "seldondeployment", RELEASE)["spec"]["annotations"]
     deployed = [entry for entry in ledger() if entry["kind"] == "deploy"]
-    assert annotations["rareclass.io/version"] == deployed[-1]["payload"]["version"]
+    assert pinned(NAMESPACE, RELEASE) == deployed[-1]["payload"]["version"]
 
 
 def test_the_schedule_starts_a_turn_by_itself(submitted: tuple[Any, Path]) -> None:
@@ -441,19 +438,15 @@ def test_the_challenger_wins_on_live_labels(drifted: dict[str, Any], stream: Str
     assert promoted["actor"] == "rareclass-governor"
 
 
-def test_seldon_serves_the_new_version(drifted: dict[str, Any], stream: Stream) -> None:
+def test_the_backend_serves_the_new_version(drifted: dict[str, Any], stream: Stream) -> None:
     url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}/infer"
     tensors = [{"name": n, "shape": [1], "datatype": "BYTES" if n == "kind" else "FP32", "data": ["x" if n == "kind" else 0.0]} for n in ("a", "b", "noise", "kind")]  # fmt: skip
     stream.while_waiting(lambda: ask(url, {"inputs": tensors})["model_version"] == champion(), 10 * MINUTES, "the new version behind the Service")  # fmt: skip
 
-    def pinned() -> bool:
-        found = got("-n", NAMESPACE, "seldondeployment", RELEASE)
-        return bool(
-            found["spec"]["annotations"]["rareclass.io/version"] == champion()
-            and found["status"]["state"] == "Available"
-        )
+    def rolled() -> bool:
+        return pinned(NAMESPACE, RELEASE) == champion() and available(NAMESPACE, RELEASE)
 
-    stream.while_waiting(pinned, 10 * MINUTES, "Seldon rolled to it")
+    stream.while_waiting(rolled, 10 * MINUTES, f"{BACKEND} rolled to it")
 
 
 def test_the_ledger_tells_the_whole_story(drifted: dict[str, Any], stream: Stream) -> None:
@@ -489,7 +482,7 @@ def repaired(stream: Stream, kind: str) -> Any:
     return stream.while_waiting(turn, 20 * MINUTES, f"a turn that does a {kind}")
 
 
-def test_scores_that_are_off_are_recalibrated_into_a_version_that_seldon_serves(
+def test_scores_that_are_off_are_recalibrated_into_a_version_that_is_served(
     drifted: dict[str, Any], stream: Stream
 ) -> None:
     old = champion()
@@ -499,9 +492,7 @@ def test_scores_that_are_off_are_recalibrated_into_a_version_that_seldon_serves(
     last = outcomes()[-1]["payload"]
     assert (last["verdict"], last["outcome"], last["from_version"]) == ("recalibrate", "done", old), last["reason"]
     assert champion() == last["to_version"] != old
-    assert (
-        got("-n", NAMESPACE, "seldondeployment", RELEASE)["spec"]["annotations"]["rareclass.io/version"] == champion()
-    )
+    assert pinned(NAMESPACE, RELEASE) == champion()
 
 
 def test_a_moved_prevalence_moves_the_threshold_of_the_running_pods(drifted: dict[str, Any], stream: Stream) -> None:
@@ -533,9 +524,10 @@ def test_the_workflow_account_can_do_its_work_and_nothing_else(release: None) ->
         ]
         return subprocess.run(["kubectl", *words], capture_output=True, text=True, check=False).stdout.strip() == "yes"
 
-    assert may("workflow", "patch", f"seldondeployments.machinelearning.seldon.io/{RELEASE}")
+    objects = {"seldon": "seldondeployments.machinelearning.seldon.io", "kserve": "inferenceservices.serving.kserve.io"}
+    assert may("workflow", "patch", f"{objects[BACKEND]}/{RELEASE}")
     assert may("workflow", "create", "workflowtaskresults.argoproj.io")
-    assert not may("workflow", "patch", "seldondeployments.machinelearning.seldon.io/other")
+    assert not may("workflow", "patch", f"{objects[BACKEND]}/other")
     assert not any(
         may("workflow", verb, what) for verb, what in (("get", "secrets"), ("delete", "pods"), ("create", "pods/exec"))
     )

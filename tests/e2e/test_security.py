@@ -126,6 +126,6 @@ def test_no_secret_is_in_what_kubeflow_and_argo_show_of_a_run(secrets: set[str])
     ) as answer:
         runs: Any = json.load(answer)["runs"]
     assert runs
-    shown = json.dumps(runs) + kubectl("get", "workflows,workflowtemplates,cronworkflows,pods,configmaps,seldondeployments", "-A", "-o", "json")  # fmt: skip
+    shown = json.dumps(runs) + kubectl("get", "workflows,workflowtemplates,cronworkflows,pods,configmaps,deployments", "-A", "-o", "json")  # fmt: skip
     assert not [each[:4] + "..." for each in secrets if each in shown]
     assert RELEASE in shown
