@@ -674,6 +674,25 @@ def submit(
     host: Annotated[
         str | None, typer.Option("--host", metavar="URL", help="Kubeflow Pipelines API; default: cluster.host.")
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="FILE",
+            help="File with the bearer token of the API, `-` for standard input; default: the environment's RARECLASS_KUBEFLOW_TOKEN.",
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", metavar="NAME", help="Namespace of the user; default: cluster.namespace."),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option("--account", metavar="NAME", help="Service account of the steps; default: cluster.account."),
+    ] = None,
+    header: Annotated[
+        str | None, typer.Option("--header", metavar="'NAME: VALUE'", help="One more header; default: cluster.header.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")] = True,
     key: Annotated[
         str | None,
@@ -693,8 +712,8 @@ def submit(
     from rareclass.services.training import submit as service
 
     settings = _trainable(config, overrides)
-    if host is not None:
-        settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"host": host})})
+    given = {"host": host, "namespace": namespace, "account": account, "header": header}
+    settings = service.asked_by(settings, {name: value for name, value in given.items() if value is not None}, token)
     with terminal.steps(quiet=quiet) as progress:
         if repair is not None:
             action = service.retrain(settings, repair, now=_now(), progress=progress)

@@ -266,6 +266,22 @@ class Cluster(Section):
     host: str = Field("http://ml-pipeline.kubeflow:8888", description="Address of the Kubeflow Pipelines API")
     namespace: str | None = Field(None, description="Namespace of the user, where Kubeflow has users")
     account: str | None = Field(None, description="Service account of the steps; default: Kubeflow's own")
+    token_env: str = Field(
+        "RARECLASS_KUBEFLOW_TOKEN", description="Environment variable with the bearer token of the API; unset: none"
+    )
+    token_file: str | None = Field(
+        None,
+        description="File with the token instead, read anew when it changes: a projected token of the pod's service account",
+    )
+    header: str | None = Field(
+        None, description="One more header of each request, like `kubeflow-userid: me@example.org` or a proxy's cookie"
+    )
+    ca_file: str | None = Field(None, description="Certificate authorities that the API is trusted by")
+    run_as_user: int | None = Field(
+        None,
+        ge=1,
+        description="User and group id of the steps, as their securityContext with runAsNonRoot; needs a Kubeflow Pipelines that knows it (2.17; 2.14 refuses it). Unset: the image's own user, which is not root",
+    )
     image: str | None = Field(None, description="Image of every step; default: rareclass/pipeline of this version")
     env: dict[str, str] = Field({}, description="Plain environment variables of every step")
     secrets: tuple[SecretEnv, ...] = Field(

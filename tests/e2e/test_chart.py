@@ -168,6 +168,28 @@ def test_a_store_of_ones_own_goes_together_with_a_pipeline_that_is_told_of_it(se
 
 
 @needs_helm
+def test_the_workflow_tells_a_kubeflow_with_users_who_it_is() -> None:
+    from rareclass import config
+
+    turn = (
+        "retrain.enabled=true",
+        "retrain.kubeflow.namespace=space",
+        "retrain.kubeflow.multiUser=true",
+        "retrain.kubeflow.account=editor",
+    )
+    spec = of(render(*SMALL, *(word for each in turn for word in ("--set", each))), "WorkflowTemplate")["spec"]
+    step = next(each for each in spec["templates"] if each["name"] == "retrain")["container"]
+    given = yaml.safe_load(next(word for word in step["args"] if word.startswith("cluster=")).partition("=")[2])
+    read = config.parse({"name": "m", "data": {"path": "x", "target": "y"}, "cluster": given}).cluster
+    assert (read.namespace, read.account, read.run_as_user) == ("space", "editor", None)
+    [mount] = [each for each in step["volumeMounts"] if each["name"] == "kubeflow-token"]
+    [volume] = [each for each in spec["volumes"] if each["name"] == "kubeflow-token"]
+    [source] = volume["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
+    assert f"{mount['mountPath']}/{source['serviceAccountToken']['path']}" == read.token_file
+
+
+@needs_helm
 def test_a_release_without_a_configuration_says_what_is_missing() -> None:
     assert "config.name is missing" in refused()
 

@@ -95,7 +95,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "retrain": {
         "off": {},
         "kubeflow": {"retrain.enabled": True, "retrain.kubeflow.existingSecret": "outside-pipeline"},
-        "beside": {"retrain.enabled": True, "retrain.kubeflow.namespace": "SPACE"},
+        "beside": {"retrain.enabled": True, "retrain.kubeflow.namespace": "SPACE", "retrain.kubeflow.multiUser": True, "retrain.kubeflow.runAsUser": 10001},
         "pod": {"retrain.enabled": True, "retrain.runner": "pod", "retrain.suspend": True},
     },
 }  # fmt: skip

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
-from rareclass.adapters import tables
+from rareclass.adapters import cluster, tables
+from rareclass.adapters.cluster import Access, Kubeflow, Placement
 from rareclass.config import Config, parse
 from rareclass.errors import ConfigError
 from rareclass.services.serving import deploy
@@ -86,3 +91,85 @@ def test_the_first_repairs_of_two_ledgers_are_two_runs_and_two_attempts_of_one_a
     monday, tuesday = datetime(2026, 1, 5, 12, 0, 1, tzinfo=UTC), datetime(2026, 1, 6, 12, 0, 1, tzinfo=UTC)
     assert submit.repair_key("m", 1, monday) == submit.repair_key("m", 1, monday)
     assert len({submit.repair_key("m", *each) for each in ((1, monday), (1, tuesday), (2, monday))}) == 3
+
+
+class Users(ThreadingHTTPServer):
+    """The first requests that a Kubeflow with users gets: who asked what."""
+
+    daemon_threads = True
+
+    def __init__(self, token: str) -> None:
+        super().__init__(("127.0.0.1", 0), UsersHandler)
+        self.token, self.seen = token, []
+
+
+class UsersHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.seen.append({name.lower(): value for name, value in self.headers.items()})
+        status = 200 if self.headers.get("Authorization") == f"Bearer {self.server.token}" else 401
+        body = json.dumps({"multi_user": True} if status == 200 else {"error": "who are you?"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def users():
+    server = Users("right")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_request_says_who_asks_where_kubeflow_has_users(users: Users, tmp_path: Path, monkeypatch) -> None:
+    url = f"http://127.0.0.1:{users.server_address[1]}"
+    (tmp_path / "token").write_text("right\n")
+    given = {"host": url, "namespace": "team", "header": "kubeflow-userid: me@example.org"}
+    monkeypatch.delenv("RARECLASS_KUBEFLOW_TOKEN", raising=False)
+    asked = submit.asked_by(config(), given, str(tmp_path / "token"))
+    api = Kubeflow(asked.cluster.host, submit._access(asked))
+    assert api.namespace == "team"
+    assert users.seen
+    for headers in users.seen:
+        assert headers["authorization"] == "Bearer right"
+        assert headers["kubeflow-userid"] == "me@example.org"
+    assert api._client.get_user_namespace() == "team"
+
+    (tmp_path / "token").write_text("renewed")
+    users.token = "renewed"
+    assert api._client.get_kfp_healthz().multi_user is True
+
+    monkeypatch.setenv("RARECLASS_KUBEFLOW_TOKEN", "wrong")
+    with pytest.raises(ConfigError, match=r"does not know who asks.*who are you.*Pass --token"):
+        Kubeflow(url, submit._access(submit.asked_by(config(), given, None)))
+
+
+def test_a_token_comes_from_standard_input_and_is_in_no_parameter(monkeypatch) -> None:
+    monkeypatch.setenv("RARECLASS_KUBEFLOW_TOKEN", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO("from-input\n"))
+    asked = submit.asked_by(config(), {"header": "cookie: session"}, "-")
+    assert submit._access(asked).token == "from-input"
+    assert "session" not in json.dumps(submit.shown(asked))
+    assert "from-input" not in repr(submit._access(asked))
+    for wrong in ("no-such-file", "a-token-by-mistake"):
+        with pytest.raises(ConfigError, match="--token is not a file") as error:
+            submit.asked_by(config(), {}, wrong)
+        assert wrong not in str(error.value)
+    for header in ("kubeflow-userid", ": x", "a: b\nc: d"):
+        with pytest.raises(ConfigError, match="is no header"):
+            Kubeflow("http://127.0.0.1:1", Access(header=header))
+
+
+def test_steps_get_a_user_only_where_one_is_asked_for() -> None:
+    plain = cluster.placed(cluster.compiled(), Placement("i", "1", "1Gi"))
+    placed = cluster.placed(cluster.compiled(), Placement("i", "1", "1Gi", user=10001))
+    assert "securityContext" not in plain
+    platform = list(yaml.safe_load_all(placed))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    wanted = {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+    assert [each["securityContext"] for each in platform.values()] == [wanted] * len(platform)

@@ -26,6 +26,9 @@ container:
   volumeMounts:
     - {name: config, mountPath: /config, readOnly: true}
     {{- include "rareclass.commonMounts" $root | nindent 4 }}
+    {{- if include "rareclass.kubeflowToken" $root }}
+    - {name: kubeflow-token, mountPath: /var/run/secrets/kubeflow, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{- define "rareclass.workflowLabels" -}}
@@ -74,5 +77,13 @@ app.kubernetes.io/component: workflow
 {{- $secrets = append $secrets (dict "name" (default .Values.mlflow.tokenSecret $kubeflow.existingSecret) "env" (dict "MLFLOW_TRACKING_TOKEN" "MLFLOW_TRACKING_TOKEN")) -}}
 {{- end -}}
 {{- $secrets = concat $secrets $kubeflow.secrets -}}
-{{- dict "host" $kubeflow.host "image" (include "rareclass.image" (list . "pipeline")) "env" (mustMergeOverwrite $env $kubeflow.env) "secrets" $secrets | toJson -}}
+{{- $settings := dict "host" $kubeflow.host "image" (include "rareclass.image" (list . "pipeline")) "env" (mustMergeOverwrite $env $kubeflow.env) "secrets" $secrets -}}
+{{- if $kubeflow.multiUser }}{{ $_ := set $settings "namespace" $kubeflow.namespace }}{{ $_ := set $settings "token_file" "/var/run/secrets/kubeflow/token" }}{{ end -}}
+{{- with $kubeflow.account }}{{ $_ := set $settings "account" . }}{{ end -}}
+{{- with $kubeflow.runAsUser }}{{ $_ := set $settings "run_as_user" (int .) }}{{ end -}}
+{{- $settings | toJson -}}
+{{- end -}}
+
+{{- define "rareclass.kubeflowToken" -}}
+{{- if and (eq .Values.retrain.runner "kubeflow") .Values.retrain.kubeflow.multiUser }}true{{ end -}}
 {{- end -}}

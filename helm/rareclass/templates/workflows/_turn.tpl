@@ -53,6 +53,12 @@ volumes:
   - name: config
     configMap: {name: {{ $name }}-config}
   {{- include "rareclass.commonVolumes" . | nindent 2 }}
+  {{- if include "rareclass.kubeflowToken" . }}
+  - name: kubeflow-token
+    projected:
+      sources:
+        - serviceAccountToken: {path: token, expirationSeconds: 7200, audience: pipelines.kubeflow.org}
+  {{- end }}
 templates:
   - name: turn
     steps:

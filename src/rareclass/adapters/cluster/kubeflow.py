@@ -9,7 +9,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ ALIVE = ("PENDING", "RUNNING", "SUCCEEDED", "PAUSED", "RUNTIME_STATE_UNSPECIFIED
 STEPS = (
     "ingest", "detect-imbalance", "resample", "train", "select", "tune-threshold", "evaluate", "register", "promote",
 )  # fmt: skip
+REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 PAUSE_SECONDS = 5.0
 PATIENCE_SECONDS = 180.0
 """How long an API server that does not answer is waited for while a run is followed: the run itself goes on."""
@@ -38,22 +40,65 @@ class Submitted:
     new: bool
 
 
+@dataclass(frozen=True)
+class Access:
+    """How an API knows who asks, where Kubeflow has users or stands behind a proxy.
+
+    namespace : of the user;  token : bearer token;  token_file : file that holds it, read again as it is renewed
+    header : one more of each request, NAME: VALUE;  ca_file : certificate authorities to trust
+    """
+
+    namespace: str | None = None
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    header: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+
+
 class Kubeflow:
     """One Kubeflow Pipelines API.
 
-    host : like http://ml-pipeline.kubeflow:8888;  namespace : of the user, where Kubeflow has users
-    Raises ConfigError when it does not answer.
+    host : like http://ml-pipeline.kubeflow:8888
+    Raises ConfigError when it does not answer, or when token or header cannot be sent.
     """
 
-    def __init__(self, host: str, namespace: str | None = None) -> None:
+    def __init__(self, host: str, access: Access | None = None) -> None:
         try:
             import kfp
+            import kfp_server_api
         except ImportError:
             raise MissingExtra("kfp", "pipelines", "submit") from None
-        self.host, self.namespace = host, namespace
+        access = access or Access()
+        header = _header(access.header)
+        credentials = None if access.token_file is None else _credentials(access.token_file)
+
+        class Client(kfp.Client):  # type: ignore[misc]
+            """The first request is made in the constructor, so what it needs has to be there by then."""
+
+            def _load_context_setting_or_default(self) -> None:
+                super()._load_context_setting_or_default()
+                if header is not None:
+                    self._context_setting["client_authentication_header_name"] = header[0]
+                    self._context_setting["client_authentication_header_value"] = header[1]
+
+            def get_kfp_healthz(self, sleep_duration: int = 1) -> Any:
+                """As the library does, but whoever is refused is told so at once."""
+                for left in range(4, -1, -1):
+                    try:
+                        return self._healthz_api.healthz_service_get_healthz()
+                    except kfp_server_api.ApiException as error:
+                        if not left or error.status in REFUSED:
+                            raise
+                        time.sleep(sleep_duration)
+                return None
+
+        self.host, self.namespace = host, access.namespace
         with self._told("is not reached"), _silent():
-            self._client: Any = kfp.Client(host=host, namespace=namespace or "kubeflow")
-            self._client.get_kfp_healthz(sleep_duration=1)
+            self._client: Any = Client(
+                host=host, namespace=access.namespace or "kubeflow", existing_token=access.token, credentials=credentials,
+                ssl_ca_cert=access.ca_file,
+            )  # fmt: skip
+            self._client.get_kfp_healthz()
 
     def upload(self, pipeline: str, text: str) -> tuple[str, str, bool]:
         """Make ``text`` a version of the pipeline unless that content is one; returns (pipeline id, version id, new)."""
@@ -167,9 +212,36 @@ class Kubeflow:
         except RareclassError:
             raise
         except Exception as error:
-            raise ConfigError(
-                f"Kubeflow at '{self.host}' {what}: {_line(error)}. Set cluster.host, or pass --host"
-            ) from error
+            refused = getattr(error, "status", None) in REFUSED
+            way = (
+                "Pass --token FILE and --namespace NAME (cluster.token_file, cluster.namespace), or --header where a proxy asks for one"
+                if refused
+                else "Set cluster.host, or pass --host"
+            )
+            said = "does not know who asks, or does not let them" if refused else what
+            raise ConfigError(f"Kubeflow at '{self.host}' {said}: {_line(error)}. {way}") from error
+
+
+def _header(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not (name and colon and value) or "\n" in text:
+        raise ConfigError(
+            "cluster.header is no header. Set cluster.header, or pass --header, like 'kubeflow-userid: me@example.org'"
+        )
+    return name, value
+
+
+def _credentials(file: str) -> Any:
+    """A token that is read again each time: Kubernetes renews those of service accounts in place."""
+    from kfp.client import ServiceAccountTokenVolumeCredentials
+
+    if not Path(file).is_file():
+        raise ConfigError(
+            f"cluster.token_file '{file}' is not a file. Set it to where the pod's token is mounted, or unset it"
+        )
+    return ServiceAccountTokenVolumeCredentials(path=file)
 
 
 def _named(name: str) -> str:

@@ -20,6 +20,7 @@ class Placement:
     cpu : request, like 500m;  memory : request and limit, like 4Gi (a step that is over it is killed, not its neighbours)
     env : plain environment;  secrets : Secret -> {environment variable: key}
     cache : whether `data_version` says what will be read, so that reading it may be skipped
+    user : user and group id of every step, where the backend takes a securityContext; None: the image's
     """
 
     image: str
@@ -28,6 +29,7 @@ class Placement:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cache: bool = False
+    user: int | None = None
 
 
 def placed(compiled: Path, placement: Placement) -> str:
@@ -47,7 +49,8 @@ def placed(compiled: Path, placement: Placement) -> str:
             container["env"] = [{"name": name, "value": value} for name, value in sorted(placement.env.items())]
     if placement.cache:
         spec["root"]["dag"]["tasks"][CACHED]["cachingOptions"] = {"enableCache": True}
-    platform = {name: {"imagePullPolicy": "IfNotPresent", **_secrets(placement)} for name in sorted(executors)}
+    step = {"imagePullPolicy": "IfNotPresent", **_secrets(placement), **_security(placement)}
+    platform = dict.fromkeys(sorted(executors), step)
     # copies, so that YAML writes no anchors: Kubeflow reads the file as JSON
     documents = [spec, {"platforms": {"kubernetes": {"deploymentSpec": {"executors": copy.deepcopy(platform)}}}}]
     return "---\n".join(_Plain.dump(each) for each in documents)
@@ -79,6 +82,15 @@ def _secrets(placement: Placement) -> dict[str, Any]:
             for secret, variables in sorted(placement.secrets.items())
         ]
     }
+
+
+def _security(placement: Placement) -> dict[str, Any]:
+    """What a task may ask for; capabilities, privileges and seccomp are the backend's own defaults then."""
+    if placement.user is None:
+        return {}
+    # int64 in the backend's message, which JSON writes as text
+    user = str(placement.user)
+    return {"securityContext": {"runAsUser": user, "runAsGroup": user, "runAsNonRoot": True}}
 
 
 class _Plain:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import ENVIRONMENT, Config, dump
@@ -106,6 +109,7 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
         env=cluster.env,
         secrets={each.name: each.env for each in cluster.secrets},
         cache=version is not None,
+        user=cluster.run_as_user,
     )
     return Job(config, key, arguments, placement)
 
@@ -134,12 +138,36 @@ def _schedule(config: Config, cron: str, progress: Progress) -> Submitted:
 def _uploaded(job: Job, progress: Progress) -> tuple[Any, str, str]:
     from rareclass.adapters import cluster
 
-    api = cluster.Kubeflow(job.config.cluster.host, job.config.cluster.namespace)
+    api = cluster.Kubeflow(job.config.cluster.host, _access(job.config))
     name = f"rareclass-{job.config.name}"
     text = cluster.placed(cluster.compiled(), job.placement)
     pipeline, version, new = api.upload(name, text)
     progress("pipeline", f"{name} version {cluster.digest(text)}{' uploaded' if new else ', there already'}")
     return api, pipeline, version
+
+
+def asked_by(config: Config, cluster: Mapping[str, str], token: str | None) -> Config:
+    """Return the configuration with what the command line says of the cluster.
+
+    token : file that holds it, ``-`` for standard input; never the token itself, which every process listing would show
+    """
+    if token == "-":  # noqa: S105 (a file's name)
+        os.environ[config.cluster.token_env] = sys.stdin.readline().strip()
+    elif token is not None:
+        if not Path(token).is_file():
+            raise ConfigError("--token is not a file. Pass a file that holds the token, or - for standard input")
+        os.environ.pop(config.cluster.token_env, None)
+        cluster = {**cluster, "token_file": token}
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update=dict(cluster))})
+
+
+def _access(config: Config) -> Any:
+    """Who asks: the token of the environment before that of a file."""
+    from rareclass.adapters.cluster import Access
+
+    settings = config.cluster
+    token = os.environ.get(settings.token_env, "").strip() or None
+    return Access(settings.namespace, token, None if token else settings.token_file, settings.header, settings.ca_file)
 
 
 def shown(config: Config) -> dict[str, Any]:
