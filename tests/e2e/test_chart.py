@@ -371,6 +371,24 @@ def test_every_route_of_the_monitor_is_published_but_those_of_machines(way: str)
     assert {"podSelector": {"matchLabels": {"a": "b"}}} in proxies
 
 
+def test_the_page_of_the_platform_names_the_versions_that_are_pinned() -> None:
+    import re
+
+    page = (ROOT / "manifests/README.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2] for line in page.splitlines() if line.startswith("| ")}
+    parts = {
+        "minio": "MinIO, for trials", "metrics": "metrics-server", "argo": "Argo Workflows", "kfp": "Kubeflow Pipelines", "seldon": "Seldon Core",
+        "prometheus": "kube-prometheus-stack with Grafana", "kserve": "KServe", "cert-manager": "cert-manager", "kind": "kind node",
+    }  # fmt: skip
+    assert {each.name for each in (ROOT / "manifests").iterdir() if each.is_dir()} == parts.keys()
+    for folder, row in parts.items():
+        text = "".join(each.read_text(encoding="utf-8") for each in (ROOT / "manifests" / folder).rglob("*.yaml"))
+        pins = re.findall(r"(?:download/v|ref=v?|version: v?|node:v)(\d+\.\d+\.\d+)|RELEASE\.(\d{4}-\d\d-\d\d)", text)
+        assert pins, folder
+        for number, date in pins:
+            assert (number or date) in rows[row], (folder, number or date)
+
+
 # --- on a cluster ----------------------------------------------------------------------------------------------------
 
 
