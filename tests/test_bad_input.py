@@ -72,7 +72,8 @@ def _set(**values: Any) -> Change:
 
 CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "no name": (lambda c: c.pop("name"), "setting 'name' is missing"),
-    "a name with capitals": (_set(name="My Model"), "name"),
+    "a name with capitals": (_set(name="My Model"), "Set name to 'my-model'"),
+    "a name with an underscore": (_set(name="abalone_19"), "Set name to 'abalone-19'"),
     "no target": (lambda c: c["data"].pop("target"), "setting 'data.target' is missing"),
     "an unknown section": (_set(serch={}), "unknown setting 'serch'. Did you mean 'search'?"),
     "an unknown setting": (_set(data__tme="ts"), "unknown setting 'data.tme'. Did you mean 'time'?"),

@@ -697,8 +697,17 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"setting '{where}' is missing. Set {where} in the configuration or with --set {where}=...{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if where == "name" and first["type"] == "string_pattern_mismatch":
+        message = _name_rule(str(first["input"]))
     got = "" if not where else f" (it is {json.dumps(first['input'], default=str)[:80]})"
     return f"{f'setting {where!r}: ' if where else ''}{message}{got}{more}"
+
+
+def _name_rule(given: str) -> str:
+    """Say what a model may be called, and the nearest such name to the given one."""
+    near = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")[:50].rstrip("-")
+    hint = f". Set name to '{near}'" if near else ""
+    return f"lower case letters, digits and dashes, at most 50, because the cluster and the registry use it{hint}"
 
 
 def _settings_of(section: str) -> list[str]:

@@ -242,6 +242,18 @@ def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
     return matrix
 
 
+def unknown_categories(frame: pd.DataFrame, schema: Schema) -> dict[str, tuple[int, str]]:
+    """Return for each categorical column of ``frame`` how many values training did not keep, and one of them."""
+    found = {}
+    for feature in schema.features:
+        if feature.kind == "categorical" and feature.name in frame.columns:
+            text = text_of(frame[feature.name])
+            unknown = text[text.notna() & ~text.isin(feature.categories)]
+            if len(unknown):
+                found[feature.name] = (len(unknown), str(unknown.iloc[0])[:40])
+    return found
+
+
 def decode(matrix: FloatMatrix, schema: Schema) -> pd.DataFrame:
     """Return the table behind an encoded matrix: float32 columns and pandas categories."""
     columns: dict[str, Any] = {}

@@ -137,14 +137,16 @@ class RareModel:
     def with_golden(self, x: FloatMatrix) -> RareModel:
         """Return the version with golden rows: the given rows beside the scores it gives them."""
         frame = decode(x, self.schema)
-        return replace(self, golden=frame.assign(score=self.score(x)))
+        return replace(self, golden=frame.assign(**{golden_score(self.schema): self.score(x)}))
 
     def check_golden(self, tolerance: float = 1e-6) -> None:
         """Score the golden rows again. Raises ModelError when any score differs by more than ``tolerance``."""
         if self.golden is None:
             return
         found = self.score(self.golden)
-        worst = float(np.max(np.abs(found - self.golden["score"].to_numpy(dtype=np.float64)), initial=0.0))
+        worst = float(
+            np.max(np.abs(found - self.golden[golden_score(self.schema)].to_numpy(dtype=np.float64)), initial=0.0)
+        )
         if not worst <= tolerance:
             raise ModelError(
                 f"the golden rows score differently here by {worst:.2g} (at most {tolerance:g}): wrong library versions or a damaged model. Use the versions in requirements.txt of the model"
@@ -215,6 +217,14 @@ def _saved() -> tuple[type, ...]:
     from rareclass.core.training import SAVED
 
     return SAVED
+
+
+def golden_score(schema: Schema) -> str:
+    """Return the column of the golden rows that holds their scores: ``score``, or one no feature is called."""
+    name = "score"
+    while name in schema.names:
+        name = f"_{name}"
+    return name
 
 
 def digest(sums: Mapping[str, str]) -> str:

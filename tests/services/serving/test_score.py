@@ -223,3 +223,54 @@ def test_a_threshold_tuned_again_decides_at_once(registered: Config, tmp_path: P
 def test_without_a_champion_the_line_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no champion yet. Promote a version with"):
         score_and_log(small_model.config(tmp_path), "in.parquet", "out.parquet", now=NOW)
+
+
+@pytest.mark.parametrize("end", ["parquet", "csv"])
+def test_rows_that_data_filter_keeps_out_stay_in_their_place_without_an_answer(
+    tmp_path: Path, rows: pd.DataFrame, end: str
+) -> None:
+    asked = [["channel", "==", "shop"], ["amount", ">", -1.0], ["when", ">=", "2024-01-01"], ["absent", "==", 1]]
+    made = small_model.model(config={"data": {"filter": asked, "time": "when"}})
+    made.save(tmp_path / "model")
+    output = tmp_path / f"out.{end}"
+    rows.assign(when="1999-01-01").to_parquet(tmp_path / "in.parquet")
+    done = score(str(tmp_path / "model"), str(tmp_path / "in.parquet"), str(output), reasons=1)
+    scored = pd.read_parquet(output) if end == "parquet" else pd.read_csv(output)
+    inside = ((rows["channel"] == "shop") & (rows["amount"] > -1)).to_numpy()
+    assert 0 < inside.sum() < len(rows)
+    assert scored["note"].eq("kept").all()
+    expected = small_model.model().score(rows[inside])
+    assert scored["score"][inside].to_numpy() == pytest.approx(expected)
+    assert scored.loc[~inside, ["score", "decision", "reasons"]].isna().all(axis=None)
+    assert scored["decision"][inside].tolist() == (expected >= 0.5).astype(int).tolist()
+    assert (done.rows, done.outside, done.mean_score) == (300, int((~inside).sum()), pytest.approx(expected.mean()))
+    assert done.notes == [f"{(~inside).sum()} rows are outside data.filter and have no score and no decision"]
+
+
+def test_values_that_training_did_not_keep_are_counted_by_column(
+    model: str, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows["channel"] = rows["channel"].mask(rows.index < 7, "pigeon")
+    rows.loc[9, "channel"] = None
+    rows.to_parquet(tmp_path / "in.parquet")
+    done = score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    assert done.unknown == {"channel": (7, "pigeon")}
+    assert done.notes == ["values that training did not keep as categories: channel 7 (like 'pigeon')"]
+
+
+@pytest.mark.parametrize("name", ["out.xlsx", "out", "out.json", "out.parquet.gz"])
+def test_a_format_that_is_not_known_is_refused_with_those_that_are(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"has to end in one of: \.parquet, \.pq, \.parq, \.csv, \.csv\.gz"):
+        check_paths("in.parquet", name)
+
+
+def test_an_id_that_is_there_twice_leaves_neither_scores_nor_a_log(
+    registered: Config, store: Store, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    before = store.counts("small")["predictions"]
+    rows.assign(id="a", ts="2026-02-01", card="c").to_parquet(tmp_path / "in.parquet")
+    output = tmp_path / "out.parquet"
+    with pytest.raises(DataError, match="there twice"):
+        score_and_log(registered, str(tmp_path / "in.parquet"), str(output), now=NOW)
+    assert not output.exists()
+    assert store.counts("small")["predictions"] == before

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rareclass.adapters.serving import row_filter
 from rareclass.adapters.serving.engine import Active, Engine
 from rareclass.adapters.serving.interfaces import Ports, Release, Scorer, Version
-from rareclass.adapters.serving.row_filter import groups
 from rareclass.adapters.serving.signature import Signature
-from rareclass.config import Condition
 from rareclass.core import operating
 from rareclass.errors import ConfigError
 
@@ -120,7 +119,7 @@ class Refresher:
                 aliases=self.aliases,
                 known=sorted(known),
                 points=list(answering.thresholds),
-                within=_within(model),
+                within=row_filter.of_version(model.meta),
             )
             self.engine.active = Active(answering, release.champion.version, point, threshold, signature)
             self.engine.metrics.serving(release.champion.version, point, threshold)
@@ -153,12 +152,6 @@ class Refresher:
         chosen = {} if stamp is None else parse_point(self.file.read_text(encoding="utf-8"), str(self.file))
         self._stamp, self._chosen = stamp, chosen
         return True
-
-
-def _within(model: Scorer) -> tuple[tuple[Condition, ...], ...]:
-    """Return the rows that a version was trained for: the filter it was trained with, not the one of today's configuration."""
-    data = (model.meta.get("config") or {}).get("data") or {}
-    return groups(data.get("filter") or (), without=[data["time"]] if data.get("time") else [])
 
 
 def parse_point(content: str, where: str) -> Mapping[str, Any]:

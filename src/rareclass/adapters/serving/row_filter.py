@@ -7,7 +7,7 @@ a row bound the history and are not asked.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from rareclass.adapters.serving.v2_codec import shown
 from rareclass.config import Condition, filter_groups
 from rareclass.core.dataset import BoolArray
 from rareclass.errors import InputError
+
+Column = Callable[[str], "NDArray[Any] | None"]
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -29,12 +31,37 @@ def groups(raw: Sequence[Any], *, without: Sequence[str] = ()) -> tuple[tuple[Co
     return tuple(found) if all(found) else ()  # a group without conditions lets every row through
 
 
-def check(wanted: Sequence[Sequence[Condition]], column: Callable[[str], NDArray[Any] | None], n: int) -> None:
+def of_version(meta: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+    """Return the rows that a version was trained for: the filter it was trained with, not the one of today's configuration."""
+    data = (meta.get("config") or {}).get("data") or {}
+    return groups(data.get("filter") or (), without=[data["time"]] if data.get("time") else [])
+
+
+def check(wanted: Sequence[Sequence[Condition]], column: Column, n: int) -> None:
     """Raise InputError for the first row that no group lets through.
 
     column : returns the (n,) values of a column, numbers or objects (None or NaN is missing); None when it was not sent
     """
-    inside = np.zeros(n, dtype=bool)
+    kept, asked = _asked(wanted, column, n)
+    if not wanted or kept.all():
+        return
+    row = int(np.argmin(kept))
+    (name, sign, value), values, _ = next(each for each in asked if not each[2][row])
+    raise InputError(
+        f"row {row} is outside the rows that the model was trained for: {name} is {shown(values[row : row + 1].tolist()[0])}, but data.filter keeps {name} {sign} {shown(value)}. Leave such rows out"
+    )
+
+
+def inside(wanted: Sequence[Sequence[Condition]], column: Column, n: int) -> BoolArray:
+    """Return (n,) whether a group lets the row through; a column that is not there (None) is not asked."""
+    return _asked(wanted, column, n)[0] if wanted else np.ones(n, dtype=bool)
+
+
+def _asked(
+    wanted: Sequence[Sequence[Condition]], column: Column, n: int
+) -> tuple[BoolArray, list[tuple[Condition, NDArray[Any], BoolArray]]]:
+    """Return which rows some group lets through, and every condition that was asked with its values and outcome."""
+    kept = np.zeros(n, dtype=bool)
     asked: list[tuple[Condition, NDArray[Any], BoolArray]] = []
     for group in wanted:
         holds = np.ones(n, dtype=bool)
@@ -43,14 +70,8 @@ def check(wanted: Sequence[Sequence[Condition]], column: Callable[[str], NDArray
             if values is not None:
                 asked.append((condition, values, _holds(values, condition[1], condition[2])))
                 holds &= asked[-1][2]
-        inside |= holds
-    if not wanted or inside.all():
-        return
-    row = int(np.argmin(inside))
-    (name, sign, value), values, _ = next(each for each in asked if not each[2][row])
-    raise InputError(
-        f"row {row} is outside the rows that the model was trained for: {name} is {shown(values[row : row + 1].tolist()[0])}, but data.filter keeps {name} {sign} {shown(value)}. Leave such rows out"
-    )
+        kept |= holds
+    return kept, asked
 
 
 def _holds(values: NDArray[Any], sign: str, bound: Any) -> BoolArray:

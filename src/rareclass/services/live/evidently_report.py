@@ -74,7 +74,7 @@ def report(config: Config, now: datetime, out: Path, *, progress: Callable[[str,
                 f"{config.monitor.min_rows} needed (monitor.min_rows)"
             )
         say("reference", str(config.data.path))
-        reference = _reference(config, model)
+        reference, answered = _reference(config, model)
         numeric, categorical = _columns(config, model)
         say("drift", f"{len(newest):,} against {len(reference):,} rows")
         current = _table(newest, model)
@@ -86,7 +86,7 @@ def report(config: Config, now: datetime, out: Path, *, progress: Callable[[str,
             pages.append(out / "quality.html")
             threshold = float(newest["threshold"].iloc[-1])
             say("quality", f"{len(matured):,} labelled rows")
-            quality = evidently.quality(matured, reference, threshold=threshold, page=pages[1])
+            quality = evidently.quality(matured, answered, threshold=threshold, page=pages[1])
         drifted = tuple(sorted(found.drifted_columns))
         run_id = _kept(config, version.version, found.to_json(), quality, pages, now)
         made = Evidence(
@@ -121,24 +121,18 @@ def _window(store: Store, config: Config, version: str, now: datetime, *, mature
     return _thinned(frame)
 
 
-def _reference(config: Config, model: RareModel) -> pd.DataFrame:
-    """Validation and test rows of the history as the model names them, with label and score."""
+def _reference(config: Config, model: RareModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Validation and test rows of the history: the features as the model names them, and label and score."""
     import pandas as pd
 
     from rareclass.adapters import tables
-    from rareclass.core.dataset import decode
+    from rareclass.core.dataset import concatenate, decode
 
     known = tables.ingest(config)
-    parts = [
-        decode(rows.x, rows.schema).assign(**{_LABEL: rows.y}) for rows in (known.validation, known.test) if len(rows.y)
-    ]
-    frame = _thinned(pd.concat(parts, ignore_index=True))
-    label = frame.pop(_LABEL)
-    frame = frame.reindex(columns=model.schema.names)
-    return frame.assign(label=label, score=model.score(frame))
-
-
-_LABEL = "__label"
+    rows = concatenate([known.validation, known.test])
+    rows = rows.take(_thinned(pd.DataFrame(index=range(len(rows)))).index.to_numpy())
+    frame = decode(rows.x, rows.schema).reindex(columns=model.schema.names)
+    return frame, pd.DataFrame({"label": rows.y, "score": model.score(frame)})
 
 
 def _table(newest: pd.DataFrame, model: RareModel) -> pd.DataFrame:

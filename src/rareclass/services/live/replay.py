@@ -147,9 +147,13 @@ def _workplace(out: Path) -> Path:
 def _configurations(config: Config, work: Path) -> tuple[Config, Config]:
     """The configuration of the first training, and of the live loop: same model, places of the replay's own."""
     checks = config.data.checks.model_copy(update={"missing_target": "warning"})
+    aside = () if config.data.id is None else (config.data.id,)  # the replay's own ids take its place; it is no feature
     data = config.data.model_copy(
-        update={"path": str(work / "history.parquet"), "query": None, "filter": (), "checks": checks, "id": ID}
-    )
+        update={
+            "path": str(work / "history.parquet"), "query": None, "filter": (), "checks": checks, "id": ID,
+            "drop": (*config.data.drop, *aside),
+        }
+    )  # fmt: skip
     places = {
         "data": data,
         "tracking": config.tracking.model_copy(update={"uri": f"sqlite:///{work}/mlflow.db", "artifacts": None}),
@@ -250,15 +254,16 @@ def _serve(
     scores[step.rows] = model.score(rows)
     point, threshold = operating.decides(model.thresholds, model.primary, champion.point, config.serve.operating_point)
     decisions[step.rows] = scores[step.rows] >= threshold
-    scored = rows.assign(score=scores[step.rows], decision=decisions[step.rows].astype(int))
     now = step.end.replace(tzinfo=UTC)
     store.add_predictions(
         prediction_rows(
             config,
             model,
             champion.version,
-            scored,
+            rows,
             rows[ID].to_numpy(),
+            score=scores[step.rows],
+            decision=decisions[step.rows],
             point=point,
             threshold=threshold,
             now=now,

@@ -92,6 +92,7 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
     Raises ModelError when another version answers or a score differs.
     """
     from rareclass.adapters import cluster
+    from rareclass.core.model import golden_score
 
     assert model.golden is not None
     rows = model.golden.head(GOLDEN_ROWS)
@@ -103,7 +104,7 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
         if answer.get("model_version") != version:
             raise ModelError(f"{service} answers with version {answer.get('model_version')}, not {version}")
         score = next(each["data"] for each in answer["outputs"] if each["name"] == "score")
-        worst = max(abs(a - b) for a, b in zip(score, rows["score"], strict=True))
+        worst = max(abs(a - b) for a, b in zip(score, rows[golden_score(model.schema)], strict=True))
         if worst > TOLERANCE:
             raise ModelError(f"{service} scores the golden rows of version {version} differently by {worst:.2g}")
     progress("smoke", f"{service} answered {SMOKES} times, {len(rows)} golden rows agree")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from rareclass.config import Config
 from rareclass.core import operating
-from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, Schema
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, FloatMatrix, Schema
 from rareclass.core.reading import NUMBER, TEXT
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
@@ -28,15 +29,22 @@ if TYPE_CHECKING:
 
 ID = "request_id"
 """Column of the ids that are made for rows without one."""
+FORMATS = (".parquet", ".pq", ".parq", ".csv", ".csv.gz")
+"""Ends of the names that scores can be written to."""
+ASIDE = "rareclass_"
+"""Put before the names of the new columns where the version itself knows a column of such a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What was done. ``mean_score`` is the expected prevalence.
+    """What was done.
 
-    logged : rows new in the prediction log
-    reused : rows left out of it because their id is there with other contents;  expired : because they are older than
-        ``store.retention``;  out_of_view : logged, but older than what the monitor looks at
+    mean_score : expected prevalence of the scored rows · logged : rows new in the prediction log
+    reused : rows left out of the log because their id is there with other contents · expired : because they are older than
+        ``store.retention`` · out_of_view : logged, but older than what the monitor looks at
+    outside : rows that `data.filter` keeps out; they have neither score nor decision and are not logged
+    unknown : categorical column -> how many values training did not keep, and one of them
+    columns : names of the new columns
     """
 
     rows: int
@@ -50,27 +58,37 @@ class Scored:
     reused: int = 0
     expired: int = 0
     out_of_view: int = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know about the logged rows, in words."""
-        found = []
-        if self.reused:
-            found.append(
-                f"{self.reused:,} rows are not in the log: their request id is there already with other contents. Give each row an id of its own (--id COLUMN)"
-            )
-        if self.expired:
-            found.append(
-                f"{self.expired:,} rows are not in the log: their time is older than store.retention. Check data.time, or set store.retention"
-            )
-        if self.out_of_view:
-            found.append(
-                f"{self.out_of_view:,} rows are older than the monitor looks back: they are kept for retraining and show in no window. Set monitor.windows to look further"
-            )
-        return found
+    outside: int = 0
+    unknown: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the scored and logged rows, a line each."""
+        told = []
+        if self.reused:
+            told.append(
+                f"{self.reused:,} rows are not in the log: their request id is there already with other contents. Give each row an id of its own (--id COLUMN)"
+            )
+        if self.expired:
+            told.append(
+                f"{self.expired:,} rows are not in the log: their time is older than store.retention. Check data.time, or set store.retention"
+            )
+        if self.out_of_view:
+            told.append(
+                f"{self.out_of_view:,} rows are older than the monitor looks back: they are kept for retraining and show in no window. Set monitor.windows to look further"
+            )
+        if self.outside:
+            told.append(f"{self.outside:,} rows are outside data.filter and have no score and no decision")
+        if self.unknown:
+            each = ", ".join(f"{name} {count:,} (like '{like}')" for name, (count, like) in self.unknown.items())
+            told.append(f"values that training did not keep as categories: {each}")
+        if self.columns and self.columns[0].startswith(ASIDE):
+            told.append(f"the version has such columns of its own, so the new ones are {', '.join(self.columns)}")
+        return told
 
 
 def score(
@@ -92,7 +110,9 @@ def score(
         the version's own. A ``models:/`` URI decides with the cut-offs in force, any other with those it was made with
     serving : operating point of the servers (``serve.operating_point``)
     reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
-    prefix : put before the new columns' names, where the source has such columns already
+    prefix : put before the new columns' names, where the source has such columns already; default: nothing, or
+        ``rareclass_`` where the version itself has a column (a feature, the target, ...) of such a name
+    A row that `data.filter` of the version keeps out stays in its place without score and decision.
     Raises ModelError, DataError.
     """  # fmt: skip
     from rareclass.adapters import registry
@@ -117,59 +137,136 @@ def _write(
     reasons: int,
     prefix: str,
     progress: Callable[[int], None] | None,
-    identity: str | None = None,
+    text: Sequence[str] = (),
+    named: Callable[[pd.DataFrame, int], pd.DataFrame] = lambda frame, before: frame,
+    log: Callable[[_Batch], None] = lambda batch: None,
 ) -> Scored:
+    """Score batch after batch into ``output``, which appears when all are written.
+
+    text : columns that are text beside those that the version reads so
+    named : puts ids in front of rows of which so many came before
+    log : takes each batch as it was read; what it raises leaves no output
+    """
     from rareclass.adapters import tables
 
+    new = _new_columns(model, prefix, reasons)
     totals = _Totals()
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         if progress is not None:
             progress(len(frame))
-        named = frame if identity is None else _named(frame, identity, totals.rows)
-        return totals.add(_with_scores(model, named, decides[1], reasons, prefix))
+        batch = _scored(model, named(frame, totals.rows), decides[1])
+        log(batch)
+        totals.add(batch)
+        return _with_scores(model, batch, new, reasons)
 
-    frames = iter(tables.read_frames(source, schema=model.schema))
+    frames = iter(tables.read_frames(source, schema=model.schema, text=text))
     first = next(frames, None)
     if first is None:  # no rows in, no rows out, but the same columns
-        first = tables.read_frame(source, schema=model.schema)
+        first = tables.read_frame(source, schema=model.schema, text=text)
     tables.write_frames(output, map(scored, chain([first], frames)))
-    return Scored(totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output)
+    return Scored(
+        totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output, outside=totals.outside,
+        unknown=totals.unknown, columns=new,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows as they were read and what the model says to them.
+
+    score : (n,) NaN outside · decision : (n,) False outside · inside : (n,) whether data.filter keeps the row
+    unknown : categorical column -> (values that are no category, one of them)
+    """
+
+    frame: pd.DataFrame
+    score: FloatArray
+    decision: BoolArray
+    inside: BoolArray
+    unknown: Mapping[str, tuple[int, str]]
 
 
 class _Totals:
     """Counts over the batches."""
 
     def __init__(self) -> None:
-        self.rows, self.flagged, self.sum = 0, 0, 0.0
+        self.rows, self.flagged, self.outside, self.sum = 0, 0, 0, 0.0
+        self.unknown: dict[str, tuple[int, str]] = {}
 
-    def add(self, batch: tuple[pd.DataFrame, FloatArray, BoolArray]) -> pd.DataFrame:
-        frame, score, decision = batch
-        self.rows += len(score)
-        self.flagged += int(decision.sum())
-        self.sum += float(score.sum())
-        return frame
+    def add(self, batch: _Batch) -> None:
+        self.rows += len(batch.score)
+        self.outside += int((~batch.inside).sum())
+        self.flagged += int(batch.decision.sum())
+        self.sum += float(batch.score[batch.inside].sum())
+        for name, (count, like) in batch.unknown.items():
+            before = self.unknown.get(name, (0, like))
+            self.unknown[name] = (before[0] + count, before[1])
 
     @property
     def mean(self) -> float:
-        return self.sum / self.rows if self.rows else float("nan")
+        scored = self.rows - self.outside
+        return self.sum / scored if scored else float("nan")
 
 
-def _with_scores(
-    model: RareModel, frame: pd.DataFrame, threshold: float, reasons: int, prefix: str
-) -> tuple[pd.DataFrame, FloatArray, BoolArray]:
-    new = [f"{prefix}{name}" for name in ("score", "decision", *(("reasons",) if reasons else ()))]
+def _new_columns(model: RareModel, prefix: str, reasons: int) -> tuple[str, ...]:
+    """Names of the columns that scoring adds, decided by the version alone: two files of one model get the same ones."""
+    names = ("score", "decision", *(("reasons",) if reasons else ()))
+    if not prefix and own_names(model) & {"score", "decision", "reasons"}:
+        prefix = ASIDE
+    return tuple(f"{prefix}{name}" for name in names)
+
+
+def own_names(model: RareModel) -> set[str]:
+    """The columns that a version knows: its features, and the roles of its configuration."""
+    data = (model.meta.get("config") or {}).get("data") or {}
+    roles = (data.get(role) for role in ("target", "time", "entity", "id", "amount"))
+    return {*model.schema.names, *filter(None, roles)}
+
+
+def _scored(model: RareModel, frame: pd.DataFrame, threshold: float) -> _Batch:
+    from rareclass.core import dataset
+
+    x = model.matrix(frame)
+    inside = _inside(model, frame, x)
+    score, decision = np.full(len(frame), np.nan), np.zeros(len(frame), dtype=bool)
+    score[inside] = model.score(x[inside])
+    decision[inside] = score[inside] >= threshold
+    return _Batch(frame, score, decision, inside, dataset.unknown_categories(frame[inside], model.schema))
+
+
+def _inside(model: RareModel, frame: pd.DataFrame, x: FloatMatrix) -> BoolArray:
+    """(n,) True for the rows that training would have kept, asked as the server asks: time only bounds the history."""
+    from rareclass.adapters.serving import row_filter
+
+    features = {feature.name: (at, feature) for at, feature in enumerate(model.schema.features)}
+
+    def column(name: str) -> AnyArray | None:
+        at, feature = features.get(name, (0, None))
+        if feature is None:
+            return frame[name].astype(object).to_numpy() if name in frame else None
+        return x[:, at] if feature.kind == "numeric" else np.array(feature.texts(frame[name]), dtype=object)
+
+    return row_filter.inside(row_filter.of_version(model.meta), column, len(frame))
+
+
+def _with_scores(model: RareModel, batch: _Batch, new: Sequence[str], reasons: int) -> pd.DataFrame:
+    import pandas as pd
+
+    frame, inside = batch.frame, batch.inside
     taken = [name for name in new if name in frame.columns]
     if taken:
         raise DataError(
             f"the rows have a column '{taken[0]}' already. Pass --prefix TEXT to name the new columns otherwise, or drop it first"
         )
-    score = model.score(frame)
-    decision = np.asarray(score >= threshold, dtype=bool)
-    columns: dict[str, Any] = {new[0]: score, new[1]: decision.astype(np.int8)}
+    columns: dict[str, Any] = {new[0]: batch.score, new[1]: batch.decision.astype(np.int8)}
+    if not inside.all():
+        columns[new[1]] = pd.array(columns[new[1]], dtype="Int8")
+        columns[new[1]][~inside] = pd.NA
     if reasons:
-        columns[new[2]] = [json.dumps(each) for each in model.reasons(frame, reasons)] if len(frame) else []
-    return frame.assign(**columns), score, decision
+        told = np.full(len(frame), None, dtype=object)
+        told[inside] = [json.dumps(each) for each in model.reasons(frame[inside], reasons)] if inside.any() else []
+        columns[new[2]] = told
+    return frame.assign(**columns)
 
 
 def score_and_log(
@@ -210,69 +307,92 @@ def score_and_log(
         model.thresholds, model.primary, point, version.point, config.serve.operating_point, where="--point"
     )
     column = id_column or config.data.id
-    identity = None
-    if column is None:
-        identity = content_of(config, model, tables.read_frames(source, schema=model.schema), now)
-    done = _write(model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress, identity=identity)
-    ids = _Ids(column or ID)
+    if column is not None:
+        ids, named = _Ids(column), _as_they_are
+    else:
+        ids = _Ids(ID if ID not in own_names(model) else f"{ASIDE}{ID}")
+        named = _named(ids.column, content_of(config, model, tables.read_frames(source, schema=model.schema), now))
     oldest = pd.Timestamp(now - config.store.retention)
     seen = pd.Timestamp(liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0], tz="UTC")
     counts = Counter[str]()
-    with Store(config.store.url) as store:
-        store.migrate()
-        for frame in tables.read_frames(output, schema=model.schema, text=[ids.column]):
+    with tempfile.TemporaryDirectory() as work:  # the log gets what was read, whatever the output's format keeps of it
+        waiting: list[Path] = []
+
+        def keep(batch: _Batch) -> None:
+            names = ids.of(batch.frame)[batch.inside]
+            if not len(names):
+                return
+            waiting.append(Path(work) / f"{len(waiting)}.parquet")
             rows = prediction_rows(
-                config, model, version.version, frame, ids.of(frame), point=done.operating_point,
-                threshold=done.threshold, now=now, prefix=prefix,
+                config, model, version.version, batch.frame[batch.inside], names,
+                score=batch.score[batch.inside], decision=batch.decision[batch.inside],
+                point=decides[0], threshold=decides[1], now=now,
             )  # fmt: skip
             young = (rows["ts"] >= oldest).to_numpy()
             counts["expired"] += int((~young).sum())
-            rows = rows[young]
-            fresh = store.add_predictions(rows)
-            counts["logged"] += fresh
-            counts["out_of_view"] += int((rows["ts"] < seen).sum())
-            if fresh < len(rows):
-                counts["reused"] += store.reused(rows)
-    return Scored(**{**asdict(done), **counts, "version": version.version})
+            counts["out_of_view"] += int((rows["ts"][young] < seen).sum())
+            tables.write_frame(waiting[-1], rows[young])
+
+        with Store(config.store.url) as store:
+            store.migrate()
+            done = _write(
+                model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress, text=[ids.column],
+                named=named, log=keep,
+            )  # fmt: skip
+            for path in waiting:
+                rows = tables.read_frame(path)
+                fresh = store.add_predictions(rows)
+                counts["logged"] += fresh
+                if fresh < len(rows):
+                    counts["reused"] += store.reused(rows)
+    return replace(done, version=version.version, **counts)
+
+
+def _as_they_are(frame: pd.DataFrame, before: int) -> pd.DataFrame:
+    return frame
 
 
 def prediction_rows(
-    config: Config, model: RareModel, version: str, frame: pd.DataFrame, ids: Any, *, point: str, threshold: float, now: datetime, prefix: str = "",
+    config: Config, model: RareModel, version: str, frame: pd.DataFrame, ids: Any, *, score: FloatArray, decision: BoolArray,
+    point: str, threshold: float, now: datetime,
 ) -> pd.DataFrame:  # fmt: skip
-    """Bring scored rows into the shape of the prediction log; ``now`` is their time where they carry none."""
+    """Bring scored rows into the shape of the prediction log, every column as the version reads it.
+
+    now : their time where they carry none, or only an order. Raises DataError when a row's time cannot be read.
+    """
     import pandas as pd
 
     data, names = config.data, [name for name in model.schema.names if name not in config.data.private]
-    known = model.schema.roles.time
-    # an order without a calendar is no moment: such rows happened when they were scored
-    time = data.time if data.time in frame and (known is None or known.calendar) else None
+    stamps = _moments(model, str(data.time), frame[data.time]) if data.time in frame else None
     return pd.DataFrame(
         {
             "request_id": ids,
             "row": 0,
-            "ts": _moments(model, time, frame[time]) if time else pd.Timestamp(now).tz_convert("UTC"),
+            "ts": pd.Timestamp(now).tz_convert("UTC") if stamps is None else stamps,
             "model": config.name,
             "version": version,
             "operating_point": point,
             "threshold": threshold,
-            "score": frame[f"{prefix}score"].astype(float),
-            "decision": frame[f"{prefix}decision"].astype(int),
+            "score": np.asarray(score, dtype=np.float64),
+            "decision": np.asarray(decision, dtype=np.int64),
             "weight": 1.0,
             "propensity": NUMBER.numbers(frame[data.propensity])[0] if data.propensity in frame else 1.0,
             "entity": TEXT.texts(frame[data.entity]) if data.entity in frame else None,
             "features": _features(frame, model.schema, names),
         }
-    ).reset_index(drop=True)
+    )
 
 
-def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.DatetimeIndex:
-    """The times of rows as the version reads them. Raises DataError for one that is none."""
+def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.DatetimeIndex | None:
+    """The times of rows as the version reads them, None where they only tell an order. Raises DataError for one that is none."""
     import pandas as pd
 
     from rareclass.core.times import TimeReading
 
     known = model.schema.roles.time
     reading = known if known is not None and known.name == name else TimeReading(name)
+    if not reading.calendar:
+        return None
     times, wrong = reading.read(values)
     bad = wrong | np.isnat(times)
     if bad.any():
@@ -286,8 +406,12 @@ def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.Datetime
 
 def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list[str]:
     """Each row's features as JSON text, as the version reads them: numbers with all digits, categories as text, missing as null."""
-    columns = [feature.logged(frame[feature.name]) for feature in schema.features if feature.name in names]
-    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in zip(*columns, strict=True)]
+    features = [feature for feature in schema.features if feature.name in names]
+    columns = [feature.logged(frame[feature.name]) for feature in features]
+    if not columns:
+        return ["{}"] * len(frame)
+    own = [feature.name for feature in features]
+    return [json.dumps(dict(zip(own, row, strict=True)), ensure_ascii=False) for row in zip(*columns, strict=True)]
 
 
 def content_of(config: Config, model: RareModel, frames: Iterable[pd.DataFrame], now: datetime) -> str:
@@ -301,24 +425,31 @@ def content_of(config: Config, model: RareModel, frames: Iterable[pd.DataFrame],
     for frame in frames:
         parts = [_features(frame, model.schema, model.schema.names)]
         if data.time in frame:
-            timed = True
-            parts.append(_moments(model, str(data.time), frame[data.time]).astype(str).tolist())
+            moments = _moments(model, str(data.time), frame[data.time])
+            timed = moments is not None
+            parts.append(TEXT.texts(frame[data.time]) if moments is None else moments.astype(str).tolist())
         if data.entity in frame:
             parts.append([str(name) for name in TEXT.texts(frame[data.entity])])
         for row in zip(*parts, strict=True):
-            whole.update("\0".join(row).encode("utf-8", "replace") + b"\n")
+            whole.update("\0".join(map(str, row)).encode("utf-8", "replace") + b"\n")
     if not timed:
         whole.update(f"{now:%Y-%m-%d}".encode())
     return f"f{whole.hexdigest()[:20]}"
 
 
-def _named(frame: pd.DataFrame, identity: str, before: int) -> pd.DataFrame:
-    """Put request ids in front of rows of which ``before`` came already."""
-    if ID in frame.columns:
-        raise DataError(f"the rows have a column '{ID}' and no id was named. Pass --id {ID}, or set data.id")
-    made = frame.copy(deep=False)
-    made.insert(0, ID, [f"{identity}-{before + at}" for at in range(len(frame))])
-    return made
+def _named(column: str, identity: str) -> Callable[[pd.DataFrame, int], pd.DataFrame]:
+    """Return what puts request ids in front of rows of which so many came before."""
+
+    def put(frame: pd.DataFrame, before: int) -> pd.DataFrame:
+        if column in frame.columns:
+            raise DataError(
+                f"the rows have a column '{column}' and no id was named. Pass --id {column}, or set data.id"
+            )
+        made = frame.copy(deep=False)
+        made.insert(0, column, [f"{identity}-{before + at}" for at in range(len(frame))])
+        return made
+
+    return put
 
 
 class _Ids:
@@ -353,6 +484,8 @@ def champion_uri(config: Config) -> str:
 
 
 def check_paths(source: str, output: str) -> None:
-    """Refuse to overwrite the source. Raises ConfigError."""
+    """Refuse to overwrite the source, and a format that cannot be written. Raises ConfigError."""
+    if not output.lower().endswith(FORMATS):
+        raise ConfigError(f"'{output}' cannot be written: its name has to end in one of: {', '.join(FORMATS)}")
     if "://" not in source and "://" not in output and Path(source).resolve() == Path(output).resolve():
         raise ConfigError(f"'{output}' is the input. Write the scores to another file")

@@ -334,16 +334,13 @@ def clean(value: Any) -> Any:
 
 
 def writable(folder: Path) -> None:
-    """Make the folder of the results. Raises ConfigError when nothing can be written into it."""
+    """Raise ConfigError when the folder of the results cannot be written; nothing is made yet."""
     from rareclass.errors import ConfigError
 
-    try:
-        write(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot be written: {error.strerror or error}. Set --out to a folder that can"
-        ) from None
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise ConfigError(f"'{folder}' cannot be written: '{there}' {why}. Set --out to another folder")
 
 
 def write(path: Path, text: str) -> None:
