@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.core.reading import NUMBER, Reading, Target, factorize, plain_text, reading_of, spellings
+from rareclass.core.reading import NUMBER, Reading, Target, as_series, factorize, plain_text, reading_of, spellings
 from rareclass.core.times import TimeReading
 from rareclass.errors import DataError, nearest
 
@@ -56,6 +56,13 @@ class Feature:
             if text is not None:
                 table[position], unknown[position] = known.get(text, pooled), text not in known
         return table[codes], unknown[codes]
+
+    def texts(self, values: Any) -> list[str | None]:
+        """Return the text of each value of a categorical column, None where it is missing."""
+        distinct, codes = factorize(as_series(values))
+        known = dict.fromkeys(self.categories)
+        table = [*(self.level(value, known) for value in distinct), None]
+        return [table[code] for code in codes.tolist()]
 
     def level(self, value: object, known: Mapping[str, Any]) -> str | None:
         """Return the text of one value: a category of ``known`` in whichever way it is spelled, None where missing."""
@@ -247,10 +254,10 @@ def unknown_categories(frame: pd.DataFrame, schema: Schema) -> dict[str, tuple[i
     found = {}
     for feature in schema.features:
         if feature.kind == "categorical" and feature.name in frame.columns:
-            text = text_of(frame[feature.name])
-            unknown = text[text.notna() & ~text.isin(feature.categories)]
-            if len(unknown):
-                found[feature.name] = (len(unknown), str(unknown.iloc[0])[:40])
+            unknown = feature.read(frame[feature.name])[1]
+            if unknown.any():
+                first = frame[feature.name].iloc[int(np.argmax(unknown))]
+                found[feature.name] = (int(unknown.sum()), str(feature.reading.text(first))[:40])
     return found
 
 

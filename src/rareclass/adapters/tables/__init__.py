@@ -16,7 +16,7 @@ from rareclass.adapters.tables.files import (
     write_frames,
     write_rows,
 )
-from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey
+from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey, time_reading
 
 __all__ = [
     "DEMOS",
@@ -31,6 +31,7 @@ __all__ = [
     "read_frames",
     "read_rows",
     "survey",
+    "time_reading",
     "write_frame",
     "write_frames",
     "write_rows",

@@ -11,17 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from rareclass.adapters.tables import card
-from rareclass.adapters.tables.columns import format_of
+from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Plan, Raw, Reader
-from rareclass.adapters.tables.sources import Source, kind_of, open_source, redacted
+from rareclass.adapters.tables.sources import Source, kind_of, missing_column, open_source, redacted
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, SetHash, combine
+from rareclass.core.times import TimeReading
 from rareclass.errors import DataError
 
 Progress = Callable[[str], None]
@@ -60,6 +61,16 @@ def open_data(data: Data) -> Source:
     path = location(data)
     text = [*data.categorical, *data.drop, *filter(None, (data.id, data.entity, data.target, data.time))]
     return open_source(path, data.query, text=text, form=format_of(data))
+
+
+def time_reading(data: Data) -> TimeReading:
+    """Return how `data.time` is read, decided from all its values. Raises DataError where they leave it open."""
+    source = open_data(data)
+    if data.time not in source.columns:
+        raise missing_column(str(data.time), source.columns, "data.time")
+    found = decide(data, source, [], data.max_categories).time
+    assert found is not None
+    return found
 
 
 def ingest(config: Config, progress: Progress | None = None) -> Ingested:

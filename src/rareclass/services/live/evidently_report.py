@@ -136,19 +136,10 @@ def _reference(config: Config, model: RareModel) -> tuple[pd.DataFrame, pd.DataF
 
 
 def _table(newest: pd.DataFrame, model: RareModel) -> pd.DataFrame:
-    """The stored features as a table in the model's columns, numbers as numbers."""
-    import pandas as pd
+    """The stored features as a table in the model's columns, read with its schema."""
+    from rareclass.services.live.monitor import features_of, readable
 
-    from rareclass.core.dataset import text_of
-    from rareclass.services.live.monitor import features_of
-
-    table = features_of(newest["features"]).reindex(columns=model.schema.names)
-    for feature in model.schema.features:
-        values = table[feature.name]
-        table[feature.name] = (
-            pd.to_numeric(values, errors="coerce") if feature.kind == "numeric" else text_of(values).astype(object)
-        )
-    return table
+    return readable(features_of(newest["features"]), model.schema, [])[0]
 
 
 def _columns(config: Config, model: RareModel) -> tuple[list[str], list[str]]:

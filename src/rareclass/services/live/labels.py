@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,8 @@ import pandas as pd
 
 from rareclass.adapters.store import LabelReport, Store, micros, to_micros
 from rareclass.config import Config
-from rareclass.core.dataset import text_of
+from rareclass.core.dataset import Schema, text_of
+from rareclass.core.reading import NUMBER, Target
 from rareclass.errors import DataError, InputError, StoreError, nearest
 
 COLUMNS = ("request_id", "row", "label", "observed_at", "source")
@@ -30,10 +32,12 @@ def import_labels(config: Config, path: str | Path, now: datetime, *, store: Sto
     Raises DataError in one line when the file does not fit.
     """
     where = _shown(path)
-    frame = _read(str(path))
-    labels = _labels_of(frame, config, where)
+    versions = Versions(config)
+    frame = _read(str(path), config)
+    own = _own_names(frame, config, versions)
+    labels = _labels_of(frame, own, config, versions, where)
     known = labels.notna()
-    fields = _request_fields(frame, where)
+    fields = _request_fields(frame, own, where)
     fields["source"] = fields["source"].fillna(Path(where).name)
     rows = fields.assign(label=labels)[known.to_numpy()]
     if rows["request_id"].isna().any():
@@ -43,10 +47,44 @@ def import_labels(config: Config, path: str | Path, now: datetime, *, store: Sto
     return _add(config, rows, now, store, where)
 
 
+class Versions:
+    """What the registered version knows of the target; the registry is asked only when a label needs it.
+
+    The champion's schema says which value is the rare class, as training read it, also when it was chosen by default.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @functools.cached_property
+    def schema(self) -> Schema | None:
+        """The schema of the champion, else of the newest version; None where there is none."""
+        from rareclass.adapters.tracking import untouched
+
+        if untouched(self.config.tracking.uri):
+            return None
+        from rareclass.adapters.registry import Registry
+
+        registry = Registry(self.config.tracking.uri)
+        found = registry.at(self.config.name, "champion") or next(iter(registry.versions(self.config.name)), None)
+        return None if found is None else registry.load(found).schema
+
+    def target(self) -> Target:
+        """How values of the target become labels. Raises DataError where nothing says which value is the rare class."""
+        data = self.config.data
+        if self.schema is not None and self.schema.roles.target is not None:
+            return self.schema.roles.target
+        if isinstance(data.positive, str):
+            return Target(data.target, data.positive.strip())
+        raise DataError(
+            f"which value of '{data.target}' is the rare class is known once a version is registered. Train one first, or write labels as 0 and 1 in a column 'label'"
+        )
+
+
 def receive_labels(config: Config, payload: object, now: datetime, *, store: Store | None = None) -> LabelReport:
     """Take the labels of one POST: ``[{"request_id": ..., "label": 0 or 1, "row": 0, "observed_at": ..., "source": ...}]``.
 
-    Raises InputError in one line when the payload does not fit; none of its labels is stored then.
+    A label may also be a value of the target as text, which the champion reads as training did. Raises InputError in one line when the payload does not fit; none of its labels is stored then.
     """
     if isinstance(payload, Mapping) and isinstance(payload.get("labels"), list):
         payload = payload["labels"]
@@ -56,7 +94,9 @@ def receive_labels(config: Config, payload: object, now: datetime, *, store: Sto
         raise InputError(
             f"{len(payload)} labels in one request; at most {config.labels.max_batch} (labels.max_batch). Send them in parts"
         )
-    rows = pd.DataFrame([_checked(position, item) for position, item in enumerate(payload)], columns=list(COLUMNS))
+    versions = Versions(config)
+    checked = [_checked(position, item, versions) for position, item in enumerate(payload)]
+    rows = pd.DataFrame(checked, columns=list(COLUMNS))
     if rows.empty:
         return LabelReport()
     rows["source"] = rows["source"].fillna("post")
@@ -66,7 +106,7 @@ def receive_labels(config: Config, payload: object, now: datetime, *, store: Sto
         raise InputError(str(error)) from None
 
 
-def _checked(position: int, item: object) -> dict[str, Any]:
+def _checked(position: int, item: object, versions: Versions) -> dict[str, Any]:
     """Check one label of a POST."""
     if not isinstance(item, Mapping):
         raise InputError(f"labels[{position}] must be an object with request_id and label; it is {type(item).__name__}")
@@ -78,6 +118,8 @@ def _checked(position: int, item: object) -> dict[str, Any]:
     identity, label, row = item.get("request_id"), item.get("label"), item.get("row", 0)
     if not isinstance(identity, str) or not identity or len(identity) > 256:
         raise InputError(f"labels[{position}].request_id must be a text of 1 to 256 characters")
+    if isinstance(label, str):
+        label = _of_text(position, label, versions)
     if not isinstance(label, (int, float)) or label not in (0, 1):
         raise InputError(f"labels[{position}].label must be 0 or 1; it is {str(label)[:80]!r}")
     if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < 2**31:
@@ -93,6 +135,14 @@ def _checked(position: int, item: object) -> dict[str, Any]:
                 f"labels[{position}].observed_at must be an ISO 8601 time like 2026-03-01T12:00:00Z; it is {str(observed)[:80]!r}"
             ) from None
     return {"request_id": identity, "row": row, "label": int(label), "observed_at": observed, "source": source}
+
+
+def _of_text(position: int, label: str, versions: Versions) -> float:
+    try:
+        [found] = versions.target().labels([label]).tolist()
+    except DataError as error:
+        raise InputError(f"labels[{position}].label must be 0 or 1; it is {label[:80]!r}: {error}") from None
+    return float(found)
 
 
 def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None, where: str) -> LabelReport:
@@ -115,8 +165,8 @@ def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None,
         return opened.add_labels(rows, model=config.name)
 
 
-def _read(path: str) -> pd.DataFrame:
-    """Read a label file with ids as text: '007' is not 7."""
+def _read(path: str, config: Config) -> pd.DataFrame:
+    """Read a label file with ids as text: '007' is not 7. Files are read like the history, and so are written like it."""
     if "://" in path and path.partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "postgres"):
         url, _, statement = path.partition("#")
         if not statement.strip():
@@ -130,32 +180,17 @@ def _read(path: str) -> pd.DataFrame:
         except StoreError as error:
             reason = str(error).partition(". ")[0].removeprefix("store ")
             raise DataError(f"labels cannot be read: {reason}. Check the URL and what follows its #") from None
-    import io
+    from rareclass.adapters import tables
 
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    from rareclass.adapters.tables.storage_folder import Place
-
-    folder, _, name = path.rpartition("/")
     try:
-        content = Place(folder or ("/" if path.startswith("/") else ".")).read(name)
-    except OSError as error:
-        raise DataError(f"label file '{path}' cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if content is None:
-        raise DataError(
-            f"label file '{path}' is not a file. Pass a CSV or Parquet file, an object like s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
-        )
-    try:
-        if Path(path).suffix.lower() in (".parquet", ".pq"):
-            return parquet.read_table(io.BytesIO(content)).to_pandas()
-        text = dict.fromkeys(("request_id", "label", "source", "observed_at"), pa.string())
-        convert = csv.ConvertOptions(column_types=text, strings_can_be_null=True)
-        return csv.read_csv(io.BytesIO(content), convert_options=convert).to_pandas()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"label file '{path}' cannot be read as CSV or Parquet: {' '.join(str(error).split())[:200]}"
-        ) from None
+        return tables.read_frame(path, text=("request_id", "label", "source", "observed_at"), data=config.data)
+    except DataError as error:
+        reason = str(error).replace("data.path '", "'").partition(" Set data.path")[0]
+        if "does not exist" in reason or "has no files" in reason:
+            raise DataError(
+                f"label file '{_shown(path)}' is not a file. Pass a CSV or Parquet file, an object like s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
+            ) from None
+        raise DataError(f"label file '{_shown(path)}' cannot be read: {reason}") from None
 
 
 def _shown(path: str | Path) -> str:
@@ -165,17 +200,39 @@ def _shown(path: str | Path) -> str:
     return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", str(path).partition("#")[0])
 
 
-def _labels_of(frame: pd.DataFrame, config: Config, where: str) -> pd.Series[Any]:
+def _own_names(frame: pd.DataFrame, config: Config, versions: Versions) -> Mapping[str, str]:
+    """Return which column of the file is which of COLUMNS.
+
+    A file that holds all features of the version is history or what `score` wrote: a feature that happens to be called
+    `label` or `row` is not ours there. `data.id` may stand for `request_id`.
+    """
+    names, data = [str(column) for column in frame.columns], config.data
+    ours = {name: name for name in COLUMNS if name in names}
+    if ours and {data.target, data.id} & set(names) and versions.schema is not None:
+        features = set(versions.schema.names)
+        if features <= set(names):
+            ours = {name: column for name, column in ours.items() if column not in features}
+    if "request_id" not in ours and data.id in names:
+        ours["request_id"] = str(data.id)
+    return ours
+
+
+def _labels_of(
+    frame: pd.DataFrame, own: Mapping[str, str], config: Config, versions: Versions, where: str
+) -> pd.Series[Any]:
     """(n,) labels 0 / 1, missing where there is none."""
     names = [str(column) for column in frame.columns]
-    name = "label" if "label" in names else config.data.target
-    if name not in names:
-        raise DataError(
-            f"label file '{where}' has no column 'label' and none named '{config.data.target}' (data.target).{nearest('label', names)} It has: {', '.join(names)}"
-        )
-    text = text_of(frame[name])
-    if name != "label" and config.data.positive is not None:
-        return (text == str(config.data.positive)).astype("Int64").where(text.notna())
+    if "label" not in own:
+        if config.data.target not in names:
+            raise DataError(
+                f"label file '{where}' has no column 'label' and none named '{config.data.target}' (data.target).{nearest('label', names)} It has: {', '.join(names)}"
+            )
+        try:
+            found = versions.target().labels(frame[config.data.target])
+        except DataError as error:
+            raise DataError(f"label file '{where}': {error}") from None
+        return pd.Series(found, index=frame.index).astype("Int64")
+    text = text_of(frame[own["label"]])
     values = text.str.strip().str.lower().map(_TRUTH)
     wrong = text[values.isna() & text.notna()]
     if len(wrong):
@@ -185,28 +242,29 @@ def _labels_of(frame: pd.DataFrame, config: Config, where: str) -> pd.Series[Any
     return values.astype("Int64")
 
 
-def _request_fields(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+def _request_fields(frame: pd.DataFrame, own: Mapping[str, str], where: str) -> pd.DataFrame:
     """The columns of a label file besides the label, as far as it has them."""
     names = [str(column) for column in frame.columns]
-    if "request_id" not in names:
+    if "request_id" not in own:
         raise DataError(
             f"label file '{where}' has no column 'request_id'.{nearest('request_id', names)} It has: {', '.join(names)}"
         )
-    row = pd.to_numeric(frame["row"], errors="coerce") if "row" in names else pd.Series(0, index=frame.index)
-    if (row.isna() | (row < 0) | (row % 1 != 0) | (row >= 2**31)).any():
+    row = NUMBER.numbers(frame[own["row"]])[0] if "row" in own else np.zeros(len(frame))
+    if (~np.isfinite(row) | (row < 0) | (row % 1 != 0) | (row >= 2**31)).any():
         raise DataError(
             f"label file '{where}' has a 'row' that is not a whole number from 0. Take the row's place in its request"
         )
     empty = pd.Series(None, index=frame.index, dtype=object)
+    identity = text_of(frame[own["request_id"]])
+    source = text_of(frame[own["source"]]) if "source" in own else None
     return pd.DataFrame(
         {
-            "request_id": text_of(frame["request_id"]).astype(object).where(frame["request_id"].notna(), None),
-            "row": row.astype("int64"),
-            "observed_at": frame["observed_at"] if "observed_at" in names else empty,
-            "source": frame["source"].astype(object).where(frame["source"].notna(), None)
-            if "source" in names
-            else empty,
-        }
+            "request_id": identity.astype(object).where(identity.notna(), None),
+            "row": row.astype(np.int64),
+            "observed_at": frame[own["observed_at"]] if "observed_at" in own else empty,
+            "source": empty if source is None else source.astype(object).where(source.notna(), None),
+        },
+        index=frame.index,
     )
 
 

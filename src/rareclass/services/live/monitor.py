@@ -226,7 +226,7 @@ class Monitor:
         errors = [
             f"column '{name}' no longer arrives" for name in schema.names if name not in table and name not in private
         ]
-        whole, errors = _readable(table, schema, errors)
+        whole, errors = readable(table, schema, errors)
         x = dataset.encode(whole, schema)
         skip = private | {name for name in schema.names if name not in table}
         same = (frame["version"].astype(str) == champion.version).to_numpy()
@@ -278,13 +278,15 @@ def own_rows(frame: pd.DataFrame, shadows: pd.DataFrame, version: str) -> pd.Dat
 def amounts(config: Config, frame: pd.DataFrame) -> FloatArray | None:
     """Return the (n,) stored amount at stake of rows with their features; None when the store has no amount."""
     stored = frame["features"].notna().to_numpy()
+    from rareclass.core.reading import NUMBER
+
     if config.data.amount is None or not stored.any():
         return None
     table = features_of(frame.loc[stored, "features"])
     if config.data.amount not in table:
         return None
     found = np.full(len(frame), np.nan)
-    found[stored] = table[config.data.amount].to_numpy(dtype=float)
+    found[stored] = NUMBER.numbers(table[config.data.amount])[0]
     return found if np.isfinite(found).any() else None
 
 
@@ -372,8 +374,8 @@ def _new_positives(frame: pd.DataFrame, champion: Known | None, now: datetime, d
     return int(mature.sum())
 
 
-def _readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Bring a table to the schema: absent columns empty, text in numbers' places empty and reported."""
+def readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table of stored features with the schema: absent columns empty, text in numbers' places empty and reported."""
     import pandas as pd
 
     columns = {}
@@ -384,15 +386,16 @@ def _readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[p
             else pd.Series([None] * len(table), index=table.index, dtype=object)
         )
         if feature.kind == "numeric":
-            numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-            text = numbers.isna() & values.notna()
-            if text.any():
+            numbers, wrong = feature.reading.numbers(values)
+            if wrong:
+                share = sum(wrong.values()) / len(numbers)
                 errors = [
                     *errors,
-                    f"column '{feature.name}' holds text like {values[text].iloc[0]!r} on {text.mean():.0%} of the rows",
+                    f"column '{feature.name}' holds text like {next(iter(wrong))!r} on {share:.0%} of the rows",
                 ]
-            values = numbers
-        columns[feature.name] = values
+            columns[feature.name] = pd.Series(numbers, index=table.index)
+        else:
+            columns[feature.name] = pd.Series(feature.texts(values), index=table.index, dtype=object)
     return pd.DataFrame(columns, index=table.index), errors
 
 

@@ -239,9 +239,8 @@ def cannot_retrain(private: Sequence[str]) -> str:
 
 def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
     """Encode stored rows with the model's schema."""
-    import pandas as pd
-
     from rareclass.core import dataset, hashing
+    from rareclass.core.reading import NUMBER
 
     if not len(frame):
         raise DataError(
@@ -253,7 +252,7 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
     absent = [name for name in model.schema.names if name not in table]
     if absent:
         raise DataError(f"the store has no feature '{absent[0]}': it was not served. Set retrain.source: data")
-    readable, _ = watching._readable(table, model.schema, [])
+    readable, _ = watching.readable(table, model.schema, [])
     weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
     amount = config.data.amount
     name = frame["request_id"].astype(str) + ":" + frame["row"].astype(str)
@@ -266,7 +265,7 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
         entity=hashing.text_hash(frame["entity"])
         if config.data.entity is not None and frame["entity"].notna().all()
         else None,
-        amount=pd.to_numeric(table[amount], errors="coerce").to_numpy(float) if amount in table else None,
+        amount=NUMBER.numbers(table[amount])[0] if amount in table else None,
         weight=weight,
     )
 
@@ -375,7 +374,7 @@ def scored_afterwards(
     table = watching.features_of(frame["features"])
     if any(name not in table for name in model.schema.names):
         return None
-    readable, _ = watching._readable(table, model.schema, [])
+    readable, _ = watching.readable(table, model.schema, [])
     score = model.score(readable)
     cutoff = frame["operating_point"].map(lambda point: operating.beside(model.thresholds, model.primary, point))
     return frame.assign(shadow_score=score, shadow_decision=(score >= cutoff.to_numpy(float)).astype(float))

@@ -100,21 +100,25 @@ def _frame(config: Config) -> pd.DataFrame:
     """Every row of the source in order of time, with ``__ts`` (UTC, without zone) and an id."""
     from rareclass.adapters import tables
 
-    path = tables.location(config.data)
-    frame = tables.read_frame(path, query=config.data.query, filter=config.data.filter)
+    data = config.data
+    frame = tables.read_frame(tables.location(data), query=data.query, filter=data.filter, data=data)
     for name in (config.data.target, config.data.time):
         if name not in frame.columns:
             raise DataError(f"column '{name}' is not in the data. It has: {', '.join(map(str, frame.columns[:12]))}")
-    stamps = (
-        pd.to_datetime(frame[config.data.time], utc=True, errors="coerce").dt.tz_localize(None).astype("datetime64[us]")
-    )
-    if stamps.isna().any():
-        raise DataError(
-            f"data.time '{config.data.time}' holds {int(stamps.isna().sum())} values that are not a time. Clean them, or set data.filter"
+    reading = tables.time_reading(data)
+    if not reading.calendar:
+        raise ConfigError(
+            f"a replay needs to know when rows happened, and data.time '{data.time}' only tells their order. Set data.time_unit to what it counts, like hour or day"
         )
-    order = np.argsort(stamps.to_numpy(), kind="stable")
+    stamps, _ = reading.read(frame[data.time])
+    lost = np.isnat(stamps)
+    if lost.any():
+        raise DataError(
+            f"data.time '{data.time}' holds {int(lost.sum())} values that are not a time, like {frame[data.time][lost].iloc[0]!r}. Clean them, or set data.filter"
+        )
+    order = np.argsort(stamps, kind="stable")
     frame = frame.iloc[order].reset_index(drop=True)
-    frame["__ts"] = stamps.to_numpy()[order]
+    frame["__ts"] = frame[data.time] = stamps[order]  # read once: what a part of the rows would look like means nothing
     frame[ID] = [f"replay-{number}" for number in range(len(frame))]
     return frame
 
@@ -151,7 +155,7 @@ def _configurations(config: Config, work: Path) -> tuple[Config, Config]:
     data = config.data.model_copy(
         update={
             "path": str(work / "history.parquet"), "query": None, "filter": (), "checks": checks, "id": ID,
-            "drop": (*config.data.drop, *aside),
+            "drop": (*config.data.drop, *aside), "time_format": None, "time_unit": None, "time_origin": None,
         }
     )  # fmt: skip
     places = {
@@ -349,7 +353,7 @@ def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: R
     from rareclass.core import costs
 
     known = ~np.isnan(truth)
-    amount = rows[config.data.amount].to_numpy(float)[known] if config.data.amount else None
+    amount = _amounts(config, rows)[known] if config.data.amount else None
     prices = costs.cost_arrays(config.costs, float(model.meta["prevalence"]), amount)
     y, n = truth[known] == 1, int(known.sum())
     return float(
@@ -421,7 +425,7 @@ def _weekly(
     everything = pd.concat([history, later], ignore_index=True)
     x, stamps = first.matrix(everything), everything["__ts"].to_numpy()
     y = np.concatenate([_truth_of(history[config.data.target], first), truth])
-    amount = everything[config.data.amount].to_numpy(float) if config.data.amount else None
+    amount = _amounts(config, everything) if config.data.amount else None
     decided = np.zeros(len(later), dtype=bool)
     for step in _steps(later["__ts"], start, timedelta(days=7)):
         if step.rows.start == step.rows.stop:
@@ -452,13 +456,19 @@ def _weekly(
     return decided
 
 
-def _truth_of(target: pd.Series[Any], model: RareModel) -> Any:
-    """(n,) 1, 0, or NaN where the label never came."""
-    from rareclass.core.dataset import text_of
+def _amounts(config: Config, rows: pd.DataFrame) -> Any:
+    """(n,) amounts at stake, read as training reads them."""
+    from rareclass.core.reading import Reading
 
-    positive = model.meta["positive"]
-    same = (target == positive) | (text_of(target) == text_of(pd.Series([positive])).iloc[0])
-    return np.where(target.isna(), np.nan, same.fillna(False).astype(float))
+    data = config.data
+    return Reading("number", data.missing_values, data.decimal, data.thousands).numbers(rows[str(data.amount)])[0]
+
+
+def _truth_of(target: pd.Series[Any], model: RareModel) -> Any:
+    """(n,) 1, 0, or NaN where the label never came; read as the version read it."""
+    found = model.schema.roles.target
+    assert found is not None, "a version of this run knows its target"
+    return found.labels(target)
 
 
 def _fit(config: Config, model: RareModel, x: Any, y: Any, index: Any) -> Callable[[Any], Any]:

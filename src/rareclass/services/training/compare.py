@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rareclass.config import Evaluate
-from rareclass.core.dataset import AnyArray, FloatArray, IntArray
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray, text_of
 from rareclass.core.estimate import Estimate
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.core.model import RareModel
+    from rareclass.core.times import TimeReading
 
 MOST = 10
 _HEAD = ("model", "AP", "difference to the first", "ROC-AUC", "precision", "recall", "F1", "alerts")
@@ -256,21 +257,18 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
         notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
     return _Scored(
         y, [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
-        [frame["decision"].to_numpy(dtype=bool) for frame in frames], _blocks(frames[0]), notes,
+        [frame["decision"].to_numpy(dtype=bool) for frame in frames], frames[0]["block"].to_numpy(dtype=np.int64) if "block" in frames[0] else None, notes,
     )  # fmt: skip
 
 
-def _blocks(frame: pd.DataFrame, time: str | None = None, entity: str | None = None) -> AnyArray | None:
-    """The block that was logged, else the day of each row where there is time, else its entity, else None: independent."""
+def _blocks(frame: pd.DataFrame, stamps: AnyArray | None = None, entity: str | None = None) -> AnyArray | None:
+    """The day of each row where there is time, else its entity, else None: rows are independent."""
     import pandas as pd
 
-    if "block" in frame:
-        return frame["block"].to_numpy(dtype=np.int64)
-    if time is not None and time in frame:
-        days = pd.to_datetime(frame[time], utc=True, errors="coerce").dt.floor("D")
-        return pd.factorize(days)[0].astype(np.int64)
+    if stamps is not None:
+        return pd.factorize(stamps.astype("datetime64[D]"))[0].astype(np.int64)
     if entity is not None and entity in frame:
-        return pd.factorize(frame[entity])[0].astype(np.int64)
+        return pd.factorize(text_of(frame[entity]))[0].astype(np.int64)
     return None
 
 
@@ -283,52 +281,66 @@ def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, tar
         for each in entrants
     ]
     settings = models[0].meta.get("config", {}).get("data", {})
+    known = models[0].schema.roles
     column = target or models[0].meta.get("target")
-    frame = tables.read_frame(data)
+    exact = [name for model in models for name in model.schema.exact] + ([column] if column else [])
+    frame = tables.read_frame(data, schema=models[0].schema, text=exact)
     if column is None or column not in frame:
         raise DataError(
             f"'{data}' has no target column '{column}'.{nearest(column, map(str, frame.columns))} Pass --target COLUMN"
         )
-    frame = frame[frame[column].notna()].reset_index(drop=True)
-    frame, notes = _unseen(frame, models, settings.get("time"))
-    y = truth(frame[column], models[0].meta.get("positive"))
+    y = truth(frame[column], models[0])
+    labelled = ~np.isnan(y)
+    frame, y = frame[labelled].reset_index(drop=True), y[labelled].astype(np.int64)
+    stamps = _stamps(frame, known.time if known.time is not None else settings.get("time"))
+    fresh, notes = _unseen(stamps, models)
+    frame, y, stamps = frame.iloc[fresh].reset_index(drop=True), y[fresh], None if stamps is None else stamps[fresh]
+    if not y.any():
+        raise DataError(f"no row of target '{column}' is of the rare class. Pass --target COLUMN or other rows")
     scores = [model.score(frame) for model in models]
     decisions = [model.decide(score) for model, score in zip(models, scores, strict=True)]
-    return _Scored(y, scores, decisions, _blocks(frame, settings.get("time"), settings.get("entity")), notes)
+    return _Scored(y, scores, decisions, _blocks(frame, stamps, settings.get("entity")), notes)
 
 
-def truth(values: pd.Series[Any], positive: Any) -> IntArray:
-    """Return 0/1: 1 where the target is the rare class. Raises DataError when no value is."""
-    import pandas as pd
+def _stamps(frame: pd.DataFrame, time: TimeReading | str | None) -> AnyArray | None:
+    """(n,) datetime64[us] of the rows as the first model reads times; None where there are none."""
+    from rareclass.core.times import TimeReading
 
-    if pd.api.types.is_bool_dtype(values.dtype):
-        values = values.astype("int64")
-    wanted = 1 if positive is None or positive is True else positive
-    found = (values == wanted) if not isinstance(wanted, str) else (values.astype("string") == wanted)
-    if not bool(found.any()):
-        seen = ", ".join(map(str, values.unique()[:5]))
-        raise DataError(
-            f"no row of target '{values.name}' is the rare class '{wanted}'; it holds {seen}. Pass --target COLUMN or other rows"
-        )
-    return found.to_numpy(dtype=np.int64, na_value=0)
+    reading = TimeReading(time) if isinstance(time, str) else time
+    if reading is None or reading.name not in frame:
+        return None
+    return reading.read(frame[reading.name])[0]
 
 
-def _unseen(frame: pd.DataFrame, models: Sequence[RareModel], time: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def truth(values: pd.Series[Any], model: RareModel) -> FloatArray:
+    """Return (n,) 1 where the target is the rare class as the version reads it, 0 elsewhere, NaN where it is missing."""
+    from rareclass.core.reading import Target, reading_of
+
+    known = model.schema.roles.target
+    if known is None:  # a version that did not keep how it read its target
+        positive = model.meta.get("positive")
+        text = reading_of([]).text(1 if positive is None or positive is True else positive)
+        known = Target(str(values.name), str(text))
+    return known.labels(values)
+
+
+def _unseen(stamps: AnyArray | None, models: Sequence[RareModel]) -> tuple[AnyArray, tuple[str, ...]]:
+    """Return the index of the rows that none of the models was trained on, as far as it can be told, and what to say of it."""
     import pandas as pd
 
     until = [model.meta.get("trained", {}).get("until") for model in models]
-    if time is None or time not in frame or any(each is None for each in until):
-        return frame, (
+    if stamps is None or any(each is None for each in until):
+        return slice(None), (
             "It cannot be told whether the models were trained on these rows; if they were, the figures flatter them.",
         )
-    when = pd.to_datetime(frame[time], utc=True, errors="coerce")
-    last = max(pd.Timestamp(each, tz="UTC") if pd.Timestamp(each).tz is None else pd.Timestamp(each) for each in until)
-    fresh = frame[(when > last).to_numpy()].reset_index(drop=True)
+    last = max(np.datetime64(each, "us") for each in until)
+    fresh = np.flatnonzero(stamps > last)
+    shown = f"{pd.Timestamp(last):%Y-%m-%d %H:%M}"
     if not len(fresh):
         raise DataError(
-            f"every row is from {last:%Y-%m-%d %H:%M} or before, and a model was trained on rows up to then. Pass --data PATH with later rows"
+            f"every row is from {shown} or before, and a model was trained on rows up to then. Pass --data PATH with later rows"
         )
-    dropped = len(frame) - len(fresh)
+    dropped = len(stamps) - len(fresh)
     return fresh, (
-        f"{dropped:,} rows up to {last:%Y-%m-%d %H:%M} were left out, because a model was trained on that period.",
+        f"{dropped:,} rows up to {shown} were left out, because a model was trained on that period.",
     ) if dropped else ()
