@@ -116,7 +116,10 @@ class Data(Section):
         description="What the numbers of `time` count, from `time_origin`; `order`: nothing but an order; default: epochs and dates are found by their size",
     )
     time_origin: str | None = Field(None, description="ISO time at which `time_unit` counts 0; default: 1970-01-01")
-    label_delay: Duration = Field(timedelta(0), description="How long after a row its label is known")
+    label_delay: Duration = Field(
+        timedelta(0),
+        description="How long after a row its label is known; 0: not known, so that the monitor learns it from the labels that come",
+    )
     drop: tuple[str, ...] = Field((), description="Columns that are not features (ids, leaks)")
     columns: tuple[str, ...] | None = Field(None, description="Only these columns are features; default: all others")
     categorical: tuple[str, ...] = Field(

@@ -40,6 +40,7 @@ def make_snapshot(thin: int = 1) -> triage.Snapshot:
         schema_errors=(),
         prevalence_baseline=reference.prevalence,
         estimated_prevalence=0.011,
+        estimated_interval=(0.008, 0.015),
         costs_moved="",
         new_positives=100,
         min_new_positives=30,

@@ -60,6 +60,45 @@ def profile() -> drift.Profile:
     return drift.reference_profile(rows, scores_of(rows), threshold=0.1)
 
 
+def test_values_that_no_longer_occur_are_damage_where_the_model_leans_on_them_and_drift_where_not():
+    rng = np.random.default_rng(4)
+    n, days = 14_000, 70
+
+    def rows(n: int, days: int, seed: int) -> Rows:
+        rng = np.random.default_rng(seed)
+        zeros = np.where(rng.random(n) < 0.96, 0.0, rng.poisson(3, n) + 1.0)
+        level = rng.choice(3, n, p=[0.9, 0.07, 0.03]).astype(float)
+        months = (np.arange(n) * 3 // n).astype(float)
+        x = np.column_stack([zeros, level, months, rng.normal(size=n)]).astype(np.float32)
+        time = np.datetime64("2024-01-01", "us") + (np.arange(n) * (days * 86_400_000_000 // n)).astype(
+            "timedelta64[us]"
+        )
+        kinds = (Feature("zeros"), Feature("level", "categorical", ("a", "b", "c")), Feature("month"), Feature("noise"))
+        return Rows(Schema(kinds), x, (rng.random(n) < 0.05).astype(np.int64), np.arange(n, dtype=np.uint64), time=time)
+
+    before = rows(n, days, 1)
+    profile = drift.reference_profile(before, rng.random(n), threshold=0.5)
+    assert drift.Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    for seed in range(20):  # nothing is gone by chance, nor a month that was over already
+        now = rows(1400, 7, 100 + seed).x
+        now[:, 2] = 2
+        assert [f.gone for f in drift.compare(profile, now).features] == [()] * 4
+    now = rows(1400, 7, 7).x
+    now[:, 0] = 0
+    now[now[:, 1] == 1, 1] = 0
+    report = drift.compare(profile, now)
+    assert profile.features[0].may_be_constant
+    (words,) = report.broken["zeros"]
+    assert words.startswith("only 0 arrives; ")
+    assert words.endswith("% of the reference has other values")
+    assert "'b' no longer occurs" in report.broken["level"][0]
+    quiet = drift.compare(profile, now, loud={"level"})
+    assert set(quiet.broken) == {"level"}
+    assert {"zeros", "level"} <= set(quiet.drifted)
+    few = drift.compare(profile, now[:60], limits=Monitor(min_rows=50))  # sixty zeros are no surprise
+    assert few.broken == {}
+
+
 def test_a_profile_survives_json_unchanged(profile):
     text = json.dumps(profile.to_json(), allow_nan=False)
     again = drift.Profile.from_json(json.loads(text))

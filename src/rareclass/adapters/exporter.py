@@ -54,6 +54,8 @@ METRICS: dict[str, str] = {
     "rareclass_prevalence_bound_ratio": "Change of prevalence, either way, that counts as a shift (monitor.prevalence_ratio)",
     "rareclass_calibration_bound_ratio": "Mean score / prevalence, either way, that counts as off (1 + gate.max_calibration_error)",
     "rareclass_prevalence_estimated_ratio": "Prevalence of the newest rows by label-shift EM, without labels",
+    "rareclass_prevalence_estimated_low_ratio": "Lower end of its interval",
+    "rareclass_prevalence_estimated_high_ratio": "Upper end of its interval",
     "rareclass_cost_per_row_ratio": "Cost of mistakes per labelled row, in the currency of the configuration",
     "rareclass_cost_saved_per_row_ratio": "Cost saved per labelled row against never alarming",
     "rareclass_alerts_per_day_ratio": "Decisions 1 per day",
@@ -231,6 +233,9 @@ def _data(labels: dict[str, str], snapshot: Snapshot) -> Iterator[Sample]:
     ):
         if value is not None:
             yield name, labels, value
+    if snapshot.estimated_interval is not None:
+        yield "rareclass_prevalence_estimated_low_ratio", labels, snapshot.estimated_interval[0]
+        yield "rareclass_prevalence_estimated_high_ratio", labels, snapshot.estimated_interval[1]
     if snapshot.evidently is not None:
         yield "rareclass_evidently_drifted_ratio", labels, float(snapshot.evidently["share"])
         yield "rareclass_evidently_timestamp_seconds", labels, _unix(datetime.fromisoformat(snapshot.evidently["at"]))

@@ -49,6 +49,10 @@ CONVERSIONS: dict[str, float] = {
 """Factors between units in common use; a column that is another one's multiple by one of them (or its inverse) is
 suspected of a changed unit. Any other factor of ``LARGE_FACTOR`` or more is suspect as well."""
 LARGE_FACTOR = 5.0
+VANISHED = 1e-4
+"""Chance, over all columns and values together, of calling a value gone that is only missing by luck."""
+HEAVY = 0.1
+"""Share of the reference from which a number that no longer occurs is damage; below it is drift."""
 NEARLY = 0.95
 """Share of one value from which a stretch of the reference counts as constant: a calm spell, which may be longer next time."""
 
@@ -63,6 +67,9 @@ class FeatureProfile:
     usual_psi, usual_missing : the most that one window of the reference shows against all of it
     may_be_constant : in some window of the reference nearly all rows have one value
     day_missing, day_constant : the same for its days (a weekday is constant on every day, and a clear sky on many)
+    least : (bins,) for levels and repeated values the lowest share in any window of the reference, 0 for other bins; empty
+        where it was not recorded;  least_other : the lowest share of all values but the commonest
+    day_least, day_least_other : the same over its days
     """
 
     name: str
@@ -80,6 +87,10 @@ class FeatureProfile:
     may_be_constant: bool = False
     day_missing: float = 0.0
     day_constant: bool = False
+    least: tuple[float, ...] = ()
+    least_other: float = 0.0
+    day_least: tuple[float, ...] = ()
+    day_least_other: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,8 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class FeatureDrift:
-    """One column of a window against its reference. ``broken`` lists, in words, why the data looks damaged."""
+    """One column of a window against its reference. ``broken`` lists, in words, why the data looks damaged; ``gone`` which
+    values or levels no longer occur, beyond chance."""
 
     name: str
     kind: str
@@ -141,6 +153,7 @@ class FeatureDrift:
     unknown: float
     drifted: bool
     broken: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,20 +240,25 @@ def compare(
     score: FloatArray | None = None,
     *,
     limits: Monitor | None = None,
+    answered: FeatureProfile | None = None,
     unknown: Mapping[str, float] | None = None,
     weight: FloatArray | None = None,
     skip: Collection[str] = (),
     day: bool = False,
+    loud: Collection[str] | None = None,
 ) -> DriftReport:
     """Compare a window of served rows with the reference.
 
     x : (n, n_features) float32, encoded with the model's schema
     score : (n,) scores of these rows
     limits : bounds of the configuration's `monitor` section
+    answered : what ``score`` is compared with (``score_reference``); default: the reference's scores, which other models
+        gave where the served one was fitted on all rows
     unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at hand
     weight : (n,) sampling weights, None = 1
     skip : features that are not stored and cannot be compared
     day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
+    loud : features in which values that no longer occur are damage, None = all; in the others they are drift
     """
     limits = limits or Monitor()
     judged = len(x) >= limits.min_rows
@@ -255,11 +273,24 @@ def compare(
         for reference, column in zip(profile.features, columns, strict=True)
         if reference.name not in skip
     )
+    if judged:
+        found = _without(found, profile, columns, limits, skip, day, loud)
     score_drift = None
     if score is not None:
-        score_drift = _compare_column(profile.score, score.astype(np.float32), weight, limits, 0.0, judged)
+        score_drift = _compare_column(answered or profile.score, score.astype(np.float32), weight, limits, 0.0, judged)
         score_drift = replace(score_drift, broken=())
     return DriftReport(len(x), judged, found, score_drift)
+
+
+def score_reference(score: FloatArray, time: NDArray[np.datetime64], *, usual: float = 0.0) -> FeatureProfile:
+    """Describe scores that a served version gave to rows it had not seen: its first window of answers.
+
+    The scores of the training's folds come from other models: on the same rows the refitted one gives others, most of all
+    where there are few distinct ones, and that is no drift.
+    usual : how far windows of the training's reference lay from all of it
+    """
+    found = _profile_column("score", "numeric", (), score.astype(np.float32), _windows(time, timedelta(days=1)), [])
+    return replace(found, usual_psi=max(found.usual_psi, usual))
 
 
 def unknown_shares(frame: pd.DataFrame, schema: Schema) -> dict[str, float]:
@@ -356,7 +387,53 @@ def _profile_column(
         high=float(present.max()) if len(present) else math.nan,
     )
     short = _spells(column, days, profile.missing)
-    return replace(profile, **_usual(profile, column, counts, parts), day_missing=short[0], day_constant=short[1])
+    least, other = _least(profile, column, counts, parts)
+    day_least, day_other = _least(profile, column, counts, days)
+    return replace(
+        profile,
+        **_usual(profile, column, counts, parts),
+        day_missing=short[0],
+        day_constant=short[1],
+        least=least,
+        least_other=other,
+        day_least=day_least,
+        day_least_other=day_other,
+    )
+
+
+def _repeated(profile: FeatureProfile) -> NDArray[np.bool_]:
+    """(bins,) True where a bin is one value: a level, or a number that fills a bin of its own."""
+    if profile.kind == "categorical":
+        return np.ones(len(profile.shares), dtype=bool)
+    edges = np.asarray(profile.edges, np.float32)
+    below = np.concatenate([[np.float32(np.nan)], edges[:-1]]) if len(edges) else edges
+    alone = np.nextafter(edges, np.float32(-np.inf)) == below
+    if len(edges) and profile.low == float(edges[0]):
+        alone[0] = True
+    return np.append(alone, False)
+
+
+def _least(
+    profile: FeatureProfile, column: Float32, counts: FloatArray, parts: list[NDArray[np.int64]]
+) -> tuple[tuple[float, ...], float]:
+    """The lowest share of each repeated value in any of the parts, and of all values but the commonest.
+
+    Without parts, half of what all rows show: how far it falls in a season is not known.
+    """
+    total = counts.sum()
+    if not total:
+        return (), 0.0
+    top, alone = int(counts.argmax()), _repeated(profile)
+    shares = [counts / total / 2] if len(parts) < 2 else []
+    others = [(1 - counts[top] / total) / 2] if len(parts) < 2 else []
+    for part in parts if len(parts) > 1 else ():
+        seen = _counts(column[part], np.asarray(profile.edges, np.float32), len(profile.categories), None)
+        if seen.sum():
+            shares.append(seen / seen.sum())
+            others.append(1 - float(seen[top] / seen.sum()))
+    if not shares:
+        return (), 0.0
+    return tuple(np.where(alone, np.min(shares, axis=0), 0.0).tolist()), float(min(others))
 
 
 def _spells(column: Float32, parts: list[NDArray[np.int64]], missing: float) -> tuple[float, bool]:
@@ -421,7 +498,69 @@ def _by_window(
 def _daily(profile: FeatureProfile) -> FeatureProfile:
     """The profile with what is usual on a day."""
     missing = max(profile.usual_missing, profile.day_missing)
-    return replace(profile, usual_missing=missing, may_be_constant=profile.may_be_constant or profile.day_constant)
+    return replace(
+        profile,
+        usual_missing=missing,
+        may_be_constant=profile.may_be_constant or profile.day_constant,
+        least=profile.day_least,
+        least_other=profile.day_least_other,
+    )
+
+
+def _without(
+    found: tuple[FeatureDrift, ...],
+    profile: Profile,
+    columns: FloatMatrix,
+    limits: Monitor,
+    skip: Collection[str],
+    day: bool,
+    loud: Collection[str] | None,
+) -> tuple[FeatureDrift, ...]:
+    """Say of each column which of its values no longer occur; where chance cannot explain it, that is damage or drift."""
+    known = [
+        (_daily(reference) if day else reference, column)
+        for reference, column in zip(profile.features, columns, strict=True)
+        if reference.name not in skip
+    ]
+    tests = sum(1 + int(np.count_nonzero(reference.least)) for reference, _ in known)
+    out = []
+    for one, (reference, column) in zip(found, known, strict=True):
+        heavy, light = _gone(reference, column, VANISHED / max(tests, 1))
+        if not heavy and not light:
+            out.append(one)
+            continue
+        damage = bool(heavy) and (loud is None or one.name in loud)
+        broken = (*one.broken, *heavy) if damage and not one.broken else one.broken
+        out.append(replace(one, broken=broken, drifted=True, gone=(*heavy, *light)))
+    return tuple(out)
+
+
+def _gone(profile: FeatureProfile, column: Float32, level: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Values that no longer occur, beyond chance at ``level`` by the exact binomial: (heavy ones, light ones), in words.
+
+    Heavy are levels of a category, a number that was a tenth of the rows or more, and everything but the commonest value.
+    """
+    if not profile.least and not profile.least_other:
+        return (), ()
+    counts = _counts(column, np.asarray(profile.edges, np.float32), len(profile.categories), None)
+    n, top = int(counts.sum()), int(np.argmax(profile.shares))
+    if not n:
+        return (), ()
+
+    def impossible(share: float) -> bool:
+        return 0 < share < 1 and n * math.log1p(-share) < math.log(level)
+
+    if counts[top] == n and _repeated(profile)[top] and impossible(profile.least_other):
+        only = _value(profile, _commonest(profile, column, top, 1.0)[0])
+        return (f"only {only} arrives; {1 - profile.shares[top]:.1%} of the reference has other values",), ()
+    heavy: list[str] = []
+    light: list[str] = []
+    for at in np.flatnonzero(np.asarray(profile.least) > 0) if profile.least else ():
+        if counts[at] == 0 and impossible(profile.least[at]):
+            value = float(at) if profile.categories else profile.edges[at]
+            words = f"{_value(profile, value)} no longer occurs, {profile.shares[at]:.1%} of the reference"
+            (heavy if profile.categories or profile.shares[at] >= HEAVY else light).append(words)
+    return tuple(heavy), tuple(light)
 
 
 # --- one column ------------------------------------------------------------------------------------------------------

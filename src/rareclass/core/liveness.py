@@ -80,7 +80,8 @@ class Liveness:
         judged windows, NaN without any
     violations, of : how many of the last ``of`` judged windows are violated
     degraded : at least 2 of the last 5 judged windows are violated, and the latest one is
-    starved : the newest matured rows have hardly any labels;  recent_coverage : their share with one
+    starved : the newest matured rows have hardly any labels, though labels are to come (``Settings.expected``);
+        recent_coverage : their share with one
     """
 
     version: str
@@ -128,12 +129,13 @@ class Liveness:
 class Settings:
     """What an evaluation needs besides the rows.
 
-    delay : label delay;  beta : of the reported F-beta;  missing_negative_after : age from which a label that never
+    delay : label delay;  expected : labels are known to come: a delay was configured, or the first one was seen;  beta : of the reported F-beta;  missing_negative_after : age from which a label that never
     came counts as 0 (None: it stays unknown);  false_negative, false_positive : costs where the rows carry none
     """
 
     monitor: Monitor
     delay: timedelta
+    expected: bool = True
     beta: float = 1.0
     confidence: float = 0.95
     missing_negative_after: timedelta | None = None
@@ -180,6 +182,20 @@ def boundaries(now: datetime, delay: timedelta, limits: Monitor) -> list[tuple[d
         maturing.append((start, min(start + limits.window, now), "maturing"))
         start += limits.window
     return past + maturing
+
+
+def learned_delay(frame: pd.DataFrame, now: datetime) -> timedelta | None:
+    """Return the 95th percentile of the delays of labels that came by ``now``, whole minutes; None before the first one.
+
+    frame : ts, label, label_observed_at of rows of any version
+    """
+    known = ~np.isnan(frame["label"].to_numpy(np.float64))
+    observed, ts = _times(frame["label_observed_at"])[known], _times(frame["ts"])[known]
+    came = observed <= np.datetime64(_naive(now), "us")
+    if not came.any():
+        return None
+    delays = np.maximum((observed[came] - ts[came]) / np.timedelta64(1, "m"), 0)
+    return timedelta(minutes=math.ceil(float(np.quantile(delays, 0.95))))
 
 
 def estimated_ap(score: FloatArray, weight: FloatArray | None = None) -> float:
@@ -661,7 +677,9 @@ def _together(
         violations=violations,
         of=len(recent),
         degraded=bool(violations >= 2 and recent[-1].violated),
-        starved=bool(count >= settings.monitor.min_rows and coverage < settings.monitor.starvation),
+        starved=bool(
+            settings.expected and count >= settings.monitor.min_rows and coverage < settings.monitor.starvation
+        ),
         recent_coverage=coverage,
         recent_rows=count,
         label_delay_p95=float(np.quantile(delays, 0.95)) if len(delays) else math.nan,

@@ -46,6 +46,7 @@ class Evidence:
     schema_errors: Sequence[str] = ()
     prevalence_baseline: float | None = None
     estimated_prevalence: float | None = None
+    estimated_interval: tuple[float, float] | None = None
     costs_moved: str = ""
     new_positives: int = 0
     min_new_positives: int = 30
@@ -80,6 +81,7 @@ class Snapshot:
     prevalence_bound: float
     events: Mapping[str, tuple[int, datetime]] = field(default_factory=dict)
     evidently: Mapping[str, Any] | None = None
+    estimated_interval: tuple[float, float] | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -94,6 +96,7 @@ class Snapshot:
             schema_errors=self.schema_errors,
             prevalence_baseline=self.prevalence_baseline,
             estimated_prevalence=self.estimated_prevalence,
+            estimated_interval=self.estimated_interval,
             costs_moved=self.costs_moved,
             new_positives=self.new_positives,
             min_new_positives=self.min_new_positives,
@@ -112,6 +115,7 @@ class Snapshot:
             "schema_errors": list(self.schema_errors),
             "prevalence_baseline": _finite(self.prevalence_baseline),
             "estimated_prevalence": _finite(self.estimated_prevalence),
+            "estimated_interval": None if self.estimated_interval is None else list(self.estimated_interval),
             "costs_moved": self.costs_moved,
             "new_positives": self.new_positives,
             "events": {kind: {"count": count, "last": last.isoformat()} for kind, (count, last) in self.events.items()},
@@ -351,6 +355,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         found["broken"] = {name: list(reasons) for name, reasons in evidence.drift.broken.items()}
     if evidence.estimated_prevalence is not None:
         found["estimated_prevalence"] = evidence.estimated_prevalence
+        found["estimated_interval"] = list(evidence.estimated_interval or ()) or None
     return {key: _finite(value) for key, value in found.items()}
 
 

@@ -17,6 +17,7 @@ from rareclass.adapters.registry import Registry
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
+from rareclass.core.triage import triage
 from rareclass.services import promotion
 from rareclass.services.live import monitor_app
 from rareclass.services.live.monitor import Monitor
@@ -82,7 +83,8 @@ def test_an_evaluation_finds_roles_windows_drift_and_the_paired_difference(confi
     assert found.drift.judged
     assert found.drift.broken == {}
     assert found.drift.score is not None
-    assert 0.005 < found.estimated_prevalence < 0.03
+    low, high = found.estimated_interval
+    assert 0.002 < low < found.estimated_prevalence < high < 0.03
     assert found.new_positives > 100
     assert found.schema_errors == ()
 
@@ -111,6 +113,38 @@ def test_columns_that_no_longer_arrive_and_text_for_numbers_are_schema_errors(fo
         errors = monitor.evaluate((live_rows.START + timedelta(days=10)).replace(tzinfo=UTC)).schema_errors
     assert "column 'amount' no longer arrives" in errors
     assert any("column 'age' holds text like 'old' on 100%" in error for error in errors)
+
+
+def test_an_unknown_label_delay_is_learned_and_nobody_is_paged_before_the_first_label(folder):
+    unset = make_config(folder, "unset", data={"path": "none.parquet", "target": "label"})
+    frame, x = live_rows.stream("labels stop", days=56, per_day=400)
+    with Monitor(unset) as monitor:
+        monitor.store.add_predictions(live_rows.stored(frame, x, "unset"))
+        register(unset, 0.0)
+        assert monitor.delay(NOW) == timedelta(0)
+        early = monitor.evaluate(NOW)
+        assert not early.live["1"].starved
+        assert triage(early.evidence, unset.monitor).verdict == "nothing"
+        monitor.store.add_labels(live_rows.labels_of(frame), model="unset")
+    with Monitor(unset) as monitor:
+        assert timedelta(days=6) < monitor.delay(NOW) < timedelta(days=7)
+        found = monitor.evaluate(NOW)
+        assert found.live["1"].judged
+        assert found.live["1"].starved  # the first ones came, and then they stopped
+        assert "labels stopped" in triage(found.evidence, unset.monitor).reasons[0]
+
+
+def test_on_the_day_a_version_goes_live_neither_its_score_nor_its_prevalence_is_guessed(folder):
+    first = make_config(folder, "first")
+    frame, x = live_rows.stream("nothing", days=1, per_day=2800)
+    register(first, 0.0)
+    with Monitor(first) as monitor:
+        monitor.store.add_predictions(live_rows.stored(frame, x, "first"))
+        found = monitor.evaluate((live_rows.START + timedelta(days=1)).replace(tzinfo=UTC))
+    assert found.drift.judged
+    assert (found.drift.score, found.drift.drifted, found.drift.broken) == (None, [], {})
+    assert (found.estimated_prevalence, found.estimated_interval) == (None, None)
+    assert triage(found.evidence, first.monitor).verdict == "nothing"
 
 
 def test_private_columns_are_neither_compared_nor_missed(folder):

@@ -219,6 +219,14 @@ class Store(Database):
                 frame = as_of(frame, history, to_micros(labels_until))
         return timed(frame, "ts", "label_observed_at").astype({"label": "float64"})
 
+    def first(self, model: str, version: str, *, since: Any = None) -> datetime | None:
+        """Return the time of the first prediction of a version, at or after ``since``; None without one."""
+        p = PREDICTIONS.c
+        where = [p.model == model, p.version == str(version)]
+        where += [p.ts >= to_micros(since)] if since is not None else []
+        with self.transaction() as connection:
+            return to_moment(connection.execute(sa.select(sa.func.min(p.ts)).where(*where)).scalar())
+
     def shadows(
         self, model: str, start: Any, end: Any, version: str | None = None, *, role: str | None = None
     ) -> pd.DataFrame:

@@ -456,7 +456,7 @@ def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) 
         champion = _aliases(entries).get("champion")
         if version is None or champion is None or start is None:
             return None
-        found = _paired(own, version, champion, start, now, alpha=_spent(config, start, now))
+        found = _paired(own, version, champion, start, now, alpha=_spent(config, start, now, own.delay(now)))
         if not found.judged or found.difference.positives < config.monitor.min_positives:
             return None
         d = found.difference
@@ -465,7 +465,7 @@ def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) 
         if wins:
             reason = f"version {version} leads version {champion} by {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
             return _move(config, "promote", champion, version, now, reason, numbers)
-        if d.high < 0 or _aware(now) - _aware(start) > 2 * config.promotion.probation + config.data.label_delay:
+        if d.high < 0 or _aware(now) - _aware(start) > 2 * config.promotion.probation + own.delay(now):
             reason = f"version {version} did not win against version {champion}: {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
             try:
                 promotion.retire(config, "challenger", now=now, actor=ACTOR, reason=reason)
@@ -490,9 +490,9 @@ def probation(config: Config, now: datetime, *, monitor: Monitor | None = None) 
         moves = [entry for entry in entries if entry.key.startswith("move:")]
         if champion is None or previous is None or start is None or (moves and moves[-1].kind == "rollback"):
             return None
-        if _aware(now) - _aware(start) > config.promotion.probation + config.data.label_delay + timedelta(days=1):
+        if _aware(now) - _aware(start) > config.promotion.probation + own.delay(now) + timedelta(days=1):
             return None
-        found = _paired(own, previous, champion, start, now, alpha=_spent(config, start, now))
+        found = _paired(own, previous, champion, start, now, alpha=_spent(config, start, now, own.delay(now)))
         if not found.judged or not found.difference.low > 0:
             return None
         d = found.difference
@@ -510,10 +510,10 @@ def spending(elapsed: float, total: float = ERROR) -> float:
     return total * math.log(1 + (math.e - 1) * min(max(elapsed, 0.0), 1.0))
 
 
-def _spent(config: Config, start: datetime, now: datetime) -> float:
+def _spent(config: Config, start: datetime, now: datetime, delay: timedelta) -> float:
     """Error of the present look: the day's own increment of the spending function."""
     looks = max(1, round(config.promotion.probation / timedelta(days=1)))
-    look = max(1, math.floor((_aware(now) - config.data.label_delay - _aware(start)) / timedelta(days=1)))
+    look = max(1, math.floor((_aware(now) - delay - _aware(start)) / timedelta(days=1)))
     if look > looks:
         return ERROR / looks
     return spending(look / looks) - spending((look - 1) / looks)
@@ -539,7 +539,7 @@ def _paired(own: Monitor, version: str, champion: str, start: datetime, now: dat
     from rareclass.services.live import repair
 
     config = own.config
-    settings = own.settings()
+    settings = own.settings(now)
     shadows = own.store.shadows(config.name, start, watching._after(now))
     rows = watching.beside(shadows, version, champion)
     found = liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry
     from rareclass.adapters.store import LedgerEntry, Store
     from rareclass.core.dataset import FloatArray, Schema
-    from rareclass.core.drift import DriftReport, Profile
+    from rareclass.core.drift import DriftReport, FeatureProfile, Profile
+    from rareclass.core.estimate import Estimate
     from rareclass.core.liveness import Liveness, Paired, Settings
     from rareclass.core.model import RareModel
     from rareclass.core.triage import Snapshot
 
 DRIFT_ROWS = 100_000
 """Newest rows at most that drift is computed on; evenly thinned above."""
+LOUD = 0.01
+"""Share of the contributions to the golden rows from which a version leans on a feature."""
 ROLES = ("champion", "challenger", "previous")
 _COSTS = ("false_negative", "false_positive")
 _LIVE_COLUMNS = (
@@ -75,6 +78,8 @@ class Monitor:
             self.store.migrate()
         self.registry = registry or Registry(config.tracking.uri)
         self._models: dict[str, RareModel] = {}
+        self._leaned_on: dict[str, frozenset[str]] = {}
+        self._delay: tuple[datetime | None, timedelta | None] = None, None
 
     def close(self) -> None:
         if self._own:
@@ -93,7 +98,8 @@ class Monitor:
         config = self.config
         known = self.known()
         champion = known.get("champion")
-        start = liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+        delay = self.delay(now)
+        start = liveness.boundaries(now, delay, config.monitor)[0][0]
         by_amount = config.costs.amount_share is not None
         frame = self.store.window(config.name, start, _after(now), features=by_amount, labels_until=now)
         shadows = self.store.shadows(config.name, start, _after(now))
@@ -102,8 +108,9 @@ class Monitor:
         name = champion.version if champion is not None else _answering(frame)
         lives, pairs = self._live(frame, shadows, known, name, now)
         profile = champion.profile if champion is not None else None
-        drift, fresh, errors, estimated = self._drift(champion, now)
         entries = self.store.entries(config.name)
+        drift, fresh, errors = self._drift(champion, entries, now)
+        estimated = self._prevalence(frame, champion, now)
         return triage.Snapshot(
             model=config.name,
             now=now,
@@ -116,9 +123,10 @@ class Monitor:
             profile=profile,
             schema_errors=tuple(errors),
             prevalence_baseline=baseline(entries, name, profile),
-            estimated_prevalence=estimated,
+            estimated_prevalence=None if estimated is None else estimated.value,
+            estimated_interval=None if estimated is None else (estimated.low, estimated.high),
             costs_moved=costs_moved(config, champion.model if champion else None, entries, name),
-            new_positives=_new_positives(frame, champion, now, config.data.label_delay),
+            new_positives=_new_positives(frame, champion, now, delay),
             min_new_positives=config.retrain.min_positives,
             calibration_bound=1 + config.gate.max_calibration_error,
             prevalence_bound=config.monitor.prevalence_ratio,
@@ -141,7 +149,23 @@ class Monitor:
                 found[role] = Known(version.version, role, model, profile)
         return {role: found[role] for role in ROLES if role in found}
 
-    def settings(self, prevalence: float = math.nan) -> Settings:
+    def delay(self, now: datetime) -> timedelta:
+        """Return the label delay: the configured one, else what the labels that came by ``now`` teach (0 before the first)."""
+        return self._learned(now) or timedelta(0)
+
+    def _learned(self, now: datetime) -> timedelta | None:
+        from rareclass.core import liveness
+
+        config = self.config
+        if config.data.label_delay:
+            return config.data.label_delay
+        if self._delay[0] != now:
+            start = liveness.boundaries(now, timedelta(0), config.monitor)[0][0] - 4 * config.monitor.window
+            frame = self.store.window(config.name, start, _after(now), labels_until=now)
+            self._delay = now, liveness.learned_delay(frame, now)
+        return self._delay[1]
+
+    def settings(self, now: datetime, prevalence: float = math.nan) -> Settings:
         """Return what core.liveness needs from the configuration."""
         from rareclass.core.costs import cost_arrays
         from rareclass.core.liveness import Settings
@@ -152,7 +176,8 @@ class Monitor:
         costs = None if by_amount else cost_arrays(config.costs, prevalence)
         return Settings(
             monitor=config.monitor,
-            delay=config.data.label_delay,
+            delay=self.delay(now),
+            expected=self._learned(now) is not None,
             beta=config.threshold.beta,
             confidence=config.evaluate.confidence,
             missing_negative_after=config.labels.horizon if config.labels.missing == "negative" else None,
@@ -174,7 +199,7 @@ class Monitor:
         lives: dict[str, Liveness] = {}
         pairs: dict[str, Paired] = {}
         for one in known.values():
-            settings = self.settings(one.profile.prevalence if one.profile is not None else math.nan)
+            settings = self.settings(now, one.profile.prevalence if one.profile is not None else math.nan)
             rows = own_rows(frame, shadows, one.version)
             lives[one.version] = liveness.evaluate(
                 rows, now=now, version=one.version, profile=one.profile, settings=settings
@@ -184,37 +209,80 @@ class Monitor:
                 pairs[one.version] = liveness.paired(both, now=now, settings=settings)
         if champion is not None and champion not in lives:
             rows = own_rows(frame, shadows, champion)
-            lives[champion] = liveness.evaluate(rows, now=now, version=champion, profile=None, settings=self.settings())
+            lives[champion] = liveness.evaluate(
+                rows, now=now, version=champion, profile=None, settings=self.settings(now)
+            )
         return lives, pairs
 
     def _drift(
-        self, champion: Known | None, now: datetime
-    ) -> tuple[DriftReport | None, DriftReport | None, list[str], float | None]:
-        """Drift of the newest window and of the newest stretch of it, schema errors, and the prevalence without labels."""
-        from rareclass.core import calibration
-
+        self, champion: Known | None, entries: Sequence[LedgerEntry], now: datetime
+    ) -> tuple[DriftReport | None, DriftReport | None, list[str]]:
+        """Drift of the newest window and of the newest stretch of it, and schema errors."""
         if champion is None or champion.profile is None or champion.model is None:
-            return None, None, [], None
+            return None, None, []
         config = self.config
         start = now - config.monitor.window
         frame = self.store.window(config.name, start, _after(now), features=True, labels_until=now)
         frame = frame[frame["features"].notna()]
         if frame.empty:
-            return None, None, [], None
+            return None, None, []
         newest = frame[(frame["ts"] > _naive(now - max(config.monitor.window / 7, timedelta(seconds=1)))).to_numpy()]
-        drift, errors = self._compared(frame, champion)
+        drift, errors = self._compared(frame, champion, answered=self._answered(champion, entries, now))
         fresh, late = (
             self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
         )
+        return drift, fresh, list(dict.fromkeys([*errors, *late]))
+
+    def _answered(self, champion: Known, entries: Sequence[LedgerEntry], now: datetime) -> FeatureProfile | None:
+        """Describe the scores of the champion's first window of answers; None until that is over."""
+        from rareclass.core import drift
+
+        config = self.config
+        assert champion.profile is not None
+        born = [entry.at for entry in entries if entry.key.startswith(f"register:{champion.version}:")]
+        first = self.store.first(config.name, champion.version, since=born[0] if born else None)
+        if first is None and born:  # only rows of an earlier time were scored with it
+            first = self.store.first(config.name, champion.version)
+        if first is None or _naive(first) + config.monitor.window > _naive(now):
+            return None
+        rows = self.store.window(config.name, first, first + config.monitor.window, version=champion.version)
+        if len(rows) < config.monitor.min_rows:
+            return None
+        rows = rows.iloc[:: max(1, -(-len(rows) // DRIFT_ROWS))]
+        time = rows["ts"].to_numpy("datetime64[us]")
+        return drift.score_reference(rows["score"].to_numpy(float), time, usual=champion.profile.score.usual_psi)
+
+    def _loud(self, champion: Known) -> frozenset[str]:
+        """Features that the champion leans on: in those, values that no longer occur are damage; in others they are drift."""
+        assert champion.model is not None
+        model = champion.model
+        if champion.version not in self._leaned_on:
+            names = frozenset(model.schema.names)
+            if model.golden is not None and len(model.golden):
+                weight = np.abs(model.contributions(model.matrix(model.golden))).sum(axis=0)
+                if np.isfinite(weight).all() and weight.sum() > 0:
+                    names = frozenset(np.asarray(model.schema.names)[weight >= LOUD * weight.sum()].tolist())
+            self._leaned_on[champion.version] = names
+        return self._leaned_on[champion.version]
+
+    def _prevalence(self, frame: pd.DataFrame, champion: Known | None, now: datetime) -> Estimate | None:
+        """The prevalence of the champion's newest window without its labels, from its scores and its matured labels."""
+        from rareclass.core import unlabelled
+
+        if champion is None:
+            return None
         mine = frame[(frame["version"].astype(str) == champion.version).to_numpy()]
-        estimated = None
-        if len(mine) >= config.monitor.min_rows and 0 < champion.profile.prevalence < 1:
-            score = mine["score"].to_numpy(float)
-            estimated = calibration.label_shift_em(score, champion.profile.prevalence, n_boot=1).value
-        return drift, fresh, list(dict.fromkeys([*errors, *late])), estimated
+        new = mine[(mine["ts"] > _naive(now - self.config.monitor.window)).to_numpy()]
+        old = mine[(mine["ts"] <= _naive(now - self.delay(now))).to_numpy()]
+        old = old[(old["label"].notna() & (old["propensity"] > 0)).to_numpy()]
+        if len(new) < self.config.monitor.min_rows or not len(old):
+            return None
+        weight = (old["weight"] / old["propensity"]).to_numpy(float)
+        y, score = old["label"].to_numpy(np.int64), old["score"].to_numpy(float)
+        return unlabelled.prevalence(new["score"].to_numpy(float), y, score, weight, seed=self.config.train.seed)
 
     def _compared(
-        self, frame: pd.DataFrame, champion: Known, *, day: bool = False
+        self, frame: pd.DataFrame, champion: Known, *, answered: FeatureProfile | None = None, day: bool = False
     ) -> tuple[DriftReport | None, list[str]]:
         from rareclass.core import dataset, drift
 
@@ -233,20 +301,23 @@ class Monitor:
         report = drift.compare(
             champion.profile,
             x,
-            frame["score"].to_numpy(float) if same.all() else None,
+            frame["score"].to_numpy(float) if same.all() and answered is not None else None,
             limits=self.config.monitor,
+            answered=answered,
             unknown=drift.unknown_shares(table, schema),
             weight=_sampling(frame),
             skip=skip,
             day=day,
+            loud=self._loud(champion),
         )
-        if same.any() and not same.all() and same.sum() >= self.config.monitor.min_rows:
+        if answered is not None and same.any() and not same.all() and same.sum() >= self.config.monitor.min_rows:
             mine = frame[same]
             scored = drift.compare(
                 champion.profile,
                 x[same],
                 mine["score"].to_numpy(float),
                 limits=self.config.monitor,
+                answered=answered,
                 weight=_sampling(mine),
                 skip=schema.names,
             )

@@ -210,9 +210,9 @@ def matured_rows(
     from rareclass.core import liveness
 
     config = monitor.config
-    start = start or liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+    start = start or liveness.boundaries(now, monitor.delay(now), config.monitor)[0][0]
     frame = monitor.store.window(
-        config.name, start, now - config.data.label_delay, version=version, features=True, labels_until=now
+        config.name, start, now - monitor.delay(now), version=version, features=True, labels_until=now
     )
     return rows_of(config, model, settled(config, frame, now))
 
@@ -279,7 +279,7 @@ def history_rows(monitor: Monitor, champion: Known, now: datetime) -> Rows:
 
     config = monitor.config
     assert champion.model is not None
-    mature = np.datetime64(watching._naive(now - config.data.label_delay), "us")
+    mature = np.datetime64(watching._naive(now - monitor.delay(now)), "us")
     served = None
     if config.retrain.source == "store":
         if private := private_features(config, champion.model):
@@ -393,7 +393,7 @@ def _newest(monitor: Monitor, now: datetime) -> datetime:
     from rareclass.core import liveness
 
     config = monitor.config
-    bounds = liveness.boundaries(now, config.data.label_delay, config.monitor)
+    bounds = liveness.boundaries(now, monitor.delay(now), config.monitor)
     return [start for start, _, state in bounds if state == "matured"][-1]
 
 
@@ -404,9 +404,9 @@ def _matured(monitor: Monitor, champion: Known, now: datetime) -> Scored:
 
     config = monitor.config
     needed = config.costs.amount_share is not None
-    start = liveness.boundaries(now, config.data.label_delay, config.monitor)[0][0]
+    start = liveness.boundaries(now, monitor.delay(now), config.monitor)[0][0]
     frame = monitor.store.window(
-        config.name, start, now - config.data.label_delay, version=champion.version, features=needed, labels_until=now
+        config.name, start, now - monitor.delay(now), version=champion.version, features=needed, labels_until=now
     )
     if not needed:
         frame = frame.assign(features="{}")
