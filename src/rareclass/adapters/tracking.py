@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Limits of one MLflow batch: more are refused, longer values too.
 _METRICS, _PARAMS, _TAGS, _PARAM_LENGTH = 1000, 100, 100, 6000
 _OWNER = "rareclass.owner"
-SCORES = "evaluation/test_scores.parquet"
+SCORES, HELDOUT = "evaluation/test_scores.parquet", "evaluation/heldout_scores.parquet"
 
 
 def reach(uri: str) -> None:

@@ -390,7 +390,7 @@ def slices(
             raise ConfigError(
                 f"evaluate.slices: '{name}' is no feature.{nearest(name, rows.schema.names)} Set it to features of the model"
             )
-        for level, mask in _levels(rows, name):
+        for level, mask in levels(rows, name):
             own = None if block is None else block[mask]
             weight = None if rows.weight is None else rows.weight[mask]
             results.append(
@@ -399,8 +399,8 @@ def slices(
     return results
 
 
-def _levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:
-    """Levels of a column with the rows they hold, most frequent first; quartiles in their order."""
+def levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:
+    """Return the levels of a column with the rows they hold, most frequent first; quartiles in their order."""
     position = rows.schema.names.index(name)
     values, feature = rows.x[:, position], rows.schema.features[position]
     known = ~np.isnan(values)

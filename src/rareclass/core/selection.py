@@ -72,6 +72,8 @@ class Selection:
     reasons: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
     kept: float = 1.0
+    crossed: Mapping[str, FloatArray] = field(default_factory=dict)
+    """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -123,11 +125,12 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     table = _compare(ground, done, scores)
     best = _winner(table)
     reasons = [_why_single(table, best)]
-    weights, oof = {best: 1.0}, scores[best]
+    weights, oof, crossed = {best: 1.0}, scores[best], {}
     if config.search.ensemble != "none" and len(done) > 1:
-        line, found, combined, sure, note = _ensemble(ground, done, scores, best, dev, config)
+        line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, config)
         reasons.append(note)
         if line is not None:
+            crossed = {line.name: judged}
             table = (*table, line)
             if adopted(line, sure, ground.ap(scores[best]), rows, config.search.ensemble):
                 if not sure:
@@ -139,7 +142,7 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     full[scored] = oof
     shown = {line.name: scores[line.name] for line in table if line.name in scores}
     curves = {name: curve(ground.y, score) for name, score in ({**shown, best: oof}).items()}
-    return Selection(best, table, weights, full, scored, tuple(reasons), curves)
+    return Selection(best, table, weights, full, scored, tuple(reasons), curves, crossed=crossed)
 
 
 def _resamples(positives: int, candidates: int) -> int:
@@ -235,8 +238,9 @@ def _ensemble(
     best: str,
     dev: Rows,
     config: Config,
-) -> tuple[CandidateResult | None, dict[str, float], FloatArray, bool, str]:
-    """Return the ensemble's line, its weights and its scores, whether it beats ``best``, and what is to be said about it."""
+) -> tuple[CandidateResult | None, dict[str, float], FloatArray, bool, str, FloatArray]:
+    """Return the ensemble's line, its weights and its scores, whether it beats ``best``, what is to be said about it, and
+    the scores that it was judged by."""
     pool = [one.candidate.name for one in leaders(done, dev, MOST_MEMBERS)]
     pool = sorted({*pool, best}, key=list(scores).index)
     logits = np.stack([logit(scores[name]) for name in pool])
@@ -246,7 +250,7 @@ def _ensemble(
     crossed = _cross_fitted(ground, logits, learn)
     kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
     if len(kept) < 2:
-        return None, {}, scores[best], False, f"the {kind} ensemble puts all its weight on one candidate"
+        return None, {}, scores[best], False, f"the {kind} ensemble puts all its weight on one candidate", crossed
     combined = combine([scores[name] for name in kept], list(kept.values()))
     zero = next(iter(scores))
     draws, best_draws, zero_draws = ground.boot([crossed, scores[best], scores[zero]])  # one call: paired resamples
@@ -264,7 +268,7 @@ def _ensemble(
         f"ensemble-{kind}", ground.estimate(value, draws), difference, against_zero, significant, seconds, reason
     )
     verdict = "beats" if sure else "does not beat"
-    return line, kept, combined, sure, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})"
+    return line, kept, combined, sure, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})", crossed
 
 
 def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray:

@@ -158,8 +158,8 @@ def _evidence(run: Run) -> dict[str, Any]:
 
 
 def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
-    import numpy as np
-    import pandas as pd
+    from rareclass.adapters import tracking
+    from rareclass.services.training import scored
 
     card, evaluation = run.ingested.card, run.judged.evaluation
     logged.log(metrics={f"test_{name}": each.value for name, each in evaluation.metrics.items()})
@@ -200,26 +200,8 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
         )
     for name in ("data_card", "diagnosis", "selection", "evaluation", "gate", "trials"):
         logged.json(f"{name}.json", details[name])
-    test = run.ingested.test
-    scores = pd.DataFrame(
-        {
-            "row_id": test.row_id,
-            "label": test.y,
-            "score": run.judged.score,
-            "decision": run.judged.score >= run.tuning.thresholds[run.tuning.primary],
-        }
-    )
-    if test.time is not None:
-        scores["ts"] = test.time
-    block = test.block()
-    scores["block"] = np.arange(len(test)) if block is None else block
-    logged.frame(_scores_name(), scores.astype({"decision": int}))
-
-
-def _scores_name() -> str:
-    from rareclass.adapters import tracking
-
-    return tracking.SCORES
+    logged.frame(tracking.SCORES, scored.test_rows(run))
+    logged.frame(tracking.HELDOUT, scored.heldout_rows(run))
 
 
 def full(run: Run) -> dict[str, Any]:

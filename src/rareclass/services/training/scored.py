@@ -1,0 +1,68 @@
+"""The rows that a run was judged on, with their scores: enough to compute again, with other software, what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rareclass.core.dataset import FloatArray, Rows
+    from rareclass.services.training.results import Run
+
+CANDIDATE = "candidate "
+SLICE = "slice "
+_MOST_VALUES = 20_000_000
+"""Scores of candidates kept; with more, those of candidate 0 and of the winner's members."""
+
+
+def test_rows(run: Run) -> pd.DataFrame:
+    """Return the test rows: label, score, decision, costs, block of the bootstrap, levels of slices, the champion's score."""
+    import numpy as np
+
+    from rareclass.core import evaluation, gating
+
+    test, judged = run.ingested.test, run.judged
+    frame = _common(run, test, judged.score)
+    frame.insert(3, "decision", (judged.score >= run.tuning.thresholds[run.tuning.primary]).astype(int))
+    for column in dict.fromkeys(each.column for each in judged.evaluation.slices):
+        level = np.full(len(test), None, dtype=object)
+        for name, inside in evaluation.levels(test, column):
+            level[inside] = name
+        frame[SLICE + column] = level
+    champion = run.ingested.incumbent
+    if isinstance(champion, gating.Champion):
+        frame["champion_score"], frame["champion_compared"] = champion.score, champion.compared
+    return frame
+
+
+def heldout_rows(run: Run) -> pd.DataFrame:
+    """Return the rows that the folds held out: label, calibrated score of the winner, what each candidate said."""
+    chosen = run.chosen
+    rows = run.dev.take(chosen.scored)
+    frame = _common(run, rows, run.tuning.score)
+    done = [one for one in run.trained if one.complete]
+    if len(done) * len(rows) > _MOST_VALUES:
+        done = [one for k, one in enumerate(done) if k == 0 or one.candidate.name in chosen.weights]
+    for one in done:
+        frame[CANDIDATE + one.candidate.name] = one.oof[chosen.scored]
+    for name, score in chosen.crossed.items():
+        frame[CANDIDATE + name] = score
+    return frame
+
+
+def _common(run: Run, rows: Rows, score: FloatArray) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    from rareclass.core import costs
+
+    money = costs.cost_arrays(run.config.costs, run.dev.prevalence, rows.amount)
+    block = rows.block()
+    frame = pd.DataFrame({"row_id": rows.row_id, "label": rows.y, "score": score})
+    if rows.time is not None:
+        frame["ts"] = rows.time
+    frame["block"] = np.arange(len(rows)) if block is None else block
+    frame["weight"] = 1.0 if rows.weight is None else rows.weight
+    frame["cost_of_miss"], frame["cost_of_alarm"] = money.misses(len(rows)), money.alarms(len(rows))
+    return frame
