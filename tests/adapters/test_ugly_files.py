@@ -199,6 +199,21 @@ def test_a_filter_sees_the_numbers_behind_their_writing(tmp_path):
     assert whole(found)["v"].min() == 100.5
 
 
+def test_a_filter_compares_what_the_values_mean_or_is_refused(tmp_path):
+    frame = rows(amount=np.arange(N), card=np.arange(N) % 40, iso=stamps("%Y-%m-%d %H:%M"), day=stamps("%d/%m/%Y"))
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    aside = {"drop": ["amount", "day"], "time": "iso"}
+    assert len(whole(take(tmp_path / "a.csv", **aside, filter=[["amount", ">=", 100]]))) == N - 100
+    late = (frame["iso"] >= "2024-02-01").sum()
+    assert len(whole(take(tmp_path / "a.csv", **aside, filter=[["iso", ">=", "2024-02-01"]]))) == late
+    cards = take(tmp_path / "a.csv", **aside, entity="card", filter=[["card", "in", [5, 7]]])
+    assert len(whole(cards)) == N // 20
+    with pytest.raises(ConfigError, match="compares text with a number"):
+        take(tmp_path / "a.csv", **aside, entity="card", filter=[["card", ">", 5]])
+    with pytest.raises(DataError, match="text in another writing than ISO"):
+        take(tmp_path / "a.csv", drop=["iso"], time="day", filter=[["day", ">=", "2024-02-01"]])
+
+
 def test_points_where_the_comma_is_the_decimal_sign_are_asked_about(tmp_path):
     frame = rows(v=[f"{i},5" for i in range(N)])
     frame.to_csv(tmp_path / "a.csv", index=False, sep=";")

@@ -176,7 +176,7 @@ def _opened(
 ) -> Source:
     exact, form = [*text], Format()
     if data is not None:
-        exact += [*data.categorical, *_given(data.id, data.entity, data.target, data.time)]
+        exact += [*data.categorical, *_given(data.id, data.entity, data.target)]
         form = format_of(data)
     if schema is not None:
         exact += schema.exact

@@ -59,7 +59,7 @@ def location(data: Data) -> str:
 def open_data(data: Data) -> Source:
     """Open ``data.path``; ``demo:NAME`` is demo data."""
     path = location(data)
-    text = [*data.categorical, *data.drop, *filter(None, (data.id, data.entity, data.target, data.time))]
+    text = [*data.categorical, *filter(None, (data.id, data.entity, data.target))]
     return open_source(path, data.query, text=text, form=format_of(data))
 
 

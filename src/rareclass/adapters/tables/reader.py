@@ -107,6 +107,7 @@ class Reader:
         self.readings: Readings = decide(data, source, plan.features, data.max_categories)
         self.read = 0
         self.encoder: Encoder | None = None
+        self._check_filtered_time()
         self.number = Reading("number", data.missing_values, data.decimal, data.thousands)
         self.targets = Levels(source.columns[data.target], data.missing_values)
         self.bad_times: list[pd.Series[Any]] = []
@@ -122,6 +123,19 @@ class Reader:
         self.amount = Grown(np.float64, rows=rows) if data.amount else None
         self.weight = Grown(np.float64, rows=rows) if data.propensity else None
         self.keep = Grown(bool, rows=rows) if self.plan.extra else None
+
+    def _check_filtered_time(self) -> None:
+        """Refuse to compare times as they are written where that is not the order of the times. Raises DataError."""
+        name, reading = self.data.time, self.readings.time
+        groups = [*self.plan.filter, *conditions(self.config.train.filter, self.source.columns, "train.filter")]
+        asked = any(column == name for group in groups for column, _, _ in group)
+        if not asked or reading is None or kind_of(self.source.columns[str(name)]) != "category":
+            return
+        if reading.order or reading.unit or reading.format:
+            raise DataError(
+                f"data.filter or train.filter compares '{name}', which is text in another writing than ISO: its order is not that of time. "
+                "Store times as 2024-05-31T12:00:00 or as timestamps, or take the condition out"
+            )
 
     def take(self, batch: pa.RecordBatch) -> None:
         """Encode one batch at the end of what was read."""

@@ -102,7 +102,13 @@ def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: 
                 f"{setting}: ['{column}', '{operator}', ...] needs a list of values, like [A, B]; it has {value!r}"
             )
         return column, operator, [_typed(each, columns[column]) for each in value]
-    return column, operator, _typed(value, columns[column])
+    typed = _typed(value, columns[column])
+    if operator in ("<", ">", "<=", ">=") and typed is not value and isinstance(typed, str):
+        raise ConfigError(
+            f"{setting}: ['{column}', '{operator}', {value!r}] compares text with a number ('{column}' is an id, an entity, the target or a category). "
+            "Use == or in, or take it out of that role"
+        )
+    return column, operator, typed
 
 
 def _typed(value: Any, kind: pa.DataType) -> Any:
