@@ -31,7 +31,9 @@ def ingested(name: str, frame: pd.DataFrame, folder: Path) -> tuple[Config, tabl
 
 
 def test_every_example_has_a_configuration_that_is_valid():
-    for folder in filter(Path.is_dir, EXAMPLES.iterdir()):
+    folders = [folder for folder in EXAMPLES.iterdir() if folder.is_dir() and not list(folder.glob("*.ipynb"))]
+    assert len(folders) >= 4
+    for folder in folders:
         config = load(folder / "config.yaml")
         made = config.data.path.startswith("demo:") or (folder / "generate.py").is_file()
         assert made, f"{folder.name} has neither demo data nor a generator"
@@ -77,3 +79,23 @@ def test_what_is_synthetic_says_so(name):
 
 def parts(found: tables.Ingested):
     return found.train, found.validation, found.test
+
+
+def test_the_published_recipe_is_what_its_page_says_and_may_be_forced():
+    import yaml
+
+    from rareclass.services.training.validate import check
+
+    path = EXAMPLES / "medical_screening" / "published.yaml"
+    config = check(load(path))
+    (recipe,) = config.search.candidates
+    assert [(step.name, step.rows) for step in recipe.resample] == [("smote", 800), ("smote_enn", 4000)]
+    assert config.threshold.fixed == 0.5
+    forced = (
+        next(line for line in path.read_text().splitlines() if "search.only=" in line).partition("'")[2].rstrip("'")
+    )
+    only = check(load(path, [f"search.only={forced}"])).search.only
+    assert only is not None
+    assert only.resample == recipe.resample
+    assert yaml.safe_load(forced)["learner"] == recipe.learner
+    assert (generator("medical_screening").generate(10_000)["disease"] == "yes").sum() == 200
