@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rareclass.masking import masked, masked_values
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,19 +35,19 @@ def table(title: str, head: Sequence[str], lines: Sequence[Sequence[Any]], *, le
     for position, name in enumerate(head):
         made.add_column(name, justify="left" if position < left else "right", overflow="fold")
     for line in lines:
-        made.add_row(*(Text(str(cell)) for cell in line))
+        made.add_row(*(Text(masked(str(cell))) for cell in line))
     console().print(made)
 
 
 def lines(texts: Sequence[str]) -> None:
     """Print lines as they are."""
     for text in texts:
-        console().print(text, markup=False)
+        console().print(masked(text), markup=False)
 
 
 def dump(value: Any) -> None:
     """Print JSON, for other programs."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    sys.stdout.write(json.dumps(masked_values(value), indent=1, default=str) + "\n")
 
 
 class Steps:
@@ -66,7 +68,7 @@ class Steps:
         if self.quiet:
             return
         stamp = f"[dim]{time.monotonic() - self.start:6.1f}s[/dim]"
-        text = f"{stamp}  [bold]{escape(step)}[/bold]  {escape(message)}"
+        text = f"{stamp}  [bold]{escape(step)}[/bold]  {escape(masked(message))}"
         if not self.live:
             self.out.print(text)
         elif step != self.step and self.step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import typer
 
 from rareclass import _terminal as terminal
 from rareclass.errors import ConfigError, RareclassError, nearest
+from rareclass.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -844,8 +846,14 @@ _INTERRUPTED = 128 + signal.SIGINT
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 2 something to mend (one line), 1 a fault (one line, --debug for more)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.umask(os.umask(0o077) | private_umask(os.environ.get("RARECLASS_UMASK")))
     debug = "--debug" in given
     sys.exit(_run([each for each in given if each != "--debug"], debug))
+
+
+def private_umask(text: str | None) -> int:
+    """Return what others may not do with the files that the commands make: nothing (077), or as RARECLASS_UMASK says."""
+    return int(text, 8) if text and re.fullmatch("0?[0-7]{3}", text) else 0o077
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -882,8 +890,8 @@ def _failed(error: BaseException, message: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
-    one_line = " ".join(message.split())
+        print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
+    one_line = masked(" ".join(message.split()))
     print(f"error: {one_line}", file=sys.stderr)
     return code
 

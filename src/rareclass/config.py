@@ -13,10 +13,20 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 from rareclass.errors import ConfigError, nearest
+from rareclass.masking import has_secret, masked, masked_values
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -397,6 +407,15 @@ class Tracking(Section):
 
 
 class Store(Section):
+    @field_validator("artifacts")
+    @classmethod
+    def _nothing_secret(cls, value: str | None) -> str | None:
+        if value is not None and has_secret(value):
+            raise ValueError(
+                "it holds a password, and MLflow writes it into every run. Give the storage its key by its environment variables"
+            )
+        return value
+
     """Predictions, labels and the ledger."""
 
     url: str = Field(
@@ -702,7 +721,7 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if where == "name" and first["type"] == "string_pattern_mismatch":
         message = _name_rule(str(first["input"]))
-    got = "" if not where else f" (it is {json.dumps(first['input'], default=str)[:80]})"
+    got = "" if not where else f" (it is {masked(json.dumps(first['input'], default=str))[:80]})"
     return f"{f'setting {where!r}: ' if where else ''}{message}{got}{more}"
 
 
@@ -729,22 +748,9 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def public(config: Config) -> dict[str, Any]:
-    """Return what ``dump`` returns with the passwords of URLs masked: for logs, registries and reports."""
-
-    def masked(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: masked(each) for key, each in value.items()}
-        if isinstance(value, str):
-            return without_password(value)
-        return [masked(each) for each in value] if isinstance(value, list) else value
-
-    found: dict[str, Any] = masked(dump(config))
+    """Return what ``dump`` returns without its passwords: for logs, registries, versions and reports."""
+    found: dict[str, Any] = masked_values(dump(config))
     return found
-
-
-def without_password(url: str) -> str:
-    """Return the URL with its password masked; what is no URL, or has none, as it is."""
-    return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", url)
 
 
 def schema() -> dict[str, Any]:

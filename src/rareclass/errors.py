@@ -5,11 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from rareclass.masking import masked
+
 
 class RareclassError(Exception):
     """Something the user can mend. The CLI prints the message as one line and exits with ``exit_code``."""
 
     exit_code = 2
+
+    def __init__(self, *said: object) -> None:
+        # an error ends in terminals, logs, answers, ledgers and registries: no password may leave with it
+        super().__init__(*(masked(each) if isinstance(each, str) else each for each in said))
 
 
 class ConfigError(RareclassError):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import without_password
 from rareclass.errors import ModelError
+from rareclass.masking import masked, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ def absolute(uri: str) -> str:
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().resolve())
     if "://" not in uri and uri != "databricks":
         return str(Path(uri).expanduser().resolve())
-    return uri
+    return quoted(uri)
 
 
 def with_folder(uri: str) -> str:
@@ -69,7 +69,7 @@ def client(uri: str) -> MlflowClient:
 
 def unusable(uri: str) -> str:
     """What is said of a store that does not answer, its password left out."""
-    return f"MLflow at '{without_password(uri)}' cannot be used. Set tracking.uri to a reachable store"
+    return f"MLflow at '{masked(uri)}' cannot be used. Set tracking.uri to a reachable store"
 
 
 def quiet() -> None:

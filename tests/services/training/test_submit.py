@@ -38,6 +38,8 @@ def test_what_a_secret_gives_to_the_steps_is_not_in_the_parameters():
 def test_a_password_that_every_reader_of_the_run_would_see_is_refused():
     with pytest.raises(ConfigError, match=r"store\.url holds a password"):
         submit.job(config(store={"url": "postgresql://me:hush@db/x"}), key="k")
+    with pytest.raises(ConfigError, match=r"cluster\.env\.DB_PASSWORD holds a password"):
+        submit.job(config(cluster={"env": {"DB_PASSWORD": "hush"}}), key="k")
 
 
 def test_the_parameter_is_a_configuration_again():

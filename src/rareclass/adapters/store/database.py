@@ -22,6 +22,7 @@ from rareclass.adapters.store.tables import (
     VERSION_TABLE,
 )
 from rareclass.errors import StoreError
+from rareclass.masking import masked
 
 
 def _suffix(day: int) -> str:
@@ -50,7 +51,7 @@ class Database:
     @property
     def url(self) -> str:
         """The URL with its password masked."""
-        return self._url.render_as_string(hide_password=True)
+        return masked(self._url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         """Give the connections back; the store can be used again afterwards."""

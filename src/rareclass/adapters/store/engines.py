@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from rareclass.adapters.store.frames import one_line
 from rareclass.adapters.store.tables import VERSION_TABLE
 from rareclass.errors import StoreError, StoreRefused
+from rareclass.masking import quoted
 
 
 def sqlalchemy_url(url: str) -> sa.URL:
     """Parse ``store.url``; postgres:// and postgresql:// mean the psycopg driver. Raises StoreError."""
     try:
-        parsed = sa.make_url(url)
+        parsed = sa.make_url(quoted(url))
     except sa.exc.ArgumentError:
         raise StoreError(
             "store.url is not a database URL. Set store.url to sqlite:///FILE or postgresql://USER@HOST/DATABASE"

@@ -15,7 +15,7 @@ from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Plan, Raw, Reader
-from rareclass.adapters.tables.sources import Source, kind_of, missing_column, open_source, redacted
+from rareclass.adapters.tables.sources import Source, kind_of, missing_column, open_source
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
@@ -24,6 +24,7 @@ from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, SetHash, combine
 from rareclass.core.times import TimeReading
 from rareclass.errors import DataError
+from rareclass.masking import masked
 
 Progress = Callable[[str], None]
 
@@ -143,7 +144,7 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     whole = Rows(schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
     named = [(name, whole.take(where)) for name, where in zip(("train", "validation", "test"), bounds, strict=True)]
     data_card = {
-        "source": redacted(data.path), "target": data.target, "positive": raw.target.positive, "target_values": raw.values,
+        "source": masked(data.path), "target": data.target, "positive": raw.target.positive, "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
         "parts": splitting.describe(named), "split": boundaries, "train_kept": kept,
         "prevalence": {name: rows.prevalence for name, rows in named},

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rareclass.adapters.tables.columns import Readings, decide, series_of, times
 from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map
-from rareclass.adapters.tables.sources import INDEX, Source, conditions, expression, kind_of, missing_column, redacted
+from rareclass.adapters.tables.sources import INDEX, Source, conditions, expression, kind_of, missing_column
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
@@ -22,6 +22,7 @@ from rareclass.core.hashing import combine, text_hash
 from rareclass.core.reading import Reading, Target, spellings
 from rareclass.core.times import check_span
 from rareclass.errors import DataError, NoPositives, nearest
+from rareclass.masking import masked
 
 _MAX_TARGETS = 1000
 _KEEP = "__rareclass_train"
@@ -221,11 +222,11 @@ class Reader:
         if self.encoder is None or self.x is None or not self.read:
             why = "data.filter keeps none of them" if data.filter else "the source is empty"
             raise DataError(
-                f"'{redacted(data.path)}' has no rows: {why}. Set data.path or data.filter so that rows are left"
+                f"'{masked(data.path)}' has no rows: {why}. Set data.path or data.filter so that rows are left"
             )
         findings = [*self.readings.findings, *self._target_findings(), *self._time_findings()]
         if not self.y.length:
-            raise DataError(f"every row of '{redacted(data.path)}' was left out: {self._lost()}. Mend the source")
+            raise DataError(f"every row of '{masked(data.path)}' was left out: {self._lost()}. Mend the source")
         codes, x = self.y.done(), self.x.done()
         target, values = self._target(codes)
         rare = np.array([text == target.positive for text in self.targets.texts()])

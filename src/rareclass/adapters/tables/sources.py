@@ -23,6 +23,7 @@ from rareclass.adapters.tables.csv_files import PACKED, SUFFIXES, CsvFiles, Form
 from rareclass.config import filter_groups
 from rareclass.core.reading import factorize, number_text, plain_text
 from rareclass.errors import ConfigError, DataError, MissingExtra, nearest
+from rareclass.masking import masked
 
 BATCH = 65_536
 OPERATORS = ("==", "=", "!=", "<", ">", "<=", ">=", "in", "not in")
@@ -70,12 +71,7 @@ def open_source(path: str, query: str | None = None, *, text: Sequence[str] = ()
 def _unreadable(path: str, error: BaseException) -> DataError:
     # pyarrow repeats the path in each layer of its message; what was wrong stands behind the last of them
     reason = " ".join(str(error).split()).rsplit("': Invalid: ", 1)[-1]
-    return DataError(f"'{redacted(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
-
-
-def redacted(path: str) -> str:
-    """Return a URL without its password."""
-    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", path)
+    return DataError(f"'{masked(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
 
 
 # ------------------------------------------------------------------------------------------------------ filters
@@ -356,7 +352,7 @@ def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[s
 
 def _sql(path: str, query: str | None) -> Source:
     if not query:
-        raise ConfigError(f"data.path '{redacted(path)}' is a database. Set data.query to a SELECT statement")
+        raise ConfigError(f"data.path '{masked(path)}' is a database. Set data.query to a SELECT statement")
     body = query.strip().rstrip(";")
     schema = _run_sql(path, f"SELECT * FROM ({body}) AS source LIMIT 1000", lambda reader: reader.schema)  # noqa: S608
 
@@ -373,7 +369,7 @@ def _sql(path: str, query: str | None) -> Source:
             except (_database_errors(), pa.ArrowException) as error:
                 raise _query_failed(path, error) from None
 
-    return Source(redacted(path), dict(zip(schema.names, schema.types, strict=True)), None, scan)
+    return Source(masked(path), dict(zip(schema.names, schema.types, strict=True)), None, scan)
 
 
 def _database_errors() -> type[BaseException]:
@@ -392,7 +388,7 @@ def _run_sql(path: str, statement: str, use: Callable[[pa.RecordBatchReader], An
 
 def _query_failed(path: str, error: BaseException) -> DataError:
     reason = " ".join(str(error).split())
-    return DataError(f"the database '{redacted(path)}' refused data.query: {reason[:250]}. Mend data.query")
+    return DataError(f"the database '{masked(path)}' refused data.query: {reason[:250]}. Mend data.query")
 
 
 def _execute(path: str, cursor: Any, statement: str) -> pa.RecordBatchReader:
@@ -425,7 +421,7 @@ def _connect(path: str) -> Any:
         return dbapi.connect(plain)
     except _database_errors() as error:
         raise DataError(
-            f"the database '{redacted(path)}' cannot be reached: {' '.join(str(error).split())[:200]}. Set data.path"
+            f"the database '{masked(path)}' cannot be reached: {' '.join(str(error).split())[:200]}. Set data.path"
         ) from None
 
 

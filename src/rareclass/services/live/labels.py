@@ -16,6 +16,7 @@ from rareclass.config import Config
 from rareclass.core.dataset import Schema, text_of
 from rareclass.core.reading import NUMBER, Target
 from rareclass.errors import DataError, InputError, StoreError, nearest
+from rareclass.masking import masked
 
 COLUMNS = ("request_id", "row", "label", "observed_at", "source")
 _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -195,9 +196,7 @@ def _read(path: str, config: Config) -> pd.DataFrame:
 
 def _shown(path: str | Path) -> str:
     """The path without a password and without the statement behind it."""
-    import re
-
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", str(path).partition("#")[0])
+    return masked(str(path)).partition("#")[0]
 
 
 def _own_names(frame: pd.DataFrame, config: Config, versions: Versions) -> Mapping[str, str]:

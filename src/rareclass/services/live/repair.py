@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rareclass.config import Config, dump
+from rareclass.config import Config, dump, public
 from rareclass.core import operating
 from rareclass.errors import AlreadyDone, DataError, ModelError
 from rareclass.services import promotion as promotion
@@ -111,7 +111,7 @@ def recalibrate(
         "created": now.isoformat(),
         "calibration": found.calibrator.kind,
         "recalibrated_from": champion.version,
-        "config": dump(config),
+        "config": public(config),
     }
     made = repair.recalibrated(model, found, scored, raw, window=config.monitor.window, meta=meta)
     version = _registered(
@@ -175,7 +175,6 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     model : the champion, whose target and positive value the rows share
     """
     from rareclass.adapters.tables import Ingested
-    from rareclass.adapters.tables.sources import redacted
     from rareclass.core import hashing, splitting
 
     parts = splitting.split(
@@ -184,8 +183,9 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     )  # fmt: skip
     named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
     content = f"{int(np.bitwise_xor.reduce(hashing.mix(rows.row_id ^ rows.y.astype(np.uint64)))):016x}"
+    from rareclass.masking import masked
     card = {
-        "source": "prediction log" if config.retrain.source == "store" else redacted(config.data.path),
+        "source": "prediction log" if config.retrain.source == "store" else masked(config.data.path),
         "target": config.data.target, "positive": str(model.meta.get("positive")),
         "rows": {name: len(part) for name, part in named.items()} | {"dropped": dict(parts.dropped)},
         "parts": splitting.describe(list(named.items())), "split": {**parts.boundaries, "kind": parts.kind}, "train_kept": 1.0,

@@ -13,8 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, public, without_password
+from rareclass.config import Config, public
 from rareclass.errors import RareclassError
+from rareclass.masking import masked
 from rareclass.services import promotion as promotion
 from rareclass.services.training.steps import Judgement, Plan, Progress, Tuning, silent
 
@@ -50,7 +51,7 @@ def register(
     from rareclass.adapters import registry
 
     config = run.config
-    progress("register", f"MLflow at {without_password(config.tracking.uri)}")
+    progress("register", f"MLflow at {masked(config.tracking.uri)}")
     tracker = _tracker(config)
     tracker.bury()
     logged = _start(tracker, config, now, {"gate": run.judged.decision.verdict, "reason": reason})
@@ -117,7 +118,7 @@ def _ending(fault: BaseException) -> str:
 
 def error_line(fault: BaseException) -> str:
     """What ended a run, in one line without passwords; of a fault that no user can mend with its kind."""
-    text = without_password(" ".join(str(fault).split()))[:1000]
+    text = masked(" ".join(str(fault).split()))[:1000]
     kind = type(fault).__name__
     return text if isinstance(fault, RareclassError) else f"{kind}: {text}".removesuffix(": ")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import ENVIRONMENT, Config, dump
 from rareclass.errors import ConfigError
+from rareclass.masking import masked_values
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rareclass.services.live.governor import Action
 
 IMAGE = "rareclass/pipeline"
-_PASSWORD = re.compile(r"://[^/:@\s]*:[^@\s/]+@")
 _CRON_FIELDS = 6
 
 
@@ -180,10 +179,15 @@ def shown(config: Config) -> dict[str, Any]:
     for name in given & ENVIRONMENT.keys():
         section, key = ENVIRONMENT[name].split(".")
         raw[section][key] = f"from {name}" if (section, key) == ("data", "path") else _default(section, key)
+    for name, value in config.cluster.env.items():
+        if masked_values({name: value})[name] != value:
+            raise ConfigError(
+                f"cluster.env.{name} holds a password, which every reader of the run would see. Put it into a Secret and name that in cluster.secrets"
+            )
     raw["cluster"] = {}
     for section, values in raw.items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, str) and _PASSWORD.search(value):
+            if value != masked_values({key: value})[key]:
                 raise ConfigError(
                     f"{section}.{key} holds a password, which every reader of the run would see. Put it into a Secret and name that in cluster.secrets"
                 )
