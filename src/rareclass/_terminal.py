@@ -116,6 +116,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     elif found.get("champion_left_out"):
         facts.append(("champion", f"{found['champion']} cannot be compared, because {found['champion_left_out']}"))
     facts += [("gate", reason) for reason in found["gate"]["reasons"]]
+    facts += [("next", step) for step in found["gate"].get("next", ())]
     out = console()
     out.print(f"\n[bold]{found['model']}[/bold]  {_verdict(found)}")
     for name, text in facts:

@@ -161,3 +161,25 @@ def test_a_champion_that_cannot_be_compared_means_what_the_setting_says_and_the_
     assert len(told) == 1
     assert "column 'leak' is not in the data" in told[0]
     assert f"gate.without_comparison: {setting}" in told[0]
+
+
+def test_whatever_does_not_pass_says_what_to_do_next_and_an_approval_says_nothing():
+    y, score = world(20_000)
+    noise = np.random.default_rng(1).random(len(y)) * 0.1
+    none = np.zeros(len(y), dtype=bool)
+    assert decide(y, score).next_steps == ()
+    cases = {
+        "add columns": decide(y, noise),
+        "gate.min_ap": decide(y, score, gate=Gate(min_ap=0.99)),
+        "does not pay": decide(y, noise, threshold=0.01, costs=CostArrays(1.0, 50.0, "EUR")),
+        "do not fit the test rows' prevalence": decide(y, score**2),
+        "keep the champion": decide(y, noise, champion=Champion(score)),
+        "bring more labelled rows": decide(*world(300), gate=Gate(min_positives=200)),
+        "was not trained on": decide(y, score, champion=Champion(score, unseen=none)),
+        "gate.without_comparison": decide(y, score, champion=NotComparable("version 1", "its columns are gone")),
+    }
+    for words, found in cases.items():
+        assert any(words in step for step in found.next_steps), (words, found.next_steps)
+        assert found.verdict != "approve"
+        assert found.to_json()["next"] == list(found.next_steps)
+        assert all("\n" not in step for step in found.next_steps)

@@ -54,8 +54,16 @@ class GateDecision:
         """Whether the recipe may become a registered version."""
         return self.mode != "enabled" or self.verdict == "approve"
 
+    @property
+    def next_steps(self) -> tuple[str, ...]:
+        """What can be done about each rule that did not pass, one sentence each, most decisive first."""
+        order = {"fail": 0, "undecided": 1}
+        open_rules = sorted((r for r in self.rules if r.outcome in order), key=lambda rule: order[rule.outcome])
+        return tuple(dict.fromkeys(_next_step(rule) for rule in open_rules))
+
     def to_json(self) -> dict[str, Any]:
         return {
+            "next": list(self.next_steps),
             "verdict": self.verdict,
             "mode": self.mode,
             "registers": self.registers,
@@ -147,6 +155,36 @@ def judge(
         pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), confidence)
         rules.extend(pair.rules(gate, evaluation, costs))
     return _decide(tuple(rules), gate.mode)
+
+
+_MORE = "bring more labelled rows of the rare class: a longer history, a larger split.test, or labels that came since"
+_SHADOW = "or let live labels decide: gate.mode: dry_run with promotion.mode: shadow registers it as challenger"
+_FAILED = {
+    "ap_lift": "the columns hardly tell the classes apart: look at the report's importance and slices, and add columns that are known when a row is scored",
+    "min_ap": "it is not good enough for gate.min_ap: look at the report's importance and slices, add columns, or give it more time (search.seconds)",
+    "cost": "at these prices acting on it does not pay: check costs and the operating points (threshold.points)",
+    "calibration": "its scores do not fit the test rows' prevalence: split by time (data.time), shorten the history, or set threshold.calibration",
+    "champion": "keep the champion: it ranks better on the same rows; look in the report for what it knows and this one does not",
+    "champion_cost": "its decisions cost more than the champion's: compare the operating points (threshold.points) of both",
+}
+
+
+def _next_step(rule: Rule) -> str:
+    """What can be done about a rule that did not pass."""
+    if rule.name.startswith("slice "):
+        return f"look at the rows of {rule.name.removeprefix('slice ')}: more of them, or columns that matter there"
+    if rule.outcome == "fail":
+        return _FAILED[rule.name]
+    if rule.name != "champion":
+        return _MORE
+    if not rule.numbers:  # it cannot be compared at all
+        return f"train on the columns and the target that the champion knows, set gate.without_comparison: approve, {_SHADOW}"
+    if "found" in rule.numbers:
+        return (
+            "bring rows that the champion was not trained on: newer ones, with their labels. Running again on the same rows "
+            f"cannot tell, because the champion was fitted on all of them (train.refit); {_SHADOW}"
+        )
+    return f"{_MORE}; {_SHADOW}"
 
 
 def _without_comparison(champion: NotComparable, gate: config.Gate) -> Rule:
