@@ -229,6 +229,11 @@ def run(
             f"  MLflow      {settings.tracking.uri}",
         ]
     )
+    if settings.promotion.mode == "manual" and summary["version"] and summary.get("role") != "champion":
+        version = summary["version"]
+        terminal.lines(
+            [f"  next        version {version} waits for approval: rareclass approve -c CONFIG {version} --reason WHY"]
+        )
 
 
 @app.command()
@@ -542,10 +547,75 @@ def rollback(
 
 
 @app.command()
+def approve(
+    config: ConfigOption,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the ledger.")],
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="Number of the version; default: the one that waits.")
+    ] = None,
+    decline: Annotated[bool, typer.Option("--decline", help="Say no: the version never answers.")] = False,
+    actor: ActorOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Approve a version that waits (promotion.mode: manual); it becomes champion. Final, and in the ledger."""
+    from rareclass.services import approval as service
+
+    settings = _stored(config, overrides)
+    said = service.answer(settings, version, reason=reason, now=_now(), actor=actor, decline=decline)
+    terminal.lines([said])
+
+
+@app.command()
+def approval(
+    config: ConfigOption,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="Number of the version; default: put up last.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Wait so long for an answer.")] = 0.0,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether a version was approved: exit code 0 approved or nothing waits, 20 waits, 21 declined."""
+    from rareclass.services import approval as service
+    from rareclass.services.retry import ticking
+
+    found = service.wait(_stored(config, overrides), version, seconds, pause=ticking(seconds))
+    if as_json:
+        terminal.dump({"version": found.version, "state": found.state, "actor": found.actor, "reason": found.reason})
+    else:
+        terminal.lines([str(found)])
+    raise typer.Exit(service.EXIT[found.state])
+
+
+@app.command()
+def retire(
+    config: ConfigOption,
+    role: Annotated[
+        str, typer.Option("--role", metavar="challenger|previous", help="Whom to take out of the shadow.")
+    ] = "challenger",
+    reason: ReasonOption = "by hand",
+    actor: ActorOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Take the challenger (or the previous version) out of the shadow: it scores nothing any more."""
+    from rareclass.services import promotion as service
+
+    chosen = service.checked_role(role)
+    terminal.lines([str(service.retire(_stored(config, overrides), chosen, now=_now(), actor=actor, reason=reason))])
+
+
+@app.command()
 def history(
     config: ConfigOption,
     kind: Annotated[
         str | None, typer.Option("--kind", metavar="KIND", help="Only lines of this kind, like promote.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the chain of hashes instead; exit code 1 where it is broken.")
+    ] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", metavar="HASH", help="With --verify: a hash that an earlier --verify printed."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -553,6 +623,11 @@ def history(
     """Print the ledger: who did what, when and why."""
     from rareclass.services import promotion as service
 
+    if verify or expect is not None:
+        chain = service.verified(_stored(config, overrides), expect)
+        whole = "whole" if not chain.broken else "BROKEN"
+        terminal.lines([f"{chain.lines} lines, the chain is {whole}, hash {chain.head or 'none yet'}", *chain.broken])
+        raise typer.Exit(1 if chain.broken else 0)
     entries = service.history(_stored(config, overrides), kind=kind)
     if as_json:
         terminal.dump(

@@ -388,9 +388,11 @@ class Gate(Section):
 class Promotion(Section):
     """What happens to an approved version."""
 
-    mode: Literal["immediate", "shadow"] = Field(
-        "immediate", description="immediate: champion at once; shadow: wins on live labels first"
+    mode: Literal["immediate", "shadow", "manual"] = Field(
+        "immediate",
+        description="immediate: champion at once; shadow: wins on live labels first; manual: a person approves it first, and it scores in the shadow while it waits",
     )
+    four_eyes: bool = Field(False, description="With mode manual: whoever trained a version may not approve it")
     probation: Duration = Field(
         timedelta(days=14), description="How long the previous champion keeps scoring as shadow"
     )
@@ -405,8 +407,6 @@ class Tracking(Section):
         None, description="Artifact root of a new experiment; default: beside a SQLite store, the server's otherwise"
     )
 
-
-class Store(Section):
     @field_validator("artifacts")
     @classmethod
     def _nothing_secret(cls, value: str | None) -> str | None:
@@ -416,6 +416,8 @@ class Store(Section):
             )
         return value
 
+
+class Store(Section):
     """Predictions, labels and the ledger."""
 
     url: str = Field(

@@ -62,6 +62,16 @@ class AlreadyDone(RareclassError):
     """The ledger already has this action: doing it twice was refused."""
 
 
+class NeedsApproval(RareclassError):
+    """A version may not answer before a person approved it (``promotion.mode: manual``)."""
+
+    exit_code = 20
+
+
+class NotAllowed(RareclassError):
+    """This person may not do this; another one may."""
+
+
 class MissingExtra(RareclassError):
     """An optional dependency is needed for what was asked."""
 

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rareclass.config import Config
 from rareclass.core.model import RareModel
-from rareclass.errors import AlreadyDone, ModelError, unknown
+from rareclass.errors import AlreadyDone, ModelError, NeedsApproval, unknown
 from rareclass.services.actor import me
 
 if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry, Version
     from rareclass.adapters.store import LedgerEntry, Store
+    from rareclass.adapters.store.ledger import Chain
 
 Aliases = Mapping[str, str | None]
-Mode = Literal["immediate", "shadow"]
+Mode = Literal["immediate", "shadow", "manual"]
 MODES = ("immediate", "shadow")
+"""What a person may ask for; ``manual`` comes from the configuration alone."""
 _EMPTY: Aliases = {"champion": None, "challenger": None, "previous": None}
 _TRIES = 5
 
@@ -149,7 +151,17 @@ def promote(
             entries = _moves(store, config.name)
             before = _follow(registry, config.name, entries)
             number = _chosen(registry, config.name, version, before, how)
-            role = "champion" if how == "immediate" or before["champion"] is None else "challenger"
+            role = "challenger" if how == "shadow" and before["champion"] is not None else "champion"
+            if (
+                role == "champion"
+                and before["champion"] != number
+                and _waits(config, store, number, actor, reason, now)
+            ):
+                if before["champion"] is None or before["challenger"] == number:
+                    raise NeedsApproval(
+                        f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
+                    )
+                role = "challenger"  # scores in the shadow while it waits
             if before[role] == number:
                 raise AlreadyDone(
                     f"version {number} of '{config.name}' is {role} already. `rareclass history` shows since when"
@@ -167,6 +179,26 @@ def promote(
     raise ModelError(
         f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
     )
+
+
+def _waits(config: Config, store: Store, number: str, actor: str | None, reason: str, now: datetime) -> bool:
+    """Tell whether a version still needs a person's word, and ask for it once."""
+    if config.promotion.mode != "manual":
+        return False
+    if any(str(entry.payload.get("version")) == number for entry in store.entries(config.name, "approve")):
+        return False
+    with suppress(AlreadyDone):
+        why = reason or "registered"
+        store.append(config.name, f"ask:{number}", "ask", actor or me(), why, {"version": number}, now)
+    return True
+
+
+def note(
+    config: Config, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], now: datetime
+) -> None:
+    """Write one line of the ledger. Raises AlreadyDone when the key is there."""
+    with _store(config) as store:
+        store.append(config.name, key, kind, actor, reason, payload, now)
 
 
 def _after_promotion(before: Aliases, number: str, role: str) -> Aliases:
@@ -265,11 +297,24 @@ def history(config: Config, *, kind: str | None = None) -> list[LedgerEntry]:
         return list(store.entries(config.name, kind))
 
 
+def verified(config: Config, expect: str | None = None) -> Chain:
+    """Walk along the ledger's chain of hashes; ``expect``: a hash that it had earlier."""
+    with _store(config) as store:
+        return store.verify_ledger(config.name, expect)
+
+
 def checked_mode(mode: str | None) -> Mode | None:
     """Return the mode when it is one. Raises ConfigError with the choices."""
     if mode not in (None, *MODES):
         raise unknown("mode", mode, MODES, "--mode")
     return cast("Mode | None", mode)
+
+
+def checked_role(role: str) -> Literal["challenger", "previous"]:
+    """Return the role when it can be retired. Raises ConfigError with the choices."""
+    if role not in ("challenger", "previous"):
+        raise unknown("role", role, ("challenger", "previous"), "--role")
+    return cast("Literal['challenger', 'previous']", role)
 
 
 def current(entries: list[LedgerEntry]) -> Aliases:

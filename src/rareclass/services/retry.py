@@ -33,3 +33,16 @@ def patiently(
                 raise
             print(f"waiting: {error}", file=sys.stderr, flush=True)
             time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
+
+
+def ticking(seconds: float, pause: float = 3.0) -> Callable[[], bool]:
+    """Return a function that pauses and tells whether there is time left of ``seconds`` from now."""
+    end = time.monotonic() + seconds
+
+    def tick() -> bool:
+        left = end - time.monotonic()
+        if left > 0:
+            time.sleep(min(pause, left))
+        return left > 0
+
+    return tick

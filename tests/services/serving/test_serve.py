@@ -62,11 +62,16 @@ def test_without_a_champion_the_error_says_how_to_get_one(config: Config) -> Non
         serve.Releases(parse({**dump(config), "name": "nobody"}))()
 
 
-def test_one_version_can_be_served_by_its_uri_alone(config: Config, tmp_path: Path) -> None:
+def test_one_version_can_be_served_by_its_uri_alone(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_model.model(3).save(tmp_path / "m-17")
     release = serve.Releases(config, str(tmp_path / "m-17"))()
     assert (release.champion.version, release.shadows) == ("m-17", ())
     assert serve.load(config, release.champion).score(np.ones((1, 2), np.float32))[0] > 0.8
+    monkeypatch.setenv(serve.HASH_PIN, small_model.model(2).save(tmp_path / "another"))
+    with pytest.raises(ModelError, match="not the ones that were registered"):
+        serve.load(config, serve.Releases(config, str(tmp_path / "m-17"))().champion)
 
 
 @pytest.mark.parametrize("bad", ["http", "-1", "70000", ""])

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from rareclass.adapters.store import erasure
+from rareclass.adapters.store import erasure, ledger
 from rareclass.adapters.store.database import Database
 from rareclass.adapters.store.erasure import Erased
 from rareclass.adapters.store.frames import micros, normal, timed, to_micros, to_moment
@@ -386,18 +386,19 @@ class Store(Database):
         text = json.dumps(dict(payload), default=str)
         try:
             with self.transaction(write=True) as connection:
-                number = connection.execute(sa.insert(LEDGER).values(**values, payload=text)).inserted_primary_key[0]
+                number = ledger.write(connection, {**values, "payload": text})
         except StoreRefused as error:
             if not isinstance(error.__context__, sa.exc.IntegrityError):
                 raise
             raise AlreadyDone(
                 f"'{key}' of model '{model}' is in the ledger already; `rareclass history` shows it"
             ) from None
-        return LedgerEntry(int(number), model, key, kind, actor, reason, json.loads(text), to_moment(values["at"]))  # type: ignore[arg-type]
+        return LedgerEntry(number, model, key, kind, actor, reason, json.loads(text), to_moment(values["at"]))  # type: ignore[arg-type]
 
     def entries(self, model: str, kind: str | None = None) -> list[LedgerEntry]:
         """Return the ledger of a model, oldest first."""
-        query = sa.select(LEDGER).where(LEDGER.c.model == model).order_by(LEDGER.c.id)
+        columns = [column for column in LEDGER.columns if column.name not in ("previous", "hash")]
+        query = sa.select(*columns).where(LEDGER.c.model == model).order_by(LEDGER.c.id)
         if kind is not None:
             query = query.where(LEDGER.c.kind == kind)
         with self.transaction() as connection:
@@ -406,6 +407,12 @@ class Store(Database):
             LedgerEntry(**{**line, "payload": json.loads(line["payload"]), "at": to_moment(line["at"])})
             for line in lines
         ]
+
+    def verify_ledger(self, model: str, expect: str | None = None) -> ledger.Chain:
+        """Walk along the chain of a model's ledger; ``expect``: a hash that it had earlier."""
+        query = sa.select(LEDGER).where(LEDGER.c.model == model).order_by(LEDGER.c.id)
+        with self.transaction() as connection:
+            return ledger.verify(list(connection.execute(query).mappings()), expect)
 
 
 def _differs(row: Any, stored: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from rareclass.adapters.store import ledger
 from rareclass.adapters.store.frames import normal
 from rareclass.adapters.store.tables import DAY, FORGOTTEN, LABEL_HISTORY, LABELS, LEDGER, PREDICTIONS, SHADOWS
 
@@ -80,12 +81,26 @@ def restore(store: Store, table: str, frame: pd.DataFrame, erased: set[str]) -> 
         with store.transaction() as connection:
             rows, _ = store.not_erased(connection, rows)
         return store.insert(target, rows) if len(rows) else 0
+    if table == LEDGER.name and "hash" not in frame.columns:  # a backup from before the chain
+        return _chained(store, frame)
     names = ", ".join(f'"{name}"' for name in frame.columns)
     marks = ", ".join(f":{name}" for name in frame.columns)
     statement = sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING")  # noqa: S608
     rows: list[dict[str, Any]] = [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
     with store.transaction(write=True) as connection:
         return sum(connection.execute(statement, _plain(row)).rowcount for row in rows)
+
+
+def _chained(store: Store, frame: pd.DataFrame) -> int:
+    new = 0
+    for line in frame.to_dict("records"):
+        row = _plain(line)
+        there = sa.select(LEDGER.c.id).where(LEDGER.c.model == row["model"], LEDGER.c.key == row["key"])
+        with store.transaction(write=True) as connection:
+            if connection.execute(there).first() is None:
+                ledger.write(connection, row)
+                new += 1
+    return new
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store.frames import to_micros
 
-HEAD = "0002"  # newest revision in migrations/versions; a test compares the two
+HEAD = "0003"  # newest revision in migrations/versions; a test compares the two
 VERSION_TABLE = "rareclass_version"  # not alembic_version: MLflow may live in the same database
 DAY = 86_400_000_000
 METADATA = sa.MetaData()
@@ -68,6 +68,8 @@ LEDGER = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Column("payload", sa.Text),
     sa.Column("at", sa.BigInteger),
+    sa.Column("previous", sa.Text),
+    sa.Column("hash", sa.Text),
 )
 FORGOTTEN = sa.Table(
     "forgotten",

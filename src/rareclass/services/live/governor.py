@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, Governor
-from rareclass.errors import AlreadyDone, ConfigError, RareclassError
+from rareclass.errors import AlreadyDone, ConfigError, NeedsApproval, RareclassError
 from rareclass.services import promotion as promotion
 
 if TYPE_CHECKING:
@@ -527,7 +527,7 @@ def _move(
             promotion.rollback(config, now=now, actor=ACTOR, reason=reason, evidence=numbers, expect=before)
         else:
             promotion.promote(config, after, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=numbers)
-    except AlreadyDone:
+    except (AlreadyDone, NeedsApproval):
         return None
     return Action(now, kind, before, after, "done", reason, numbers)
 

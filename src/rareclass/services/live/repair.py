@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,7 +11,7 @@ import numpy as np
 
 from rareclass.config import Config, dump, public
 from rareclass.core import operating
-from rareclass.errors import AlreadyDone, DataError, ModelError
+from rareclass.errors import AlreadyDone, DataError, ModelError, NeedsApproval
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
 from rareclass.services.live.governor import ACTOR, Action
@@ -117,10 +116,18 @@ def recalibrate(
     version = _registered(
         config, made, now, f"recalibrated from version {champion.version}: {found.reason}", found.to_json()
     )
-    _promoted(config, version, now, found.reason, {"recalibrate": found.to_json()})
+    role = _promoted(config, version, now, found.reason, {"recalibrate": found.to_json()})
     payload = {**found.to_json(), "version": version, "costs": dump(config)["costs"]}
     monitor.store.append(config.name, f"recalibrate:{version}", "recalibrate", ACTOR, found.reason, payload, now)
-    return Action(now, "recalibrate", champion.version, version, "done", found.reason, found.to_json())
+    return Action(
+        now,
+        "recalibrate",
+        champion.version,
+        version,
+        "done" if role == "champion" else role,
+        found.reason,
+        found.to_json(),
+    )
 
 
 def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None) -> Action:
@@ -147,7 +154,7 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
 def judged_later(config: Config) -> Config:
     """Return the configuration of a retrain: the gate keeps out what is clearly worse; who is better is decided on rows still to come."""
     gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
-    shadow = config.promotion.model_copy(update={"mode": "shadow"})
+    shadow = config.promotion.model_copy(update={} if config.promotion.mode == "manual" else {"mode": "shadow"})
     return config.model_copy(update={"promotion": shadow, "gate": gate})
 
 
@@ -176,6 +183,7 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     """
     from rareclass.adapters.tables import Ingested
     from rareclass.core import hashing, splitting
+    from rareclass.masking import masked
 
     parts = splitting.split(
         y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
@@ -183,7 +191,6 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     )  # fmt: skip
     named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
     content = f"{int(np.bitwise_xor.reduce(hashing.mix(rows.row_id ^ rows.y.astype(np.uint64)))):016x}"
-    from rareclass.masking import masked
     card = {
         "source": "prediction log" if config.retrain.source == "store" else masked(config.data.path),
         "target": config.data.target, "positive": str(model.meta.get("positive")),
@@ -444,6 +451,12 @@ def _registered(config: Config, model: RareModel, now: datetime, reason: str, ev
     return version.version
 
 
-def _promoted(config: Config, version: str, now: datetime, reason: str, evidence: Mapping[str, Any]) -> None:
-    with contextlib.suppress(AlreadyDone):
-        promotion.promote(config, version, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=evidence)
+def _promoted(config: Config, version: str, now: datetime, reason: str, evidence: Mapping[str, Any]) -> str:
+    """Make a recalibrated version champion; with `promotion.mode: manual` challenger, until a person approves it."""
+    try:
+        made = promotion.promote(
+            config, version, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=evidence
+        )
+    except (AlreadyDone, NeedsApproval):
+        return next((role for role, held in promotion.state(config).items() if held == version), "waiting")
+    return made.role

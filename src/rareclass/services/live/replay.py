@@ -66,6 +66,10 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
         raise ConfigError(
             "a replay needs a calendar, and data.time_unit: order tells none. Set data.time_unit to what the numbers count, like hour"
         )
+    if config.promotion.mode == "manual":  # nobody is there to approve
+        shadow = config.promotion.model_copy(update={"mode": "shadow"})
+        config = config.model_copy(update={"promotion": shadow})
+        progress("replay", "promotion.mode is manual; nobody approves in a replay, so live labels decide")
     progress("replay", f"reading {config.data.path}")
     frame = _frame(config)
     start = _start(config, frame)

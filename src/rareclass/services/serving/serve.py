@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PIN = "RARECLASS_VERSION"
 """Environment variable with the version that this server answers with; empty: the champion."""
+HASH_PIN = "RARECLASS_MODEL_HASH"
+"""Environment variable with the hash (`rareclass.hash` in the registry) that a version served by its URI must have."""
 DRAIN_SECONDS = 30.0
 _LOG = logging.getLogger("rareclass.serving")
 
@@ -45,7 +47,7 @@ class Releases:
         from rareclass.adapters.serving.interfaces import Release, Version
 
         if self._model is not None:
-            return Release(Version("champion", _name_of(self._model), self._model))
+            return Release(Version("champion", _name_of(self._model), self._model, hash=_pinned_hash()))
         from rareclass.adapters.registry import Registry
 
         if self._registry is None:
@@ -87,6 +89,11 @@ def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str
     return patiently(lambda: releases().champion.version, seconds, over=ModelError, pause=pause)
 
 
+def _pinned_hash() -> str | None:
+    """Return the hash that a version without a registry must have, where whoever deployed it said so."""
+    return os.environ.get(HASH_PIN, "").strip() or None
+
+
 def _name_of(uri: str) -> str:
     """Return a version for a model that has no number: the last part of its URI that says something."""
     parts = [part for part in uri.replace(":", "/").split("/") if part not in ("", "model", "data", "rareclass")]
@@ -121,7 +128,7 @@ def settings_of(model: str, overrides: Sequence[str] = ()) -> Config:
     from rareclass.adapters.registry import load_model
     from rareclass.config import with_environment, with_overrides
 
-    trained = load_model(model).meta.get("config") or {}
+    trained = load_model(model, expect=_pinned_hash()).meta.get("config") or {}
     if "data" not in trained:
         raise ModelError(f"the version at '{model}' does not say how it was trained. Pass -c CONFIG beside --model")
     raw = {name: trained[name] for name in ("name", "data") if name in trained}

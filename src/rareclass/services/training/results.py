@@ -127,13 +127,15 @@ def promote(
     config: Config, version: str | None, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
 ) -> str | None:  # fmt: skip
     """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
-    from rareclass.errors import AlreadyDone
+    from rareclass.errors import AlreadyDone, NeedsApproval
 
     if version is None:
         return None
     progress("promote", f"version {version}, {config.promotion.mode}")
     try:
         return promotion.promote(config, version, now=now, actor=actor, reason=reason).role
+    except NeedsApproval:
+        return None
     except AlreadyDone:  # killed after it was promoted and started again
         return next((role for role, holder in promotion.state(config).items() if holder == version), None)
 
@@ -278,7 +280,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
         "champion_left_out": judged.champion_left_out,
-        "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+        "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons), "next": list(judged.decision.next_steps)},
         "rows": {name: len(part) for name, part in rows.items()},
         "positives": {name: part.positives for name, part in rows.items()},
         "prevalence": {**{name: part.prevalence for name, part in rows.items()}, "all": sum(part.positives for part in rows.values()) / everything},
