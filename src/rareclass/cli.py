@@ -331,6 +331,10 @@ def serve(
             help="Serve nothing: end as soon as there is a champion, or with an error after SECONDS (init containers).",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Processes that share the port; default: `serve.workers`."),
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
@@ -340,6 +344,8 @@ def serve(
         raise ConfigError("serve needs to know what. Pass -c CONFIG for its champion, or --model URI for one version")
     if await_champion is not None and (config is None or model is not None):
         raise ConfigError("--await-champion asks a registry. Pass it with -c CONFIG, and no --model")
+    if workers is not None:
+        overrides = [*(overrides or []), f"serve.workers={workers}"]
     if config is None:
         service.serve(service.settings_of(str(model), overrides or ()), model)
         return

@@ -441,6 +441,12 @@ class Serve(Section):
     grpc_port: int = Field(8081, ge=0, lt=65536, description="gRPC port; 0 picks a free one")
     metrics_port: int = Field(8082, ge=0, lt=65536, description="Prometheus port; 0 picks a free one")
     max_rows: int = Field(10_000, ge=1, description="Rows in one request at most")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the ports, each with the model in memory and a spool of its own",
+    )
     spool: str = Field(".rareclass/spool", description="Folder of the durable prediction spool")
     spool_limit_bytes: int = Field(
         1 << 30, ge=1 << 16, description="Spool size from which rows decided 0 are sampled, in bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gzip
 import http.client
 import json
@@ -28,6 +29,7 @@ import small_model
 import triton_messages
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.serving.grpc_messages import METHODS
+from rareclass.adapters.spool import Spool
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, dump, parse
@@ -545,6 +547,47 @@ def test_a_challenger_that_hangs_never_touches_the_champion(start: Callable[...,
     assert running.stop() == 0
     assert len(running.stored()) == 2 * sent
     assert set(running.stored()["version"]) == {"1"}
+
+
+def test_workers_share_one_port_and_one_page_of_metrics_and_one_that_dies_is_started_again(
+    start: Callable[..., Running],
+) -> None:
+    running = start(workers=2, shadows=False)
+    answered = [running.infer(id=f"w{at}")["id"] for at in range(40)]  # a connection each: the kernel spreads them
+    assert running.metric("rareclass_serve_rows_total") == 80
+    assert running.metric("rareclass_serve_champion_info") == 1
+    listing = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(running.process.pid)], capture_output=True, text=True
+    ).stdout.splitlines()
+    workers = [int(line.split()[0]) for line in listing if "multiprocessing.spawn" in line]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+
+    def restarted() -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # a connection that the dead one had accepted
+            answered.append(running.infer(id=f"x{len(answered)}")["id"])
+        return running.metric("process_start_time_seconds") > began
+
+    began = running.metric("process_start_time_seconds")
+    until(restarted)
+    assert running.metric("rareclass_serve_rows_total") >= 80  # what the dead worker had counted is not forgotten
+    assert running.stop() == 0
+    assert set(answered) <= set(running.stored()["request_id"])
+    assert not running.stored().duplicated(["request_id", "row"]).any()
+
+
+def test_rows_that_a_worker_left_behind_are_shipped_by_a_server_with_fewer(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    with Spool(tmp_path / "spool" / "worker-5", 1 << 20, "process", 50) as left:
+        engine_record = {
+            "kind": "prediction", "model": "small", "version": "1", "request_id": "left", "ts": 1_772_000_000_000_000,
+            "operating_point": "default", "threshold": 0.5, "score": [0.25], "decision": [0], "row": [0], "weight": 1.0,
+            "propensity": 1.0, "entity": None, "features": {"amount": [1.0], "channel": ["web"]},
+        }  # fmt: skip
+        left.append([json.dumps(engine_record).encode()])
+    running = start(shadows=False)
+    assert running.stored()["request_id"].tolist() == ["left"]
 
 
 def test_without_a_champion_it_says_what_to_do_and_ends(registry: Config, tmp_path: Path) -> None:

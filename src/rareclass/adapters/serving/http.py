@@ -281,7 +281,7 @@ def _reply(name: str, answer: Answer, request: Request) -> Response:
         "parameters": answer.parameters(),
     }
     body, split = encode(head, answer.arrays(), answer.query.wanted)
-    if request.url.path.endswith("_stream"):
+    if request.scope["path"].endswith("_stream"):
         return _answered(answer, b"data: " + body + b"\n\n", b"text/event-stream", request)
     if split is not None:
         length = {b"inference-header-content-length": b"%d" % split}

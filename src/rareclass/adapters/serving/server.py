@@ -30,7 +30,7 @@ first should not be the one that a request is on its way to."""
 class Options:
     """Where the server listens and what it calls itself. Ports of 0 are picked free.
 
-    shared : other processes listen on the same HTTP and gRPC ports
+    shared : other processes listen on the same HTTP and gRPC ports; this one does once it can answer
     """
 
     name: str
@@ -62,6 +62,7 @@ def options(
     grpc_port: int,
     metrics_port: int,
     token: str | None,
+    shared: bool = False,
 ) -> Options:
     """Return the options with what an operator injects (MLSERVER_HTTP_PORT, MLSERVER_MODEL_NAME, ...) taking precedence."""
 
@@ -77,6 +78,7 @@ def options(
         metrics_port=port("MLSERVER_METRICS_PORT", metrics_port),
         metrics_path=environment.get("MLSERVER_METRICS_ENDPOINT") or "/metrics",
         token=token or None,
+        shared=shared,
     )
 
 
@@ -135,12 +137,13 @@ class Server:
             raise _taken(opts.host, opts.grpc_port, "grpc_port") from None
         self.ports = Ports(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
 
-    async def start(self) -> None:
+    async def start(self) -> Server:
         await self._grpc.start()
         self._serving = [
             asyncio.create_task(server.serve([listening]))
             for server, listening in zip(self._servers, self._sockets, strict=True)
         ]
+        return self
 
     async def stop(self) -> None:
         """Take no more requests, answer those that came, and let Prometheus look until the last one is answered."""
@@ -185,19 +188,21 @@ def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, stopping.set)
-        server = Server(opts, engine)
-        await server.start()
+        # alone, it says on its port that it is not ready yet; beside others, it would take requests that they could answer
+        server = None if opts.shared else await Server(opts, engine).start()
         stopped = asyncio.create_task(stopping.wait())
         loading = loop.run_in_executor(None, refresher.first)
         try:
             await asyncio.wait({stopped, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                server = server or await Server(opts, engine).start()
                 refresher.start()
                 started(server.ports)
                 await stopped
         finally:
-            await server.stop()
+            if server is not None:
+                await server.stop()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:

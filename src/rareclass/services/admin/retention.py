@@ -13,7 +13,7 @@ from rareclass.adapters.store import Store
 from rareclass.config import Config
 from rareclass.errors import AlreadyDone, SpoolError, StoreError
 from rareclass.services.actor import me
-from rareclass.services.serving.shipping import REJECTED, purge_rejected, ship
+from rareclass.services.serving.shipping import REJECTED, purge_rejected, ship, spools
 
 SPOOL_SECONDS = 120
 """Seconds within which a running server's spool holds nothing any more of what is in the store, or was refused there."""
@@ -102,8 +102,7 @@ def _compacted(work: Callable[[], None]) -> tuple[bool, str]:
 
 def _spools(config: Config) -> list[Path]:
     """Return the spool and that of the shadows, where they are on this machine."""
-    root = Path(config.serve.spool)
-    return [folder for folder in (root, root / "shadow") if folder.is_dir()]
+    return spools(config.serve.spool)
 
 
 def _drained(folder: Path, store: Store) -> bool:

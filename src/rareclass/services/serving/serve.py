@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from rareclass.adapters.registry import Version as RegisteredVersion
     from rareclass.adapters.serving.interfaces import Release, Scorer, Version
+    from rareclass.adapters.serving.server import Options, Ports
 
 PIN = "RARECLASS_VERSION"
 """Environment variable with the version that this server answers with; empty: the champion."""
@@ -136,31 +137,69 @@ def settings_of(model: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def serve(config: Config, model: str | None = None, environment: Mapping[str, str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then what was logged is shipped to the store.
+    """Serve until SIGTERM or SIGINT, with ``serve.workers`` processes; then what was logged is shipped to the store.
 
     model : URI of a version to serve instead of the champion
     Raises ModelError without a champion, or when its golden rows score differently here; SpoolError when another server
     uses the spool.
     """
+    from rareclass.services.serving.workers import serve_workers
+
+    env = os.environ if environment is None else environment
+    _ship_what_others_left(config)
+    if config.serve.workers > 1:
+        serve_workers(config, env, config.serve.workers, model)
+    else:
+        serve_one(config, model, env, lambda version, ports: _say(listening(config, env), version, ports))
+
+
+def listening(config: Config, environment: Mapping[str, str], *, shared: bool = False) -> Options:
+    """Return where to listen: the configuration's ports, unless an operator injects others."""
+    from rareclass.adapters.serving.server import options
+
+    settings = config.serve
+    return options(
+        environment, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port, token=environment.get(settings.token_env), shared=shared,
+    )  # fmt: skip
+
+
+def _ship_what_others_left(config: Config) -> None:
+    """Ship the spools of workers that are no longer started, before there is a server."""
+    from rareclass.adapters.spool import unshipped_bytes
+    from rareclass.services.serving.shipping import Shipper, spools
+    from rareclass.services.serving.workers import spool_of
+
+    own = {Path(spool_of(config.serve.spool, at)) for at in range(config.serve.workers)}
+    for folder in spools(config.serve.spool):
+        server = folder.parent if folder.name == "shadow" else folder
+        if server not in own and unshipped_bytes(folder):
+            Shipper(str(folder), config.store.url).start().stop(DRAIN_SECONDS)
+
+
+def serve_one(
+    config: Config,
+    model: str | None,
+    environment: Mapping[str, str],
+    started: Callable[[str, Ports], None],
+    *,
+    shared: bool = False,
+) -> None:
+    """Serve in this process. ``started`` is told the version and the ports when it answers; ``shared``: see Options."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     from prometheus_client import REGISTRY
 
     from rareclass.adapters.serving.engine import Engine
-    from rareclass.adapters.serving.interfaces import Ports
+    from rareclass.adapters.serving.interfaces import Ports as Outside
     from rareclass.adapters.serving.metrics import Metrics
     from rareclass.adapters.serving.refresh import Refresher
-    from rareclass.adapters.serving.server import options, run
+    from rareclass.adapters.serving.server import run
     from rareclass.adapters.serving.shadow import Shadows
     from rareclass.adapters.spool import Spool
     from rareclass.services.serving.shipping import reused_ids
 
-    env = os.environ if environment is None else environment
     settings, data = config.serve, config.data
-    opts = options(
-        env, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port, token=env.get(settings.token_env),
-    )  # fmt: skip
     spool = Spool(settings.spool, settings.spool_limit_bytes, settings.durability, settings.sync_milliseconds)
     shipper = _Shipping(config)
     shadows = None
@@ -194,7 +233,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
         }
         refresher = Refresher(
             engine,
-            Ports(Releases(config, model), lambda version: load(config, version), spool),
+            Outside(Releases(config, model), lambda version: load(config, version), spool),
             max_rows=settings.max_rows,
             seconds=settings.refresh_seconds,
             point=settings.operating_point,
@@ -202,7 +241,8 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
             aliases=aliases,
             shadows=shadows,
         )
-        run(opts, engine, refresher, lambda ports: _say(opts, engine, ports))
+        opts = listening(config, environment, shared=shared)
+        run(opts, engine, refresher, lambda ports: started(engine.active.version if engine.active else "", ports))
     finally:
         if shadows is not None:
             shadows.close(settings.shadow_seconds)
@@ -210,10 +250,9 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
         shipper.stop()
 
 
-def _say(opts: Any, engine: Any, ports: Any) -> None:
-    active = engine.active
+def _say(opts: Options, version: str, ports: Ports) -> None:
     print(
-        f"serving {opts.name} version {active.version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
+        f"serving {opts.name} version {version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
         f" (gRPC {ports.grpc}, metrics http://{opts.host}:{ports.metrics}{opts.metrics_path})",
         flush=True,
     )

@@ -349,6 +349,12 @@ class Shipper:
                 store.close()
 
 
+def spools(root: str | Path) -> list[Path]:
+    """Return the spools that servers of this configuration have or had here: theirs, and those of their shadows."""
+    servers = [Path(root), *sorted(Path(root).glob("worker-*"))]
+    return [folder for server in servers for folder in (server, server / "shadow") if folder.is_dir()]
+
+
 def start_process(config: Config) -> subprocess.Popen[bytes]:
     """Start a shipper outside this process, and so outside its interpreter lock; when this process ends, in whatever
     way, it ships what is left and ends too."""
