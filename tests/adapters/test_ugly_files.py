@@ -262,6 +262,14 @@ def test_the_line_that_names_the_separator_is_no_row(tmp_path):
     assert found.schema.names == ["x", "note"]
 
 
+def test_a_row_number_without_a_name_is_no_feature_and_said(tmp_path):
+    found = take(text(tmp_path / "a.csv", rows().to_csv()))
+    assert found.schema.names == ["x"]
+    assert "column 1 has no name" in found.warnings[0].message
+    trailing = text(tmp_path / "b.csv", "x,y,\n" + "".join(f"{i},{i % 5 == 0:d},\n" for i in range(N)))
+    assert take(trailing).schema.names == ["x"]
+
+
 def test_a_cell_may_hold_a_line_break(tmp_path):
     frame = rows(note=cycle(["one\ntwo", "c"]))
     found = take(text(tmp_path / "a.csv", frame.to_csv(index=False)))
@@ -332,6 +340,17 @@ def test_dates_that_do_not_tell_their_order_are_asked_about(tmp_path):
         take(tmp_path / "a.csv", time="when")
     found = take(tmp_path / "a.csv", time="when", time_format="day-first")
     assert found.schema.roles.time.order == "day-first"
+
+
+def test_a_year_that_nobody_can_mean_is_said(tmp_path):
+    when = pd.Series([*stamps("%Y-%m-%d", N - 1), "9999-12-31"])
+    for name in ("a.csv", "a.parquet"):
+        tables.write_frame(
+            tmp_path / name, rows(when=when if name == "a.csv" else pd.to_datetime(when.str.replace("9999", "2199")))
+        )
+        with pytest.raises(DataError, match=r"outside 1970 to 2099.* in 1 of 400 rows.*data\.time_format: iso"):
+            take(tmp_path / name, time="when")
+        assert take(tmp_path / name, time="when", time_format="iso").kind == "time"
 
 
 def test_an_order_without_a_clock_splits_by_time(tmp_path):

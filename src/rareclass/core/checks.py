@@ -99,10 +99,16 @@ def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: Data) -> list[
     if data.checks.unparsable_time == "off" or not bad.any():
         return []
     example = raw[bad].iloc[0]
-    what = "is missing" if pd.isna(example) else f"is not a time, like {example!r},"
+    far = hasattr(example, "isoformat")  # a time by its type, and yet not believed
+    what = f"lies outside 1970 to 2099, like {example}," if far else f"is not a time, like {example!r},"
+    way = (
+        "Mend those values, or set data.time_format: iso if they are right"
+        if far
+        else "Write times as 2024-05-31T12:00:00 (years 1970 to 2099), or set data.time_format, or data.time to another column"
+    )
     message = (
-        f"column '{data.time}' (the time) {what} in {int(bad.sum()):,} of {len(raw):,} rows. "
-        "Write times as 2024-05-31T12:00:00, or set data.time to another column, or data.checks.unparsable_time: warning"
+        f"column '{data.time}' (the time) {'is missing' if pd.isna(example) else what} in {int(bad.sum()):,} of {len(raw):,} rows. "
+        f"{way}, or data.checks.unparsable_time: warning"
     )
     return settle(list(_finding(data.checks, "unparsable_time", data.time, message)))
 

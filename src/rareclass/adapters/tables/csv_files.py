@@ -87,7 +87,7 @@ class CsvFiles:
             column: (pa.string() if column in self.exact else pa.float64()) if pa.types.is_null(kind) else kind
             for column, kind in self.types.items()
         }
-        self.notes = differences(seen)
+        self.notes = [*differences(seen), *self._nameless()]
 
     def batches(self, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Read the rows of all files in order, with the wanted columns in their types; absent ones are null."""
@@ -107,6 +107,15 @@ class CsvFiles:
                     break
                 except _TooNarrowError as error:  # blanks around a token: that column is read as text from here on
                     own[error.column] = pa.string()
+
+    def _nameless(self) -> list[str]:
+        found = next((d for d in self.dialects.values() if any(not name.strip() for name in d.header)), None)
+        if found is None:
+            return []
+        places = ", ".join(str(at + 1) for at, name in enumerate(found.header) if not name.strip())
+        return [
+            f"column {places} has no name in the header and is no feature, like a row number that pandas wrote. Name it to use it"
+        ]
 
     def _read_as(self, column: str) -> pa.DataType:
         kind = self.types[column]

@@ -28,7 +28,7 @@ from rareclass.masking import masked
 BATCH = 65_536
 OPERATORS = ("==", "=", "!=", "<", ">", "<=", ">=", "in", "not in")
 _PARQUET_NAMES = (".parquet", ".pq", ".parq")
-INDEX = re.compile(r"__index_level_\d+__")  # a pandas index without a name, which is no column of anybody's
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # an index that pandas wrote without a name: nobody's column
 
 Batches = Iterator[pa.RecordBatch]
 Scan = Callable[[Sequence[str], Any, Mapping[str, Any]], Batches]
