@@ -312,6 +312,16 @@ def test_autoscaling_owns_the_number_of_pods() -> None:
 
 
 @needs_helm
+def test_what_the_configuration_says_is_deleted_is_deleted_daily_unless_somebody_turns_it_off() -> None:
+    job = of(render(*SMALL), "CronJob", "release-retention")["spec"]
+    assert job["schedule"].split()[2:] == ["*", "*", "*"]
+    [container] = job["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["retention", "-c", "/config/config.yaml"]
+    off = render(*SMALL, "--set", "jobs.retention.enabled=false")
+    assert not [each for each in off if each["metadata"]["name"] == "release-retention"]
+
+
+@needs_helm
 def test_each_rule_sees_its_own_model_only_and_can_be_routed() -> None:
     objects = render(*SMALL, "--set", "alerts.holdFor=10s")
     rules = [

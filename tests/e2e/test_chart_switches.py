@@ -78,6 +78,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "train": {"on": {"train.enabled": True}, "off": {}},
     "labels": {"on": {"jobs.labels.enabled": True, "jobs.labels.source": "s3://b/l.csv"}, "off": {}},
     "evidently": {"on": {"jobs.evidently.enabled": True}, "off": {}},
+    "retention": {"on": {}, "off": {"jobs.retention.enabled": False}},
     "backup": {
         "volume": {"jobs.backup.enabled": True},
         "bucket": {"jobs.backup.enabled": True, "jobs.backup.destination": "s3://b/k"},

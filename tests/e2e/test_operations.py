@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,24 @@ def test_a_backup_brings_back_a_lost_database_and_a_second_restore_changes_nothi
     assert {table: sql(f"SELECT count(*) FROM {table}") for table in tables} == before
     again = restore()
     assert again.count(" 0 new") == again.count(" new")
+
+
+def test_old_predictions_are_deleted_by_the_schedule_and_the_ledger_says_so(answered: list[str]) -> None:
+    day = (datetime.now(UTC) - timedelta(days=500)).replace(hour=0, minute=0, second=0, microsecond=0)
+    start = int(day.timestamp()) * 1_000_000
+    bounds = f"FROM ('{start}') TO ('{start + 86_400_000_000}')"
+    sql(f"CREATE TABLE predictions_{day:%Y%m%d} PARTITION OF predictions FOR VALUES {bounds}")
+    rest = "row, version, operating_point, threshold, score, decision, weight, propensity, entity, features"
+    sql(
+        f"INSERT INTO predictions (model, request_id, ts, {rest}) SELECT model, 'long-ago', {start}, {rest} FROM predictions LIMIT 1"
+    )
+    count = "SELECT count(*) FROM predictions WHERE request_id = 'long-ago'"
+    assert sql(count) == "1"
+    young = int(sql("SELECT count(*) FROM predictions"))
+    assert "older than 400d" in run_job("retention")
+    assert sql(count) == "0"
+    assert int(sql("SELECT count(*) FROM predictions")) >= young - 1
+    assert sql("SELECT count(*) FROM ledger WHERE kind = 'retention'") == "1"
 
 
 # --- the plain backend -----------------------------------------------------------------------------------------------
