@@ -175,3 +175,13 @@ def test_steps_get_a_user_only_where_one_is_asked_for() -> None:
     platform = list(yaml.safe_load_all(placed))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     wanted = {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
     assert [each["securityContext"] for each in platform.values()] == [wanted] * len(platform)
+
+
+def test_a_secret_that_is_named_twice_gives_all_its_variables_and_two_for_one_are_refused() -> None:
+    """The chart names one Secret for the database's password and for MLflow's token."""
+    named = [{"name": "s", "env": {"PGPASSWORD": "password"}}, {"name": "s", "env": {"MLFLOW_TRACKING_TOKEN": "token"}}]
+    made = submit.job(config(cluster={"secrets": named}), key="k", cache=False).placement.secrets
+    assert made == {"s": {"PGPASSWORD": "password", "MLFLOW_TRACKING_TOKEN": "token"}}
+    two = [*named, {"name": "t", "env": {"PGPASSWORD": "password"}}]
+    with pytest.raises(ConfigError, match="PGPASSWORD from s/password and from t/password"):
+        submit.job(config(cluster={"secrets": two}), key="k", cache=False)

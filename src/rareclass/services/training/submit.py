@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import ENVIRONMENT, Config, dump
+from rareclass.config import ENVIRONMENT, Config, SecretEnv, dump
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services.training.steps import Progress, silent
@@ -106,7 +106,7 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
         cpu=config.compute.cpu,
         memory=config.compute.memory,
         env=cluster.env,
-        secrets={each.name: each.env for each in cluster.secrets},
+        secrets=_secrets(cluster.secrets),
         cache=version is not None,
         user=cluster.run_as_user,
     )
@@ -143,6 +143,24 @@ def _uploaded(job: Job, progress: Progress) -> tuple[Any, str, str]:
     pipeline, version, new = api.upload(name, text)
     progress("pipeline", f"{name} version {cluster.digest(text)}{' uploaded' if new else ', there already'}")
     return api, pipeline, version
+
+
+def _secrets(named: Sequence[SecretEnv]) -> dict[str, dict[str, str]]:
+    """Return Secret -> {variable: key}; one that is named twice gives all that it is asked for.
+
+    Raises ConfigError when one variable comes from two places.
+    """
+    found: dict[str, dict[str, str]] = {}
+    taken: dict[str, str] = {}
+    for each in named:
+        for variable, key in each.env.items():
+            where = f"{each.name}/{key}"
+            if taken.setdefault(variable, where) != where:
+                raise ConfigError(
+                    f"cluster.secrets gives {variable} from {taken[variable]} and from {where}. Name it once"
+                )
+            found.setdefault(each.name, {})[variable] = key
+    return found
 
 
 def asked_by(config: Config, cluster: Mapping[str, str], token: str | None) -> Config:
