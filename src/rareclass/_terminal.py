@@ -69,7 +69,7 @@ class Steps:
             return
         stamp = f"[dim]{time.monotonic() - self.start:6.1f}s[/dim]"
         text = f"{stamp}  [bold]{escape(step)}[/bold]  {escape(masked(message))}"
-        if not self.live:
+        if not self.live or message.startswith("warning: "):  # a warning stays above the live line
             self.out.print(text)
         elif step != self.step and self.step:
             self.out.print(f"{stamp}  [green]done[/green]  {escape(self.step)}")

@@ -63,6 +63,22 @@ def incumbent(folder: Path, frame: pd.DataFrame, name: str, **data: Any) -> tupl
     return made.incumbent, made.test, found[1]
 
 
+def test_a_run_that_can_register_nothing_says_so_before_it_fits_anything(trained: tuple[Path, pd.DataFrame]) -> None:
+    folder, _ = trained
+    config = settings(folder, folder / "old.parquet")
+    said: list[str] = []
+    found = run.champion(config)
+    steps.with_incumbent(config, steps.ingest(config), found, lambda step, message: said.append(message))
+    assert "can register nothing: version 1 was trained on all but 0 of the" in said[-1]
+    many = settings(folder, folder / "old.parquet", gate={"min_positives": 10_000})
+    steps.with_incumbent(many, steps.ingest(many), None, lambda step, message: said.append(message))
+    assert "the gate judges 10000" in said[-1]
+    free = settings(folder, folder / "old.parquet", gate={"min_positives": 10, "mode": "dry_run"})
+    heard: list[str] = []
+    steps.with_incumbent(free, steps.ingest(free), found, lambda step, message: heard.append(message))
+    assert not any("warning" in each for each in heard)
+
+
 def expected(frame: pd.DataFrame, test: Any, model: RareModel) -> Any:
     """Scores of the test rows (told by their time) from the raw columns."""
     rows = frame.set_index("when").loc[pd.DatetimeIndex(test.time)].reset_index()

@@ -262,7 +262,29 @@ def with_incumbent(
     It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more. Whatever
     stands against that is a reason, never an end of the run.
     """
-    return replace(ingested, incumbent=_incumbent(config, ingested, found, progress))
+    incumbent = _incumbent(config, ingested, found, progress)
+    if config.gate.mode == "enabled" and (hopeless := undecidable(config, ingested.test, incumbent)):
+        progress("gate", f"warning: {hopeless}")
+    return replace(ingested, incumbent=incumbent)
+
+
+def undecidable(config: Config, test: Rows, incumbent: Champion | NotComparable | None) -> str:
+    """Say, before anything is fitted, why the gate will not be able to decide; empty where it may."""
+    from rareclass.core.gating import Champion
+
+    needed, ways = config.gate.min_positives, "Set gate.mode: dry_run to register it all the same"
+    if test.positives < needed:
+        return f"this run can register nothing: the test rows hold {test.positives} positives, and the gate judges {needed} (gate.min_positives). Bring more labelled rows, or a larger split.test"
+    if not isinstance(incumbent, Champion):
+        return ""
+    fresh = int(test.y[incumbent.compared].sum())
+    if fresh >= needed:
+        return ""
+    return (
+        f"this run can register nothing: {incumbent.name} was trained on all but {fresh} of the {test.positives} positives of the test rows, "
+        f"and {needed} are needed to compare (gate.min_positives). Bring rows that are newer than its own. {ways}, "
+        "with promotion.mode: shadow so that live labels decide"
+    )
 
 
 def _incumbent(
