@@ -13,13 +13,13 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= out/demo
 
-.PHONY: help setup packages docs demo replay test check lint types layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
+.PHONY: help setup packages docs demo replay test check lint types lock pythons layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "rareclass needs Python 3.11. Install it, or set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { echo "rareclass needs Python 3.11, 3.12 or 3.13. Install one, or set PYTHON=/path/to/python"; exit 2; }
 	@echo "setting up $(VENV) (once, about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv 2>&1 | grep -v -i '^warning' || true
@@ -45,6 +45,15 @@ test: setup packages ## run all tests that need no cluster
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/deptry -q src components pipelines
+
+LOCK := $(BIN)/uv pip compile -q --no-header --universal --python-version 3.11 --generate-hashes
+lock: setup ## bring the locks to pyproject.toml; versions that still fit stay (UPGRADE="-P NAME" moves one)
+	@$(LOCK) pyproject.toml --all-extras --group dev -o requirements.lock $(UPGRADE)
+	@for image in serving pipeline; do $(LOCK) components/$$image.in -c requirements.lock -o components/$$image.lock; done
+
+pythons: setup ## run the fast tests on every other supported Python that is installed
+	@tools/pythons
 
 types: setup
 	@$(BIN)/mypy

@@ -9,7 +9,6 @@ nothing outlives its way to the store. Bytes that a disk has damaged are skipped
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import struct
 import threading
@@ -21,6 +20,11 @@ from pathlib import Path
 from types import TracebackType
 
 from rareclass.errors import SpoolError, SpoolFull
+
+try:
+    import fcntl
+except ImportError:  # Windows: everything but serving runs there
+    fcntl = None  # type: ignore[assignment]
 
 MAGIC = b"RcS1"
 HEADER = struct.Struct("<4sII")
@@ -41,6 +45,10 @@ def frame(payload: bytes) -> bytes:
 
 def _lock(folder: Path, name: str, who: str) -> int:
     """Take an exclusive lock that dies with the process. Raises SpoolError when another process holds it."""
+    if fcntl is None:
+        raise SpoolError(
+            "serving needs the file locks of Linux or macOS, which this system does not have. Serve in a container"
+        )
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(20):  # a reader that looks whether a writer lives holds the lock for a moment
         with contextlib.suppress(OSError):
@@ -60,6 +68,8 @@ def _lock(folder: Path, name: str, who: str) -> int:
 
 def _has_writer(folder: Path) -> bool:
     """True while some process appends to the folder."""
+    if fcntl is None:
+        return False
     with contextlib.suppress(FileNotFoundError), (folder / "writer.lock").open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -290,14 +290,18 @@ def summarise(run: Run) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def peak_memory() -> int:
-    """Largest resident set of this process and of its finished children, in bytes."""
+def peak_memory() -> int | None:
+    """Largest resident set of this process and of its finished children, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage counts the memory of whoever started this process, too
         lines = status.read_text(encoding="ascii").splitlines()
         own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
-    return int(max(own, children)) * 1024
+    return int(max(own, children)) * (1 if sys.platform == "darwin" else 1024)
 
 
 def number(value: float | None) -> float | None:
