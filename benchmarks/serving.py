@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -145,6 +145,24 @@ uvicorn.run(Starlette(routes=routes), port=int(sys.argv[1]), access_log=False, l
 """
 
 
+class Peer(NamedTuple):
+    """A server that runs."""
+
+    port: int
+    pid: int
+
+    def memory(self) -> int:
+        """Return the bytes that it and its children (shipper, shadow) share or own, shared pages counted once."""
+        pids, total = [self.pid], 0
+        while pids:
+            pid = pids.pop()
+            for thread in Path(f"/proc/{pid}/task").iterdir():  # children are listed under the thread that made them
+                pids += map(int, (thread / "children").read_text().split())
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total
+
+
 async def _client(port: int, path: str, content: bytes, until: float, taken: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -208,14 +226,14 @@ def _free() -> list[int]:
 
 
 @contextmanager
-def _process(name: str, command: list[str], folder: Path, port: int, ready: str, **environment: str) -> Iterator[int]:
+def _process(name: str, command: list[str], folder: Path, port: int, ready: str, **environment: str) -> Iterator[Peer]:
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", **environment}
     log = folder / f"{name}.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
         try:
             _ready(port, ready, process, log)
-            yield port
+            yield Peer(port, process.pid)
         finally:
             process.terminate()
             process.wait(90)
@@ -237,19 +255,21 @@ def mlserver_python() -> Path:
 
 
 @contextmanager
-def constant(folder: Path) -> Iterator[int]:
+def constant(folder: Path) -> Iterator[Peer]:
     """Plain starlette that reads the body and answers the same bytes each time: the floor of the stack."""
     folder.mkdir()
     (folder / "constant.py").write_text(CONSTANT)
     port = _free()[0]
     output = {"name": "score", "datatype": "FP64", "shape": [1], "data": [0.5]}
     answer = json.dumps({"model_name": "bench", "model_version": "1", "id": "0" * 32, "outputs": [output] * 4})
-    with _process("constant", [sys.executable, "constant.py", str(port), answer], folder, port, "/v2/health/ready"):
-        yield port
+    with _process(
+        "constant", [sys.executable, "constant.py", str(port), answer], folder, port, "/v2/health/ready"
+    ) as peer:
+        yield peer
 
 
 @contextmanager
-def mlserver(python: Path, name: str, folder: Path, implementation: str, uri: str, **parameters: str) -> Iterator[int]:
+def mlserver(python: Path, name: str, folder: Path, implementation: str, uri: str, **parameters: str) -> Iterator[Peer]:
     """MLServer's own command with a custom runtime; zero workers and no debugging, its fast setting."""
     folder.mkdir()
     (folder / "bare.py").write_text(BARE)
@@ -263,12 +283,12 @@ def mlserver(python: Path, name: str, folder: Path, implementation: str, uri: st
     (folder / "model-settings.json").write_text(json.dumps(model))
     command = [str(python.with_name("mlserver")), "start", "."]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    with _process(name, command, folder, http_port, "/v2/models/bench/ready", **environment) as port:
-        yield port
+    with _process(name, command, folder, http_port, "/v2/models/bench/ready", **environment) as peer:
+        yield peer
 
 
 @contextmanager
-def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
+def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[Peer]:
     """``rareclass serve`` with its durable log and store, and with the previous champion in the shadow if asked."""
     from datetime import UTC, datetime
 
@@ -293,8 +313,8 @@ def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[int]:
         promotion.promote(config, version, now=now, mode="immediate")
     (folder / "config.json").write_text(json.dumps(dump(config)))
     command = [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(folder / "config.json")]
-    with _process(name, command, folder, http_port, "/v2/health/ready") as port:
-        yield port
+    with _process(name, command, folder, http_port, "/v2/health/ready") as peer:
+        yield peer
 
 
 def drained(folder: Path) -> float:
@@ -308,15 +328,17 @@ def drained(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def measure(seconds: float, rounds: int, python: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return {server: {"rows x clients": {rps, p50_ms, p99_ms}}}."""
+def measure(
+    seconds: float, rounds: int, python: Path
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, float]]:
+    """Return {server: {"rows x clients": {rps, p50_ms, p99_ms}}} and {server: MiB after the load}."""
     model = fitted()
     model.learner.booster.set_param({"nthread": 1})
     taken: dict[tuple[str, int, int], list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         root = Path(work)
         model.save(root / "model")
-        ports = {
+        peers = {
             "bare MLServer": stack.enter_context(
                 mlserver(python, "bare", root / "bare", "bare.Bare", str(root / "model"))
             ),
@@ -330,17 +352,17 @@ def measure(seconds: float, rounds: int, python: Path) -> dict[str, dict[str, di
             root / "pyfunc", python_model=str(root / "wrapped.py"), artifacts={"model": str(root / "model")}, pip_requirements=[]
         )  # fmt: skip
         runtime, uri = "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc")
-        ports["mlserver-mlflow"] = stack.enter_context(
+        peers["mlserver-mlflow"] = stack.enter_context(
             mlserver(python, "mlflow", root / "mlflow", runtime, uri, content_type="np")
         )
-        ports[FLOOR] = stack.enter_context(constant(root / "constant"))
+        peers[FLOOR] = stack.enter_context(constant(root / "constant"))
         path = "/v2/models/bench/infer"
         for at in range(rounds + 1):  # the first round warms up
             for rows, clients in CASES:
-                turn = list(ports.items())
-                for name, port in turn[at % len(turn) :] + turn[: at % len(turn)]:
+                turn = list(peers.items())
+                for name, peer in turn[at % len(turn) :] + turn[: at % len(turn)]:
                     try:
-                        found = asyncio.run(_load(port, path, rows, clients, seconds if at else 0.5))
+                        found = asyncio.run(_load(peer.port, path, rows, clients, seconds if at else 0.5))
                     except (RuntimeError, asyncio.IncompleteReadError) as error:
                         logs = "\n".join(log.read_text()[-1500:] for log in root.glob("*/*.log"))
                         raise RuntimeError(f"{name}: {error}\n{logs}") from None
@@ -356,7 +378,8 @@ def measure(seconds: float, rounds: int, python: Path) -> dict[str, dict[str, di
                     taken.setdefault(("in-process", rows, 1), []).append(
                         in_process(model, rows, seconds if at else 0.2)
                     )
-    return _table(taken)
+        memory = {name: peer.memory() / 2**20 for name, peer in peers.items()}
+    return _table(taken), memory
 
 
 def _table(taken: dict[tuple[str, int, int], list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -380,13 +403,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--mlserver", type=Path, metavar="PYTHON", help="Python of an environment with MLServer")
     options = parser.parse_args(arguments)
-    table = measure(options.seconds, options.rounds, options.mlserver or mlserver_python())
+    table, memory = measure(options.seconds, options.rounds, options.mlserver or mlserver_python())
     cases = [f"{rows} x {clients}" for rows, clients in CASES]
-    print(f"| requests/s (p50 / p99 ms) | {' | '.join(f'{case} (rows x clients)' for case in cases)} |")
-    print("|---|" + "---|" * len(cases))
+    print(f"| requests/s (p50 / p99 ms) | {' | '.join(f'{case} (rows x clients)' for case in cases)} | MiB |")
+    print("|---|" + "---|" * (len(cases) + 1))
     for name in ("in-process", FLOOR, "bare MLServer", "mlserver-mlflow", *GOALS):
         cells = [table.get(name, {}).get(case) for case in cases]
         text = [f"{c['rps']:.0f} ({c['p50_ms']:.2f} / {c['p99_ms']:.2f})" if c else "" for c in cells]
+        text.append(f"{memory[name]:.0f}" if name in memory else "")
         print(f"| {name} | {' | '.join(text)} |")
     claims = []
     for name, goals in GOALS.items():
