@@ -28,9 +28,11 @@ from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, Shadows, Wo
 from rareclass.adapters.serving.signature import Query, Signature
 from rareclass.adapters.serving.v2_codec import Wanted, encode, inflate, parse
 from rareclass.core.calibration import Identity
-from rareclass.core.dataset import OTHER, Feature, Schema
+from rareclass.core.dataset import OTHER, Feature, Roles, Schema
 from rareclass.core.dataset import encode as encode_frame
 from rareclass.core.model import RareModel
+from rareclass.core.reading import Reading
+from rareclass.core.times import TimeReading
 from rareclass.errors import ConfigError, InputError, ModelError, SpoolError, SpoolFull
 from rareclass.services.serving.shipping import decode
 
@@ -229,6 +231,30 @@ def test_categories_are_read_as_in_training_also_when_they_are_numbers() -> None
         read = _read({"name": "code", "shape": [2], "datatype": datatype, "data": data}, signature=signature).matrix
         alone = [encode_frame(pd.DataFrame({"code": [value]}), schema)[0, 0] for value in data]
         assert read[:, 0].tolist() == alone, datatype
+
+
+def test_values_that_meant_missing_in_training_mean_missing_here_and_the_empty_text_always_does() -> None:
+    reading = Reading("number", ("-999", "unknown"))
+    schema = Schema(
+        (Feature("age", reading=reading), Feature("kind", "categorical", ("007", "a"), Reading("text", ("unknown",))))
+    )
+    age = {"name": "age", "shape": [4], "datatype": "INT64", "data": [-999, 1, 2, 3]}
+    kind = {"name": "kind", "shape": [4], "datatype": "BYTES", "data": ["007", "", "unknown", " a "]}
+    query = _read(age, kind, signature=_signature(schema))
+    np.testing.assert_array_equal(query.matrix, np.array([[np.nan, 0], [1, np.nan], [2, np.nan], [3, 1]], np.float32))
+    assert query.unknown == 0
+    matrix = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-999, 1]}
+    assert np.isnan(_read(matrix, signature=_signature(schema)).matrix).tolist() == [[True, False]]
+
+
+def test_times_under_the_name_of_the_training_column_are_read_as_in_training() -> None:
+    roles = Roles(time=TimeReading("when", order="day-first"))
+    signature = _signature(Schema(small_model.SCHEMA.features, roles), aliases={"when": "ts"})
+    sent = ["02/01/2024 00:00", "2024-01-02T00:00:00Z"]
+    when = {"name": "when", "shape": [2], "datatype": "BYTES", "data": sent}
+    assert _read(AMOUNT, CHANNEL, when, signature=signature).time == [1704153600.0, 1704153600.0]
+    with pytest.raises(InputError, match="'ts' must be ISO 8601"):
+        _read(AMOUNT, CHANNEL, {**when, "data": ["31/31/2024", sent[1]]}, signature=signature)
 
 
 def _binary(*tensors: tuple[str, str, list[int], bytes], **rest: Any) -> tuple[bytes, str]:

@@ -15,12 +15,15 @@ import pytest
 from test_serving import ROWS, MemoryLog, _active, _engine, _signature
 
 import small_model
+from rareclass.adapters.serving import tabular
 from rareclass.adapters.serving.batcher import Batcher
 from rareclass.adapters.serving.catalogue import Catalogue
 from rareclass.adapters.serving.engine import Active
 from rareclass.adapters.serving.http import ROUTES, application
+from rareclass.adapters.serving.signature import Signature
 from rareclass.adapters.serving.tabular import ARROW
 from rareclass.core.dataset import OTHER, Feature, Schema
+from rareclass.core.reading import Reading
 from rareclass.services.serving.shipping import decode
 
 FRAME = pd.DataFrame({"amount": [1.0, 3.0], "channel": ["web", "shop"]})
@@ -199,7 +202,7 @@ def test_bodies_of_mlflow_give_mlflows_answer_and_ignore_columns_the_model_does_
         ({"dataframe_split": [1]}, "", "'columns'"),
         ({"dataframe_split": {"columns": ["amount"], "data": []}}, "", "no rows"),
         (b"amount,channel\n1\n", "text/csv", "not a valid CSV"),
-        (b"amount,channel\nmuch,web\n", "text/csv", "not a valid CSV"),
+        (b"amount,channel\nmuch,web\n", "text/csv", "column 'amount' must hold numbers; 1 of 1 values are none: 'much'"),
         (b"amount,channel\n", "text/csv", "no rows"),
         (b"amount,amount,channel\n1,2,web\n", "text/csv", "twice"),
         (b"", "text/csv", "not a valid CSV"),
@@ -257,3 +260,13 @@ def test_every_route_of_the_table_is_served_and_says_what_is_wrong_in_one_form()
         wrong = site.send(path.format(name="small", version="3"), b"", "", "PUT")
         assert (wrong.status_code, set(wrong.json())) == (405, {"error"})
         assert wrong.headers["allow"]
+
+
+def test_a_csv_body_is_read_by_the_schema_and_not_by_its_looks() -> None:
+    reading = Reading("number", missing=("-999",), decimal=",")
+    country = Feature("country", "categorical", ("NA", "DE"), Reading("text"))
+    code = Feature("code", "categorical", ("007", "7"), Reading("text"))
+    signature = Signature(Schema((Feature("amount", reading=reading), country, code)), max_rows=9)
+    body = b'amount,country,code\n"1,5",NA,007\n-999,,7\n'
+    query = signature.read(tabular.from_csv(body, signature))
+    np.testing.assert_array_equal(query.matrix, np.array([[1.5, 0, 0], [np.nan, np.nan, 1]], np.float32))

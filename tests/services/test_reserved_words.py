@@ -18,7 +18,7 @@ from rareclass.adapters.serving.metrics import Metrics
 from rareclass.adapters.serving.signature import Signature
 from rareclass.adapters.serving.v2_codec import parse as parse_request
 from rareclass.adapters.store import Store
-from rareclass.config import Config, parse
+from rareclass.config import Config, dump, parse
 from rareclass.core.model import RareModel
 from rareclass.services.live import labels, replay
 from rareclass.services.live.monitor import Monitor
@@ -148,10 +148,17 @@ def test_a_replay_logs_the_features_and_not_its_own_answers(
     world: tuple[Config, pd.DataFrame, RareModel], tmp_path: Path
 ) -> None:
     config, frame, _ = world
-    replay.replay(config, tmp_path / "out")
+    # the times as epochs, the target as words: a replay reads them as its first version does
+    seconds = frame["when"].astype("datetime64[s]").astype("int64")
+    written = frame.assign(when=seconds, y=frame["y"].map({1: "Yes", 0: "No"}))
+    written.to_csv(tmp_path / "history.csv", index=False)
+    data = {**dump(config)["data"], "path": str(tmp_path / "history.csv"), "positive": True}
+    told = replay.replay(parse({**dump(config), "data": data}), tmp_path / "out")
+    served = frame[frame["when"] >= "2024-02-15"]
+    assert sum(period["positives"] for period in told["periods"]) == served["y"].sum()
     with Store(f"sqlite:///{tmp_path}/out/work/store.db") as store:
         logged = store.window("words", datetime(2024, 1, 1, tzinfo=UTC), NOW, features=True)
     kept = pd.DataFrame([json.loads(text) for text in logged["features"]])
-    served = frame[frame["when"] >= "2024-02-15"]
+    assert sorted(logged["ts"]) == sorted(served["when"])
     for name in RESERVED:
         assert sorted(kept[name]) == sorted(served[name]), name

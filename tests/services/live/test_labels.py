@@ -242,3 +242,71 @@ def test_inverse_propensity_weights_make_a_control_group_speak_for_all() -> None
     naive, weighted = found["label"].mean(), np.average(found["label"], weights=found["ipw"])
     assert abs(naive / truth.mean() - 1) > 0.2
     assert abs(weighted / truth.mean() - 1) < 0.02
+
+
+@pytest.fixture
+def registered(config: Config, tmp_path: Path) -> Config:
+    """The same project with a champion that learned the texts Yes and No, a true of YAML being Yes."""
+    from dataclasses import replace
+
+    import small_model
+    from rareclass.adapters.tracking import Tracker
+    from rareclass.core.dataset import Roles
+    from rareclass.core.reading import Target
+    from rareclass.services import promotion
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    known = make_config(config.store.url, data={"positive": True, "id": "key"}, tracking={"uri": uri})
+    model = small_model.model()
+    schema = replace(model.schema, roles=Roles(target=Target("outcome", "Yes", ("No", "Yes")), id="key"))
+    promotion.register(known, replace(model, schema=schema), Tracker(uri, "x").start("run").id, now=NOW)
+    promotion.promote(known, now=NOW)
+    return known
+
+
+def test_values_of_the_target_are_read_as_the_champion_read_them(registered: Config, tmp_path: Path) -> None:
+    """`positive: Yes` is true in YAML; blanks around a value are none of it; `data.id` names the prediction."""
+    file = write(tmp_path / "l.csv", "key,outcome\n001,Yes \n002,No\n003,\n")
+    assert import_labels(registered, file, NOW) == LabelReport(inserted=2)
+    assert labelled(registered) == {("001", 0): 1, ("002", 0): 0}
+    posted = [{"request_id": "003", "label": "Yes"}, {"request_id": "003", "row": 1, "label": "No"}]
+    assert receive_labels(registered, posted, NOW) == LabelReport(inserted=2)
+    assert labelled(registered)["003", 0] == 1
+
+
+def test_a_value_that_is_neither_class_stores_nothing(registered: Config, tmp_path: Path) -> None:
+    file = write(tmp_path / "l.csv", "request_id,outcome\n001,Yes\n002,maybe\n")
+    with pytest.raises(DataError, match=r"'maybe' is no value of the target 'outcome'.*Training saw: No, Yes"):
+        import_labels(registered, file, NOW)
+    with pytest.raises(InputError, match=r"labels\[0\].label must be 0 or 1; it is 'yes'.*Did you mean 'Yes'"):
+        receive_labels(registered, [{"request_id": "001", "label": "yes"}], NOW)
+    assert labelled(registered) == {}
+
+
+def test_without_a_version_a_true_of_yaml_cannot_say_which_value_is_rare(config: Config, tmp_path: Path) -> None:
+    words = make_config(config.store.url, data={"positive": True}, tracking={"uri": f"sqlite:///{tmp_path}/none.db"})
+    with pytest.raises(DataError, match="known once a version is registered"):
+        import_labels(words, write(tmp_path / "l.csv", "request_id,outcome\n001,Yes\n"), NOW)
+
+
+def test_a_file_with_all_features_is_history_and_a_feature_called_label_is_none_of_ours(
+    registered: Config, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    import small_model
+    from rareclass.adapters.tracking import Tracker
+    from rareclass.core.dataset import Feature, Roles, Schema
+    from rareclass.core.model import RareModel
+    from rareclass.core.reading import Target
+    from rareclass.services import promotion
+
+    made = small_model.model()
+    roles = Roles(target=Target("outcome", "Yes", ("No", "Yes")), id="key")
+    schema = Schema((Feature("label"), Feature("row")), roles)
+    odd: RareModel = replace(made, schema=schema, golden=None)
+    promotion.register(registered, odd, Tracker(registered.tracking.uri, "x").start("run").id, now=NOW)
+    promotion.promote(registered, "2", now=NOW)
+    file = write(tmp_path / "l.csv", "key,label,row,outcome\n001,0,7,Yes\n002,1,9,No\n")
+    assert import_labels(registered, file, NOW) == LabelReport(inserted=2)
+    assert labelled(registered) == {("001", 0): 1, ("002", 0): 0}

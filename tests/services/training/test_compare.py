@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import small_model
 from rareclass.adapters import tracking
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.tracking import Tracker
+from rareclass.core.dataset import Roles
+from rareclass.core.reading import Target
+from rareclass.core.times import TimeReading
 from rareclass.errors import ConfigError, DataError, ModelError
 from rareclass.services.training.compare import Comparison, compare
 
@@ -151,6 +155,25 @@ def test_rows_from_the_time_of_training_are_left_out(uri: str, tmp_path: Path) -
     rows[rows["ts"] < "2026-01-09"].to_parquet(tmp_path / "old.parquet")
     with pytest.raises(DataError, match=r"with later rows"):
         compare([location, location], data=str(tmp_path / "old.parquet"))
+
+
+def test_the_truth_and_the_times_of_new_rows_are_read_as_the_version_read_its_own(uri: str, tmp_path: Path) -> None:
+    target = Target("label", "Yes", ("No", "Yes"))
+    model = small_model.model(trained={"until": "2026-01-10T00:00:00"}, positive="Yes")
+    schema = replace(model.schema, roles=Roles(target=target, time=TimeReading("ts", unit="ms")))
+    location, _ = Registry(uri).log(Tracker(uri, "compare").start("run").id, replace(model, schema=schema))
+    rows = small_model.frame(600).assign(ts=pd.date_range("2026-01-01", periods=600, freq="h"))
+    written = rows.assign(label=rows["label"].map({1: "Yes ", 0: "No"}), ts=rows["ts"].astype("int64") // 1_000_000)
+    written.to_csv(tmp_path / "rows.csv", index=False)
+    found = compare([location, location], data=str(tmp_path / "rows.csv"))
+    fresh = rows[rows["ts"] > "2026-01-10"]
+    assert (found.rows, found.positives) == (len(fresh), int(fresh["label"].sum()))
+    assert found.lines[0].ap.value == pytest.approx(
+        average_precision_score(fresh["label"], small_model.model().score(fresh))
+    )
+    written.assign(label="yes").to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(DataError, match=r"'yes' is no value of the target 'label'. Did you mean 'Yes'"):
+        compare([location, location], data=str(tmp_path / "other.csv"))
 
 
 def test_the_page_has_the_table_and_both_overlaid_curves_and_needs_no_network(

@@ -14,6 +14,7 @@ from rareclass.adapters.serving.row_filter import check
 from rareclass.adapters.serving.v2_codec import Request, Tensor, Wanted, shown, text, values
 from rareclass.config import Condition
 from rareclass.core.dataset import OTHER, Feature, FloatMatrix, Schema
+from rareclass.core.reading import number_of
 from rareclass.errors import InputError, nearest
 
 ROLES = ("ts", "entity", "propensity")
@@ -73,6 +74,8 @@ class Signature:
         self._let_through = self.others | {column for group in within for column, _, _ in group}
         roles = {**{role: role for role in ROLES}, **(aliases or {})}
         self.roles = {name: role for name, role in roles.items() if name not in self.index}
+        # numbers that mean missing, as training read them (data.missing_values)
+        self.tokens = {at: found for at, f in enumerate(schema.features) if len(found := _tokens(f))}
         self.codes = [{level: float(at) for at, level in enumerate(f.categories)} for f in schema.features]
         self.numeric = not schema.categorical.any()
 
@@ -105,7 +108,7 @@ class Signature:
         query.wanted = request.wanted
         query.top = self._top(options, request.wanted)
         query.point = self._point(options)
-        query.time = _role(roles, options, "ts", n, _time)
+        query.time = self._times(roles, options, n)
         query.entity = _role(roles, options, "entity", n, _entity)
         query.propensity = _role(roles, options, "propensity", n, _propensity)
         return query
@@ -141,6 +144,8 @@ class Signature:
             for at, feature in enumerate(self.schema.features):
                 if feature.kind == "categorical":
                     _check_codes(tensor.name, matrix[:, at], feature)
+        for at, tokens in self.tokens.items():
+            matrix[np.isin(matrix[:, at], tokens), at] = np.nan
         return matrix
 
     def _columns(self, columns: Mapping[str, Tensor], missing: bool) -> Query:
@@ -165,16 +170,19 @@ class Signature:
             elif self.schema.features[at].kind == "numeric":
                 if flat.dtype == object:
                     raise InputError(f"column '{name}' must hold numbers, but it is BYTES. Send FP32, FP64 or INT64")
-                query.matrix[:, at] = _float32(name, flat)
+                numbers = _float32(name, flat)
+                tokens = self.tokens.get(at)
+                query.matrix[:, at] = numbers if tokens is None else np.where(np.isin(numbers, tokens), np.nan, numbers)
             else:
                 self._category(query, at, name, flat)
         return query
 
     def _category(self, query: Query, at: int, name: str, flat: NDArray[Any]) -> None:
-        levels = self.codes[at]
+        levels, level = self.codes[at], self.schema.features[at].level
         other = levels.get(OTHER, np.nan)
-        # NaN, which is not itself, is how numbers say that a category is missing
-        texts = [None if value is None or value != value else _level(value, levels) for value in flat.tolist()]
+        texts = [
+            value if isinstance(value, str) and value in levels else level(value, levels) for value in flat.tolist()
+        ]
         query.text[name] = texts
         query.matrix[:, at] = [np.nan if level is None else levels.get(level, other) for level in texts]
         query.unknown += sum(level is not None and level not in levels for level in texts)
@@ -191,6 +199,20 @@ class Signature:
             None if np.isnan(c) else feature.categories[int(c)] for c in query.matrix[:, at]
         ]
         return np.array(texts, dtype=object)
+
+    def _times(self, roles: Mapping[str, Tensor], options: Mapping[str, Any], n: int) -> list[float] | None:
+        """Return the rows' times in seconds since 1970; under the name of the training column they are read as in training."""
+        tensor, reading = roles.get("ts"), self.schema.roles.time
+        if tensor is None or reading is None or tensor.name != reading.name or not reading.calendar:
+            return _role(roles, options, "ts", n, _time)
+        _check_column(tensor, n)
+        flat = values(tensor, missing=False)
+        found = reading.read(flat)[0]
+        seconds = found.astype(np.int64) / 1e6
+        return [
+            _time(sent) if lost or not 0 <= moment < _LATEST else moment
+            for sent, lost, moment in zip(flat.tolist(), np.isnat(found).tolist(), seconds.tolist(), strict=True)
+        ]
 
     def _top(self, options: Mapping[str, Any], wanted: Wanted) -> int:
         explain = _flag(options, "explain") or "reasons" in wanted.names
@@ -243,10 +265,12 @@ def _check_codes(name: str, codes: NDArray[np.float32], feature: Feature) -> Non
         )
 
 
-def _level(value: object, levels: Mapping[str, float]) -> str:
-    if isinstance(value, float) and value.is_integer() and str(value) not in levels:
-        return str(int(value))
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _tokens(feature: Feature) -> NDArray[np.float32]:
+    """The numbers among the texts that mean missing in a numeric column."""
+    if feature.kind != "numeric":
+        return np.empty(0, dtype=np.float32)
+    found = [number_of(text) for text in feature.reading.missing]
+    return np.array([each for each in found if each is not None], dtype=np.float32)
 
 
 def _role(

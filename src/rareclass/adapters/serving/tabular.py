@@ -16,6 +16,7 @@ import numpy as np
 from rareclass.adapters.serving.engine import Answer
 from rareclass.adapters.serving.signature import Signature
 from rareclass.adapters.serving.v2_codec import Request, Tensor, check_shape, request_id, shown
+from rareclass.core.dataset import Feature, not_numbers
 from rareclass.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,24 +69,37 @@ def to_arrow(answer: Answer, name: str) -> bytes:
 
 
 def from_csv(body: bytes, signature: Signature) -> Request:
-    """Return the rows of a CSV file with a header. Raises InputError."""
+    """Return the rows of a CSV file with a header, every feature read from its text as training read it. Raises InputError."""
     import pyarrow as pa
     from pyarrow import csv
 
-    kinds = {
-        feature.name: pa.float64() if feature.kind == "numeric" else pa.string()
-        for feature in signature.schema.features
-    }
+    features = {feature.name: feature for feature in signature.schema.features}
+    exact = [*features, *(name for name, role in signature.roles.items() if role == "entity")]
     try:
-        convert = csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+        # only the empty cell is missing here: NA may be a country, and the schema knows what else means missing
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(exact, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
         table = csv.read_csv(pa.BufferReader(body), convert_options=convert)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"the body is not a valid CSV file: {shown(str(error), 160)}") from None
     _check_rows(table.num_rows, signature)
     tensors = [
-        _from_column(name, column, signature, len(body)) for name, column in _columns(table) if signature.takes(name)
+        _from_text(features[name], column)
+        if name in features and features[name].kind == "numeric"
+        else _from_column(name, column, signature, len(body))
+        for name, column in _columns(table)
+        if signature.takes(name)
     ]
     return Request(None, {"missing": True}, tensors)
+
+
+def _from_text(feature: Feature, column: pa.ChunkedArray) -> Tensor:
+    """Return the numbers behind a column of text, as the version reads them."""
+    found, wrong = feature.reading.numbers(column.to_pylist())
+    if wrong:
+        raise InputError(str(not_numbers(feature.name, wrong, len(found))))
+    return Tensor(feature.name, "FP64", check_shape(feature.name, [len(found)]), raw=memoryview(found).cast("B"))
 
 
 def from_mlflow(body: bytes, signature: Signature) -> Request:
