@@ -116,3 +116,24 @@ def test_a_column_of_one_value_or_of_none_has_no_way() -> None:
     assert named["up"].direction == named["down"].direction == "none"
     assert named["up"].ap_lost.value == named["down"].ap_lost.value == 0
     assert named["down"].at == ()
+
+
+def test_a_wide_table_costs_no_more_and_its_telling_features_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, rng, width = rows(1500), np.random.default_rng(5), 300
+    noise = rng.normal(size=(1500, width - 5)).astype(np.float32)
+    schema = Schema((*(Feature(f"n{k}") for k in range(width - 5)), *SCHEMA.features))
+    wide = Rows(schema, np.hstack([noise, narrow.x]), narrow.y, narrow.row_id)
+    seen, largest = [0], [0]
+
+    def counted(x: FloatMatrix) -> FloatArray:
+        seen[0] += len(x)
+        largest[0] = max(largest[0], x.size)
+        return score(x[:, -5:])
+
+    monkeypatch.setattr(importance, "SCORED_ROWS", 64_000)
+    found = permutation_importance(wide, counted, n_boot=50)
+    assert seen[0] <= 64_000 + 400
+    assert largest[0] <= 8_000_000
+    assert len(found) == 20
+    assert {"up", "down", "turns", "kind"} <= {each.feature for each in found}
+    assert found[0].feature == "up"
