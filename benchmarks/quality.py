@@ -139,7 +139,7 @@ def ours(config: Any, ingested: Any, dev: Rows, seconds: float, seed: int) -> Fl
         )
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
     chosen = steps.select(config, dev, trained)
-    tuned = steps.tune_threshold(config, dev, chosen, steps.kept(chosen, ingested))
+    tuned = steps.tune_threshold(config, dev, chosen)
     score = steps.fit_recipe(config, trained, chosen, dev).score(ingested.test.x)
     return np.asarray(tuned.calibration.calibrator(score))
 

@@ -6,7 +6,6 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def tune_threshold(
     config: str,
-    ingested: dsl.Input[dsl.Artifact],
     train: dsl.Input[dsl.Dataset],
     validation: dsl.Input[dsl.Dataset],
     selection: dsl.Input[dsl.Artifact],
@@ -15,4 +14,4 @@ def tune_threshold(
     """Calibrate and tune the operating points on out-of-fold scores; returns the threshold that decides."""
     from rareclass.services.training import kfp_steps
 
-    return kfp_steps.tune_threshold(config, ingested.path, train.path, validation.path, selection.path, tuning.path)
+    return kfp_steps.tune_threshold(config, train.path, validation.path, selection.path, tuning.path)

@@ -43,9 +43,7 @@ def training(config: str, data_version: str = "", repair: str = "") -> str:
     chosen = sturdy(
         select(config=config, plan=plan.outputs["plan"], trained=dsl.Collected(fitted.outputs["trained"]), **parts)
     )
-    tuned = sturdy(
-        tune_threshold(config=config, ingested=read.outputs["ingested"], selection=chosen.outputs["selection"], **parts)
-    )
+    tuned = sturdy(tune_threshold(config=config, selection=chosen.outputs["selection"], **parts))
     judged = sturdy(
         uncached(
             evaluate(

@@ -196,13 +196,18 @@ class Train(Section):
     """What only training sees."""
 
     filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
-        (), description="Training rows to keep; may see the target; its effect on prevalence is corrected"
+        (),
+        description="Rows that a fit may learn from; may see the target; others are still scored, and the effect on prevalence is corrected",
     )
     majority_quantile: float = Field(
-        1.0, gt=0.5, le=1, description="Majority rows with a numeric feature above this quantile leave training"
+        1.0,
+        gt=0.5,
+        le=1,
+        description="No fit learns from majority rows with a numeric feature above this quantile of the training part's majority rows; they are still scored",
     )
     refit: Literal["all", "train", "none"] = Field(
-        "all", description="Rows of the final fit: every labelled row, training rows only, or no refit"
+        "all",
+        description="Rows of the final fit: every labelled row (all), or the very model that was judged, fitted on training and validation rows (train and none alike)",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random")
 

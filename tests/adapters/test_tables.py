@@ -168,6 +168,37 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path):
     assert take(written(tmp_path, changed), data=TIME).card["content_hash"] != a.card["content_hash"]
 
 
+@pytest.mark.parametrize("data", [{}, {"id": "id", "drop": []}], ids=["by content", "by id"])
+@pytest.mark.parametrize("column", ["count", "kind", "night", "amount", "fraud", "when", "card", "share", "stake"])
+def test_the_data_hash_changes_with_any_value_the_model_sees(tmp_path, data, column):
+    frame = history(400).assign(share=1.0, stake=2.0)
+    settings = {"time": "when", "entity": "card", "amount": "stake", "propensity": "share", **data}
+    other = {
+        "kind": "PAYMENT", "night": not frame["night"][7], "fraud": 1 - frame["fraud"][7], "share": 0.5,
+        "when": frame["when"][7] + pd.Timedelta("1s"),
+    }.get(column, 123)  # fmt: skip
+    changed = frame.copy()
+    changed.loc[7, column] = other
+    assert changed.loc[7, column] != frame.loc[7, column]
+    before, after = (take(written(tmp_path, each), data=settings) for each in (frame, changed))
+    assert before.card["content_hash"] != after.card["content_hash"]
+
+
+def test_the_data_hash_changes_with_what_a_fit_may_see(tmp_path):
+    path = written(tmp_path, history(400))
+    every, some = (take(path, train={"filter": condition}) for condition in ([], [["count", "<", 40]]))
+    assert every.card["content_hash"] != some.card["content_hash"]
+
+
+def test_labelled_rows_in_the_gap_are_there_for_the_final_fit(tmp_path):
+    frame = history()
+    found = take(written(tmp_path, frame), data={"time": "when", "label_delay": "10d"})
+    assert len(found.rest) == found.dropped["gap"] > 0
+    parts = (found.train, found.validation, found.test, found.rest)
+    assert len({int(each) for part in parts for each in part.row_id}) == len(frame)
+    assert take(written(tmp_path, frame), data={"time": "when"}).rest is None
+
+
 def test_more_rows_later_keep_test_rows_test_rows(tmp_path):
     frame = history(4000).drop(columns="when")
     for data in ({"drop": ["id"]}, {"id": "id", "drop": []}):
@@ -335,9 +366,11 @@ def test_the_training_filter_sees_the_target_and_touches_training_rows_only(tmp_
     found = take(path, data={"time": "when"}, train={"filter": [[["fraud", "==", 1]], [["count", "<", 25]]]})
     assert np.array_equal(found.test.row_id, plain.test.row_id)
     assert np.array_equal(found.validation.row_id, plain.validation.row_id)
-    assert found.train.positives == plain.train.positives
-    negatives = len(found.train) - found.train.positives
-    assert found.train_kept == pytest.approx(negatives / (len(plain.train) - plain.train.positives))
+    assert np.array_equal(found.train.row_id, plain.train.row_id), "they stay to be scored"
+    left = found.train.learnable()
+    assert left.positives == plain.train.positives
+    assert found.train_kept == pytest.approx((len(left) - left.positives) / (len(plain.train) - plain.train.positives))
+    assert found.card["rows"]["train"] == len(left)
     assert 0.4 < found.train_kept < 0.6
     assert plain.train_kept == 1
 
@@ -350,9 +383,13 @@ def test_majority_outliers_leave_training_and_positives_stay(tmp_path):
     found = take(path, train={"majority_quantile": 0.95})
     position = found.schema.names.index("amount")
     negative = plain.train.x[plain.train.y == 0, position]
-    assert found.train.x[found.train.y == 0, position].max() <= np.quantile(negative, 0.95) + 1e-3
-    assert found.train.positives == plain.train.positives
-    assert found.dropped["majority_outliers"] == len(plain.train) - len(found.train)
+    bound = np.quantile(negative, 0.95)
+    for part in (found.train, found.validation, found.test):
+        left = part.learnable()
+        assert left.x[left.y == 0, position].max() <= bound + 1e-3, "a final fit on all rows leaves out the same"
+        assert left.positives == part.positives
+    left = found.train.learnable()
+    assert found.dropped["majority_outliers"] == len(plain.train) - len(left)
     assert found.train_kept == pytest.approx(1 - found.dropped["majority_outliers"] / len(negative))
 
 

@@ -5,12 +5,13 @@ import pytest
 from rows_for_learning import make_rows
 from sklearn.metrics import average_precision_score
 
-from rareclass.config import ResampleStep, Split
+from rareclass.config import Costs, ResampleStep, Split
 from rareclass.core import learners, training
 from rareclass.core.candidates import Candidate
-from rareclass.core.costs import CostArrays
+from rareclass.core.costs import CostArrays, cost_arrays
 from rareclass.core.splitting import Fold, development, stratified_folds
 from rareclass.core.training import combine, refit, resample_folds, sampling_factor, scaled_rounds, train_candidate
+from rareclass.errors import DataError
 
 ROWS = make_rows(900)
 FOLDS = stratified_folds(ROWS.y, ROWS.row_id, folds=3)
@@ -73,9 +74,12 @@ def test_exact_prior_shifts_are_undone(candidate):
     assert 0.4 < done.oof.mean() / ROWS.prevalence < 1.7
 
 
-def test_synthetic_rows_and_focal_loss_leave_the_shift_to_the_calibrator():
-    assert np.isnan(train_candidate(SMOTE, ROWS, FOLDS, seed=0).kept)
-    assert np.isnan(train_candidate(dataclasses.replace(PLAIN, loss="focal"), ROWS, FOLDS, seed=0).kept)
+def test_synthetic_rows_are_brought_near_and_votes_that_are_no_probabilities_are_left_to_the_calibrator():
+    smote = train_candidate(SMOTE, ROWS, FOLDS, seed=0)
+    assert smote.kept == pytest.approx(2 * ROWS.prevalence / (1 - ROWS.prevalence), rel=0.01)
+    assert 0.5 < smote.oof.mean() / ROWS.prevalence < 2
+    votes = Candidate("bag", "easy_ensemble", {"n_estimators": 2})
+    assert np.isnan(train_candidate(votes, ROWS, FOLDS, seed=0).kept)
 
 
 def test_resampling_sees_training_rows_of_its_own_fold_only():
@@ -93,8 +97,10 @@ def test_rows_resampled_elsewhere_give_the_same_scores():
 
 def test_the_sampling_factor_is_the_share_of_negatives_kept():
     after = ROWS.take(np.concatenate([np.flatnonzero(ROWS.y), np.flatnonzero(ROWS.y == 0)[::4]]))
-    assert sampling_factor(UNDER.resample, ROWS, after) == pytest.approx(0.25, rel=0.02)
-    assert np.isnan(sampling_factor(SMOTE.resample, ROWS, after))
+    assert sampling_factor(ROWS, after) == pytest.approx(0.25, rel=0.02)
+    assert sampling_factor(ROWS, ROWS) == 1.0
+    with pytest.raises(DataError, match=r"no positive is left to train on\. Mend train\.filter"):
+        sampling_factor(ROWS, ROWS.take(ROWS.y == 0))
 
 
 def test_time_ordered_rows_are_scored_forward():
@@ -199,7 +205,9 @@ def test_seconds_come_from_the_clock_that_was_handed_in():
 
 
 def test_costs_weigh_the_rows_they_belong_to():
-    costs = CostArrays(0.1 * ROWS.amount, 1.0)
+    with pytest.raises(DataError, match="costs by row"):
+        train_candidate(PLAIN, ROWS, FOLDS, seed=0, costs=CostArrays(0.1 * ROWS.amount, 1.0))
+    costs = cost_arrays(Costs(amount_share=0.1, false_positive=1.0), ROWS.prevalence, ROWS.amount)
     done = train_candidate(dataclasses.replace(PLAIN, weighting="cost"), ROWS, FOLDS, seed=0, costs=costs)
     assert done.complete
     final = refit([done], {"xgboost": 1.0}, ROWS, seed=0)

@@ -41,10 +41,10 @@ def test_balanced_classes_weigh_the_same_in_all():
     assert weight[ROWS.y == 1].sum() == pytest.approx(weight[ROWS.y == 0].sum())
 
 
-def test_costs_by_row_leave_the_factor_to_the_calibrator():
+def test_costs_by_row_are_corrected_by_their_mean():
     by_row = CostArrays(np.linspace(1, 9, len(ROWS)), 1.0)
     found = weigh(ROWS, "cost", by_row)
-    assert np.isnan(found.kept)
+    assert found.kept == pytest.approx(1 / by_row.false_negative[ROWS.y == 1].mean())
     positive = np.flatnonzero(ROWS.y)
     assert found.weight[positive[-1]] > found.weight[positive[0]]
 

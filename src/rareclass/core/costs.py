@@ -20,6 +20,7 @@ class CostArrays:
     false_negative, false_positive : a number, or (n,) one per row
     given : False where both are defaults, so that nobody takes them for money
     note : one sentence about what was derived, empty where all was given
+    share : of the amount that a miss loses, where costs go by amount · typical : what a missing amount counts as
     """
 
     false_negative: float | FloatArray = 1.0
@@ -27,6 +28,31 @@ class CostArrays:
     currency: str = "cost units"
     given: bool = True
     note: str = ""
+    share: float | None = None
+    typical: float = float("nan")
+
+    def rule(self) -> CostArrays:
+        """Return what outlives the rows: the numbers, and the share of the amount (beside the mean cost) where costs go by it.
+
+        Raises DataError for costs by row that follow no amount: nobody could tell those of other rows.
+        """
+        by_row = isinstance(self.false_negative, np.ndarray) or isinstance(self.false_positive, np.ndarray)
+        if by_row and self.share is None:
+            raise DataError(
+                "costs by row need an amount to be known of other rows. Set data.amount and costs.amount_share"
+            )
+        return replace(
+            self, false_negative=float(np.mean(self.false_negative)), false_positive=float(np.mean(self.false_positive))
+        )
+
+    def of(self, amount: FloatArray | None) -> CostArrays:
+        """Return the costs of other rows by the same rule. amount : (n,) of those rows, needed where costs go by it"""
+        if self.share is None:
+            return self.rule()
+        if amount is None:
+            raise DataError("costs go by amount (costs.amount_share) and these rows have none. Set data.amount")
+        amounts = np.asarray(amount, dtype=np.float64)
+        return replace(self, false_negative=self.share * np.where(np.isfinite(amounts), amounts, self.typical))
 
     def take(self, index: AnyArray) -> CostArrays:
         """Return the costs of the rows at an index or mask."""
@@ -103,15 +129,15 @@ def _by_amount(config: Costs, amount: ArrayLike | None) -> CostArrays:
             f"{int((amounts[~missing] < 0).sum())} amounts are negative: a cost cannot be. Set data.amount to a column of amounts from 0"
         )
     notes = []
+    if len(amounts) and missing.all():
+        raise DataError("no amount is known: every value of data.amount is missing. Set data.amount to another column")
+    typical = float(amounts[~missing].mean()) if len(amounts) else float("nan")
     if missing.any():
-        if missing.all():
-            raise DataError(
-                "no amount is known: every value of data.amount is missing. Set data.amount to another column"
-            )
-        amounts[missing] = amounts[~missing].mean()
-        notes.append(f"{int(missing.sum())} missing amounts count as the mean, {amounts[missing][0]:g}")
+        amounts[missing] = typical
+        notes.append(f"{int(missing.sum())} missing amounts count as the mean, {typical:g}")
     alarm = config.false_positive
     if alarm is None:
         alarm = 1.0
         notes.append("costs.false_positive was not set: 1")
-    return CostArrays(config.amount_share * amounts, alarm, config.currency, True, "; ".join(notes))
+    share = config.amount_share
+    return CostArrays(share * amounts, alarm, config.currency, True, "; ".join(notes), share, typical)

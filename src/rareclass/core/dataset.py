@@ -288,6 +288,7 @@ class Rows:
     amount : (n,) amount at stake, in money
     weight : (n,) inverse-propensity weight, 1 = an ordinary row
     fold : (n,) int, fold of a resampled row (-1: the fit on all rows)
+    keep : (n,) False where `train.filter` or `train.majority_quantile` keeps a fit from the row; None: nothing is kept from it
     """
 
     schema: Schema
@@ -299,6 +300,7 @@ class Rows:
     amount: FloatArray | None = None
     weight: FloatArray | None = None
     fold: IntArray | None = None
+    keep: BoolArray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -320,6 +322,10 @@ class Rows:
         taken: dict[str, Any] = {name: None if array is None else array[index] for name, array in arrays.items()}
         return replace(self, **taken)
 
+    def learnable(self) -> Rows:
+        """Return the rows that a fit may see; these rows themselves where that is all of them."""
+        return self if self.keep is None else self.take(self.keep)
+
     def block(self) -> NDArray[np.int64] | None:
         """(n,) bootstrap block: the day where there is time, else the entity, else None (rows are independent)."""
         if self.time is not None:
@@ -340,6 +346,8 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     arrays: dict[str, Any] = {}
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
+        if name == "keep" and any(array is not None for array in found):  # parts without one are kept whole
+            found = [np.ones(len(part), dtype=bool) if part.keep is None else part.keep for part in parts]
         arrays[name] = None if any(array is None for array in found) else _joined(found)
     return Rows(schema=first.schema, **arrays)
 

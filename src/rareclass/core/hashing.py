@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,24 @@ def content_groups(x: FloatMatrix) -> HashArray:
     return total
 
 
+def plain_hash(values: AnyArray) -> HashArray:
+    """Return (n,) uint64 of the very bits of 64-bit values (times, float64): -0 equals 0 and every NaN is the same."""
+    if values.dtype.kind == "f":
+        bits = (values.astype(np.float64) + 0.0).view(np.uint64).copy()
+        bits[np.isnan(values)] = MISSING
+        return bits
+    return values.view(np.uint64) if values.dtype.itemsize == 8 else values.astype(np.uint64)
+
+
+def rows_hash(total: HashArray, **arrays: AnyArray | None) -> HashArray:
+    """Return (n,) hash of rows: what is there of them besides the features, by name, on top of the features' own ``total``."""
+    found = total.copy()
+    for name, values in arrays.items():
+        if values is not None:
+            combine(found, plain_hash(values), f"__{name}")
+    return found
+
+
 class SetHash:
     """Hash of a set of rows with multiplicity, independent of their order."""
 
@@ -90,7 +109,21 @@ class SetHash:
         for salt in (0, 1):
             self.sums[salt] = (self.sums[salt] + int(mix(rows, salt).sum(dtype=np.uint64))) % 2**64
 
-    def hex(self, names: list[str]) -> str:
+    @staticmethod
+    def joined(parts: Iterable[SetHash]) -> SetHash:
+        """Return the hash of all rows of the parts."""
+        whole = SetHash()
+        for part in parts:
+            whole.count += part.count
+            whole.sums = [(a + b) % 2**64 for a, b in zip(whole.sums, part.sums, strict=True)]
+        return whole
+
+    def hex(self, names: Sequence[str]) -> str:
         """Return the hash, with the names of the columns."""
         text = f"{self.count}|{self.sums[0]:016x}|{self.sums[1]:016x}|{'|'.join(sorted(names))}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def data_hash(rare: SetHash, others: SetHash, names: Sequence[str]) -> str:
+    """Return the one hash of labelled rows: those of the rare class, the others, and the names of the features."""
+    return hashlib.sha256(f"{rare.hex(names)}|{others.hex(names)}".encode()).hexdigest()[:32]

@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -575,8 +575,11 @@ def _known(learner: str, params: Mapping[str, Any], known: Any) -> None:
             raise unknown(f"{learner} parameter", name, known, "candidates.params")
 
 
-def thin(task: Task, most: int) -> tuple[Rows, FloatArray | None]:
-    """Return at most ``most`` rows: every positive and a random part of the negatives, each weighing what it stands for."""
+def thin(task: Task, most: int, *, balanced: bool = False) -> tuple[Rows, FloatArray | None]:
+    """Return at most ``most`` rows: every positive and a random part of the negatives, each weighing what it stands for.
+
+    balanced : the learner draws the classes alike anyway, so that negatives keep the weight they have
+    """
     rows, weight = task.rows, task.weight
     negatives = np.flatnonzero(rows.y == 0)
     room = max(most - rows.positives, rows.positives)
@@ -584,6 +587,8 @@ def thin(task: Task, most: int) -> tuple[Rows, FloatArray | None]:
         return rows, weight
     chosen = np.random.default_rng(task.seed).choice(negatives, room, replace=False)
     index = np.sort(np.concatenate([np.flatnonzero(rows.y == 1), chosen]))
+    if balanced:
+        return rows.take(index), None if weight is None else weight[index]
     full = np.ones(len(rows)) if weight is None else weight.copy()
     full[negatives] *= len(negatives) / room
     return rows.take(index), full[index]
@@ -593,16 +598,18 @@ def _forest(
     name: str, base: Mapping[str, Any], params: Mapping[str, Any], task: Task, make: Any, balanced: bool
 ) -> Forest:
     """Fit a forest whose trees vote. A balanced one draws as many negatives as positives for every tree."""
-    rows, weight = thin(task, _FOREST_ROWS)
+    rows, weight = thin(task, _FOREST_ROWS, balanced=balanced)
     settings = {**base, "n_jobs": task.threads, "random_state": task.seed, **params}
     estimator = make()
     _known(name, params, estimator.get_params())
     estimator.set_params(**settings)
     preparation = Preparation.learn(rows) if balanced and np.isnan(rows.x).any() else None
     x = rows.x if preparation is None else preparation(rows.x)
-    estimator.fit(x, rows.y, sample_weight=None if balanced else weight)
+    estimator.fit(x, rows.y, sample_weight=weight)
     kept = task.rows.positives / max(1, len(task.rows) - task.rows.positives) if balanced else 1.0
-    prior = 0.5 if balanced else float(np.average(rows.y, weights=weight))
+    mass = np.ones(len(rows)) if weight is None else weight
+    means = [mass[rows.y == label].mean() for label in (0, 1)]
+    prior = float(means[1] / sum(means)) if balanced else float(np.average(rows.y, weights=weight))
     trees = Trees.of(estimator.estimators_)
     return Forest(name, kept=kept, trees=trees, preparation=preparation, prior=prior, threads=task.threads)
 
@@ -814,11 +821,27 @@ def fit_rusboost(task: Task, params: Mapping[str, Any]) -> Classified:
 
 
 def fit_easy_ensemble(task: Task, params: Mapping[str, Any]) -> Classified:
-    """Bag of AdaBoosts, each on balanced rows. Source: Liu, Wu and Zhou, 2009."""
+    """Bag of AdaBoosts, each on balanced rows. Source: Liu, Wu and Zhou, 2009.
+
+    It takes no weights, so rows of inverse-propensity weights are drawn in their proportion within each class first.
+    """
     from imblearn.ensemble import EasyEnsembleClassifier
 
     base = {"n_estimators": 10, "n_jobs": task.threads}
+    if task.weight is not None:
+        task = replace(task, rows=task.rows.take(_drawn(task)), weight=None)
     return _boosting("easy_ensemble", EasyEnsembleClassifier, base, params, task, weighted=False)
+
+
+def _drawn(task: Task) -> IntArray:
+    """Index of as many rows of each class as there are, drawn in proportion to their weights."""
+    rng, parts = np.random.default_rng(task.seed), []
+    assert task.weight is not None
+    for label in (0, 1):
+        index = np.flatnonzero(task.rows.y == label)
+        share = task.weight[index] / task.weight[index].sum()
+        parts.append(rng.choice(index, len(index), p=share))
+    return np.sort(np.concatenate(parts))
 
 
 @dataclass(frozen=True)
@@ -828,12 +851,14 @@ class Learner:
     grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth averaging
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
     apart : fits of it do not disturb each other, so that several may go on at once
+    weighs : a weighting changes what it learns; one that draws the classes alike and takes no weights refuses them
     """
 
     fit: Callable[[Task, Mapping[str, Any]], Fitted]
     grow: Callable[[Task, Mapping[str, Any], Watched], Growing] | None = None
     seeds: bool = False
     apart: bool = False
+    weighs: bool = True
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
 
 
@@ -849,12 +874,22 @@ LEARNERS: dict[str, Learner] = {
     "mlp": Learner(fit_mlp, grow=GrowingNetwork, seeds=True),
     "adaboost": Learner(fit_adaboost),
     "rusboost": Learner(fit_rusboost),
-    "easy_ensemble": Learner(fit_easy_ensemble),
+    "easy_ensemble": Learner(fit_easy_ensemble, weighs=False),
 }
 
 
 LIMITS = {"xgboost": "rounds", "hist_gradient_boosting": "max_iter", "mlp": "epochs"}
 """The parameter that says how far a learner grows at most."""
+
+
+def check_weighting(name: str, weighting: str) -> None:
+    """Raise ConfigError for a weighting that the learner would ignore, or a learner that does not exist."""
+    if not _member(name, "logistic").weighs and weighting != "none":
+        able = ", ".join(sorted(other for other, learner in LEARNERS.items() if learner.weighs))
+        raise ConfigError(
+            f"learner '{name}' draws both classes alike and would ignore weighting '{weighting}'. "
+            f"Set weighting: none, or the learner to one of: {able}"
+        )
 
 
 def settle(name: str, rows: Rows, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -911,6 +946,10 @@ def refused(name: str, work: Callable[[], _T]) -> _T:
     try:
         return work()
     except ValueError as error:
+        if "worse than random" in str(error):
+            raise ConfigError(
+                f"{name} found nothing better than chance in its first steps. Leave it out of search.candidates, or set its params"
+            ) from error
         if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
             raise
         reason = " ".join(str(error).split())[:200]

@@ -97,7 +97,7 @@ def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, .
 
 def check_recipe(candidate: Candidate) -> None:
     """Raise ConfigError with one line when a recipe names something that does not exist, or parts that do not fit."""
-    from rareclass.core.learners import LEARNERS
+    from rareclass.core.learners import LEARNERS, check_weighting
     from rareclass.core.weighting import WEIGHTINGS
     from rareclass.errors import ConfigError, unknown
 
@@ -105,6 +105,7 @@ def check_recipe(candidate: Candidate) -> None:
         raise unknown("learner", candidate.learner, LEARNERS, "search.candidates[].learner")
     if candidate.weighting not in WEIGHTINGS:
         raise unknown("weighting", candidate.weighting, WEIGHTINGS, "search.candidates[].weighting")
+    check_weighting(candidate.learner, candidate.weighting)
     if candidate.loss == "focal" and candidate.learner != "xgboost":
         raise ConfigError(f"loss 'focal' is for learner 'xgboost', not '{candidate.learner}'. Set loss: logistic")
     check_chain(candidate.resample)

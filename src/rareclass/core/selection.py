@@ -60,7 +60,6 @@ class Selection:
 
     weights : candidate -> weight of its log-odds; one entry of 1 for a single winner
     oof : (n_dev,) score of the winner on rows not seen, NaN where never scored · scored : (n_dev,) mask of the others
-    kept : sampling factor the calibrator still has to know: 1, all exact corrections are in the scores
     curves : name -> precision, recall, fpr, tpr (downsampled) for overlaying
     """
 
@@ -71,7 +70,6 @@ class Selection:
     scored: BoolArray
     reasons: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
-    kept: float = 1.0
     crossed: Mapping[str, FloatArray] = field(default_factory=dict)
     """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
 

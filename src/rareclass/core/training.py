@@ -2,8 +2,12 @@
 
 Boosting and networks grow on all folds in step and stop together, where the average precision of all scored rows is
 best: one number learned from all positives instead of one per fold from a few of them (docs/decisions/0016). Apart from it
-the scored rows are touched by nothing. Scores are corrected for random sampling and class weights fold by fold, so that
-what leaves this module is on the natural prevalence wherever an exact correction exists.
+the scored rows are touched by nothing.
+
+A fit never sees rows that `train.filter` leaves out; they are scored all the same, so that calibrator and thresholds stand
+on rows as they come. Every fit, of a fold or of all rows, is corrected for what was left out, sampled and weighted in its own
+rows: what leaves this module is on the natural prevalence, exactly where rows were left out or weighted alike within a class,
+nearly where not, and then the calibrator learns the rest, which the folds and the final fit have in common.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ class Trained:
 
     oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact, and for a prevalence of
         the rows they were fitted on that is not that of all development rows; NaN = never scored
-    kept : share of negatives that training amounted to; already corrected where finite, NaN = left to the calibrator
+    kept : share of negatives that training amounted to, already corrected; NaN = scores that are no probabilities, left as
+        they are for the calibrator
     rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
     params : settings as fitted, with the defaults that depend on the number of rows
     trace : AP and loss of all scored rows by round · complete : every fold was scored before the deadline
@@ -67,6 +72,7 @@ class Trained:
     trace: Trace = ()
     complete: bool = False
     costs: CostArrays | None = None
+    """the rule by which the costs of other rows follow"""
 
     @property
     def scored(self) -> Any:
@@ -95,19 +101,32 @@ def resample_folds(
 
     parts = []
     for k, fold in enumerate(folds):
-        made = resample(dev.take(fold.train), chain, seed=seed + k, threads=threads).rows
+        made = resample(dev.take(fold.train).learnable(), chain, seed=seed + k, threads=threads).rows
         parts.append(replace(made, fold=np.full(len(made), k, dtype=np.int64)))
     return concatenate(parts)
 
 
-def sampling_factor(chain: Sequence[ResampleStep], before: Rows, after: Rows) -> float:
-    """Return the share of negatives kept per positive kept; NaN where the chain is more than random sampling."""
-    from rareclass.core.resampling import RANDOM
+def sampling_factor(before: Rows, after: Rows) -> float:
+    """Return the share of negatives kept per positive kept, by weight: what sampling, synthesis and leaving out amount to.
 
-    if any(step.name not in RANDOM for step in chain):
-        return float("nan")
-    negatives = (len(after) - after.positives) / max(1, len(before) - before.positives)
-    return negatives / (after.positives / before.positives)
+    Undoing it is exact where rows were drawn at random within a class. Raises DataError where a class is gone.
+    """
+    if before is after:
+        return 1.0
+    (n0, p0), (n1, p1) = (_mass(rows) for rows in (before, after))
+    if not (n1 and p1):
+        gone = "positive" if n1 else "negative"
+        raise DataError(
+            f"no {gone} is left to train on. Mend train.filter or the resampling chain so that both classes are"
+        )
+    return (n1 / n0) / (p1 / p0)
+
+
+def _mass(rows: Rows) -> tuple[float, float]:
+    """Weight of the negatives and of the positives."""
+    weight = np.ones(len(rows)) if rows.weight is None else rows.weight
+    positive = float(weight[rows.y == 1].sum())
+    return float(weight.sum()) - positive, positive
 
 
 # --- one candidate -----------------------------------------------------------------------------------------------
@@ -140,9 +159,6 @@ class _Setting:
         plain = self.candidate.weighting == "none" and rows.weight is None
         return None if plain else weights.weight, weights.kept
 
-    def _own(self, kept: float) -> float:
-        return float("nan") if self.candidate.loss == "focal" else kept
-
     def fit(
         self, rows: Rows, costs: CostArrays | None, *, rounds: int | None = None, salt: int = 0
     ) -> tuple[Fitted, float]:
@@ -160,7 +176,7 @@ class _Setting:
             device=self.device,
             out_of_time=self.out_of_time,
         )
-        return made, kept * self._own(made.kept)
+        return made, kept * made.kept
 
     def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
@@ -168,11 +184,11 @@ class _Setting:
         task = Task(
             part.rows, weight, loss=self.candidate.loss, seed=self.seed + 1009 * salt, threads=self.threads, device=self.device
         )  # fmt: skip
-        return learners.grow(self.candidate.learner, task, watched, self.params), kept * self._own(1.0) * part.kept
+        return learners.grow(self.candidate.learner, task, watched, self.params), kept * part.kept
 
 
 def corrected(score: FloatArray, kept: float) -> FloatArray:
-    """Undo the prior shift where it is exact; leave the score alone where only a calibrator can learn it."""
+    """Undo the prior shift; leave scores alone that are no probabilities (NaN): a calibrator has to learn them."""
     return score if not np.isfinite(kept) or kept == 1.0 else prior_correction(score, kept)
 
 
@@ -200,11 +216,13 @@ def train_candidate(
     Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
     """
     start = clock()
+    learners.check_weighting(candidate.learner, candidate.weighting)
+    rule = None if costs is None else costs.rule()
     if resampled is None and candidate.group != "none":
         resampled = resample_folds(candidate.resample, dev, folds, seed=seed, threads=threads)
 
     def part(k: int) -> _Part:  # its rows are a copy: whoever asks lets go of them before the next
-        return _part(candidate, dev, folds[k], k, resampled, costs)
+        return _part(dev, folds[k], k, resampled, rule)
 
     params = learners.settle(candidate.learner, part(0).rows, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
@@ -218,7 +236,7 @@ def train_candidate(
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
     for one, fold in zip(done, folds, strict=False):
-        total[fold.score] += logit(one.score) + prior_shift(dev, fold)
+        total[fold.score] += logit(one.score) + (prior_shift(dev, fold) if np.isfinite(one.kept) else 0.0)
         count[fold.score] += 1
     with np.errstate(invalid="ignore"):
         oof = learners.expit(total / count)
@@ -233,13 +251,13 @@ def train_candidate(
         folds_done=len(done),
         trace=trace,
         complete=len(done) == len(folds),
-        costs=_summary(costs, dev),
+        costs=rule,
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows that one fold is fitted on; with the factor of the resampling and the costs."""
+    """Rows that one fold is fitted on; with the factor of leaving out and resampling, and the costs."""
 
     rows: Rows
     kept: float
@@ -254,18 +272,20 @@ class _Scored:
     rows: int
 
 
-def _part(
-    candidate: Candidate, dev: Rows, fold: Fold, k: int, resampled: Rows | None, costs: CostArrays | None
-) -> _Part:
+def _part(dev: Rows, fold: Fold, k: int, resampled: Rows | None, rule: CostArrays | None) -> _Part:
     train = dev.take(fold.train)
     if not 0 < train.positives < len(train):
         raise DataError(
             f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
         )
     if resampled is None or resampled.fold is None:
-        return _Part(train, 1.0, None if costs is None else costs.take(fold.train))
-    made = resampled.take(resampled.fold == k)
-    return _Part(made, sampling_factor(candidate.resample, train, made), _of(costs, dev, made))
+        return _fitted_on(train, train.learnable(), rule)
+    return _fitted_on(train, resampled.take(resampled.fold == k), rule)
+
+
+def _fitted_on(known: Rows, rows: Rows, rule: CostArrays | None) -> _Part:
+    """What a fit is given of the rows that are ``known`` to it: the same for a fold and for the final fit."""
+    return _Part(rows, sampling_factor(known, rows), None if rule is None else rule.of(rows.amount))
 
 
 @dataclass
@@ -330,7 +350,7 @@ def _together(
         return *setting.grow(part, Watched(dev.x, folds[k].score), k), len(part.rows)
 
     growing, factors, sizes = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
-    shifts = [prior_shift(dev, fold) for fold in folds]
+    shifts = [prior_shift(dev, fold) + float(np.log(kept)) for fold, kept in zip(folds, factors, strict=True)]
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
     scored, count = _scored_rows(folds, len(dev))
@@ -356,8 +376,8 @@ def _together(
                 return [], (), None
             total = np.zeros(len(dev))
             margins = each(lambda one: one.log_odds(), growing)
-            for margin, fold, kept, shift in zip(margins, folds, factors, shifts, strict=True):
-                total[fold.score] += margin + shift + (np.log(kept) if np.isfinite(kept) else 0.0)
+            for margin, fold, shift in zip(margins, folds, shifts, strict=True):
+                total[fold.score] += margin + shift
             z = total[scored] / count[scored]
             if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
                 break
@@ -377,8 +397,9 @@ def prior_shift(dev: Rows, fold: Fold) -> float:
     Windows of a class that gets commoner are scored by fits that knew it rarer: without this the calibrator would make
     good for that, and the final fit, which knows better, would promise too much. Nothing under a random split.
     """
-    known = dev.y[fold.train].mean()
-    return float(logit(np.asarray(dev.y.mean())) - logit(np.asarray(known)))
+    known = np.average(dev.y[fold.train], weights=None if dev.weight is None else dev.weight[fold.train])
+    whole = np.average(dev.y, weights=dev.weight)
+    return float(logit(np.asarray(whole)) - logit(np.asarray(known)))
 
 
 def _scored_rows(folds: Sequence[Fold], n: int) -> tuple[BoolArray, FloatArray]:
@@ -393,25 +414,6 @@ def scaled_rounds(rounds: Sequence[int], fitted_rows: Sequence[int], rows: int) 
     """Return the rounds for a fit on ``rows`` rows: the median of the folds, growing with the root of the rows (at most 1.3 times)."""
     growth = np.clip(np.sqrt(rows / max(1.0, float(np.mean(fitted_rows)))), 1.0, _MOST_GROWTH)
     return max(1, round(float(np.median(rounds)) * float(growth)))
-
-
-def _summary(costs: CostArrays | None, dev: Rows) -> CostArrays | None:
-    """Costs that outlive the rows they belong to: a per-row cost becomes its share of the amount, or its mean."""
-    if costs is None:
-        return None
-    return CostArrays(float(np.mean(costs.false_negative)), float(np.mean(costs.false_positive)), costs.currency)
-
-
-def _of(costs: CostArrays | None, dev: Rows, rows: Rows) -> CostArrays | None:
-    """Costs of other rows than the development rows: by their amount where costs go by amount."""
-    if costs is None:
-        return None
-    plain = CostArrays(float(np.mean(costs.false_negative)), float(np.mean(costs.false_positive)), costs.currency)
-    if not isinstance(costs.false_negative, np.ndarray) or rows.amount is None or dev.amount is None:
-        return plain
-    mean = float(np.nanmean(dev.amount))
-    share = float(np.mean(costs.false_negative)) / mean if mean > 0 else 0.0
-    return replace(plain, false_negative=np.nan_to_num(rows.amount, nan=mean) * share) if share else plain
 
 
 # --- the chosen recipe -------------------------------------------------------------------------------------------
@@ -469,19 +471,19 @@ def refit(
     seed: int,
     threads: int = 1,
     device: str = "cpu",
-    costs: CostArrays | None = None,
 ) -> Ensemble:
     """Fit the chosen candidates on all ``rows``, rounds scaled up to their number, and weight them.
 
     weights : candidate name -> weight of its log-odds, as ``Selection.weights``
-    costs : of ``rows``; default: what the folds were trained with, by amount where there is one
-    Several seeds are averaged where that is cheap. The same arguments give the same scores.
+    What the folds were trained with holds here too: what `train.filter` leaves out, the resampling chain, the weighting and
+    the costs, by amount where there is one. Several seeds are averaged where that is cheap. The same arguments give the
+    same scores.
     """
     members: list[Member] = []
     for one in trained:
         if weights.get(one.candidate.name, 0.0) <= 0:
             continue
-        members += _refit_one(one, weights[one.candidate.name], rows, seed, threads, device, costs)
+        members += _refit_one(one, weights[one.candidate.name], rows, seed, threads, device)
     if not members:
         raise DataError(
             f"none of the chosen candidates {', '.join(weights)} was trained. Pass the candidates that selection saw"
@@ -489,24 +491,19 @@ def refit(
     return Ensemble(tuple(members))
 
 
-def _refit_one(
-    one: Trained, weight: float, rows: Rows, seed: int, threads: int, device: str, costs: CostArrays | None
-) -> list[Member]:
-    candidate = one.candidate
-    fit_rows, factor = rows, 1.0
+def _refit_one(one: Trained, weight: float, rows: Rows, seed: int, threads: int, device: str) -> list[Member]:
+    candidate, fit_rows = one.candidate, rows.learnable()
     if candidate.group != "none":
         from rareclass.core.resampling import resample
 
-        made = resample(rows, candidate.resample, seed=seed, threads=threads)
-        fit_rows, factor = made.rows, sampling_factor(candidate.resample, rows, made.rows)
-        costs = None
-    known = costs if costs is not None else _of(one.costs, rows, fit_rows)
+        fit_rows = resample(fit_rows, candidate.resample, seed=seed, threads=threads).rows
+    part = _fitted_on(rows, fit_rows, one.costs)
     rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
     setting = _Setting(candidate, one.params, seed, threads, device, never)
     seeds = max(1, round(weight * seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)))
     with setting.at_once(seeds, len(fit_rows)) as each:
-        fits = each(lambda number: setting.fit(fit_rows, known, rounds=rounds, salt=number), range(seeds))
-        return [Member(fitted, weight / seeds, kept * factor) for fitted, kept in fits]
+        fits = each(lambda number: setting.fit(part.rows, part.costs, rounds=rounds, salt=number), range(seeds))
+        return [Member(fitted, weight / seeds, kept * part.kept) for fitted, kept in fits]
 
 
 def seeds_worth(learner: str, rows: int, positives: int = 0) -> int:

@@ -2,7 +2,7 @@
 
 Weighting positives w times as much as negatives is, for the probabilities learned, the same as keeping the share
 b = 1 / w of the negatives: the prior correction of core.calibration undoes it exactly. Where the weight differs from
-row to row inside a class no single factor exists (NaN), and the calibrator has to learn the mapping.
+row to row inside a class, w is the ratio of the mean weights: it brings the scores near, and the calibrator learns the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rareclass.errors import ConfigError, NoPositives, unknown
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """weight : (n,) positive, mean 1 over all rows; kept : share of negatives it amounts to, NaN where none exists."""
+    """weight : (n,) positive, mean 1 over all rows; kept : share of negatives it amounts to, by the mean weights of the classes."""
 
     weight: FloatArray
     kept: float
@@ -70,7 +70,8 @@ def cost(rows: Rows, costs: CostArrays | None) -> Weights:
     if np.ptp(missed) == 0 and np.ptp(alarm) == 0:
         _ratio(rows)
         return Weights(weight / weight.mean(), float(alarm[0] / missed[0]))
-    return _positive(weight)
+    _ratio(rows)
+    return _positive(rows, weight)
 
 
 def amount(rows: Rows, costs: CostArrays | None) -> Weights:
@@ -89,13 +90,14 @@ def amount(rows: Rows, costs: CostArrays | None) -> Weights:
         inside = rows.y == label
         mean = size[inside].mean()
         weight[inside] = size[inside] / mean if mean > 0 else 1.0
-    return _positive(weight)
+    return _positive(rows, weight)
 
 
-def _positive(weight: FloatArray) -> Weights:
+def _positive(rows: Rows, weight: FloatArray) -> Weights:
     """Keep rows of (almost) no amount from vanishing: nothing weighs less than a hundredth of the mean."""
     weight = np.maximum(weight, 0.01 * weight.mean())
-    return Weights(weight / weight.mean(), float("nan"))
+    kept = weight[rows.y == 0].mean() / weight[rows.y == 1].mean()
+    return Weights(weight / weight.mean(), float(kept))
 
 
 WEIGHTINGS: dict[str, Weighting] = {

@@ -32,6 +32,7 @@ _META = b"rareclass_schema"
 _ARRAYS = {
     "y": pa.int64(), "row_id": pa.uint64(), "time": pa.timestamp("us"), "entity": pa.uint64(),
     "amount": pa.float64(), "weight": pa.float64(), "fold": pa.int64(),
+    "keep": pa.bool_(),
 }  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def _dtype(name: str) -> Any:
 def export(ingested: Ingested, destination: str, *, format: str = "parquet") -> dict[str, str]:
     """Write train, validation and test to a folder or an object store; return the file of each.
 
+    Of ``train`` only what `train.filter` and `train.majority_quantile` leave, which is what a fit sees.
     The features are decoded; ``target`` (0 or 1), ``row_id`` and what else the rows have stand behind them.
     Raises ConfigError for an unknown format.
     """
@@ -122,6 +124,7 @@ def export(ingested: Ingested, destination: str, *, format: str = "parquet") -> 
     written = {}
     for name in ("train", "validation", "test"):
         rows: Rows = getattr(ingested, name)
+        rows = rows.learnable() if name == "train" else rows
         path = f"{destination.rstrip('/')}/{name}.{format}"
         write_frames(
             path, (_plain_frame(rows.take(slice(at, at + BATCH))) for at in range(0, max(1, len(rows)), BATCH))

@@ -21,7 +21,7 @@ from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.gating import Champion, NotComparable
-from rareclass.core.hashing import CHUNK, SetHash, combine
+from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.times import TimeReading
 from rareclass.errors import DataError
 from rareclass.masking import masked
@@ -35,8 +35,11 @@ class Ingested:
 
     card : source, rows, prevalence by split and by time, missing shares, categories, content_hash; JSON-ready
     positive_value : the text of the target's rare class
-    train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile`; 1 = all
+    train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile` in the training
+        part; 1 = all. They stay in ``train``, marked in ``keep``: no fit sees them
     incumbent : what the champion says to the test rows, or why it cannot be compared; the service fills it in
+    rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known entities;
+        the final fit takes them, too
     """
 
     train: Rows
@@ -50,6 +53,7 @@ class Ingested:
     kind: str = "stratified"
     dropped: dict[str, int] = field(default_factory=dict)
     incumbent: Champion | NotComparable | None = None
+    rest: Rows | None = None
 
 
 def location(data: Data) -> str:
@@ -127,22 +131,28 @@ def _checked(config: Config, raw: Raw) -> list[Finding]:
 def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     data = config.data
     warnings = _checked(config, raw)
-    content_hash = _content_hash(raw)
+    content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
     parts = splitting.split(
         y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
         label_delay=data.label_delay, seed=config.train.seed,
     )  # fmt: skip
     raw.content = None
-    train, kept, left_out = _kept_for_training(config, raw, parts.train)
+    kept, left_out = _kept_for_training(config, raw, parts.train)
     dropped = {**raw.dropped, **{name: count for name, count in parts.dropped.items() if count}, **left_out}
-    order, bounds = _order(len(raw.y), (train, parts.validation, parts.test))
+    rest = np.ones(len(raw.y), dtype=bool)
+    for part in (parts.train, parts.validation, parts.test):
+        rest[part] = False
+    order, bounds = _order(len(raw.y), (parts.train, parts.validation, parts.test, np.flatnonzero(rest)))
     boundaries = {**parts.boundaries, "kind": parts.kind}
-    del parts, train
+    del parts, part, rest
     schema = Schema(tuple(raw.encoder.finish(raw.x, order[bounds[0]], data.max_categories)), raw.roles(data))
     _arrange(raw, order, bounds)
     del order
-    whole = Rows(schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight)
-    named = [(name, whole.take(where)) for name, where in zip(("train", "validation", "test"), bounds, strict=True)]
+    whole = Rows(
+        schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, keep=raw.keep
+    )
+    *parts_of, others = [whole.take(where) for where in bounds]
+    named = list(zip(("train", "validation", "test"), (parts_of[0].learnable(), *parts_of[1:]), strict=True))
     data_card = {
         "source": masked(data.path), "target": data.target, "positive": raw.target.positive, "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
@@ -152,15 +162,9 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
     return Ingested(
-        *(rows for _, rows in named),
-        schema,
-        data_card,
-        warnings,
-        raw.target.positive,
-        kept,
-        boundaries["kind"],
-        dropped,
-    )
+        *parts_of, schema, data_card, warnings, raw.target.positive, kept, boundaries["kind"], dropped,
+        rest=others if len(others) else None,
+    )  # fmt: skip
 
 
 def _provisional(encoder: Encoder) -> list[Feature]:
@@ -186,45 +190,38 @@ def _clean(raw: Raw) -> None:
         raw.encoder.levels = [levels for levels, gone in zip(raw.encoder.levels, empty, strict=True) if not gone]
 
 
-def _content_hash(raw: Raw) -> str:
-    total = SetHash()
-    for start in range(0, len(raw.y), CHUNK):
-        labelled = raw.row_id[start : start + CHUNK].copy()
-        combine(labelled, raw.y[start : start + CHUNK].astype(np.uint64), "__y")
-        total.add(labelled)
-    return total.hex(raw.encoder.names)
+def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float, dict[str, int]]:
+    """Mark in ``raw.keep`` what `train.filter` and `train.majority_quantile` leave for fits, in every part of the split.
 
-
-def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[AnyArray, float, dict[str, int]]:
-    """Apply `train.filter` and `train.majority_quantile`; return the rows left, b of the prior correction, and counts."""
+    The quantiles are those of the training part. Returns the share of its negatives kept per positive kept, and counts there.
+    """
     if raw.keep is None and config.train.majority_quantile == 1:
-        return train, 1.0, {}
-    y, left_out = raw.y[train], {}
-    keep = np.ones(len(train), dtype=bool) if raw.keep is None else raw.keep[train].astype(bool)
-    if raw.keep is not None:
-        left_out["train_filter"] = int((~keep).sum())
+        return 1.0, {}
+    keep = np.ones(len(raw.y), dtype=bool) if raw.keep is None else raw.keep.astype(bool)
+    left_out = {} if raw.keep is None else {"train_filter": int((~keep[train]).sum())}
     if config.train.majority_quantile < 1:
-        outlying = _outlying(raw, train[keep], config.train.majority_quantile)
-        left_out["majority_outliers"] = int(outlying.sum())
-        keep[np.flatnonzero(keep)[outlying]] = False
-    shares = [keep[y == label].mean() for label in (0, 1)]
+        outlying = _outlying(raw, train[keep[train]], config.train.majority_quantile) & keep
+        left_out["majority_outliers"] = int(outlying[train].sum())
+        keep &= ~outlying
+    raw.keep = keep
+    shares = [keep[train][raw.y[train] == label].mean() for label in (0, 1)]
     if min(shares) == 0:
         what = "negative" if not shares[0] else "positive"
         raise DataError(
             f"train.filter leaves no {what} in the training rows. Set train.filter so that both classes are left"
         )
-    return train[keep], float(shares[0] / shares[1]), left_out
+    return float(shares[0] / shares[1]), left_out
 
 
 def _outlying(raw: Raw, index: AnyArray, quantile: float) -> BoolArray:
-    """(n,) True for majority rows with a numeric feature above its quantile among the majority rows."""
-    majority = raw.y[index] == 0
-    outlying = np.zeros(len(index), dtype=bool)
+    """(n,) True for majority rows with a numeric feature above its quantile among the majority rows of ``index``."""
+    majority = index[raw.y[index] == 0]
+    outlying = np.zeros(len(raw.y), dtype=bool)
     for position, levels in enumerate(raw.encoder.levels):
-        values = raw.x[index, position]
-        if levels is None and not np.isnan(values[majority]).all():
-            outlying |= values > np.nanquantile(values[majority], quantile)
-    return outlying & majority
+        values = raw.x[majority, position]
+        if levels is None and not np.isnan(values).all():
+            outlying |= raw.x[:, position] > np.nanquantile(values, quantile)
+    return outlying & (raw.y == 0)
 
 
 def _order(count: int, parts: Sequence[AnyArray]) -> tuple[AnyArray, list[slice]]:
@@ -241,7 +238,7 @@ def _arrange(raw: Raw, order: AnyArray, bounds: Sequence[slice]) -> None:
     """
     for bound in bounds:
         _sort(raw, order[bound])
-    for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight):
+    for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, raw.keep):
         if array is not None:
             reorder(array, order)
 

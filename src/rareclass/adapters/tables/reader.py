@@ -18,7 +18,7 @@ from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles, counted
-from rareclass.core.hashing import combine, text_hash
+from rareclass.core.hashing import SetHash, combine, rows_hash, text_hash
 from rareclass.core.reading import Reading, Target, spellings
 from rareclass.core.times import check_span
 from rareclass.errors import DataError, NoPositives, nearest
@@ -84,6 +84,8 @@ class Raw:
     values: dict[str, int]
     findings: list[Finding]
     dropped: dict[str, int]
+    digest: dict[bool, SetHash]
+    """by class: every value that was read of its rows, in whatever order"""
 
     def roles(self, data: Data) -> Roles:
         """The columns with a part of their own, as a version keeps them."""
@@ -103,12 +105,12 @@ class Reader:
         # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
-        self.hashed = self.data.id is None or self.grouped
         data, rows = self.data, source.rows
         self.readings: Readings = decide(data, source, plan.features, data.max_categories)
         self.read = 0
         self.encoder: Encoder | None = None
         self._check_filtered_time()
+        self.digest: dict[int, SetHash] = {}
         self.number = Reading("number", data.missing_values, data.decimal, data.thousands)
         self.targets = Levels(source.columns[data.target], data.missing_values)
         self.bad_times: list[pd.Series[Any]] = []
@@ -171,38 +173,45 @@ class Reader:
         assert self.x is not None
         count, data = batch.num_rows, self.data
         self.y.room(count)[:] = target
-        content, entity, row_id = self._identified(batch, self.x.room(count), time)
+        content, entity, ids = self._identified(batch, self.x.room(count), time)
         if self.time is not None and time is not None:
             self.time.room(count)[:] = time
         if self.entity is not None:
             self.entity.room(count)[:] = entity
         if self.content is not None:
             self.content.room(count)[:] = content
-        self.row_id.room(count)[:] = row_id
+        row_id = self.row_id.room(count)
+        row_id[:] = ids
+        amount = weight = keep = None
         if self.amount is not None:
-            self.amount.room(count)[:] = _numbers(batch, str(data.amount), "data.amount", self.number)
+            amount = self.amount.room(count)
+            amount[:] = _numbers(batch, str(data.amount), "data.amount", self.number)
         if self.weight is not None:
-            self.weight.room(count)[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity", self.number))
+            weight = self.weight.room(count)
+            weight[:] = _weights(_numbers(batch, str(data.propensity), "data.propensity", self.number))
         if self.keep is not None:
-            self.keep.room(count)[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
+            keep = self.keep.room(count)
+            keep[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
+        rows = rows_hash(content, id=row_id, time=time, entity=entity, amount=amount, weight=weight, keep=keep)
+        for code in np.unique(target):
+            self.digest.setdefault(int(code), SetHash()).add(rows[target == code])
 
     def _identified(
         self, batch: pa.RecordBatch, x: FloatMatrix, time: AnyArray | None
-    ) -> tuple[AnyArray | None, AnyArray | None, AnyArray]:
-        """Encode the features into ``x``; return the hashes of content and entity where they are needed, and the ids."""
+    ) -> tuple[AnyArray, AnyArray | None, AnyArray]:
+        """Encode the features into ``x``; return the hashes of content and entity, and the ids."""
         assert self.encoder is not None
-        content = np.zeros(batch.num_rows, dtype=np.uint64) if self.hashed else None
+        content = np.zeros(batch.num_rows, dtype=np.uint64)
         self.encoder.write(batch, x, content, self.at_once)
         entity = text_hash(_series(batch, self.data.entity)) if self.data.entity else None
         return content, entity, self._ids(batch, content, time, entity)
 
     def _ids(
-        self, batch: pa.RecordBatch, content: AnyArray | None, time: AnyArray | None, entity: AnyArray | None
+        self, batch: pa.RecordBatch, content: AnyArray, time: AnyArray | None, entity: AnyArray | None
     ) -> AnyArray:
         """Hash of the id, else of the content with its time and entity: a repeated event is another row."""
         if self.data.id is not None:
             return text_hash(_series(batch, self.data.id))
-        assert content is not None
         found = content.copy()
         if time is not None:
             combine(found, time.view(np.uint64), "__time")
@@ -236,6 +245,7 @@ class Reader:
             self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
             target=target, values=values, findings=findings,
             dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
+            digest={is_rare: SetHash.joined(one for code, one in self.digest.items() if bool(rare[code]) is is_rare) for is_rare in (True, False)},
         )  # fmt: skip
         if raw.time is not None and self.readings.time is not None:
             check_span(str(data.time), raw.time, self.readings.time)

@@ -182,7 +182,7 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     model : the champion, whose target and positive value the rows share
     """
     from rareclass.adapters.tables import Ingested
-    from rareclass.core import hashing, splitting
+    from rareclass.core import splitting
     from rareclass.masking import masked
 
     parts = splitting.split(
@@ -190,7 +190,7 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
         label_delay=config.data.label_delay, seed=config.train.seed,
     )  # fmt: skip
     named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
-    content = f"{int(np.bitwise_xor.reduce(hashing.mix(rows.row_id ^ rows.y.astype(np.uint64)))):016x}"
+    content = _content_hash(rows)
     card = {
         "source": "prediction log" if config.retrain.source == "store" else masked(config.data.path),
         "target": config.data.target, "positive": str(model.meta.get("positive")),
@@ -202,6 +202,21 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     return Ingested(
         *named.values(), rows.schema, card, [], model.meta.get("positive"), 1.0, parts.kind, dict(parts.dropped)
     )
+
+
+def _content_hash(rows: Rows) -> str:
+    """Hash of every value that the new version is made of."""
+    from rareclass.core import hashing
+
+    total = hashing.rows_hash(
+        hashing.content_groups(rows.x), id=rows.row_id, time=rows.time, entity=rows.entity, amount=rows.amount,
+        weight=rows.weight, keep=rows.keep,
+    )  # fmt: skip
+    classes = []
+    for label in (1, 0):
+        classes.append(hashing.SetHash())
+        classes[-1].add(total[rows.y == label])
+    return hashing.data_hash(*classes, rows.schema.names)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -315,7 +330,7 @@ def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | Non
     found = tables.ingest(
         config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
     )
-    parts = [part for part in (found.train, found.validation, found.test) if len(part)]
+    parts = [part for part in (found.train, found.validation, found.test, found.rest) if part is not None and len(part)]
     whole = dataset.concatenate(parts)
     if whole.schema != model.schema:
         whole = replace(

@@ -236,15 +236,12 @@ def _trained(plan: steps.Plan, paths: Sequence[str]) -> tuple[list[Any], dict[st
 
 
 @_failure_logged
-def tune_threshold(
-    config: str, ingested_path: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str
-) -> float:
+def tune_threshold(config: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str) -> float:
     """Calibrate and tune the operating points; returns the threshold that decides."""
     settings = _settings(config)
     chosen, _ = _load(selection_path).value
     dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
-    kept = steps.kept(chosen, _load(ingested_path).value)
-    tuning = _timed(tuning_path, "tune_threshold", lambda: steps.tune_threshold(settings, dev, chosen, kept))
+    tuning = _timed(tuning_path, "tune_threshold", lambda: steps.tune_threshold(settings, dev, chosen))
     return float(tuning.thresholds[tuning.primary])
 
 

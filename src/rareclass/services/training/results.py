@@ -261,7 +261,7 @@ def summarise(run: Run) -> dict[str, Any]:
         for name in ("ap", "roc_auc", "brier", "ece", "precision", "recall", "f1", "f2", "mcc", "cost")
     }
     ap = evaluation.metrics["ap"]
-    rows = {"train": run.ingested.train, "validation": run.ingested.validation, "test": run.ingested.test}
+    rows = {"train": run.ingested.train.learnable(), "validation": run.ingested.validation, "test": run.ingested.test}
     everything = sum(len(part) for part in rows.values())
     return clean({
         "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
@@ -281,7 +281,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
         "champion_left_out": judged.champion_left_out,
         "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons), "next": list(judged.decision.next_steps)},
-        "rows": {name: len(part) for name, part in rows.items()},
+        "rows": {**{name: len(part) for name, part in rows.items()}, "refit": run.model.meta["trained"]["rows"]},
         "positives": {name: part.positives for name, part in rows.items()},
         "prevalence": {**{name: part.prevalence for name, part in rows.items()}, "all": sum(part.positives for part in rows.values()) / everything},
         "regime": run.plan.diagnosis.regime,

@@ -111,7 +111,7 @@ def fit(
     with watch("select"):
         chosen = steps.select(config, dev, trained, progress)
     with watch("tune_threshold"):
-        tuning = steps.tune_threshold(config, dev, chosen, steps.kept(chosen, ingested), progress)
+        tuning = steps.tune_threshold(config, dev, chosen, progress)
     with watch("evaluate"):
         judged = steps.evaluate(
             config, dev, ingested.test, trained, chosen, tuning, champion=ingested.incumbent, progress=progress

@@ -91,6 +91,8 @@ class Judgement:
     """what drives the scores on the test rows, the greatest first; looked at after the verdict, nothing is chosen by it"""
     tradeoff: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """cost and alerts at every threshold, on the test rows"""
+    learner: Any = None
+    """the very fit that was judged, on the development rows: what ``train.refit: none`` serves"""
 
 
 def ingest(config: Config, progress: Progress = silent) -> Ingested:
@@ -197,8 +199,8 @@ def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Prog
     return selection.select(trained, dev, config=config, seed=config.train.seed)
 
 
-def tune_threshold(config: Config, dev: Rows, chosen: Selection, kept: float, progress: Progress = silent) -> Tuning:
-    """Calibrate and tune the operating points on out-of-fold scores. ``kept``: share of negatives the training saw."""
+def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progress = silent) -> Tuning:
+    """Calibrate and tune the operating points on out-of-fold scores, which are on the natural prevalence already."""
     from rareclass.core import calibration, costs, thresholds
 
     progress("tune_threshold", "calibrate, then sweep every distinct score")
@@ -208,7 +210,6 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, kept: float, pr
         rows.y,
         raw,
         method=config.threshold.calibration,
-        kept=kept,
         weight=rows.weight,
         block=rows.block(),
         seed=config.train.seed,
@@ -403,7 +404,7 @@ def evaluate(
     )
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
-    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept)
+    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner)
 
 
 def prequential(
@@ -474,21 +475,19 @@ def refit(
     now: datetime,
     progress: Progress = silent,
 ) -> RareModel:
-    """Fit the recipe on every labelled row (``train.refit``) and wrap it with all a version carries."""
+    """Fit the recipe on every labelled row, or take the judged fit (``train.refit``), and wrap it with all a version carries."""
     import numpy as np
 
     from rareclass import __version__
     from rareclass.core import dataset, drift
     from rareclass.core.model import RareModel
 
-    known = {
-        "all": lambda: dataset.concatenate([dev, ingested.test]),
-        "train": lambda: dev,
-        "none": lambda: ingested.train,
-    }
-    final = known[config.train.refit]()
+    everything = config.train.refit == "all"
+    rest = [] if ingested.rest is None else [ingested.rest]
+    known = dataset.concatenate([dev, ingested.test, *rest]) if everything else dev
+    final = known.learnable()
     progress("refit", f"{chosen.winner} on {len(final)} rows")
-    learner = fit_recipe(config, trained, chosen, final)
+    learner = fit_recipe(config, trained, chosen, known) if everything else judged.learner
     scored = dataset.concatenate([dev.take(chosen.scored), ingested.test])
     held_out = np.concatenate([tuning.score, judged.score])
     profile = drift.reference_profile(
@@ -551,8 +550,3 @@ def _text(value: Any) -> Any:
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
-
-
-def kept(chosen: Selection, ingested: Ingested) -> float:
-    """Return the share of negatives that training saw and no score has been corrected for yet; NaN: the calibrator learns it."""
-    return float(chosen.kept * ingested.train_kept)

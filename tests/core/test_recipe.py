@@ -1,0 +1,141 @@
+"""The contract of a recipe: what is fitted on all rows is what was judged on the folds, for every recipe that is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from rows_for_learning import make_rows
+from threadpoolctl import threadpool_limits
+
+from rareclass.config import Costs, ResampleStep
+from rareclass.core import learners
+from rareclass.core.candidates import Candidate, default_name
+from rareclass.core.costs import cost_arrays
+from rareclass.core.dataset import concatenate
+from rareclass.core.learners import LEARNERS
+from rareclass.core.planning import check_recipe
+from rareclass.core.resampling import RESAMPLERS
+from rareclass.core.splitting import Fold
+from rareclass.core.training import refit, train_candidate
+from rareclass.core.weighting import WEIGHTINGS
+from rareclass.errors import ConfigError
+
+TINY = {
+    "xgboost": {"rounds": 2, "max_depth": 2, "patience": 2},
+    "random_forest": {"n_estimators": 2, "max_depth": 3},
+    "balanced_random_forest": {"n_estimators": 2, "max_depth": 3},
+    "extra_trees": {"n_estimators": 2, "max_depth": 3},
+    "hist_gradient_boosting": {"max_iter": 2, "max_leaf_nodes": 4},
+    "logistic_regression": {"max_iter": 20},
+    "mlp": {"hidden_layer_sizes": 2, "epochs": 3, "batch_size": 32},
+    "adaboost": {"n_estimators": 2},
+    "rusboost": {"n_estimators": 2},
+    "easy_ensemble": {"n_estimators": 1},
+}
+COSTS = {
+    "cost by amount": Costs(amount_share=0.5, false_positive=2.0),
+    "cost": Costs(false_negative=9.0, false_positive=2.0),
+}
+
+
+def halves():
+    """Rows to fit and rows to score, both of the same prevalence, some of them kept from every fit."""
+    rows = make_rows(400, shift=-1.0, seed=3)
+    positive, negative = np.flatnonzero(rows.y == 1)[:48], np.flatnonzero(rows.y == 0)[:120]
+    rows = rows.take(np.sort(np.concatenate([positive, negative])))
+    first = np.zeros(len(rows), dtype=bool)
+    for label in (0, 1):
+        first[np.flatnonzero(rows.y == label)[::2]] = True
+    keep = (rows.y == 1) | (np.random.default_rng(0).random(len(rows)) < 0.8)
+    return rows.take(first), dataclasses.replace(rows.take(~first), keep=None), keep[first]
+
+
+FIT, SCORED, KEEP = halves()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than rows as few as these."""
+    with threadpool_limits(1):
+        yield
+
+
+def chain(name):
+    ratio = {"random_under": 1.5, "smote_enn": 1.5, "smote_tomek": 1.5}.get(
+        name, None if name in ("tomek", "enn") else 1.2
+    )
+    return () if name == "none" else (ResampleStep(name=name, ratio=ratio),)
+
+
+def recipes():
+    for learner, loss in itertools.product(LEARNERS, ("logistic", "focal")):
+        for weighting, resampler in itertools.product([*WEIGHTINGS, "cost by amount"], RESAMPLERS):
+            name = weighting.removesuffix(" by amount")
+            made = Candidate("", learner, TINY[learner], chain(resampler), name, loss)
+            yield weighting, dataclasses.replace(made, name=default_name(made))
+
+
+def allowed(candidate):
+    try:
+        check_recipe(candidate)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_final_fit_is_the_recipe_that_was_judged_to_the_digit(learner):
+    tried = 0
+    for weighting, candidate in recipes():
+        if candidate.learner != learner or not allowed(candidate):
+            continue
+        for keep in (KEEP,) if candidate.resample else (None, KEEP):
+            fit = dataclasses.replace(FIT, keep=keep)
+            dev = concatenate([fit, SCORED])
+            fold = Fold(np.arange(len(fit)), np.arange(len(fit), len(dev)))
+            costs = cost_arrays(COSTS.get(weighting, COSTS["cost"]), dev.prevalence, dev.amount)
+            judged = train_candidate(candidate, dev, [fold], seed=5, costs=costs)
+            final = refit([judged], {candidate.name: 0.3}, fit, seed=5)  # a share of the seeds: one
+            assert len(final.members) == 1
+            np.testing.assert_allclose(
+                learners.logit(final.score(SCORED.x)), learners.logit(judged.oof[fold.score]), atol=1e-9,
+                err_msg=f"{candidate.name}, {weighting}",
+            )  # fmt: skip
+            member = final.members[0]
+            np.testing.assert_allclose(member.kept, judged.kept, rtol=1e-12)
+            tried += 1
+    weightings = len(WEIGHTINGS) + 1 if LEARNERS[learner].weighs else 1
+    assert tried == weightings * (len(RESAMPLERS) + 1) * (2 if learner == "xgboost" else 1), "every one that is allowed"
+
+
+@pytest.mark.parametrize("weighting", [each for each in WEIGHTINGS if each != "none"])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_weighting_is_honoured_or_refused(learner, weighting):
+    candidate = Candidate("c", learner, TINY[learner], weighting=weighting)
+    fold = Fold(np.arange(len(FIT)), np.arange(len(FIT), len(FIT) + len(SCORED)))
+    dev, costs = concatenate([FIT, SCORED]), cost_arrays(COSTS["cost"], FIT.prevalence)
+    if not LEARNERS[learner].weighs:
+        for use in (check_recipe, lambda each: train_candidate(each, dev, [fold], seed=0)):
+            with pytest.raises(ConfigError, match=r"would ignore weighting .* Set weighting: none"):
+                use(candidate)
+        return
+    weighted, plain = (
+        train_candidate(each, dev, [fold], seed=0, costs=costs).oof[fold.score]
+        for each in (candidate, dataclasses.replace(candidate, weighting="none"))
+    )
+    assert not np.allclose(weighted, plain)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_inverse_propensity_weights_change_every_learner(learner):
+    heavy = np.where(FIT.x[:, 0] > 0, 5.0, 1.0)
+    candidate = Candidate("c", learner, TINY[learner])
+    fold = Fold(np.arange(len(FIT)), np.arange(len(FIT), len(FIT) + len(SCORED)))
+    scores = []
+    for weight in (np.ones(len(FIT)), heavy):
+        parts = [dataclasses.replace(FIT, weight=weight), dataclasses.replace(SCORED, weight=np.ones(len(SCORED)))]
+        scores.append(train_candidate(candidate, concatenate(parts), [fold], seed=0).oof[fold.score])
+    assert not np.allclose(*scores)
