@@ -12,9 +12,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import small_model
-from rareclass.adapters import tracking
+from rareclass.adapters import tables, tracking
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.tracking import Tracker
+from rareclass.config import Evaluate, parse
 from rareclass.core.dataset import Roles
 from rareclass.core.reading import Target
 from rareclass.core.times import TimeReading
@@ -93,12 +94,59 @@ def test_a_run_against_itself_differs_by_nothing(uri: str, good: str) -> None:
     assert len({line.name for line in found.lines}) == 2
 
 
-def test_more_models_make_significance_harder_to_reach() -> None:
-    from rareclass.services.training.compare import _holm
+def test_ten_models_can_differ_significantly_and_the_level_is_the_configured_one(uri: str, good: str) -> None:
+    worse = [_run(uri, 3.0 + number, range(2000)) for number in range(9)]
+    found = compare([good, *worse], tracking_uri=uri)
+    assert len(found.lines) == 10
+    assert all(line.significant and line.p_value < 0.05 for line in found.lines[1:])
+    near = [_run(uri, noise, range(2000)) for noise in (1.01, 1.02, 1.04, 1.06, 1.1)]
+    said = set()
+    for confidence in (0.51, 0.8, 0.99):
+        for line in compare([good, *near], tracking_uri=uri, config=Evaluate(confidence=confidence)).lines[1:]:
+            assert line.significant is (line.p_value < 1 - confidence)
+            said.add((line.significant, line.p_value < 0.05))
+    assert (True, False) in said or (False, True) in said, "another level than .05 decides"
 
-    assert _holm([0.02]) == [0.02]
-    assert _holm([0.02, 0.9, 0.8]) == pytest.approx([0.06, 1.0, 1.0])
-    assert _holm([0.03, 0.01]) == pytest.approx([0.03, 0.02])
+
+def test_equal_rows_are_rows_and_the_logged_average_precision_comes_out_again(uri: str) -> None:
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, 400, 2000).astype(np.uint64)
+    score = rng.random(400)[ids.astype(int)]
+    label = (rng.random(2000) < score**4).astype(int)
+    weight = rng.choice([1.0, 3.0], 2000)
+    runs = []
+    for number in range(2):  # another run may have them in another order
+        frame = pd.DataFrame({"row_id": ids, "label": label, "score": score, "decision": score > 0.8, "weight": weight})
+        run = Tracker(uri, "compare").start("run")
+        run.frame(tracking.SCORES, frame.sample(frac=1, random_state=number))
+        run.end()
+        runs.append(run.id)
+    found = compare(runs, tracking_uri=uri)
+    assert (found.rows, found.positives) == (2000, label.sum())
+    expected = average_precision_score(label, score, sample_weight=weight)
+    assert found.lines[0].ap.value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("key", ["no", None])
+def test_rows_without_a_time_that_a_version_was_trained_on_are_left_out(
+    uri: str, tmp_path: Path, key: str | None
+) -> None:
+    rows = small_model.frame(600).assign(no=range(600))
+    rows.to_parquet(tmp_path / "rows.parquet", index=False)
+    features = [name for name in rows if name not in ("label", "no")]
+    data = {"path": "x", "target": "label", "id": key, "columns": features}
+    read = parse({"name": "rows", "data": {**data, "path": str(tmp_path / "rows.parquet")}})
+    ids = tables.row_ids(read, features)
+    assert len(set(ids.tolist())) == 600
+    run = Tracker(uri, "compare").start("run")
+    trained = replace(small_model.model(config={"data": data}), trained_ids=np.sort(ids[:250]))
+    location, _ = Registry(uri).log(run.id, trained)
+    found = compare([location, location], data=str(tmp_path / "rows.parquet"))
+    assert found.rows == 350
+    assert found.notes == ("250 rows were left out, because a model was trained on them.",)
+    rows[:250].to_parquet(tmp_path / "old.parquet", index=False)
+    with pytest.raises(DataError, match="every one of these rows"):
+        compare([location, location], data=str(tmp_path / "old.parquet"))
 
 
 def test_days_are_drawn_as_blocks_where_they_were_logged(uri: str) -> None:

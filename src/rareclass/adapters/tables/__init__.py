@@ -4,7 +4,7 @@
 reads back, ``demos`` makes demo data. What others call is listed here.
 """
 
-from rareclass.adapters.tables.again import columns_again
+from rareclass.adapters.tables.again import columns_again, row_ids
 from rareclass.adapters.tables.data_version import data_version
 from rareclass.adapters.tables.demos import DEMOS
 from rareclass.adapters.tables.files import (
@@ -30,6 +30,7 @@ __all__ = [
     "read_frame",
     "read_frames",
     "read_rows",
+    "row_ids",
     "survey",
     "time_reading",
     "write_frame",

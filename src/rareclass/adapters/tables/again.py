@@ -43,6 +43,21 @@ def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[A
     return there, frame.iloc[found[there].astype(np.int64)].reset_index(drop=True)
 
 
+def row_ids(config: Config, features: Sequence[str]) -> HashArray | None:
+    """Return the ids of the labelled rows of the source, in its order, as `ingest` would give them.
+
+    features : what the ids were made of where there is no `data.id`; None is returned where the source has others
+    """
+    source = open_data(config.data)
+    plan = Plan.of(config, source)
+    if config.data.id is None and set(plan.features) != set(features):
+        return None
+    reader = _Picker(config, source, plan, np.empty(0, dtype=np.uint64), [])
+    for batch in source.scan(plan.names, plan.filter, plan.extra):
+        reader.take(batch)
+    return np.concatenate(reader.every) if reader.every else np.empty(0, dtype=np.uint64)
+
+
 def _occurrence(ids: HashArray) -> AnyArray:
     """(n,) how often the same id came before."""
     return pd.Series(ids).groupby(ids, sort=False).cumcount().to_numpy()
@@ -56,11 +71,13 @@ class _Picker(Reader):
         self.wanted, self.columns = wanted, list(columns)
         self.parts: list[pd.DataFrame] = []
         self.ids: list[HashArray] = []
+        self.every: list[HashArray] = []
 
     def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
         assert self.encoder is not None
         x = np.empty((batch.num_rows, len(self.plan.features)), dtype=np.float32)
         ids = self._identified(batch, x, time)[2]
+        self.every.append(ids)
         kept = np.isin(ids, self.wanted)
         if kept.any():
             self.parts.append(frame_of(batch.select(self.columns).filter(pa.array(kept))))

@@ -13,6 +13,7 @@ import numpy as np
 from rareclass.config import Evaluate
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, text_of
 from rareclass.core.estimate import Estimate
+from rareclass.core.hashing import HashArray
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One model on the common rows. ``difference``: its AP less the first one's, paired; ``p_value``: Holm-corrected."""
+    """One model on the common rows.
+
+    difference : its AP less the first one's, paired · p_value : two-sided, Holm-corrected
+    significant : p_value below 1 - `evaluate.confidence`
+    """
 
     name: str
     uri: str
@@ -49,10 +54,7 @@ class Line:
     recall: float
     f1: float
     alerts: int
-
-    @property
-    def significant(self) -> bool:
-        return self.p_value is not None and self.p_value < 0.05
+    significant: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """The line as text, in the order of the table's head."""
@@ -110,6 +112,7 @@ class _Scored:
     decisions: Sequence[AnyArray]
     block: AnyArray | None
     notes: tuple[str, ...]
+    weight: FloatArray | None = None
 
 
 def compare(
@@ -142,52 +145,49 @@ def compare(
 
 def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed: int) -> Comparison:
     from rareclass.core import bootstrap, evaluation
+    from rareclass.core.selection import holm
 
-    y = scored.y
+    y, weight = scored.y, scored.weight
     draws = evaluation.bootstrap_average_precision(
-        y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed
+        y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed, weight=weight
     )
-    exact = [evaluation.average_precision(y, score) for score in scored.scores]
-    p_values = [None, *_holm([_two_sided(each - draws[0]) for each in draws[1:]])]
+    exact = [evaluation.average_precision(y, score, weight) for score in scored.scores]
+    p_values = [None, *(float(each) for each in holm([two_sided(each - draws[0]) for each in draws[1:]]))]
 
     def estimate(value: float, resampled: FloatArray) -> Estimate:
         return bootstrap.estimate(value, resampled, config.confidence, int(y.sum()), len(y))
 
     lines = []
     for position, entrant in enumerate(entrants):
-        found = evaluation.decision_metrics(y, scored.decisions[position])
+        found, p = evaluation.decision_metrics(y, scored.decisions[position], weight), p_values[position]
         line = Line(
             name=entrant.name,
             uri=entrant.uri,
             ap=estimate(exact[position], draws[position]),
             difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
-            p_value=p_values[position],
-            roc_auc=evaluation.roc_auc(y, scored.scores[position]),
+            p_value=p,
+            roc_auc=evaluation.roc_auc(y, scored.scores[position], weight),
             precision=float(found["precision"]),
             recall=float(found["recall"]),
             f1=float(found["f1"]),
             alerts=int(scored.decisions[position].sum()),
+            significant=p is not None and p < 1 - config.confidence,
         )
         lines.append(line)
-    curves = {each.name: evaluation.curves(y, score) for each, score in zip(entrants, scored.scores, strict=True)}
+    curves = {
+        each.name: evaluation.curves(y, score, weight) for each, score in zip(entrants, scored.scores, strict=True)
+    }
     pr = {name: (each["pr"]["recall"], each["pr"]["precision"]) for name, each in curves.items()}
     roc = {name: (each["roc"]["fpr"], each["roc"]["tpr"]) for name, each in curves.items()}
     return Comparison(tuple(lines), len(y), int(y.sum()), scored.notes, pr, roc)
 
 
-def _two_sided(differences: FloatArray) -> float:
-    """Share of resamples on the other side of zero, doubled; never 0, because a bootstrap cannot show that."""
-    known = differences[~np.isnan(differences)]
-    return float(min(1.0, 2 * (1 + min((known <= 0).sum(), (known >= 0).sum())) / (len(known) + 1)))
+def two_sided(differences: FloatArray) -> float:
+    """Return the p-value of "no difference": twice the smaller share of resamples beyond zero, and the normal tail where hardly
+    any is, so that it is not the number of resamples that keeps ten models from ever differing significantly."""
+    from rareclass.core.selection import one_sided
 
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Correct for the number of comparisons (Holm 1979)."""
-    adjusted, worst = [1.0] * len(p_values), 0.0
-    for rank, position in enumerate(np.argsort(p_values, kind="stable")):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[position]))
-        adjusted[position] = worst
-    return adjusted
+    return min(1.0, 2 * min(one_sided(differences), one_sided(-differences)))
 
 
 def _entrant(uri: str, tracking_uri: str | None) -> Entrant:
@@ -239,7 +239,7 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
             raise ModelError(
                 f"'{entrant.uri}' belongs to no run, so there are no logged test scores. Pass --data PATH to score labelled rows"
             )
-        frames.append(tracking.scores(entrant.run, tracking_uri).drop_duplicates("row_id").set_index("row_id"))
+        frames.append(_numbered(tracking.scores(entrant.run, tracking_uri)))
     common = frames[0].index
     for frame in frames[1:]:
         common = common.intersection(frame.index, sort=False)
@@ -258,7 +258,17 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
     return _Scored(
         y, [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
         [frame["decision"].to_numpy(dtype=bool) for frame in frames], frames[0]["block"].to_numpy(dtype=np.int64) if "block" in frames[0] else None, notes,
+        frames[0]["weight"].to_numpy(dtype=np.float64) if "weight" in frames[0] else None,
     )  # fmt: skip
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Index rows by their id and their number among rows of that id: equal rows are rows, and every run has them all.
+
+    Equal rows have one score, but perhaps not one label, so that the label comes before the number.
+    """
+    ordered = frame.sort_values(["row_id", "label"], kind="stable")
+    return ordered.set_index(["row_id", ordered.groupby("row_id", sort=False).cumcount()])
 
 
 def _blocks(frame: pd.DataFrame, stamps: AnyArray | None = None, entity: str | None = None) -> AnyArray | None:
@@ -293,7 +303,7 @@ def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, tar
     labelled = ~np.isnan(y)
     frame, y = frame[labelled].reset_index(drop=True), y[labelled].astype(np.int64)
     stamps = _stamps(frame, known.time if known.time is not None else settings.get("time"))
-    fresh, notes = _unseen(stamps, models)
+    fresh, notes = _unseen(stamps, models, data, len(frame))
     frame, y, stamps = frame.iloc[fresh].reset_index(drop=True), y[fresh], None if stamps is None else stamps[fresh]
     if not y.any():
         raise DataError(f"no row of target '{column}' is of the rare class. Pass --target COLUMN or other rows")
@@ -324,15 +334,21 @@ def truth(values: pd.Series[Any], model: RareModel) -> FloatArray:
     return known.labels(values)
 
 
-def _unseen(stamps: AnyArray | None, models: Sequence[RareModel]) -> tuple[AnyArray, tuple[str, ...]]:
-    """Return the index of the rows that none of the models was trained on, as far as it can be told, and what to say of it."""
+_UNKNOWN = "It cannot be told whether the models were trained on these rows; if they were, the figures flatter them."
+
+
+def _unseen(
+    stamps: AnyArray | None, models: Sequence[RareModel], data: str, count: int
+) -> tuple[AnyArray, tuple[str, ...]]:
+    """Return the index of the rows that none of the models was trained on, as far as it can be told, and what to say of it.
+
+    By time where the models know until when they were trained, else by the ids of their rows.
+    """
     import pandas as pd
 
     until = [model.meta.get("trained", {}).get("until") for model in models]
     if stamps is None or any(each is None for each in until):
-        return slice(None), (
-            "It cannot be told whether the models were trained on these rows; if they were, the figures flatter them.",
-        )
+        return _unseen_by_id(models, data, count)
     last = max(np.datetime64(each, "us") for each in until)
     fresh = np.flatnonzero(stamps > last)
     shown = f"{pd.Timestamp(last):%Y-%m-%d %H:%M}"
@@ -344,3 +360,37 @@ def _unseen(stamps: AnyArray | None, models: Sequence[RareModel]) -> tuple[AnyAr
     return fresh, (
         f"{dropped:,} rows up to {shown} were left out, because a model was trained on that period.",
     ) if dropped else ()
+
+
+def _unseen_by_id(models: Sequence[RareModel], data: str, count: int) -> tuple[AnyArray, tuple[str, ...]]:
+    known = [_known(model, data, count) for model in models]
+    masks = [mask for mask in known if mask is not None]
+    notes = (_UNKNOWN,) if len(masks) < len(models) else ()
+    trained = np.logical_or.reduce(masks) if masks else np.zeros(count, dtype=bool)
+    if trained.all() and count:
+        raise DataError(
+            "a model was trained on every one of these rows. Pass --data PATH with rows that none was trained on"
+        )
+    if trained.any():
+        notes = (f"{int(trained.sum()):,} rows were left out, because a model was trained on them.", *notes)
+    return np.flatnonzero(~trained), notes
+
+
+def _known(model: RareModel, data: str, count: int) -> Any:
+    """(n,) True where a model was trained on the row; None where that cannot be told."""
+    ids = None if model.trained_ids is None else _ids(model, data)
+    return None if ids is None or len(ids) != count else np.isin(ids, model.trained_ids)
+
+
+def _ids(model: RareModel, data: str) -> HashArray | None:
+    """Ids of the labelled rows of ``data`` as the model's own training read them; None where it would have read other columns."""
+    from rareclass.adapters import tables
+    from rareclass.config import parse
+    from rareclass.errors import RareclassError
+
+    config = model.meta.get("config", {})
+    try:
+        read = parse({"name": "rows", "data": {**config["data"], "path": data, "query": None, "filter": ()}})
+        return tables.row_ids(read, model.schema.names)
+    except (KeyError, RareclassError):
+        return None

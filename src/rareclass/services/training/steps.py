@@ -220,7 +220,7 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
         score,
         config.threshold,
         costs=costs.cost_arrays(config.costs, rows.prevalence, rows.amount),
-        days=days(rows),
+        days=days(rows, share_of_all(config, dev, len(rows))),
         weight=rows.weight,
         block=rows.block(),
         n_boot=config.evaluate.bootstraps,
@@ -230,14 +230,23 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
     return Tuning(fitted, points, next(iter(points)), score)
 
 
-def days(rows: Rows) -> float | None:
-    """Length of the period the rows cover, in days; None without time."""
+def share_of_all(config: Config, dev: Rows, scored: int) -> float:
+    """Return the share that the scored rows are of all rows of their period: a split that is not by time spreads the others
+    over the same days, and a day has more alerts than those on the scored rows."""
+    from rareclass.core import splitting
+
+    kind = splitting.resolve_kind(config.split, has_time=dev.time is not None, has_entity=dev.entity is not None)
+    return 1.0 if kind == "time" else (1 - config.split.test) * scored / len(dev)
+
+
+def days(rows: Rows, share: float = 1.0) -> float | None:
+    """Length of the period the rows cover, in days of all rows, of which these are a share; None without time."""
     import numpy as np
 
     if rows.time is None or not len(rows):
         return None
     span = (rows.time.max() - rows.time.min()) / np.timedelta64(1, "D")
-    return max(float(span), 1.0)
+    return max(float(span), 1.0) * share
 
 
 def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, rows: Rows) -> Any:
