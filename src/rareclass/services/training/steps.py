@@ -220,7 +220,7 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
         score,
         config.threshold,
         costs=costs.cost_arrays(config.costs, rows.prevalence, rows.amount),
-        days=days(rows, share_of_all(config, dev, len(rows))),
+        days=days(rows, share_of_all(config, dev, (1 - config.split.test) * len(rows) / len(dev))),
         weight=rows.weight,
         block=rows.block(),
         n_boot=config.evaluate.bootstraps,
@@ -230,13 +230,13 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
     return Tuning(fitted, points, next(iter(points)), score)
 
 
-def share_of_all(config: Config, dev: Rows, scored: int) -> float:
-    """Return the share that the scored rows are of all rows of their period: a split that is not by time spreads the others
-    over the same days, and a day has more alerts than those on the scored rows."""
+def share_of_all(config: Config, rows: Rows, spread: float) -> float:
+    """Return the share that scored rows are of all rows of their period: by time it is all of them, otherwise ``spread``,
+    because the others lie on the same days, and a day has more alerts than those on the scored rows."""
     from rareclass.core import splitting
 
-    kind = splitting.resolve_kind(config.split, has_time=dev.time is not None, has_entity=dev.entity is not None)
-    return 1.0 if kind == "time" else (1 - config.split.test) * scored / len(dev)
+    kind = splitting.resolve_kind(config.split, has_time=rows.time is not None, has_entity=rows.entity is not None)
+    return 1.0 if kind == "time" else spread
 
 
 def days(rows: Rows, share: float = 1.0) -> float | None:
@@ -407,7 +407,7 @@ def evaluate(
         score,
         costs=money,
         resamples=Resamples(len(test), test.block(), config.evaluate.bootstraps, config.train.seed),
-        days=days(test),
+        days=days(test, share_of_all(config, test, config.split.test)),
         weight=test.weight,
         confidence=config.evaluate.confidence,
     )
