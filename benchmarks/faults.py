@@ -304,7 +304,13 @@ class Course:
                 f"monitor.port={port}",
             ]
             both.append(
-                subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment(PYTHONPATH=str(TESTS)))
+                subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    env=environment(PYTHONPATH=os.pathsep.join([str(self.folder), str(TESTS)])),
+                )
             )
         STARTED.extend(both)
         with Store(self.url) as store:

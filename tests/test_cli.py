@@ -355,3 +355,25 @@ def test_export_writes_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[
     written = [pd.read_csv(tmp_path / "splits" / f"{name}.csv") for name in ("train", "validation", "test")]
     assert sum(map(len, written)) == 400
     assert capsys.readouterr().out.count(".csv") == 3
+
+
+@pytest.mark.parametrize(("asked", "mode"), [(None, 0o600), ("027", 0o640), ("nonsense", 0o600)])
+def test_what_a_command_writes_is_its_owners_alone_unless_the_environment_says_otherwise(
+    asked: str | None, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asked is not None:
+        monkeypatch.setenv("RARECLASS_UMASK", asked)
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(["init", str(_table(tmp_path)), "--target", "label", "--out", str(tmp_path / "made.yaml")])
+        assert os.umask(0o022) == 0o022, "the caller keeps his own"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made.yaml").stat().st_mode & 0o777 == mode
+
+
+def _table(folder: Path) -> Path:
+    path = folder / "rows.csv"
+    path.write_text("a,label\n" + "\n".join(f"{at % 7},{int(at % 9 == 0)}" for at in range(200)))
+    return path

@@ -927,9 +927,14 @@ _INTERRUPTED = 128 + signal.SIGINT
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 2 something to mend (one line), 1 a fault (one line, --debug for more)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    os.umask(os.umask(0o077) | private_umask(os.environ.get("RARECLASS_UMASK")))
     debug = "--debug" in given
-    sys.exit(_run([each for each in given if each != "--debug"], debug))
+    before = os.umask(0o077)
+    os.umask(before | private_umask(os.environ.get("RARECLASS_UMASK")))
+    try:
+        code = _run([each for each in given if each != "--debug"], debug)
+    finally:
+        os.umask(before)  # whoever calls this from Python keeps his own
+    sys.exit(code)
 
 
 def private_umask(text: str | None) -> int:
