@@ -45,7 +45,7 @@ test: setup packages ## run all tests that need no cluster
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/deptry -q src components pipelines
+	@said=$$($(BIN)/deptry --no-ansi src components pipelines 2>&1) || { echo "$$said"; exit 1; }
 
 LOCK := $(BIN)/uv pip compile -q --no-header --universal --python-version 3.11 --generate-hashes
 lock: setup ## bring the locks to pyproject.toml; versions that still fit stay (UPGRADE="-P NAME" moves one)
