@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,6 +320,41 @@ def test_what_the_configuration_says_is_deleted_is_deleted_daily_unless_somebody
     assert container["args"] == ["retention", "-c", "/config/config.yaml"]
     off = render(*SMALL, "--set", "jobs.retention.enabled=false")
     assert not [each for each in off if each["metadata"]["name"] == "release-retention"]
+
+
+@needs_helm
+def test_a_turn_waits_for_a_person_where_one_approves_and_holds_no_lock_meanwhile() -> None:
+    turn = ("--set", "retrain.enabled=true", "--set", "retrain.runner=pod", "--set", "retrain.approvalSeconds=7200")
+    objects = render(*SMALL, *turn, "--set", "config.promotion.mode=manual")
+    spec = of(objects, "WorkflowTemplate")["spec"]
+    templates = {each["name"]: each for each in spec["templates"]}
+    assert templates["await-approval"]["suspend"] == {"duration": "7200s"}
+    assert spec["activeDeadlineSeconds"] == 14400 + 7200
+    assert "synchronization" not in spec
+    assert templates["act"]["synchronization"] == {"mutexes": [{"name": "release-turn"}]}
+    assert [step["name"] for group in templates["turn"]["steps"] for step in group] == ["act", "ask", "deploy"]
+    assert "{{steps.approval.outputs.parameters.code}} == 20" in templates["ask"]["steps"][1][0]["when"]
+    assert of(objects, "CronWorkflow")["spec"]["concurrencyPolicy"] == "Allow"
+    called = {step["template"] for each in templates.values() for group in each.get("steps", []) for step in group}
+    assert called <= templates.keys()
+    plain = of(render(*SMALL, *turn), "WorkflowTemplate")["spec"]
+    assert "suspend" not in json.dumps(plain)
+    assert plain["synchronization"] == {"mutexes": [{"name": "release-turn"}]}
+
+
+@needs_helm
+@pytest.mark.parametrize(("code", "ended"), [(0, 0), (20, 0), (21, 0), (2, 2), (1, 1)])
+def test_the_step_that_asks_for_an_approval_ends_well_with_every_answer_and_badly_with_none(
+    code: int, ended: int, tmp_path: Path
+) -> None:
+    turn = ("--set", "retrain.enabled=true", "--set", "retrain.runner=pod", "--set", "config.promotion.mode=manual")
+    spec = of(render(*SMALL, *turn), "WorkflowTemplate")["spec"]
+    container = next(each for each in spec["templates"] if each["name"] == "approval")["container"]
+    (tmp_path / "rareclass").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "rareclass").chmod(0o755)
+    words = [*container["command"], container["args"][0].replace("/tmp/approval", str(tmp_path / "code"))]
+    done = subprocess.run(words, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert (done.returncode, (tmp_path / "code").read_text().strip()) == (ended, str(code))
 
 
 @needs_helm

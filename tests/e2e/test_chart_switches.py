@@ -92,6 +92,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "unverified": {"alerts.argo.verify": False},
         "token": {"alerts.argo.tokenSecret": "outside-token"},
     },
+    "promotion": {"manual": {"config.promotion.mode": "manual"}, "immediate": {}},
     "dashboards": {"on": {"dashboards.annotations": {"folder": "models"}}, "off": {"dashboards.enabled": False}},
     "retrain": {
         "off": {},

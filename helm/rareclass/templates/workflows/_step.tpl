@@ -10,7 +10,7 @@ retryStrategy: {limit: 5, retryPolicy: OnError, backoff: {duration: 5s, factor: 
 container:
   image: {{ include "rareclass.image" (list $root "pipeline") }}
   imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-  command: [rareclass]
+  command: {{ default (list "rareclass") .command | toJson }}
   args: {{- toYaml .args | nindent 4 }}
   {{- include "rareclass.trackingEnvFrom" $root | nindent 2 }}
   env:
@@ -29,6 +29,11 @@ container:
     {{- if include "rareclass.kubeflowToken" $root }}
     - {name: kubeflow-token, mountPath: /var/run/secrets/kubeflow, readOnly: true}
     {{- end }}
+{{- end -}}
+
+{{- /* Does a person approve versions? */ -}}
+{{- define "rareclass.manual" -}}
+{{- if eq (dig "promotion" "mode" "immediate" .Values.config) "manual" }}true{{ end -}}
 {{- end -}}
 
 {{- define "rareclass.workflowLabels" -}}

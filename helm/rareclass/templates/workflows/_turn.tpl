@@ -12,9 +12,14 @@ onExit: record
 arguments:
   parameters:
     - {name: cause, value: by hand} # what started it, for whoever reads the workflow
+{{- $manual := include "rareclass.manual" . }}
+{{- if $manual }}
+activeDeadlineSeconds: {{ add $retrain.deadlineSeconds $retrain.approvalSeconds }}
+{{- else }}
 activeDeadlineSeconds: {{ $retrain.deadlineSeconds }}
 # One turn at a time: a second one waits, and finds that everything is done.
 synchronization: {mutexes: [{name: {{ $name }}-turn}]}
+{{- end }}
 podGC: {strategy: OnPodSuccess}
 ttlStrategy: {secondsAfterSuccess: {{ $retrain.keepSeconds.succeeded }}, secondsAfterFailure: {{ $retrain.keepSeconds.failed }}}
 securityContext: {{- include "rareclass.podSecurity" . | nindent 2 }}
@@ -60,8 +65,37 @@ volumes:
         - serviceAccountToken: {path: token, expirationSeconds: 7200, audience: pipelines.kubeflow.org}
   {{- end }}
 templates:
+  {{- if $manual }}
   - name: turn
     steps:
+      - - {name: act, template: act}
+      - - name: ask
+          template: ask
+          when: {{ `"'{{steps.act.outputs.parameters.kind}}' == 'retrain' || '{{steps.act.outputs.parameters.kind}}' == 'recalibrate'"` }}
+      {{- if .Values.serving.enabled }}
+      - - {name: deploy, template: deploy}
+      {{- end }}
+  # A version may wait for a person. What waits holds no lock: other turns triage meanwhile, and the next one deploys what was
+  # approved. Whoever approves lets this one go on with `argo resume`; else it does when its time is over.
+  - name: ask
+    steps:
+      - - {name: approval, template: approval}
+      - - name: await-approval
+          template: await-approval
+          when: {{ `"{{steps.approval.outputs.parameters.code}} == 20"` }}
+  - name: await-approval
+    suspend: {duration: {{ printf "%ds" (int $retrain.approvalSeconds) | quote }}}
+  - {{- include "rareclass.step" (dict "root" . "name" "approval" "deadline" 900 "command" (list "/bin/sh" "-c") "args" (list "rareclass approval -c /config/config.yaml; code=$?; echo $code >/tmp/approval; case $code in 0 | 20 | 21) ;; *) exit $code ;; esac")) | nindent 4 }}
+    outputs: {parameters: [{name: code, valueFrom: {path: /tmp/approval}}]}
+  # One at a time: a second one waits, and finds that everything is done.
+  - name: act
+    synchronization: {mutexes: [{name: {{ $name }}-turn}]}
+    outputs: {parameters: [{name: kind, valueFrom: {parameter: {{ `"{{steps.triage.outputs.parameters.kind}}"` }}}}]}
+    steps:
+  {{- else }}
+  - name: turn
+    steps:
+  {{- end }}
       - - {name: triage, template: triage}
       - - name: repair
           template: repair
@@ -71,7 +105,7 @@ templates:
           template: retrain
           arguments: {parameters: [{name: number, value: {{ `"{{steps.triage.outputs.parameters.number}}"` }}}]}
           when: {{ `"'{{steps.triage.outputs.parameters.kind}}' == 'retrain'"` }}
-      {{- if .Values.serving.enabled }}
+      {{- if and .Values.serving.enabled (not $manual) }}
       - - {name: deploy, template: deploy}
       {{- end }}
   - {{- include "rareclass.step" (dict "root" . "name" "triage" "deadline" 900 "args" (concat (list "triage") $config (list "--output-file" "/tmp/turn.json"))) | nindent 4 }}
