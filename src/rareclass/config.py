@@ -192,6 +192,25 @@ class Split(Section):
     )
 
 
+class Outliers(Section):
+    """Rows of one class with an unusual value of one column: no fit learns from them, they are still scored."""
+
+    column: str = Field(description="A numeric feature")
+    of: Literal["majority", "rare"] = Field("majority", description="Whose rows leave training")
+    below: float | None = Field(
+        None, gt=0, lt=0.5, description="Values below this quantile, among the class's rows of the training part"
+    )
+    above: float | None = Field(
+        None, gt=0.5, lt=1, description="Values above this quantile, among the class's rows of the training part"
+    )
+
+    @model_validator(mode="after")
+    def _some_end(self) -> Outliers:
+        if self.below is None and self.above is None:
+            raise ValueError("an end is missing; set below or above to a quantile, like above: 0.999")
+        return self
+
+
 class Train(Section):
     """What only training sees."""
 
@@ -204,6 +223,9 @@ class Train(Section):
         gt=0.5,
         le=1,
         description="No fit learns from majority rows with a numeric feature above this quantile of the training part's majority rows; they are still scored",
+    )
+    outliers: tuple[Outliers, ...] = Field(
+        (), description="Outliers of named columns, each of one class; the effect on prevalence is corrected"
     )
     refit: Literal["all", "train", "none"] = Field(
         "all",

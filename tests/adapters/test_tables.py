@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from rareclass.adapters import tables
 from rareclass.config import parse
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema, decode, encode, infer_schema
-from rareclass.errors import DataError, NoPositives, RareclassError
+from rareclass.errors import ConfigError, DataError, NoPositives, RareclassError
 
 
 def history(n=3000, seed=0):
@@ -391,6 +392,45 @@ def test_majority_outliers_leave_training_and_positives_stay(tmp_path):
     left = found.train.learnable()
     assert found.dropped["majority_outliers"] == len(plain.train) - len(left)
     assert found.train_kept == pytest.approx(1 - found.dropped["majority_outliers"] / len(negative))
+
+
+@pytest.mark.parametrize(("of", "label"), [("majority", 0), ("rare", 1)])
+def test_outliers_of_one_named_column_of_one_class_teach_no_fit_and_nothing_else_changes(of, label, tmp_path):
+    path = written(tmp_path, history())
+    plain = take(path)
+    found = take(path, train={"outliers": [{"column": "amount", "of": of, "below": 0.1, "above": 0.9}]})
+    position = found.schema.names.index("amount")
+    own = plain.train.x[plain.train.y == label, position]
+    low, high = np.nanquantile(own, [0.1, 0.9])
+    for part, before in zip(
+        (found.train, found.validation, found.test), (plain.train, plain.validation, plain.test), strict=True
+    ):
+        left = part.learnable()
+        values = left.x[left.y == label, position]
+        assert low - 1e-3 <= np.nanmin(values) <= np.nanmax(values) <= high + 1e-3
+        assert np.isnan(values).sum() == np.isnan(before.x[before.y == label, position]).sum(), (
+            "a missing value is no outlier"
+        )
+        assert (left.y == 1 - label).sum() == (before.y == 1 - label).sum()
+        assert len(part) == len(before), "they are still scored"
+    gone = len(plain.train) - len(found.train.learnable())
+    assert found.dropped["outliers of amount"] == gone > 0
+    kept = 1 - gone / len(own)
+    assert found.train_kept == pytest.approx(kept if label == 0 else 1 / kept)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"column": "amuont", "above": 0.9}, "no numeric feature. Did you mean 'amount'?"),
+        ({"column": "kind", "above": 0.9}, "'kind' is no numeric feature"),
+        ({"column": "amount"}, "an end is missing; set below or above"),
+    ],
+)
+def test_outliers_of_no_numeric_column_and_without_an_end_are_refused(rule, said, tmp_path):
+    path = written(tmp_path, history())
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        take(path, train={"outliers": [rule]})
 
 
 def test_empty_rows_are_dropped_when_asked(tmp_path):

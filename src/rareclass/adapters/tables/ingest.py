@@ -16,14 +16,14 @@ from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Plan, Raw, Reader
 from rareclass.adapters.tables.sources import Source, kind_of, missing_column, open_source
-from rareclass.config import Config, Data
+from rareclass.config import Config, Data, Outliers
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.times import TimeReading
-from rareclass.errors import DataError
+from rareclass.errors import ConfigError, DataError, nearest
 from rareclass.masking import masked
 
 Progress = Callable[[str], None]
@@ -191,11 +191,11 @@ def _clean(raw: Raw) -> None:
 
 
 def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float, dict[str, int]]:
-    """Mark in ``raw.keep`` what `train.filter` and `train.majority_quantile` leave for fits, in every part of the split.
+    """Mark in ``raw.keep`` what `train.filter`, `.majority_quantile` and `.outliers` leave for fits, in every part of the split.
 
     The quantiles are those of the training part. Returns the share of its negatives kept per positive kept, and counts there.
     """
-    if raw.keep is None and config.train.majority_quantile == 1:
+    if raw.keep is None and config.train.majority_quantile == 1 and not config.train.outliers:
         return 1.0, {}
     keep = np.ones(len(raw.y), dtype=bool) if raw.keep is None else raw.keep.astype(bool)
     left_out = {} if raw.keep is None else {"train_filter": int((~keep[train]).sum())}
@@ -203,14 +203,41 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
         outlying = _outlying(raw, train[keep[train]], config.train.majority_quantile) & keep
         left_out["majority_outliers"] = int(outlying[train].sum())
         keep &= ~outlying
+    for rule in config.train.outliers:
+        outlying = _outlying_in(raw, train[keep[train]], rule) & keep
+        name = f"outliers of {rule.column}"
+        left_out[name] = left_out.get(name, 0) + int(outlying[train].sum())
+        keep &= ~outlying
     raw.keep = keep
     shares = [keep[train][raw.y[train] == label].mean() for label in (0, 1)]
     if min(shares) == 0:
         what = "negative" if not shares[0] else "positive"
         raise DataError(
-            f"train.filter leaves no {what} in the training rows. Set train.filter so that both classes are left"
+            f"train.filter, train.majority_quantile and train.outliers leave no {what} in the training rows. Set them so that both classes are left"
         )
     return float(shares[0] / shares[1]), left_out
+
+
+def _outlying_in(raw: Raw, index: AnyArray, rule: Outliers) -> BoolArray:
+    """(n,) True for rows of one class with a value outside its quantiles among that class's rows of ``index``; missing stays.
+
+    Raises ConfigError when the column is no numeric feature.
+    """
+    numeric = [name for name, levels in zip(raw.encoder.names, raw.encoder.levels, strict=True) if levels is None]
+    if rule.column not in numeric:
+        raise ConfigError(
+            f"train.outliers: '{rule.column}' is no numeric feature.{nearest(rule.column, numeric)} Set column to one of: {', '.join(numeric)}"
+        )
+    label = int(rule.of == "rare")
+    column = raw.x[:, raw.encoder.names.index(rule.column)]
+    known = column[index[raw.y[index] == label]]
+    known = known[~np.isnan(known)]
+    outlying = np.zeros(len(raw.y), dtype=bool)
+    if len(known) and rule.above is not None:
+        outlying |= column > np.quantile(known, rule.above)
+    if len(known) and rule.below is not None:
+        outlying |= column < np.quantile(known, rule.below)
+    return outlying & (raw.y == label)
 
 
 def _outlying(raw: Raw, index: AnyArray, quantile: float) -> BoolArray:
