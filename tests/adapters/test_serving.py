@@ -156,6 +156,7 @@ def test_nested_data_and_shapes_of_one_column_are_taken() -> None:
         ({"inputs": [AMOUNT, {**CHANNEL, "data": ["web", None]}]}, "missing values as null"),
         ({"inputs": [{**AMOUNT, "datatype": "BYTES", "data": ["1", "3"]}, CHANNEL]}, "must hold numbers"),
         ({"inputs": [ROWS], "parameters": []}, "'parameters' of the request"),
+        ({"inputs": [ROWS], "parameters": {"explian": True}}, "Did you mean 'explain'?"),
         ({"inputs": [ROWS], "parameters": {"explain": "yes"}}, "'explain' must be true or false"),
         ({"inputs": [ROWS], "parameters": {"explain": True, "top": 3}}, "'top' must be a number from 1 to 2"),
         ({"inputs": [ROWS], "parameters": {"operating_point": "strikt"}}, "Did you mean 'strict'?"),
@@ -199,6 +200,12 @@ def test_whatever_stands_in_a_request_only_an_input_error_comes_out(key: str, va
     body = json.dumps({"inputs": [{**AMOUNT, key: value}, CHANNEL], "parameters": options}).encode()
     with suppress(InputError):
         assert len(_signature().read(parse(body))) >= 1
+
+
+def test_what_clients_of_the_protocol_send_of_their_own_accord_is_let_through() -> None:
+    assert (
+        len(_read(ROWS, parameters={"sequence_id": 0, "priority": 0, "timeout": 5, "binary_data_output": False})) == 2
+    )
 
 
 def test_missing_values_are_taken_when_the_request_says_so() -> None:

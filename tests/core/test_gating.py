@@ -101,6 +101,18 @@ def test_the_champion_is_judged_only_on_rows_it_was_not_trained_on():
     assert "the champion was not trained on hold 0 positives" in blind.reasons[0]
 
 
+def test_rows_that_judged_before_judge_at_a_stricter_level_and_the_decision_says_so():
+    y, score = world(4000)
+    _, near = world(4000, blur=0.25)
+    first, again = decide(y, near, Champion(score)), decide(y, near, Champion(score), looks=4)
+    assert not any("judged" in reason for reason in first.reasons)
+    assert any(
+        "judged 4 runs before: the champion is compared at 99.0% instead of 95%" in reason for reason in again.reasons
+    )
+    width = [found.numbers["champion.loss_high"] - found.numbers["champion.loss_low"] for found in (first, again)]
+    assert width[1] > 1.1 * width[0]
+
+
 def test_decisions_that_cost_more_than_doing_nothing_are_rejected():
     y, score = world(8000)
     found = decide(y, score, costs=CostArrays(1.0, 50.0, "EUR"), threshold=0.05)

@@ -122,6 +122,7 @@ def judge(
     block: NDArray[Any] | None = None,
     n_boot: int = 200,
     confidence: float = 0.95,
+    looks: int = 0,
     seed: int = 0,
 ) -> GateDecision:
     """Judge a recipe on the rows of its evaluation, against absolute bounds and against the champion.
@@ -130,6 +131,8 @@ def judge(
     undecided in between. Any failure rejects; otherwise anything undecided is "not enough evidence". Below
     ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what it
     means when it cannot be compared, ``gate.without_comparison`` says.
+
+    looks : how often these rows judged a run before; the error of the comparison is divided by all looks (Bonferroni)
     """
     if gate.mode == "disabled":
         return GateDecision("approve", ("the gate is disabled (gate.mode): nothing was judged",), {}, gate.mode)
@@ -152,7 +155,10 @@ def judge(
     elif isinstance(champion, NotComparable):
         rules.append(_without_comparison(champion, gate))
     else:
-        pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), confidence)
+        level = 1 - (1 - confidence) / (1 + looks)
+        if looks:
+            rules.append(Rule("looks", "pass", _looked(looks, confidence, level), {"before": float(looks)}))
+        pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), level)
         rules.extend(pair.rules(gate, evaluation, costs))
     return _decide(tuple(rules), gate.mode)
 
@@ -185,6 +191,13 @@ def _next_step(rule: Rule) -> str:
             f"cannot tell, because the champion was fitted on all of them (train.refit); {_SHADOW}"
         )
     return f"{_MORE}; {_SHADOW}"
+
+
+def _looked(looks: int, confidence: float, level: float) -> str:
+    return (
+        f"these test rows judged {looks} run{'s' if looks > 1 else ''} before: the champion is compared at {level:.1%} instead of "
+        f"{confidence:.0%}, and what was chosen after a look is flattered. Newer rows judge afresh"
+    )
 
 
 def _without_comparison(champion: NotComparable, gate: config.Gate) -> Rule:

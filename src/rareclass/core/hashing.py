@@ -48,6 +48,11 @@ def name_hash(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
 
 
+def of_rows(row_id: NDArray[np.uint64], y: NDArray[Any]) -> str:
+    """Return a hash of labelled rows, whatever their order."""
+    return f"{int(np.bitwise_xor.reduce(mix(row_id ^ y.astype(np.uint64)), initial=np.uint64(0))):016x}"
+
+
 def text_hash(values: pd.Series[Any]) -> HashArray:
     """Return (n,) uint64 hash of values as text, so that 7, 7.0 and '7' are the same; missing gets one value of its own."""
     text = text_of(values)

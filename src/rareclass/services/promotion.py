@@ -108,6 +108,18 @@ def register_logged(
         )
 
 
+def looks(config: Config, rows: str) -> int:
+    """Return how many runs were judged on test rows before, by the ledger.
+
+    rows : hash of the test rows, as the evidence of a registration or a rejection holds it
+    """
+    with _store(config) as store:
+        return sum(
+            entry.kind in ("register", "reject") and entry.payload.get("test_rows") == rows
+            for entry in store.entries(config.name)
+        )
+
+
 def turned_away(
     config: Config, run_id: str, *, now: datetime, actor: str | None = None, reason: str, evidence: Mapping[str, Any]
 ) -> None:

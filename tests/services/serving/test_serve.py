@@ -14,7 +14,7 @@ from rareclass.adapters.registry import Registry
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, dump, parse
 from rareclass.core import operating
-from rareclass.errors import ModelError
+from rareclass.errors import ConfigError, ModelError
 from rareclass.services import promotion
 from rareclass.services.serving import serve
 
@@ -88,6 +88,15 @@ def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_po
     found = options(injected, **settings)
     assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, 9500, 3)
     assert (found.name, found.metrics_path, found.host) == ("node", "/prometheus", "0.0.0.0")
+
+
+def test_a_token_is_read_without_the_newline_of_its_file_and_is_never_only_space() -> None:
+    from rareclass.services.actor import token
+
+    assert token({"T": "secret\n"}, "T") == "secret"
+    assert token({"T": ""}, "T") is token({}, "T") is None
+    with pytest.raises(ConfigError, match="T holds only space"):
+        token({"T": " \n"}, "T")
 
 
 def test_a_served_booster_scores_with_one_thread_and_the_same() -> None:

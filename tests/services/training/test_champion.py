@@ -11,9 +11,11 @@ import pytest
 
 from rareclass.adapters.registry import Registry
 from rareclass.config import Config, parse
+from rareclass.core import hashing
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.model import RareModel
 from rareclass.errors import ConfigError, StoreError
+from rareclass.services import promotion
 from rareclass.services.training import run, steps
 
 
@@ -165,3 +167,11 @@ def test_what_a_run_would_stumble_over_at_its_end_is_told_before_a_row_is_read(t
     )  # fmt: skip
     with pytest.raises(ConfigError, match="prequential folds need a time"):
         run.run(timeless, tmp_path / "out")
+
+
+def test_the_ledger_knows_how_often_test_rows_judged_a_run(trained: tuple[Path, pd.DataFrame]) -> None:
+    folder, _ = trained
+    config = settings(folder, folder / "old.parquet")
+    test = steps.ingest(config).test
+    assert promotion.looks(config, hashing.of_rows(test.row_id, test.y)) >= 1
+    assert promotion.looks(config, hashing.of_rows(test.row_id[1:], test.y[1:])) == 0

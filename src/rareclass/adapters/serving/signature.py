@@ -18,6 +18,15 @@ from rareclass.core.reading import number_of
 from rareclass.errors import InputError, nearest
 
 ROLES = ("ts", "entity", "propensity")
+PARAMETERS = ("explain", "missing", "operating_point", "top", *ROLES)
+"""Parameters of a request that mean something here."""
+PROTOCOL = frozenset(
+    {
+        "binary_data_output", "content_type", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout",
+        "triton_enable_empty_final_response",
+    }
+)  # fmt: skip
+"""Those that clients of the protocol send of their own accord; they change no answer."""
 _LATEST = 4_102_444_800.0
 
 
@@ -95,6 +104,11 @@ class Signature:
     def read(self, request: Request) -> Query:
         """Return the query behind a request. Raises InputError with one line."""
         options = request.parameters
+        for name in options:
+            if name not in PARAMETERS and name not in PROTOCOL:
+                raise InputError(
+                    f"unknown parameter {shown(name)}.{nearest(str(name), PARAMETERS)} A request takes: {', '.join(PARAMETERS)}"
+                )
         missing = _flag(options, "missing")
         columns, roles = self._sorted(request.tensors)
         if len(columns) == 1 and self._is_matrix(tensor := next(iter(columns.values()))):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
 from rareclass.errors import ConfigError, InputError, RareclassError
+from rareclass.services.actor import token as token_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -132,16 +133,16 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
         return _json({"status": "ok", "evaluated": None if watch.snapshot is None else watch.snapshot.now.isoformat()})
 
     async def labels(request: Request) -> Response:
-        return await _labels(request, config, watch, store, limit, settings.get(config.labels.token_env, ""))
+        return await _labels(request, config, watch, store, limit, token_of(settings, config.labels.token_env) or "")
 
     async def status(request: Request) -> Response:
-        token = settings.get(config.monitor.token_env, "")
+        token = token_of(settings, config.monitor.token_env)
         if token and not _authorised(request, token):
             return _error("the status page needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
         return HTMLResponse(page(config, watch))
 
     async def snapshot(request: Request) -> Response:
-        token = settings.get(config.monitor.token_env, "")
+        token = token_of(settings, config.monitor.token_env)
         if token and not _authorised(request, token):
             return _error("the snapshot needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
         found = watch.snapshot

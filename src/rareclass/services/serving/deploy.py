@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
 from rareclass.errors import AlreadyDone, ModelError, RareclassError
+from rareclass.services.actor import token
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
     assert model.golden is not None
     rows = model.golden.head(GOLDEN_ROWS)
     url = f"{service.rstrip('/')}/v2/models/{config.name}/infer"
-    token = os.environ.get(config.serve.token_env)
+    bearer = token(os.environ, config.serve.token_env)
     for attempt in range(SMOKES):
         body = {**request(model, rows), "id": f"smoke-{version}-{attempt}"}
-        answer = cluster.ask(url, body, token=token)
+        answer = cluster.ask(url, body, token=bearer)
         if answer.get("model_version") != version:
             raise ModelError(f"{service} answers with version {answer.get('model_version')}, not {version}")
         score = next(each["data"] for each in answer["outputs"] if each["name"] == "score")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
+from rareclass.services.actor import token
 from rareclass.services.retry import patiently
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def listening(config: Config, environment: Mapping[str, str], *, shared: bool = 
     settings = config.serve
     return options(
         environment, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port, token=environment.get(settings.token_env), shared=shared,
+        metrics_port=settings.metrics_port, token=token(environment, settings.token_env), shared=shared,
     )  # fmt: skip
 
 

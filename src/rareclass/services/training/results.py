@@ -151,10 +151,12 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _evidence(run: Run) -> dict[str, Any]:
-    trained = run.model.meta["trained"]
+    from rareclass.core import hashing
+
+    trained, test = run.model.meta["trained"], run.ingested.test
     return {
         **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
-        "data_hash": run.ingested.card["content_hash"], "trained": trained, "gate": dict(run.judged.decision.numbers),
+        "data_hash": run.ingested.card["content_hash"], "test_rows": hashing.of_rows(test.row_id, test.y), "trained": trained, "gate": dict(run.judged.decision.numbers),
         "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons),
         "ap": clean(run.judged.evaluation.metrics["ap"].to_json()), "selected": run.chosen.winner,
     }  # fmt: skip

@@ -17,6 +17,7 @@ from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
+    from rareclass.core.dataset import Rows
     from rareclass.core.gating import NotComparable
     from rareclass.core.model import RareModel
 
@@ -62,8 +63,18 @@ def run_rows(
     actor : who the ledger says did it; default: the user of this process
     """
     watch = watch or Stopwatch()
+    from rareclass.core import hashing
+
     with results.failures_logged(config, now=now, reason=reason):
-        made = fit(config, ingested, watch=watch, progress=progress, now=now, champion=lambda: champion(config))
+        made = fit(
+            config,
+            ingested,
+            watch=watch,
+            progress=progress,
+            now=now,
+            champion=lambda: champion(config),
+            looks=lambda rows: promotion.looks(config, hashing.of_rows(rows.row_id, rows.y)),
+        )
     with watch("register"):
         details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
     with watch("promote"):
@@ -79,10 +90,12 @@ def run_rows(
 def fit(
     config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
     champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
+    looks: Callable[[Rows], int] = lambda rows: 0,
 ) -> results.Run:  # fmt: skip
     """Everything up to the refitted model; writes nothing.
 
     champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in memory
+    looks : how often rows judged a run before
     """
     with watch("ingest"):
         ingested = steps.with_incumbent(config, ingested, champion(), progress)
@@ -114,7 +127,15 @@ def fit(
         tuning = steps.tune_threshold(config, dev, chosen, progress)
     with watch("evaluate"):
         judged = steps.evaluate(
-            config, dev, ingested.test, trained, chosen, tuning, champion=ingested.incumbent, progress=progress
+            config,
+            dev,
+            ingested.test,
+            trained,
+            chosen,
+            tuning,
+            champion=ingested.incumbent,
+            looks=looks(ingested.test),
+            progress=progress,
         )
     with watch("refit"):
         model = steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)

@@ -352,9 +352,13 @@ def evaluate(
     tuning: Tuning,
     *,
     champion: Champion | NotComparable | None = None,
+    looks: int = 0,
     progress: Progress = silent,
 ) -> Judgement:
-    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge."""
+    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge.
+
+    looks : runs that were judged on these very test rows before, by the ledger
+    """
     from rareclass.core import costs, evaluation, gating, importance, tradeoff
     from rareclass.core import dataset as tables
     from rareclass.core.bootstrap import Resamples
@@ -389,6 +393,7 @@ def evaluate(
         block=test.block(),
         n_boot=config.evaluate.bootstraps,
         confidence=config.evaluate.confidence,
+        looks=looks,
         seed=config.train.seed,
     )
     windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
