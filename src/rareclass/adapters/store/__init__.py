@@ -109,16 +109,17 @@ class Store(Database):
         """
         rows = normal(frame, PREDICTIONS)
         columns = [PREDICTIONS.c[name] for name in ("request_id", "row", "version", "score", "features")]
+        keys, source = self.keys, sa.select(*columns)
+        if self.postgres:  # by way of the keys, so that each row is looked for in the partition of its day only
+            both = sa.and_(same(keys, PREDICTIONS, KEY), keys.c.ts == PREDICTIONS.c.ts)
+            source = source.select_from(sa.join(keys, PREDICTIONS, both))
         count = 0
         with self.transaction() as connection:
             for model, mine in rows.groupby("model"):
                 for at in range(0, len(mine), 500):
                     part = mine.iloc[at : at + 500]
-                    where = PREDICTIONS.c.model == str(model), PREDICTIONS.c.request_id.in_(set(part["request_id"]))
-                    known = {
-                        (line.request_id, line.row): line
-                        for line in connection.execute(sa.select(*columns).where(*where))
-                    }
+                    where = keys.c.model == str(model), keys.c.request_id.in_(set(part["request_id"]))
+                    known = {(line.request_id, line.row): line for line in connection.execute(source.where(*where))}
                     for row in part.itertuples():
                         line = known.get((row.request_id, row.row))
                         count += line is not None and _differs(row, line)
