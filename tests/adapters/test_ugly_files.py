@@ -199,6 +199,20 @@ def test_a_filter_sees_the_numbers_behind_their_writing(tmp_path):
     assert whole(found)["v"].min() == 100.5
 
 
+def test_columns_are_decided_from_the_rows_that_the_filter_keeps(tmp_path):
+    v = [str(i) if i < N - 50 else "withdrawn" for i in range(N)]
+    rows(v=v, year=np.where(np.arange(N) < N - 50, 2024, 2025)).to_csv(tmp_path / "a.csv", index=False)
+    found = take(tmp_path / "a.csv", filter=[["year", "==", 2024]])
+    assert feature(found, "v").kind == "numeric"
+    assert not [each for each in found.warnings if "all but" in each.message]
+
+
+def test_a_unit_for_what_is_a_time_already_is_refused(tmp_path):
+    rows(when=pd.to_datetime(stamps("%Y-%m-%d %H:%M"))).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"holds times already.*Take data\.time_unit out"):
+        take(tmp_path / "a.parquet", time="when", time_unit="hour")
+
+
 def test_a_filter_compares_what_the_values_mean_or_is_refused(tmp_path):
     frame = rows(amount=np.arange(N), card=np.arange(N) % 40, iso=stamps("%Y-%m-%d %H:%M"), day=stamps("%d/%m/%Y"))
     frame.to_csv(tmp_path / "a.csv", index=False)

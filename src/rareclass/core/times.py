@@ -132,6 +132,9 @@ class TimeReading:
 
     def _of_numbers(self, series: pd.Series[Any]) -> TimeArray:
         numbers, valid, fraction = _whole(series)
+        if self.format:  # digits that are written in it
+            texts = [str(number) if good else "" for number, good in zip(numbers, valid & ~fraction, strict=True)]
+            return self._of_text(texts)
         unit = self.unit
         found = np.full(len(numbers), _NAT)
         if unit in LAYOUTS:
@@ -144,7 +147,7 @@ class TimeReading:
             found[valid] = _counted(series, numbers, fraction, unit, self.origin)[valid]
         else:
             for name in EPOCHS if not unit else (unit,):
-                low, high = (-(2**63), 2**63 - 1) if self.given else _RANGES[name]
+                low, high = (-(2**63), 2**63 - 1) if self.given and unit else _RANGES[name]
                 inside = valid & (numbers >= low) & (numbers < high)
                 found[inside] = _epoch(series, numbers, fraction, name)[inside]
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +48,8 @@ def format_of(data: Data) -> Format:
     return Format(data.encoding, data.decimal, data.thousands, data.missing_values)
 
 
-def decide(data: Data, source: Source, names: list[str], max_categories: int) -> Readings:
-    """Look at every text column among the features ``names``, and at the time, once.
+def decide(data: Data, source: Source, names: Sequence[str], filter: Any) -> Readings:
+    """Look at every text column among the features ``names``, and at the time, once, in the rows that ``filter`` keeps.
 
     Raises DataError where the values leave open what they mean, with what to set.
     """
@@ -60,11 +60,15 @@ def decide(data: Data, source: Source, names: list[str], max_categories: int) ->
         if name not in data.categorical and _is_text(columns[name])
     }  # fmt: skip
     time = TimeSurvey(data.time, data.time_format, data.time_unit, data.time_origin) if data.time else None
+    if data.time is not None and data.time_unit is not None and kind_of(columns[data.time]) == "time":
+        raise DataError(
+            f"column '{data.time}' (data.time) holds times already, so data.time_unit '{data.time_unit}' counts nothing. Take data.time_unit out"
+        )
     asked = [name for name, survey in texts.items() if survey is not None]
     if time is not None and not time.told and kind_of(columns[str(data.time)]) != "time":
         asked.append(str(data.time))
     if asked:
-        for batch in source.scan(list(dict.fromkeys(asked)), [], {}):
+        for batch in source.scan(list(dict.fromkeys(asked)), filter, {}):
             for name, survey in texts.items():
                 survey.add(batch.column(name))
             if data.time in asked:
@@ -74,7 +78,7 @@ def decide(data: Data, source: Source, names: list[str], max_categories: int) ->
     plain = Reading("number", form.missing, form.decimal, form.thousands)
     for name in names:
         if name in texts:
-            reading, finding = texts[name].done(max_categories)
+            reading, finding = texts[name].done(data.max_categories)
             findings += [finding] if finding is not None else []
             if reading is not None:
                 features[name] = reading

@@ -106,7 +106,7 @@ class Reader:
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
         data, rows = self.data, source.rows
-        self.readings: Readings = decide(data, source, plan.features, data.max_categories)
+        self.readings: Readings = decide(data, source, plan.features, plan.filter)
         self.read = 0
         self.encoder: Encoder | None = None
         self._check_filtered_time()
