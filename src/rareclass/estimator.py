@@ -107,7 +107,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 truth, self.calibration_.calibrator(held_out), objective=self.objective, beta=self.beta,
                 min_precision=self.min_precision, min_recall=self.min_recall, costs=costs, seed=self.random_state,
             )  # fmt: skip
-            learner = training.refit(trained, self.selection_.weights, rows, costs=costs, **options)
+            learner = training.refit(trained, self.selection_.weights, rows, **options)
         except RareclassError as error:
             raise ValueError(str(error)) from error
         self.threshold_ = self._threshold(self.calibration_.calibrator(held_out), int(truth.sum()))
