@@ -13,7 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
 from rareclass import config
-from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate
+from rareclass.core.bootstrap import (
+    Ladder,
+    Resamples,
+    as_scores,
+    bounded_estimate,
+    estimate,
+    share_estimate,
+    unbiased_estimate,
+)
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate, wilson
@@ -26,6 +34,8 @@ UNTUNED = 0.5
 _CURVE_POINTS = 400
 _BINS = 15
 _MAX_LEVELS = 20
+_BOUNDED = ("f1", "f2", "gmean", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
+"""Metrics of a decision between 0 and 1 that are no share of some rows."""
 
 
 # ------------------------------------------------------------------------------------------------- ranking
@@ -89,7 +99,7 @@ def estimate_ap(
     value = float(_ap(ladder.totals(None, True), ladder.totals(None, False)))
     resamples = Resamples(len(ladder.y), block, n_boot, seed)
     drawn = np.concatenate([_ap(tp, fp) for tp, fp in ladder.counted(resamples)]) if ladder.rungs else np.zeros(0)
-    return estimate(value, drawn, confidence, int(ladder.y.sum()), len(ladder.y))
+    return bounded_estimate(value, drawn, confidence, int(ladder.y.sum()), len(ladder.y))
 
 
 def compare(
@@ -441,8 +451,11 @@ def _slice(
     columns = np.stack([mass * (yes & rare), mass * rare, mass * yes], axis=1)
     total, drawn = columns.sum(axis=0), Resamples(len(y), block, n_boot, seed).sums(columns)
     positives, size = int(rare.sum()), len(y)
+    counts = (0.0, float(rare.sum()), float(yes.sum()))
     recall, precision = (
-        estimate(float(_share(total[0], total[i])), _share(drawn[:, 0], drawn[:, i]), confidence, positives, size)
+        share_estimate(
+            float(_share(total[0], total[i])), _share(drawn[:, 0], drawn[:, i]), counts[i], confidence, positives, size
+        )
         for i in (1, 2)
     )
     ap = estimate_ap(y, score, block=block, n_boot=n_boot, confidence=confidence, seed=seed, weight=weight)
@@ -467,6 +480,7 @@ class Evaluation:
     curves : {"pr": {"recall", "precision"}, "roc": {"fpr", "tpr"}}, at most 400 points each
     calibration : bins of equally many positives with mean score, observed rate and rows
     counts : rows, positives, prevalence, blocks
+    notes : sentences about what the intervals rest on, where that is not what it should be
     """
 
     metrics: Estimates
@@ -481,6 +495,7 @@ class Evaluation:
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     calibration: tuple[dict[str, float], ...] = ()
     counts: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values, NaN as None."""
@@ -497,6 +512,7 @@ class Evaluation:
             "curves": self.curves,
             "calibration": list(self.calibration),
             "counts": self.counts,
+            "notes": list(self.notes),
         }
 
 
@@ -562,6 +578,7 @@ def evaluate(
             "prevalence": _mean(labels.astype(np.float64), weights),
             "blocks": judge.resamples.units,
         },
+        notes=() if judge.resamples.few_blocks is None else (judge.resamples.few_blocks,),
     )
 
 
@@ -580,6 +597,10 @@ class _Judge:
         number = float(np.asarray(value))
         return estimate(number, drawn, self.config.confidence, int(self.y.sum()), len(self.y))
 
+    def _bounded(self, value: ArrayLike, drawn: FloatArray) -> Estimate:
+        number = float(np.asarray(value))
+        return bounded_estimate(number, drawn, self.config.confidence, int(self.y.sum()), len(self.y))
+
     @property
     def mass(self) -> FloatArray:
         return np.ones(len(self.y)) if self.weight is None else self.weight
@@ -595,8 +616,8 @@ class _Judge:
             drawn_ap.append(_ap(tp, fp))
             drawn_auc.append(_auc(tp, fp, tie))
         found = {
-            "ap": self._estimate(_ap(exact[0], exact[1]), np.concatenate(drawn_ap)),
-            "roc_auc": self._estimate(_auc(*exact), np.concatenate(drawn_auc)),
+            "ap": self._bounded(_ap(exact[0], exact[1]), np.concatenate(drawn_ap)),
+            "roc_auc": self._bounded(_auc(*exact), np.concatenate(drawn_auc)),
         }
         prevalence = _mean(self.y.astype(np.float64), self.weight)
         if prevalence > 0:
@@ -632,7 +653,9 @@ class _Judge:
             }
 
         resampled = metrics(drawn)
-        return {name: self._estimate(value[0], resampled[name]) for name, value in metrics(total).items()}
+        found = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(total).items()}
+        options = (self.config.confidence, int(self.y.sum()), len(self.y))
+        return {**found, "ece": unbiased_estimate(found["ece"].value, resampled["ece"], *options)}
 
     def decisions(self, flagged: BoolArray) -> tuple[Estimates, Money]:
         """Decision metrics, confusion and cost of flagged rows."""
@@ -643,6 +666,16 @@ class _Judge:
         resampled = confusion_metrics(*drawn[:, :4].T)
         exact = confusion_metrics(*total[:4])
         found = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
+        sizes = {
+            "recall": rare.sum(), "specificity": (~rare).sum(), "precision": flagged.sum(), "micro_f1": len(rare),
+        }  # fmt: skip
+        options = (self.config.confidence, int(rare.sum()), len(self.y))
+        for name in found.keys() & {*sizes, *_BOUNDED}:
+            value = float(exact[name])
+            if name in sizes:
+                found[name] = share_estimate(value, resampled[name], float(sizes[name]), *options)
+            else:
+                found[name] = bounded_estimate(value, resampled[name], *options)
         spent = _money(total[4:], drawn[:, 4:], self.costs, self.config.confidence, int(rare.sum()), len(self.y))
         return {**found, "cost": spent.cost}, spent
 

@@ -528,7 +528,8 @@ def _counted(known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, set
     for name, value in whole.items():
         enough = name in ("prevalence", "cost_per_1000", "saving_per_1000") or y.sum() >= settings.monitor.min_positives
         if enough and np.isfinite(value):
-            low, high = _widened(float(value), resampled[name], len(starts), settings.confidence)
+            bounds = _BOUNDS.get(name, (-math.inf, math.inf))
+            low, high = _widened(float(value), resampled[name], len(starts), settings.confidence, bounds)
             found[name] = Estimate(float(value), low, high, int(y.sum()), len(y))
     return found
 
@@ -554,7 +555,7 @@ def _ranked(
     ranking = _Ranking.of(y, known.score, known.weights, starts)
 
     def estimate(value: float, resampled: FloatArray) -> Estimate:
-        low, high = _widened(float(value), resampled, len(starts), settings.confidence)
+        low, high = _widened(float(value), resampled, len(starts), settings.confidence, _SHARE)
         return Estimate(float(value), low, high, int(y.sum()), len(y))
 
     found = {
@@ -637,16 +638,37 @@ def _calibration(
     }
 
 
-def _widened(value: float, resampled: FloatArray, units: int, confidence: float) -> tuple[float, float]:
-    """Percentile interval, stretched about the value for a small number of blocks (Student's t, and n / (n - 1))."""
+_SHARE = (0.0, 1.0)
+_AMOUNT = (0.0, math.inf)
+_BOUNDS = {
+    "prevalence": _SHARE,
+    "precision": _SHARE,
+    "recall": _SHARE,
+    "f_beta": _SHARE,
+    "score_ratio": _AMOUNT,
+    "cost_per_1000": _AMOUNT,
+}
+"""What a metric cannot leave, and so neither can its interval; the others have no bounds."""
+
+
+def _widened(
+    value: float,
+    resampled: FloatArray,
+    units: int,
+    confidence: float,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> tuple[float, float]:
+    """Percentile interval, stretched about the value for a small number of blocks (Student's t, and n / (n - 1)), inside its bounds."""
     from scipy.stats import norm, t
 
     low, high = interval(resampled, confidence)
-    if units < 2 or math.isnan(low):
-        return low, high
-    tail = 0.5 + confidence / 2
-    stretch = float(t.ppf(tail, units - 1) / norm.ppf(tail)) * math.sqrt(units / (units - 1))
-    return min(low, value) if stretch <= 1 else value - (value - low) * stretch, value + (high - value) * stretch
+    if units >= 2 and not math.isnan(low):
+        tail = 0.5 + confidence / 2
+        stretch = float(t.ppf(tail, units - 1) / norm.ppf(tail)) * math.sqrt(units / (units - 1))
+        low = min(low, value) if stretch <= 1 else value - (value - low) * stretch
+        high = value + (high - value) * stretch
+    least, most = bounds
+    return float(np.clip(low, least, most)), float(np.clip(high, least, most))
 
 
 # --- all windows -----------------------------------------------------------------------------------------------------

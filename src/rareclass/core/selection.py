@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import Config
+from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate
 from rareclass.core.evaluation import average_precision, bootstrap_average_precision
@@ -98,6 +99,9 @@ class _Ground:
 
     def ap(self, score: FloatArray) -> float:
         return average_precision(self.y, score, self.weight)
+
+    def bounded(self, value: float, draws: FloatArray) -> Estimate:
+        return bounded_estimate(float(value), draws, self.confidence, int(self.y.sum()), len(self.y))
 
     def estimate(self, value: float, draws: FloatArray) -> Estimate:
         tail = (1 - self.confidence) / 2
@@ -188,7 +192,7 @@ def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, Floa
         lines.append(
             CandidateResult(
                 one.candidate.name,
-                ground.estimate(values[position], draws[position]),
+                ground.bounded(values[position], draws[position]),
                 difference,
                 float(p),
                 significant,
@@ -263,7 +267,7 @@ def _ensemble(
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
     line = CandidateResult(
-        f"ensemble-{kind}", ground.estimate(value, draws), difference, against_zero, significant, seconds, reason
+        f"ensemble-{kind}", ground.bounded(value, draws), difference, against_zero, significant, seconds, reason
     )
     verdict = "beats" if sure else "does not beat"
     return line, kept, combined, sure, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})", crossed

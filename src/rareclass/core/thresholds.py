@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rareclass import config
-from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, interval
+from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, interval, share_estimate
 from rareclass.core.costs import CostArrays
-from rareclass.core.dataset import BoolArray, FloatArray
+from rareclass.core.dataset import BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 from rareclass.errors import ConfigError, NoPositives, unknown
 
@@ -161,6 +161,8 @@ class TunedThreshold:
     alerts_per_day: float
     feasible: bool
     message: str
+    crossfitted: Mapping[str, Estimate] = field(default_factory=dict)
+    """precision and recall of rows whose cut-off was tuned on others; empty where positives are too few, and for a fixed one"""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values, NaN as None."""
@@ -175,7 +177,12 @@ class TunedThreshold:
             "alerts_per_day": _finite(self.alerts_per_day),
             "feasible": self.feasible,
             "message": self.message,
+            "crossfitted": {name: found.to_json() for name, found in self.crossfitted.items()},
         }
+
+
+_FOLDS = 5
+"""Parts of the rows that a cut-off is cross-fitted over."""
 
 
 def _finite(value: float) -> float | None:
@@ -274,15 +281,60 @@ def tune(
     draws = np.concatenate(drawn, axis=1)
     found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
     positives, rows = int(ladder.y.sum()), len(ladder.y)
-    worth, precision, recall = (
-        estimate(float(v), line, confidence, positives, rows) for v, line in zip(found, draws[1:], strict=True)
+    worth = estimate(float(found[0]), draws[1], confidence, positives, rows)
+    precision, recall = (
+        share_estimate(float(v), line, size, confidence, positives, rows)
+        for v, line, size in zip(found[1:], draws[2:], (float(exact.alerts[chosen]), positives), strict=True)
     )
     low, high = interval(draws[0], confidence)
     feasible = not task.constraints or float(task.violation(exact)[chosen]) == 0
     message = _message(objective, task, exact, chosen, thresholds, feasible)
     value = float(thresholds[chosen])
     alerts = float(exact.alerts[chosen] / task.days)
-    return TunedThreshold(value, low, high, objective, worth, precision, recall, alerts, feasible, message)
+    crossed = _crossfitted(ladder, resamples, task, money, confidence, seed)
+    return TunedThreshold(value, low, high, objective, worth, precision, recall, alerts, feasible, message, crossed)
+
+
+def _crossfitted(
+    ladder: Ladder, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float, seed: int
+) -> dict[str, Estimate]:
+    """Precision and recall of rows whose cut-off was tuned on the others, whole units together; empty where that cannot be.
+
+    The figures of the cut-off itself are those of the rows it was chosen on, and flatter it where positives are few.
+    """
+    y, score, weight = ladder.y, ladder.score, ladder.weight
+    unit = np.arange(len(y)) if resamples.unit is None else resamples.unit
+    part = (np.random.default_rng(seed).permutation(resamples.units) % _FOLDS)[unit]
+    part = part if resamples.unit is not None else _dealt(y, seed)
+    flagged = np.zeros(len(y), dtype=bool)
+    for fold in range(_FOLDS):
+        held, rest = part == fold, part != fold
+        if not 0 < y[rest].sum() < rest.sum():
+            return {}
+        own = Ladder.build(y[rest], score[rest], None if weight is None else weight[rest])
+        less = replace(task, days=task.days * rest.mean())
+        chosen = int(less.choose(_exact(own, less, None if costs is None else costs.take(rest))))
+        flagged[held] = score[held] >= place(own)[chosen]
+    mass = np.ones(len(y)) if weight is None else weight
+    columns = np.stack([mass * (flagged & (y == 1)), mass * flagged, mass * y], axis=1)
+    total, drawn = columns.sum(axis=0), resamples.sums(columns)
+    positives = int(y.sum())
+    sizes = {"precision": (1, float(flagged.sum())), "recall": (2, float(positives))}
+    return {
+        name: share_estimate(
+            float(_ratio(total[0], total[i])), _ratio(drawn[:, 0], drawn[:, i]), size, confidence, positives, len(y)
+        )
+        for name, (i, size) in sizes.items()
+    }
+
+
+def _dealt(y: IntArray, seed: int) -> IntArray:
+    """(n,) part of each row, both classes dealt out evenly."""
+    rng, part = np.random.default_rng(seed), np.empty(len(y), dtype=np.int64)
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        part[rows] = np.arange(len(rows)) % _FOLDS
+    return part
 
 
 def _task(objective: str, beta: float, constraints: Mapping[str, float | None], days: float | None) -> _Task:
@@ -477,8 +529,16 @@ def hold(
     columns = np.stack([mass * (flagged & (labels == 1)), mass * flagged, mass * labels], axis=1)
     total, drawn = columns.sum(axis=0), resamples.sums(columns)
     positives, rows = int(labels.sum()), len(labels)
+    counts = (0.0, float(flagged.sum()), float(positives))
     precision, recall = (
-        estimate(float(_ratio(total[0], total[i])), _ratio(drawn[:, 0], drawn[:, i]), confidence, positives, rows)
+        share_estimate(
+            float(_ratio(total[0], total[i])),
+            _ratio(drawn[:, 0], drawn[:, i]),
+            counts[i],
+            confidence,
+            positives,
+            rows,
+        )
         for i in (1, 2)
     )
     span = math.nan if days is None or days <= 0 else float(days)

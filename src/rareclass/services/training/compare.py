@@ -163,7 +163,7 @@ def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed
         line = Line(
             name=entrant.name,
             uri=entrant.uri,
-            ap=estimate(exact[position], draws[position]),
+            ap=bootstrap.bounded_estimate(exact[position], draws[position], config.confidence, int(y.sum()), len(y)),
             difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
             p_value=p,
             roc_auc=evaluation.roc_auc(y, scored.scores[position], weight),

@@ -278,6 +278,7 @@ def summarise(run: Run) -> dict[str, Any]:
             run.trained, run.dev, confidence=run.config.evaluate.confidence, seed=run.config.train.seed
         ).to_json(),
         "prequential": list(judged.prequential),
+        "notes": list(evaluation.notes),
         "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
         "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
         "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
