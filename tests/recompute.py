@@ -1,4 +1,4 @@
-"""Compute again what a run says, from its scored rows, with NumPy, pandas and scikit-learn only.
+"""Compute again what a run says, from its scored rows, with NumPy, SciPy, pandas and scikit-learn only.
 
     python tests/recompute.py OUT        # the folder of a finished `rareclass run`
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn import metrics as sk
 
 NOT_FROM_SCORES = {
@@ -33,6 +34,7 @@ NOT_FROM_SCORES = {
     r"summary\.prequential\..*": "fits of their own, one before each window",
     r"gate\.numbers\..*\.bound": "what was asked for",
     r"points\..*\.(low|high)|summary\.operating_points\.[^.]*\.(low|high)": "thresholds tuned on each resample",
+    r".*operating_points\..*\.crossfitted\..*|points\..*\.crossfitted\..*": "thresholds tuned again without the rows they are judged on",
     r"champion_metrics\..*threshold|summary\.champion_metrics\..*threshold": "the champion's own",
 }
 DRAWS = 200
@@ -58,9 +60,12 @@ class Check:
         self.same(f"{path}.value", said["value"], own)
         self.same(f"{path}.positives", said["positives"], rows["label"].sum())
         self.same(f"{path}.rows", said["rows"], len(rows))
-        self.interval(path, said["low"], said["high"], draws)
+        self.interval(path, said["low"], said["high"], draws, own=own, positives=rows["label"].sum())
 
-    def interval(self, path: str, low: float | None, high: float | None, draws: np.ndarray, sep: str = ".") -> None:
+    def interval(
+        self, path: str, low: float | None, high: float | None, draws: np.ndarray, sep: str = ".", *,
+        own: float | None = None, positives: float | None = None,
+    ) -> None:  # fmt: skip
         self.seen |= {f"{path}{sep}low", f"{path}{sep}high"}
         finite = draws[np.isfinite(draws)]
         if low is None or high is None:
@@ -69,12 +74,35 @@ class Check:
             self.wrong.append(f"{path}: interval [{low}, {high}] ends before it begins")
         if 2 * len(finite) < len(draws) or np.ptp(finite) < 1e-12:
             return
-        mine = np.quantile(finite, [0.025, 0.975])
+        mine = ends(path.rsplit(".", 1)[-1], finite, own, positives)
         room = 0.35 * (mine[1] - mine[0]) + 1e-9
         if abs(low - mine[0]) > room or abs(high - mine[1]) > room:
             self.wrong.append(
                 f"{path}: interval [{low:.6g}, {high:.6g}], other draws say [{mine[0]:.6g}, {mine[1]:.6g}]"
             )
+
+
+SHARES = ("recall", "precision", "specificity", "micro_f1")
+BOUNDED = ("ap", "roc_auc", "f1", "f2", "gmean", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
+
+
+def ends(name: str, draws: np.ndarray, own: float | None, positives: float | None) -> tuple[float, float]:
+    """Ends of an interval from other draws: Wilson's for a share, on the log-odds for what lies between 0 and 1, else percentiles."""
+    spread = draws.std(ddof=1)
+    if own is not None and 0 < own < 1 and spread > 0:
+        if name in SHARES:
+            n, z = own * (1 - own) / spread**2, 1.959964
+            middle = (own + z * z / (2 * n)) / (1 + z * z / n)
+            half = z / (1 + z * z / n) * np.sqrt(own * (1 - own) / n + z * z / (4 * n * n))
+            return middle - half, middle + half
+        if name in BOUNDED and positives:
+            wide = stats.t.ppf(0.975, max(positives - 1, 1)) * spread / (own * (1 - own))
+            centre = np.log(own / (1 - own))
+            return 1 / (1 + np.exp(wide - centre)), 1 / (1 + np.exp(-wide - centre))
+    if own is not None and name == "ece":
+        draws = np.maximum(draws - (draws.mean() - own), 0)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return low, high
 
 
 def numbers(value: Any, path: str = "") -> Iterator[str]:
@@ -414,7 +442,8 @@ def champion(check: Check, details: Mapping[str, Any], test: Rows) -> None:
     exact, draws = part.both(compared)
     for name in ("ap", "difference"):
         check.same(f"champion_metrics.{name}", said[name], exact[name])
-        check.interval(f"champion_metrics.{name}", said[f"{name}_low"], said[f"{name}_high"], draws[name], "_")
+        rule = {"own": exact[name], "positives": part.label.sum()} if name == "ap" else {}
+        check.interval(f"champion_metrics.{name}", said[f"{name}_low"], said[f"{name}_high"], draws[name], "_", **rule)
     ruled = details["gate"]["numbers"]
     check.same("gate.numbers.champion.theirs", ruled["champion.theirs"], exact["ap"])
     check.same("gate.numbers.champion.ours", ruled["champion.ours"], exact["ours"])

@@ -113,7 +113,7 @@ def test_blocks_widen_the_interval_where_rows_of_a_day_move_together():
     y = (rng.random(3000) < rate).astype(int)
     score = rng.random(3000) * 0.5 + rate
     rows, days = ev.estimate_ap(y, score), ev.estimate_ap(y, score, block=day)
-    assert days.high - days.low > 1.5 * (rows.high - rows.low)
+    assert days.high - days.low > 1.3 * (rows.high - rows.low)
 
 
 def test_a_paired_difference_is_narrower_than_the_two_intervals():
