@@ -127,6 +127,14 @@ def resampled(rows: pd.DataFrame, seed: int = 12345) -> np.ndarray:
     return np.array(draws, dtype=float)
 
 
+def days_of(frame: pd.DataFrame, details: Mapping[str, Any], share: float) -> float:
+    """Days of all rows that these stand for: a split that is not by time spreads the others over the same days."""
+    if "ts" not in frame:
+        return float("nan")
+    span = max((frame["ts"].max() - frame["ts"].min()) / pd.Timedelta("1D"), 1.0)
+    return float(span if details["data_card"]["split"]["kind"] == "time" else span * share)
+
+
 Numbers = dict[str, float]
 
 
@@ -229,7 +237,7 @@ def recompute(out: Path) -> Check:
     slices(check, details["evaluation"]["slices"], test, details)
     best_of_days(check, details["evaluation"]["top_k"], test)
     tried(check, details, heldout)
-    tuned(check, details["points"], heldout)
+    tuned(check, details, heldout)
     champion(check, details, test)
     gate(check, details)
     repeated(check, details, summary, test, heldout)
@@ -324,9 +332,8 @@ def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
         for name, value in expected.items():
             check.same(f"evaluation.calibration.{k}.{name}", each[name], value)
     found = details["tradeoff"]
-    days = (
-        max((test.frame["ts"].max() - test.frame["ts"].min()) / pd.Timedelta("1D"), 1.0) if "ts" in test.frame else 1.0
-    )
+    days = days_of(test.frame, details, details["config"]["split"]["test"])
+    days = 1.0 if np.isnan(days) else days
     for k, cut in enumerate(found["threshold"]):
         flag = score >= cut
         exact, draws = test.both(lambda weight, flag=flag: {"cost": (weight * np.where(flag, np.where(y == 0, test.cost_of_alarm, 0), np.where(y == 1, test.cost_of_miss, 0))).sum()})  # type: ignore[misc] # fmt: skip
@@ -399,11 +406,11 @@ def tried(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
     check.same("summary.should_resample.compared", advice["compared"], len(resampled_names))
 
 
-def tuned(check: Check, points: Mapping[str, Any], heldout: Rows) -> None:
+def tuned(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
     """Each tuned threshold is the best of all distinct scores for its objective, and does what it says."""
     y, score, weight = heldout.label, heldout.score, heldout.weight
-    days = max((heldout.frame["ts"].max() - heldout.frame["ts"].min()) / pd.Timedelta("1D"), 1.0) if "ts" in heldout.frame else np.nan  # fmt: skip
-    for name, point in points.items():
+    days = days_of(heldout.frame, details, 1 - details["config"]["split"]["test"])
+    for name, point in details["points"].items():
         path, flag = f"points.{name}", score >= point["value"]
         check.seen.add(f"{path}.value")
         exact, draws = heldout.both(lambda w, flag=flag: decisions(y, flag, w, heldout.cost_of_miss, heldout.cost_of_alarm))  # type: ignore[misc] # fmt: skip
