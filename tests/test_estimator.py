@@ -82,3 +82,20 @@ def test_importing_the_package_stays_light():
     code = "import sys, rareclass; print([m for m in ('sklearn', 'xgboost', 'pandas', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_equal_rows_and_rows_of_a_group_are_never_on_both_sides_of_a_fold():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(150, 4)).repeat(4, axis=0), (rng.random(150) < 0.2).astype(int).repeat(4)
+    owner = np.arange(150).repeat(4)
+    near = x + rng.normal(scale=0.01, size=x.shape)
+
+    def promised(rows, **groups):
+        made = RareClassifier("extra_trees", calibration="none", folds=3).fit(rows, y, **groups)
+        return made.selection_.table[0].ap.value
+
+    assert promised(x) < 2 * y.mean(), "labels without a pattern cannot be ranked, however often a row is there"
+    assert promised(near, groups=[f"card {each}" for each in owner]) < 2 * y.mean()
+    assert promised(near) > 3 * y.mean(), "without the groups nobody can know"
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        promised(near, groups=owner[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from rareclass import config as settings
 from rareclass.core.candidates import Candidate
 from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
+from rareclass.core.hashing import content_groups, text_hash
 
 _SMALL, _LARGE = 1_000, 200_000
 _TIE = 0.05  # rows decided otherwise, per positive, up to which two thresholds are taken as equally good
@@ -87,25 +89,35 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: ArrayLike) -> RareClassifier:
-        """Fit on X (n, n_features), array or DataFrame, and y (n,) of two classes. Raises ValueError for anything else."""
+    def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None) -> RareClassifier:
+        """Fit on X (n, n_features), array or DataFrame, and y (n,) of two classes. Raises ValueError for anything else.
+
+        groups : (n,) who a row belongs to (card, patient): rows of one group are never on both sides of a fold, and
+            intervals draw them together. Rows that are equal in every feature stay together, too, as in a run.
+        """
         from rareclass.core import calibration, selection, splitting, thresholds, training
         from rareclass.core.model import RareModel
         from rareclass.errors import RareclassError
 
         try:
             rows = self._rows(X, y)
-            folds = splitting.stratified_folds(rows.y, rows.row_id, folds=self.folds, seed=self.random_state)
+            if groups is not None:
+                rows = replace(rows, entity=_hashed(groups, len(rows)))
+            keys = splitting.units(content_groups(rows.x), rows.entity)
+            folds = splitting.stratified_folds(rows.y, keys, folds=self.folds, seed=self.random_state)
             plan = self._plan(len(rows))
             costs = self._costs(rows)
             options: dict[str, Any] = {"seed": self.random_state, "threads": self.n_jobs or 1}
             trained = [training.train_candidate(each, rows, folds, costs=costs, **options) for each in plan]
             self.selection_ = selection.select(trained, rows, config=self._config(), seed=self.random_state)
             held_out, truth = self.selection_.oof[self.selection_.scored], rows.y[self.selection_.scored]
-            self.calibration_ = calibration.fit(truth, held_out, method=self.calibration, seed=self.random_state)
+            block = rows.take(self.selection_.scored).block()
+            self.calibration_ = calibration.fit(
+                truth, held_out, method=self.calibration, block=block, seed=self.random_state
+            )
             self.tuned_ = thresholds.tune(
                 truth, self.calibration_.calibrator(held_out), objective=self.objective, beta=self.beta,
-                min_precision=self.min_precision, min_recall=self.min_recall, costs=costs, seed=self.random_state,
+                min_precision=self.min_precision, min_recall=self.min_recall, costs=costs, block=block, seed=self.random_state,
             )  # fmt: skip
             learner = training.refit(trained, self.selection_.weights, rows, **options)
         except RareclassError as error:
@@ -203,6 +215,14 @@ def _labels(y: ArrayLike, rows: int) -> NDArray[Any]:
     labels = column_or_1d(y, warn=True)
     check_consistent_length(labels, np.empty(rows))
     return np.asarray(labels)
+
+
+def _hashed(groups: ArrayLike, rows: int) -> NDArray[np.uint64]:
+    from sklearn.utils import check_consistent_length, column_or_1d
+
+    named = column_or_1d(groups, dtype=None)
+    check_consistent_length(named, np.empty(rows))
+    return text_hash(pd.Series(named))
 
 
 def _finite(x: FloatMatrix) -> FloatMatrix:
