@@ -190,7 +190,9 @@ def test_aliases_move_and_go(there: Registry, run_id: str) -> None:
     assert there.at("nobody", "champion") is None
 
 
-def test_files_that_are_not_the_registered_ones_are_refused(there: Registry, run_id: str) -> None:
+def test_files_that_are_not_the_registered_ones_are_refused(
+    there: Registry, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = _registered(there, run_id, "forged")
     inner = Path(version.uri) / "data" / "rareclass"
     small_model.model(9.0).save(inner)  # whole and consistent in itself, but not what was registered
@@ -199,6 +201,11 @@ def test_files_that_are_not_the_registered_ones_are_refused(there: Registry, run
         load_model("models:/forged/1", there.uri)
     with pytest.raises(ModelError, match="not the ones that were registered"):
         load_model(version.uri, there.uri)  # the run knows its model's hash as well
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    load_model(version.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ModelError, match="is not loaded"):
+        load_model(version.uri, "http://127.0.0.1:9")
     (inner / "learner.npz").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="does not match its hash"):
         load_model(version.uri)

@@ -358,14 +358,18 @@ def _recorded(uri: str, folder: Path, tracking_uri: str | None) -> str | None:
     """Return the hash that the tracking store keeps of the run whose model this is; None where neither is known."""
     known = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     run = re.search(r"(?:runs:/|/)([0-9a-f]{32})(?:/|$)", uri) or re.search(r"/([0-9a-f]{32})/artifacts/", str(folder))
-    if known is None or run is None:
+    if not known or run is None:
         return None
     from mlflow.exceptions import MlflowException
 
     try:
         return _mlflow.client(known).get_run(run.group(1)).data.tags.get(HASH)
-    except MlflowException:  # a run of another store
-        return None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # a run of another store
+            return None
+        raise ModelError(
+            f"the hash of '{uri}' cannot be asked for, so it is not loaded: {_mlflow.unusable(known)}"
+        ) from None
 
 
 @contextmanager
