@@ -105,6 +105,19 @@ def test_scored_files_keep_the_features_and_the_log_has_both(
     assert found.drift.broken == {}
 
 
+def test_ids_that_scoring_makes_beside_a_feature_request_id_are_the_ones_labels_name(
+    world: tuple[Config, pd.DataFrame, RareModel], tmp_path: Path
+) -> None:
+    config, frame, _ = world
+    data = {**dump(config)["data"], "id": None}
+    config = parse({**dump(config), "data": data, "store": {"url": f"sqlite:///{tmp_path}/made.db"}})
+    frame.tail(50).drop(columns="key").to_parquet(tmp_path / "in.parquet", index=False)
+    done = scoring.score_and_log(config, str(tmp_path / "in.parquet"), str(tmp_path / "out.csv"), now=NOW)
+    assert done.logged == 50
+    found = labels.import_labels(config, tmp_path / "out.csv", NOW)
+    assert (found.inserted, found.unknown) == (50, 0)
+
+
 def test_the_server_tells_features_from_its_own_names(world: tuple[Config, pd.DataFrame, RareModel]) -> None:
     _, frame, model = world
 

@@ -175,3 +175,21 @@ def test_the_ledger_knows_how_often_test_rows_judged_a_run(trained: tuple[Path, 
     test = steps.ingest(config).test
     assert promotion.looks(config, hashing.of_rows(test.row_id, test.y)) >= 1
     assert promotion.looks(config, hashing.of_rows(test.row_id[1:], test.y[1:])) == 0
+
+
+def test_a_retrain_keeps_the_categories_that_a_new_look_at_the_history_would_pool(
+    trained: tuple[Path, pd.DataFrame],
+) -> None:
+    from rareclass.services.live import repair
+
+    folder, frame = trained
+    path = folder / "past.parquet"
+    frame.sample(frac=1, random_state=4).to_parquet(path, index=False)
+    config = settings(folder, path, data={"max_categories": 2})
+    registry = Registry(config.tracking.uri)
+    model = registry.load(registry.version("own", 1))
+    past = repair._past(config, model, np.datetime64("2024-03-20"))
+    assert past is not None
+    rows = frame.set_index("when").loc[pd.DatetimeIndex(past.time)].reset_index()
+    np.testing.assert_array_equal(past.x, model.matrix(rows))
+    assert len(past) == (frame["when"] < "2024-03-20").sum()

@@ -4,7 +4,7 @@
 reads back, ``demos`` makes demo data. What others call is listed here.
 """
 
-from rareclass.adapters.tables.again import columns_again, row_ids
+from rareclass.adapters.tables.again import columns_again, row_ids, table_for
 from rareclass.adapters.tables.data_version import data_version
 from rareclass.adapters.tables.demos import DEMOS
 from rareclass.adapters.tables.files import (
@@ -32,6 +32,7 @@ __all__ = [
     "read_rows",
     "row_ids",
     "survey",
+    "table_for",
     "time_reading",
     "write_frame",
     "write_frames",

@@ -11,11 +11,20 @@ import pyarrow as pa
 from rareclass.adapters.tables.files import frame_of
 from rareclass.adapters.tables.ingest import open_data
 from rareclass.adapters.tables.reader import Plan, Reader
-from rareclass.adapters.tables.sources import Source, missing_column
+from rareclass.adapters.tables.sources import Source
 from rareclass.config import Config
-from rareclass.core.dataset import AnyArray, Rows
+from rareclass.core.dataset import AnyArray, Rows, Schema, decode
 from rareclass.core.hashing import HashArray
-from rareclass.errors import DataError
+from rareclass.core.incumbent import covers
+from rareclass.errors import DataError, nearest
+
+
+def table_for(config: Config, rows: Rows, schema: Schema) -> tuple[AnyArray, pd.DataFrame]:
+    """Return the table that a version of ``schema`` reads of ``rows``: decoded where their encoding lost nothing of it, else
+    read from the source once more. Arguments, return value and errors as of ``columns_again``."""
+    if covers(rows.schema, schema):
+        return np.arange(len(rows)), decode(rows.x, rows.schema)
+    return columns_again(config, rows, schema.names)
 
 
 def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[AnyArray, pd.DataFrame]:
@@ -28,7 +37,9 @@ def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[A
     source = open_data(config.data)
     for name in columns:
         if name not in source.columns:
-            raise missing_column(name, source.columns, "the champion's feature")
+            raise DataError(
+                f"column '{name}', which the version reads, is not in the data.{nearest(name, source.columns)}"
+            )
     plan = Plan.of(config, source)
     names = list(dict.fromkeys([*plan.names, *columns]))
     picker = _Picker(config, source, plan, np.unique(rows.row_id), columns)

@@ -131,8 +131,9 @@ def _reference(config: Config, model: RareModel) -> tuple[pd.DataFrame, pd.DataF
     known = tables.ingest(config)
     rows = concatenate([known.validation, known.test])
     rows = rows.take(_thinned(pd.DataFrame(index=range(len(rows)))).index.to_numpy())
-    frame = decode(rows.x, rows.schema).reindex(columns=model.schema.names)
-    return frame, pd.DataFrame({"label": rows.y, "score": model.score(frame)})
+    there, table = tables.table_for(config, rows, model.schema)
+    frame = decode(model.matrix(table), model.schema)
+    return frame, pd.DataFrame({"label": rows.y[there], "score": model.score(frame)})
 
 
 def _table(newest: pd.DataFrame, model: RareModel) -> pd.DataFrame:

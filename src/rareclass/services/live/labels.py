@@ -17,6 +17,7 @@ from rareclass.core.dataset import Schema, text_of
 from rareclass.core.reading import NUMBER, Target
 from rareclass.errors import DataError, InputError, StoreError, nearest
 from rareclass.masking import masked
+from rareclass.services.serving.score import ASIDE
 
 COLUMNS = ("request_id", "row", "label", "observed_at", "source")
 _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -203,16 +204,19 @@ def _own_names(frame: pd.DataFrame, config: Config, versions: Versions) -> Mappi
     """Return which column of the file is which of COLUMNS.
 
     A file that holds all features of the version is history or what `score` wrote: a feature that happens to be called
-    `label` or `row` is not ours there. `data.id` may stand for `request_id`.
+    `label` or `row` is not ours there. `data.id`, or what `score --log` made, may stand for `request_id`.
     """
     names, data = [str(column) for column in frame.columns], config.data
     ours = {name: name for name in COLUMNS if name in names}
-    if ours and {data.target, data.id} & set(names) and versions.schema is not None:
+    if ours and {data.target, data.id, f"{ASIDE}request_id"} & set(names) and versions.schema is not None:
         features = set(versions.schema.names)
         if features <= set(names):
             ours = {name: column for name, column in ours.items() if column not in features}
-    if "request_id" not in ours and data.id in names:
-        ours["request_id"] = str(data.id)
+    if "request_id" not in ours:
+        made = f"{ASIDE}request_id"  # what `score --log` writes where a feature is called request_id
+        found = [name for name in (data.id, made) if name in names]
+        if found:
+            ours["request_id"] = str(found[0])
     return ours
 
 

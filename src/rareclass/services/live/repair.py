@@ -327,15 +327,13 @@ def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | Non
     from rareclass.core import dataset
 
     # no gaps between the parts: nothing is judged here
-    found = tables.ingest(
-        config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
-    )
+    settings = config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
+    found = tables.ingest(settings)
     parts = [part for part in (found.train, found.validation, found.test, found.rest) if part is not None and len(part)]
     whole = dataset.concatenate(parts)
     if whole.schema != model.schema:
-        whole = replace(
-            whole, schema=model.schema, x=dataset.encode(dataset.decode(whole.x, whole.schema), model.schema)
-        )
+        there, table = tables.table_for(settings, whole, model.schema)
+        whole = replace(whole.take(there), schema=model.schema, x=model.matrix(table))
     if whole.time is None:
         return whole
     kept = np.flatnonzero(whole.time < before)

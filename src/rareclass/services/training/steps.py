@@ -326,14 +326,9 @@ def _on_own_columns(config: Config, test: Rows, name: str, model: RareModel, fre
     import numpy as np
 
     from rareclass.adapters import tables
-    from rareclass.core import dataset
     from rareclass.core.gating import Champion
-    from rareclass.core.incumbent import covers
 
-    if covers(test.schema, model.schema):
-        there, table = np.arange(len(test)), dataset.decode(test.x, test.schema)
-    else:
-        there, table = tables.columns_again(config, test, model.schema.names)
+    there, table = tables.table_for(config, test, model.schema)
     score, decision = np.full(len(test), np.nan), np.zeros(len(test), dtype=bool)
     score[there] = model.score(table)
     decision[there] = model.decide(score[there])
