@@ -77,6 +77,20 @@ def test_the_search_is_the_same_every_time():
     np.testing.assert_array_equal(runs[0][2].oof, runs[1][2].oof)
 
 
+def test_the_ratio_of_sampling_is_searched_with_the_other_settings():
+    base = train_candidate(ZERO, ROWS, FOLDS, seed=0)
+    natural = (len(ROWS) - ROWS.positives) / ROWS.positives
+    assert natural > 4
+    found = tune_hyperparameters([base], ROWS, FOLDS, seed=0, trials=12, out_of_time=lambda: False, clock=Clock())
+    ratios = {one.candidate.resample[0].ratio for one in found if one.candidate.resample}
+    assert len(ratios) > 3
+    assert all(1 <= ratio <= natural for ratio in ratios)
+    assert any(not one.candidate.resample for one in found), "and leaving the rows as they are is among them"
+    assert {tuple(one.candidate.params) for one in found} == {tuple(found[0].candidate.params)}
+    for one in found:
+        assert 0.5 < one.oof.mean() / ROWS.prevalence < 2, "corrected, however many negatives a fit saw"
+
+
 def test_a_run_repeated_from_its_record_gives_the_same_model():
     clock = Clock()
     first = group([ZERO, LINEAR, FOREST], seconds=700, clock=clock)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.config import Config
+from rareclass.config import Config, ResampleStep
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Rows
@@ -98,6 +98,7 @@ def tune_hyperparameters(
 ) -> list[Trained]:
     """Search the settings of XGBoost with Optuna's TPE on the same folds; return the trials that were finished.
 
+    How many negatives per positive a fit sees is one of the settings: random under-sampling, from one to as many as there are.
     trials : how many (deterministic); default: until ``out_of_time``, at most ``most``
     The untouched candidate's own settings are the first point the search knows about.
     """
@@ -108,22 +109,28 @@ def tune_hyperparameters(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6))
+    space, natural = _space(), (len(dev) - dev.positives) / max(1, dev.positives)
+    if natural >= _WORTH_SAMPLING:
+        space |= _ratio_space(natural)
     for one in trained:
-        _tell(study, one, dev)
+        _tell(study, one, dev, space, natural)
     found: list[Trained] = []
     for number in range(most if trials is None else trials):
         if out_of_time():
             break
-        trial = study.ask(_space())
-        params = {**base.candidate.params, **_rounded(trial.params)}
+        trial = study.ask(space)
+        proposed = _rounded(trial.params)
+        ratio = float(proposed.pop(_RATIO, natural))
+        sampled = () if ratio > _ALL * natural else (ResampleStep(name="random_under", ratio=ratio),)
+        params = {**base.candidate.params, **proposed}
         candidate = replace(
-            base.candidate, name=f"{base.candidate.name} tuned {number + 1}", params=params,
+            base.candidate, name=f"{base.candidate.name} tuned {number + 1}", params=params, resample=sampled,
             reason="Proposed by the hyper-parameter search.",
         )  # fmt: skip
         progress(candidate.name)
         one = train_candidate(
-            candidate, dev, folds, seed=seed, threads=threads, device=device, costs=costs, resampled=resampled,
-            out_of_time=out_of_time, clock=clock,
+            candidate, dev, folds, seed=seed, threads=threads, device=device, costs=costs,
+            resampled=None if sampled else resampled, out_of_time=out_of_time, clock=clock,
         )  # fmt: skip
         if not one.complete:
             break
@@ -150,20 +157,33 @@ def _space() -> dict[str, Any]:
     }
 
 
+_RATIO, _ALL, _WORTH_SAMPLING = "negatives_per_positive", 0.8, 4.0
+"""The setting's name; the share of all negatives from which none is left out; the ratio from which there is something to sample."""
+
+
+def _ratio_space(natural: float) -> dict[str, Any]:
+    from optuna.distributions import FloatDistribution
+
+    return {_RATIO: FloatDistribution(1.0, natural, log=True)}
+
+
 def _rounded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Settings short enough to read, and the same when read back from JSON."""
     return {key: value if isinstance(value, int) else float(f"{value:.3g}") for key, value in params.items()}
 
 
-def _tell(study: Any, one: Trained, dev: Rows) -> None:
+def _tell(study: Any, one: Trained, dev: Rows, space: Mapping[str, Any], natural: float) -> None:
     """Let the search know a finished XGBoost candidate on untouched rows."""
     from optuna.trial import create_trial
 
-    plain = one.candidate.weighting == "none" and one.candidate.loss == "logistic"
+    plain = one.candidate.group == "none" and one.candidate.weighting == "none" and one.candidate.loss == "logistic"
     if not (one.complete and one.candidate.learner == "xgboost" and plain):
         return
-    space = _space()
-    known = {"reg_alpha": 0.001, **{k: v for k, v in one.params.items() if k in space}}
+    known = {
+        "reg_alpha": 0.001,
+        **({_RATIO: natural} if _RATIO in space else {}),
+        **{k: v for k, v in one.params.items() if k in space},
+    }
     if set(known) == set(space) and all(space[name]._contains(value) for name, value in known.items()):
         study.add_trial(create_trial(params=known, distributions=space, value=precision(one, dev)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -187,3 +188,13 @@ def test_the_alerts_of_a_day_are_those_on_all_rows_of_the_day(kind):
     a_day = 24 * flagged.mean()  # a row an hour
     room = 1.3 if kind == "time" else 1.15  # forward in time a quarter of the rows is all there is to count by
     assert 3 / room < a_day < 3 * room, f"asked for 3, got {a_day:.2f}"
+
+
+def test_the_fits_of_a_replay_stand_in_the_order_of_the_record_whatever_group_they_are_in(tmp_path):
+    under = recipe(chain=(ResampleStep(name="random_under", ratio=3),))
+    plain = [dataclasses.replace(recipe(), name=name) for name in ("first", "last")]
+    fits = [training.Trained(each, np.empty(0)) for each in (plain[0], under, plain[1])]
+    (tmp_path / "trials.json").write_text(json.dumps({"trials": [{**one.trial(), "complete": True} for one in fits]}))
+    config = configuration(search={"replay": str(tmp_path / "trials.json")})
+    assert steps.as_recorded(config, [fits[0], fits[2], fits[1]]) == fits
+    assert steps.as_recorded(configuration(), [fits[2], fits[0]]) == [fits[2], fits[0]]

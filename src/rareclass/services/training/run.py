@@ -121,6 +121,7 @@ def fit(
             )
         # What one group leaves of its budget the next ones may use.
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
+    trained = steps.as_recorded(config, trained)
     with watch("select"):
         chosen = steps.select(config, dev, trained, progress)
     with watch("tune_threshold"):

@@ -138,6 +138,14 @@ def _recorded(path: str) -> tuple[Candidate, ...]:
         ) from None
 
 
+def as_recorded(config: Config, trained: Sequence[Trained]) -> list[Trained]:
+    """Return the fits of a replay in the order they were recorded in, whatever groups they were made in: sums and ties go by it."""
+    if config.search.replay is None:
+        return list(trained)
+    place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay))}
+    return sorted(trained, key=lambda one: place.get(one.candidate.name, len(place)))
+
+
 def budgets(config: Config, groups: Mapping[str, Sequence[Candidate]]) -> dict[str, float]:
     """Divide ``search.seconds`` over the groups by their candidates; the group of candidate 0 counts double."""
     shares = {
