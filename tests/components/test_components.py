@@ -91,7 +91,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, dict, dict, 
         trained.append(a(f"trained-{group}"))
         step("train", resampled=a(f"resampled-{group}"), trained=trained[-1], **given)
     step("select", plan=a("plan"), trained=trained, selection=a("selection"), **parts)
-    step("tune_threshold", ingested=a("ingested"), selection=a("selection"), tuning=a("tuning"), **parts)
+    step("tune_threshold", selection=a("selection"), tuning=a("tuning"), **parts)
     metrics = a("evaluate-metrics")
     step(
         "evaluate",
