@@ -190,6 +190,10 @@ def test_every_number_that_is_computed_has_a_place_in_the_report(trained: dict[s
     for point in evaluation["points"].values():
         for cell in ("tp", "fp", "fn", "tn"):
             assert amount(point[cell]) in text
+    assert trained["points"]["default"]["crossfitted"]
+    for point in trained["points"].values():
+        for found in point["crossfitted"].values():
+            assert estimate(found) in text
     for each in trained["importance"]:
         assert estimate(each["ap_lost"]) in text
     for each in trained["periods"]["periods"]:

@@ -215,10 +215,15 @@ def _card(name: str, threshold: float, metrics: Details, point: Details | None, 
         "threshold": f"{threshold:.4f}" + ("" if point is None else f" {_span(point)}"),
         "cells": {key: amount(metrics[key]) for key in ("tp", "fp", "fn", "tn")},
         "lines": [(text, estimate(metrics[key])) for key, text in wanted.items()] + [("cost", amount(metrics["cost"]))],
-        "note": f"When it was tuned, on held-out rows: {point['message']}"
-        if point
-        else "what somebody who tunes no threshold gets",
+        "note": _tuned(point) if point else "what somebody who tunes no threshold gets",
     }
+
+
+def _tuned(point: Details) -> str:
+    """What the threshold did where it was tuned, and on rows that it was not tuned on."""
+    honest = ", ".join(f"{name} {estimate(found)}" for name, found in point["crossfitted"].items())
+    said = f"When it was tuned, on held-out rows: {point['message']}"
+    return f"{said}. Tuned on some of them and judged on the others: {honest}" if honest else said
 
 
 def _metric_lines(metrics: Details, names: dict[str, str]) -> list[tuple[str, str]]:
