@@ -27,6 +27,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     ``fit`` fits each candidate on stratified folds, keeps the first unless another (or their ensemble) is significantly
     better in average precision, calibrates, tunes the threshold, all on scores of rows not seen, and refits on all rows.
+    Of a run it leaves out the plan of candidates, resampling, weighting, the hyper-parameter search, time and the gate, and it
+    takes no ``sample_weight``.
     Missing values are welcome; in a DataFrame, text and category columns are used as categories.
 
     Parameters
