@@ -8,6 +8,6 @@ def detect_imbalance(
     config: str, train: dsl.Input[dsl.Dataset], validation: dsl.Input[dsl.Dataset], plan: dsl.Output[dsl.Artifact]
 ) -> list:
     """Say how rare and how hard, and plan the candidates; the groups share a resampling chain."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    return kfp_steps.detect_imbalance(config, train.path, validation.path, plan.path)
+    return steps.detect_imbalance(config, train.path, validation.path, plan.path)

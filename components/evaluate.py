@@ -16,9 +16,9 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Touch the test rows once, compare with the champion and judge the recipe."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    found = kfp_steps.evaluate(
+    found = steps.evaluate(
         config, ingested.path, train.path, validation.path, test.path, selection.path, tuning.path, judgement.path
     )
     for name, value in found.items():

@@ -15,8 +15,8 @@ def ingest(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Read the source once, check it, and split it into three Parquet files; data_version is the key of the cache."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    found = kfp_steps.ingest(config, ingested.path, train.path, validation.path, test.path, repair=repair)
+    found = steps.ingest(config, ingested.path, train.path, validation.path, test.path, repair=repair)
     for name, value in found.items():
         metrics.log_metric(name, value)

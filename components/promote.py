@@ -8,6 +8,6 @@ def promote(
     config: str, details: dsl.Input[dsl.Artifact], summary: dsl.Output[dsl.Artifact], report: dsl.Output[dsl.HTML]
 ) -> str:
     """Give the registered version its role and leave the summary and the report; returns the role or ''."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    return kfp_steps.promote(config, details.path, summary.path, report.path)
+    return steps.promote(config, details.path, summary.path, report.path)

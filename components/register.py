@@ -16,9 +16,9 @@ def register(
     details: dsl.Output[dsl.Artifact],
 ) -> str:
     """Refit on every labelled row, log the run, register what the gate admits; returns the version or ''."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    return kfp_steps.register(
+    return steps.register(
         config,
         ingested.path,
         plan.path,

@@ -13,8 +13,6 @@ def resample(
     resampled: dsl.Output[dsl.Dataset],
 ):
     """Rebalance the training rows of every fold for one group of candidates."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    resampled.metadata["rows"] = kfp_steps.resample(
-        config, group, plan.path, train.path, validation.path, resampled.path
-    )
+    resampled.metadata["rows"] = steps.resample(config, group, plan.path, train.path, validation.path, resampled.path)

@@ -13,7 +13,7 @@ def select(
     selection: dsl.Output[dsl.Artifact],
 ) -> str:
     """Compare all candidates on the same rows, paired; returns the winner."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
     paths = [each.path for each in trained]
-    return kfp_steps.select(config, plan.path, train.path, validation.path, paths, selection.path)
+    return steps.select(config, plan.path, train.path, validation.path, paths, selection.path)

@@ -14,8 +14,8 @@ def train(
     trained: dsl.Output[dsl.Model],
 ):
     """Fit the candidates of one group on every fold."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    trained.metadata["candidates"] = kfp_steps.train_group(
+    trained.metadata["candidates"] = steps.train_group(
         config, group, plan.path, train.path, validation.path, resampled.path, trained.path
     )

@@ -12,6 +12,6 @@ def tune_threshold(
     tuning: dsl.Output[dsl.Artifact],
 ) -> float:
     """Calibrate and tune the operating points on out-of-fold scores; returns the threshold that decides."""
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
-    return kfp_steps.tune_threshold(config, train.path, validation.path, selection.path, tuning.path)
+    return steps.tune_threshold(config, train.path, validation.path, selection.path, tuning.path)

@@ -209,9 +209,9 @@ def run(
         raise unknown("runner", runner, ("local", "kfp"), "--runner")
     with terminal.steps(quiet=quiet) as progress:
         if runner == "kfp":
-            from rareclass.services.training import kfp_local
+            from rareclass.services.kubeflow import local
 
-            summary = kfp_local.run(settings, out, progress=progress)
+            summary = local.run(settings, out, progress=progress)
         else:
             from rareclass._memory import give_back_arrays
             from rareclass.services.training import run as service
@@ -359,9 +359,9 @@ def serve(
 @app.command()
 def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
     """Watch live quality and drift; `/metrics`, `/healthz`, `/labels` and a status page."""
-    from rareclass.services.live import monitor as service
+    from rareclass.services.live import monitor_app as service
 
-    service.monitor(_config(config, overrides))
+    service.serve(_config(config, overrides))
 
 
 @app.command()
@@ -792,7 +792,7 @@ def submit(
 
     Example: `rareclass submit -c my.yaml --host http://localhost:8888`
     """
-    from rareclass.services.training import submit as service
+    from rareclass.services.kubeflow import submit as service
 
     settings = _trainable(config, overrides)
     given = {"host": host, "namespace": namespace, "account": account, "header": header}

@@ -24,10 +24,10 @@ from rareclass.core.calibration import Platt
 from rareclass.errors import ConfigError
 from rareclass.services import promotion
 from rareclass.services.admin import backup
+from rareclass.services.kubeflow import submit
 from rareclass.services.live import governor
 from rareclass.services.live.labels import import_labels
 from rareclass.services.live.monitor import Monitor
-from rareclass.services.training import submit
 
 END = (live_rows.START + timedelta(days=63)).replace(tzinfo=UTC)
 MARK = "xyzzy"  # part of every password below, and of nothing else

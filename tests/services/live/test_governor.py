@@ -595,11 +595,11 @@ def test_a_retrain_in_steps_trains_on_the_history_of_the_log_and_says_which_repa
     import json
 
     from rareclass.config import dump
-    from rareclass.services.training import kfp_steps
+    from rareclass.services.kubeflow import steps
 
     asked = json.dumps({"number": 7, "now": END.isoformat(), "reason": "because"})
     paths = [str(tmp_path / name) for name in ("ingested", "train", "validation", "test")]
-    found = kfp_steps.ingest(json.dumps(dump(changed)), *paths, repair=asked)
-    card = kfp_steps._load(paths[0]).value.card
+    found = steps.ingest(json.dumps(dump(changed)), *paths, repair=asked)
+    card = steps._load(paths[0]).value.card
     assert found["train_rows"] > 0
     assert (card["repair"], card["actor"], card["source"]) == (7, governor.ACTOR, "prediction log")

@@ -17,7 +17,8 @@ import pytest
 
 from rareclass.config import Config, parse
 from rareclass.services import promotion
-from rareclass.services.training import kfp_local, run
+from rareclass.services.kubeflow import local
+from rareclass.services.training import run
 
 HERE = Path(__file__).parents[3]
 
@@ -192,7 +193,7 @@ def test_the_pipeline_under_kubeflows_local_runner_gives_the_same_summary(tmp_pa
     search = {"trials": 2, "tune": False, "candidates": [chain]}
     data = table(tmp_path / "data.parquet", 2500)
     here = run.run(settings(tmp_path / "a", data, search=search), tmp_path / "a")
-    there = kfp_local.run(settings(tmp_path / "b", data, search=search), tmp_path / "b")
+    there = local.run(settings(tmp_path / "b", data, search=search), tmp_path / "b")
     differing = {"seconds", "peak_memory_bytes", "uri", "run_id", "report", "candidates"}
     assert {key: value for key, value in here.items() if key not in differing} == {
         key: value for key, value in there.items() if key not in differing

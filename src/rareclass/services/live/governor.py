@@ -9,68 +9,28 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, Governor
 from rareclass.errors import AlreadyDone, ConfigError, NeedsApproval, RareclassError
-from rareclass.services import promotion as promotion
+from rareclass.services import promotion
+from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
+from rareclass.services.live.verdict import triage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rareclass.adapters.store import LedgerEntry, Store
     from rareclass.core.liveness import Paired
-    from rareclass.core.triage import Snapshot, Verdict
+    from rareclass.core.triage import Verdict
     from rareclass.services.live.monitor import Monitor
 
-ACTOR = "rareclass-governor"
-LEASE = timedelta(hours=24)
-"""A retrain that started longer ago and never reported counts as dead."""
 ERROR = 0.05
 """Chance of rolling back an equal version, over all looks of a probation."""
 SOON = timedelta(days=30)
 """A retrained champion that needs a retrain itself within this time was no help."""
-MOVES = ("promote", "rollback", "retire")
-REPAIRS = ("rethreshold", "recalibrate", "retrain")
-
-
-@dataclass(frozen=True)
-class Action:
-    """What was done, or why not. outcome: done, refused, rejected, challenger, failed, already."""
-
-    time: datetime
-    kind: str
-    from_version: str | None
-    to_version: str | None
-    outcome: str
-    reason: str
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "time": self.time.isoformat(),
-            "kind": self.kind,
-            "from_version": self.from_version,
-            "to_version": self.to_version,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "numbers": dict(self.numbers),
-        }
-
-
-def triage(
-    config: Config, now: datetime, *, monitor: Monitor | None = None, snapshot: Snapshot | None = None
-) -> Verdict:
-    """Evaluate the live system at ``now`` and say what happened and what to do. Changes nothing."""
-    from rareclass.core import triage as core
-
-    found = snapshot or _snapshot(config, now, monitor)
-    evidence = found.evidence
-    if evidence is None:
-        return core.Verdict("nothing", (f"'{config.name}' has answered nothing yet",))
-    return core.triage(evidence, config.monitor, config.gate)
 
 
 def govern(
@@ -568,14 +528,6 @@ def _since(entries: Sequence[LedgerEntry], role: str) -> datetime | None:
         if now != holder:
             start, holder = entry.at, now
     return start if holder is not None else None
-
-
-def _snapshot(config: Config, now: datetime, monitor: Monitor | None) -> Snapshot:
-    own, close = _monitor(config, monitor)
-    try:
-        return own.evaluate(now)
-    finally:
-        close()
 
 
 def _monitor(config: Config, monitor: Monitor | None) -> tuple[Monitor, Callable[[], None]]:

@@ -325,13 +325,6 @@ class Monitor:
         return report, errors if report.judged else []
 
 
-def monitor(config: Config) -> None:
-    """Run the monitor's service in the foreground until it is told to stop."""
-    from rareclass.services.live import monitor_app
-
-    monitor_app.serve(config)
-
-
 # --- what the parts need ---------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ class Watch:
 
     def once(self) -> None:
         """Evaluate now. A failure is counted and told, and leaves the last snapshot with its old timestamp."""
-        from rareclass.services.live import governor
+        from rareclass.services.live import verdict as judgement
         from rareclass.services.live.monitor import Monitor
 
         begun = self.timer()
@@ -74,7 +74,7 @@ class Watch:
             if self._monitor is None:
                 self._monitor = Monitor(self.config)
             snapshot = self._monitor.evaluate(self.clock())
-            verdict = governor.triage(self.config, snapshot.now, snapshot=snapshot)
+            verdict = judgement.triage(self.config, snapshot.now, snapshot=snapshot)
         except Exception as error:
             self.failures += 1
             self.error = str(error) if isinstance(error, RareclassError) else f"{type(error).__name__}: {error}"

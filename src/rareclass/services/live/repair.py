@@ -14,7 +14,7 @@ from rareclass.core import operating
 from rareclass.errors import AlreadyDone, DataError, ModelError, NeedsApproval
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
-from rareclass.services.live.governor import ACTOR, Action
+from rareclass.services.live.ledger import ACTOR, Action
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -149,7 +149,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     env = os.environ if environment is None else environment
     _ship_what_others_left(config)
     if config.serve.workers > 1:
-        serve_workers(config, env, config.serve.workers, model)
+        serve_workers(config, env, listening(config, env), serve_one, model)
     else:
         serve_one(config, model, env, lambda version, ports: _say(listening(config, env), version, ports))
 

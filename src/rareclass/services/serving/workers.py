@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from rareclass.errors import ConfigError, RareclassError
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from rareclass.adapters.serving.server import Options
 
 _LOG = logging.getLogger("rareclass.serving")
 _AGAIN_SECONDS = 1.0
@@ -35,19 +37,24 @@ def spool_of(root: str, worker: int) -> str:
     return root if worker == 0 else str(Path(root) / f"worker-{worker}")
 
 
-def serve_workers(config: Config, environment: Mapping[str, str], workers: int, model: str | None = None) -> None:
-    """Serve with ``workers`` processes until SIGTERM or SIGINT; one that dies is started again.
+def serve_workers(
+    config: Config,
+    environment: Mapping[str, str],
+    opts: Options,
+    serve_one: Callable[..., None],
+    model: str | None = None,
+) -> None:
+    """Serve with ``serve.workers`` processes until SIGTERM or SIGINT; one that dies is started again.
 
+    opts : where to listen · serve_one : what each process runs, a function of a module (it is sent by its name)
     Raises what kept the first of them from serving.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
     from rareclass.adapters.serving.server import bound
-    from rareclass.services.serving.serve import listening
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("this system cannot share a port between processes. Set serve.workers=1")
-    opts = listening(config, environment)
     # these sockets hold the ports, so that "a free one" is the same for all; who does not listen gets no connection
     held = [
         bound(opts.host, opts.http_port, "http_port", shared=True),
@@ -58,7 +65,8 @@ def serve_workers(config: Config, environment: Mapping[str, str], workers: int, 
         **environment, "MLSERVER_HTTP_PORT": str(http_port), "MLSERVER_GRPC_PORT": str(grpc_port),
         "MLSERVER_METRICS_PORT": "0", "MLSERVER_METRICS_ENDPOINT": "/metrics",
     }  # fmt: skip
-    group = _Group(config, worker_environment, model, workers)
+    workers = config.serve.workers
+    group = _Group(config, worker_environment, model, serve_one)
     registry = CollectorRegistry()
     registry.register(group)  # type: ignore[arg-type]
     bound(opts.host, opts.metrics_port, "metrics_port").close()  # taken ports are said before models are loaded
@@ -113,10 +121,12 @@ class _Worker:
 class _Group:
     """The workers, and their metrics as those of one server."""
 
-    def __init__(self, config: Config, environment: Mapping[str, str], model: str | None, count: int) -> None:
+    def __init__(
+        self, config: Config, environment: Mapping[str, str], model: str | None, serve_one: Callable[..., None]
+    ) -> None:
         self._arguments = [
-            (config.model_dump(mode="json"), spool_of(config.serve.spool, at), dict(environment), model)
-            for at in range(count)
+            (serve_one, config.model_dump(mode="json"), spool_of(config.serve.spool, at), dict(environment), model)
+            for at in range(config.serve.workers)
         ]
         self._workers: list[_Worker] = []
         self._gone: list[Metric] = []
@@ -201,11 +211,14 @@ def merged(families: Iterable[Metric]) -> list[Metric]:
 
 
 def _work(
-    connection: Connection, raw: dict[str, Any], spool: str, environment: dict[str, str], model: str | None
+    connection: Connection,
+    serve_one: Callable[..., None],
+    raw: dict[str, Any],
+    spool: str,
+    environment: dict[str, str],
+    model: str | None,
 ) -> None:
     """What a worker's process runs."""
-    from rareclass.services.serving.serve import serve_one
-
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     config = parse_config({**raw, "serve": {**raw["serve"], "spool": spool}})
     try:

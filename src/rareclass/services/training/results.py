@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,31 +16,10 @@ from rareclass.config import Config, public
 from rareclass.errors import RareclassError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
-from rareclass.services.training.steps import Judgement, Plan, Progress, Tuning, silent
+from rareclass.services.training.steps import Progress, Run, silent
 
 if TYPE_CHECKING:
-    from rareclass.adapters.tables import Ingested
     from rareclass.adapters.tracking import Tracker
-    from rareclass.core.dataset import Rows
-    from rareclass.core.model import RareModel
-    from rareclass.core.selection import Selection
-    from rareclass.core.training import Trained
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a run made, from the rows to the refitted model."""
-
-    config: Config
-    ingested: Ingested
-    dev: Rows
-    plan: Plan
-    trained: Sequence[Trained]
-    chosen: Selection
-    tuning: Tuning
-    judged: Judgement
-    model: RareModel
-    seconds: Mapping[str, float]
 
 
 def register(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.core.dataset import FloatArray, Rows
-    from rareclass.services.training.results import Run
+    from rareclass.services.training.steps import Run
 
 CANDIDATE = "candidate "
 SLICE = "slice "

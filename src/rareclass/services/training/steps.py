@@ -95,6 +95,22 @@ class Judgement:
     """the very fit that was judged, on the development rows: what ``train.refit: none`` serves"""
 
 
+@dataclass(frozen=True)
+class Run:
+    """Everything a run made, from the rows to the refitted model."""
+
+    config: Config
+    ingested: Ingested
+    dev: Rows
+    plan: Plan
+    trained: Sequence[Trained]
+    chosen: Selection
+    tuning: Tuning
+    judged: Judgement
+    model: RareModel
+    seconds: Mapping[str, float]
+
+
 def ingest(config: Config, progress: Progress = silent) -> Ingested:
     """Read the source once; check, split and encode it. Raises DataError."""
     from rareclass.adapters import tables

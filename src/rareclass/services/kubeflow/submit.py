@@ -19,7 +19,7 @@ from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.cluster import Placement, Submitted
-    from rareclass.services.live.governor import Action
+    from rareclass.services.live.ledger import Action
 
 IMAGE = "rareclass/pipeline"
 _CRON_FIELDS = 6
@@ -61,7 +61,7 @@ def retrain(config: Config, number: int, *, now: datetime, progress: Progress = 
 def _retrained(config: Config, number: int, verdict: Any, progress: Progress) -> Action:
     from rareclass.services import promotion
     from rareclass.services.live import repair
-    from rareclass.services.live.governor import Action
+    from rareclass.services.live.ledger import Action
 
     reserved = next(e for e in promotion.history(config, kind="repair") if e.payload["number"] == number)
     # the moment of the decision, not of this attempt: a second attempt asks for the same rows

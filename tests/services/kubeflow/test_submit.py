@@ -17,8 +17,8 @@ from rareclass.adapters import cluster, tables
 from rareclass.adapters.cluster import Access, Kubeflow, Placement
 from rareclass.config import Config, parse
 from rareclass.errors import ConfigError
+from rareclass.services.kubeflow import submit
 from rareclass.services.serving import deploy
-from rareclass.services.training import submit
 
 
 def config(path: str = "demo:flights", **sections: object) -> Config:

@@ -141,7 +141,7 @@ def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
     repair : number of the repair in the ledger, the moment of the decision, the reason
     """
     from rareclass.services.live import repair as repairing
-    from rareclass.services.live.governor import ACTOR
+    from rareclass.services.live.ledger import ACTOR
     from rareclass.services.live.monitor import Monitor
 
     own = Monitor(settings)

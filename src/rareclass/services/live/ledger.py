@@ -1,0 +1,38 @@
+"""What the live loop writes into the ledger: who acts, what was done, and when a reservation counts as dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+ACTOR = "rareclass-governor"
+LEASE = timedelta(hours=24)
+"""A retrain that started longer ago and never reported counts as dead."""
+MOVES = ("promote", "rollback", "retire")
+REPAIRS = ("rethreshold", "recalibrate", "retrain")
+
+
+@dataclass(frozen=True)
+class Action:
+    """What was done, or why not. outcome: done, refused, rejected, challenger, failed, already."""
+
+    time: datetime
+    kind: str
+    from_version: str | None
+    to_version: str | None
+    outcome: str
+    reason: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "time": self.time.isoformat(),
+            "kind": self.kind,
+            "from_version": self.from_version,
+            "to_version": self.to_version,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "numbers": dict(self.numbers),
+        }
