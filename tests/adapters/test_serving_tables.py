@@ -124,6 +124,7 @@ def test_times_and_entities_of_an_arrow_table_are_logged_with_its_rows() -> None
     [
         (b"", "not a valid Arrow"),
         (b"ARROW1\0\0", "not a valid Arrow"),
+        (stream(pa.table({"amount": [1.0], "channel": ["web"]})).replace(b"amount", b"am\xd5unt"), "not a valid Arrow"),
         (stream(pa.Table.from_pandas(FRAME))[:-40], "not a valid Arrow"),
         (stream(pa.Table.from_pandas(FRAME), compression="zstd"), "compressed buffers"),
         (stream(pa.Table.from_pandas(FRAME), compression="lz4"), "compressed buffers"),
@@ -206,6 +207,7 @@ def test_bodies_of_mlflow_give_mlflows_answer_and_ignore_columns_the_model_does_
         (b"amount,channel\n", "text/csv", "no rows"),
         (b"amount,amount,channel\n1,2,web\n", "text/csv", "twice"),
         (b"", "text/csv", "not a valid CSV"),
+        (b"am\xd5unt,channel\n1,web\n", "text/csv", "not a valid CSV"),
     ],
 )  # fmt: skip
 def test_a_bad_body_for_invocations_is_refused_with_one_line(body: Any, kind: str, says: str) -> None:

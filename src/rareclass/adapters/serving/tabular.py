@@ -39,12 +39,17 @@ def from_arrow(body: bytes, signature: Signature, limit: int) -> Request:
         table = pa.ipc.open_stream(pa.py_buffer(body)).read_all()
         _check_rows(table.num_rows, signature)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        columns = list(_columns(table))
+    except (
+        pa.ArrowException,
+        OSError,
+        UnicodeDecodeError,
+    ) as error:  # a name that is not UTF-8 is seen when it is read
         raise InputError(f"the body is not a valid Arrow IPC stream: {shown(str(error), 120)}") from None
     said = {key.decode(errors="replace"): value for key, value in (table.schema.metadata or {}).items()}
     given = request_id(said["id"].decode(errors="replace"), "id") if "id" in said else None
     parameters = _json_object(said["parameters"], "parameters") if "parameters" in said else {}
-    tensors = [_from_column(name, column, signature, limit) for name, column in _columns(table)]
+    tensors = [_from_column(name, column, signature, limit) for name, column in columns]
     return Request(given, {**parameters, "missing": True}, tensors)
 
 
@@ -81,7 +86,8 @@ def from_csv(body: bytes, signature: Signature) -> Request:
             column_types=dict.fromkeys(exact, pa.string()), strings_can_be_null=True, null_values=[""]
         )
         table = csv.read_csv(pa.BufferReader(body), convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
+        columns = list(_columns(table))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"the body is not a valid CSV file: {shown(str(error), 160)}") from None
     _check_rows(table.num_rows, signature)
     tensors = [
