@@ -94,7 +94,7 @@ def from_csv(body: bytes, signature: Signature) -> Request:
         _from_text(features[name], column)
         if name in features and features[name].kind == "numeric"
         else _from_column(name, column, signature, len(body))
-        for name, column in _columns(table)
+        for name, column in columns
         if signature.takes(name)
     ]
     return Request(None, {"missing": True}, tensors)
