@@ -557,7 +557,7 @@ def registered(folder: Path) -> tuple[Any, dict[str, str]]:
 def play(backend: str, rows: int) -> list[Line]:
     """All faults over one backend; empty where it is not installed."""
     sys.path.insert(0, str(TESTS))
-    from postgres import NotInstalled, discard, new_server
+    from postgres import NotInstalledError, discard, new_server
 
     folder = Path(tempfile.mkdtemp(prefix="rareclass-faults-"))
     postgres = None
@@ -565,7 +565,7 @@ def play(backend: str, rows: int) -> list[Line]:
         if backend == "PostgreSQL":
             try:
                 postgres = new_server()
-            except NotInstalled as error:
+            except NotInstalledError as error:
                 print(f"PostgreSQL is left out: needs {error}")
                 return []
         url = f"sqlite:///{folder}/predictions.db" if postgres is None else postgres.url()

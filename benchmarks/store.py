@@ -55,11 +55,11 @@ def postgres() -> Iterator[str | None]:
         yield given
         return
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from postgres import NotInstalled, discard, new_server
+    from postgres import NotInstalledError, discard, new_server
 
     try:
         server = new_server()
-    except NotInstalled:
+    except NotInstalledError:
         yield None
         return
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from postgres import NotInstalled, PostgresServer, discard, free_port, new_server
+from postgres import NotInstalledError, PostgresServer, discard, free_port, new_server
 
 # A busy machine is slow, which is no fault of the code; the same examples each time, so that nothing fails by luck.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -34,7 +34,7 @@ def sqlite_url(tmp_path: Path) -> str:
 def _started() -> PostgresServer:
     try:
         return new_server()
-    except NotInstalled as error:
+    except NotInstalledError as error:
         missing(str(error))
         raise
 

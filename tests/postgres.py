@@ -15,7 +15,7 @@ from pathlib import Path
 NEEDED = "PostgreSQL's server (Debian: apt-get install postgresql)"
 
 
-class NotInstalled(Exception):
+class NotInstalledError(Exception):
     """This machine has no PostgreSQL server."""
 
 
@@ -94,11 +94,11 @@ class PostgresServer:
 
 
 def new_server() -> PostgresServer:
-    """Make a cluster in a temporary folder and start it. Raises NotInstalled."""
+    """Make a cluster in a temporary folder and start it. Raises NotInstalledError."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = found[-1] if found else shutil.which("initdb")
     if initdb is None:
-        raise NotInstalled(NEEDED)
+        raise NotInstalledError(NEEDED)
     server = PostgresServer(Path(str(initdb)).parent, Path(tempfile.mkdtemp(prefix="rareclass-postgres-")))
     server.start()
     return server

@@ -76,7 +76,7 @@ def load_demo(name: str = "flights") -> pd.DataFrame:
     ------
     ConfigError
         For an unknown name.
-    MissingExtra
+    MissingExtraError
         When the package is not installed.
     """
     from rareclass.adapters.tables import DEMOS

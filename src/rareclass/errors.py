@@ -26,11 +26,11 @@ class DataError(RareclassError):
     """The rows cannot be used as they are."""
 
 
-class NoPositives(DataError):
+class NoPositivesError(DataError):
     """No row of the rare class: only one-class methods could work, and they are not part of this recipe."""
 
 
-class TooLarge(DataError):
+class TooLargeError(DataError):
     """The operation is quadratic in rows and was asked for more rows than its documented bound."""
 
 
@@ -46,7 +46,7 @@ class StoreError(RareclassError):
     """The store of predictions, labels and the ledger is unreachable or refused a write."""
 
 
-class StoreRefused(StoreError):
+class StoreRefusedError(StoreError):
     """The store was reached and will never accept this write: trying again does not help."""
 
 
@@ -54,25 +54,25 @@ class SpoolError(RareclassError):
     """The durable spool between an answer and the store cannot be used."""
 
 
-class SpoolFull(SpoolError):
+class SpoolFullError(SpoolError):
     """The disk of the spool is full: the answer must be refused (HTTP 503), because it could not be logged."""
 
 
-class AlreadyDone(RareclassError):
+class AlreadyDoneError(RareclassError):
     """The ledger already has this action: doing it twice was refused."""
 
 
-class NeedsApproval(RareclassError):
+class NeedsApprovalError(RareclassError):
     """A version may not answer before a person approved it (``promotion.mode: manual``)."""
 
     exit_code = 20
 
 
-class NotAllowed(RareclassError):
+class NotAllowedError(RareclassError):
     """This person may not do this; another one may."""
 
 
-class MissingExtra(RareclassError):
+class MissingExtraError(RareclassError):
     """An optional dependency is needed for what was asked."""
 
     def __init__(self, package: str, extra: str, why: str) -> None:

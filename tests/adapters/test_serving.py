@@ -33,7 +33,7 @@ from rareclass.core.dataset import encode as encode_frame
 from rareclass.core.model import RareModel
 from rareclass.core.reading import Reading
 from rareclass.core.times import TimeReading
-from rareclass.errors import ConfigError, InputError, ModelError, SpoolError, SpoolFull
+from rareclass.errors import ConfigError, InputError, ModelError, SpoolError, SpoolFullError
 from rareclass.services.serving.shipping import decode
 
 NOW = 1_800_000_000.0
@@ -363,7 +363,7 @@ def test_an_operating_point_of_the_request_decides_and_is_logged() -> None:
     assert set(decode(log.records).predictions["threshold"]) == {0.9}
 
 
-@pytest.mark.parametrize("error", [SpoolFull("no space"), SpoolError("closed"), OSError(5, "input/output error")])
+@pytest.mark.parametrize("error", [SpoolFullError("no space"), SpoolError("closed"), OSError(5, "input/output error")])
 def test_what_cannot_be_logged_is_not_answered(error: Exception) -> None:
     log = MemoryLog()
     log.fail = error

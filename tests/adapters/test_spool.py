@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rareclass.adapters.spool import Batch, Spool, SpoolReader, _parse, frame
-from rareclass.errors import SpoolError, SpoolFull
+from rareclass.errors import SpoolError, SpoolFullError
 
 
 def everything(folder: Path, max_bytes: int = 8 << 20) -> list[bytes]:
@@ -238,7 +238,7 @@ def test_new_segments_never_fall_behind_the_checkpoint(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 from rareclass.adapters.spool import Spool
-from rareclass.errors import SpoolFull
+from rareclass.errors import SpoolFullError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 spool = Spool(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
@@ -247,7 +247,7 @@ try:
     while True:
         spool.append(b"%06d" % taken * 10)
         taken += 1
-except SpoolFull as error:
+except SpoolFullError as error:
     print(taken, error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 spool.append(b"space again")
@@ -275,13 +275,13 @@ def test_a_full_disk_refuses_the_answer_keeps_what_it_took_and_can_be_shipped_em
     try:
         with Spool(disk) as spool, SpoolReader(disk) as reader:
             sent = [b"%06d" % i * 100 for i in range(1000)]
-            with pytest.raises(SpoolFull, match=os.strerror(errno.ENOSPC)):  # noqa: PT012
+            with pytest.raises(SpoolFullError, match=os.strerror(errno.ENOSPC)):  # noqa: PT012
                 for record in sent:
                     spool.append(record)
             batch = reader.read()
             assert list(batch.records) == sent[: len(batch.records)]
             assert len(batch.records) > 300
-            with pytest.raises(SpoolFull):
+            with pytest.raises(SpoolFullError):
                 spool.append(b"x" * 8000)
             reader.commit(batch)
             reader.commit(reader.read())

@@ -22,7 +22,7 @@ from rareclass.adapters import migrations
 from rareclass.adapters.store import LabelReport, Store
 from rareclass.adapters.store.engines import sqlalchemy_url
 from rareclass.adapters.store.tables import HEAD, METADATA
-from rareclass.errors import AlreadyDone, StoreError
+from rareclass.errors import AlreadyDoneError, StoreError
 
 if TYPE_CHECKING:
     from conftest import PostgresServer
@@ -338,7 +338,7 @@ def test_pruning_keeps_what_is_young_and_the_ledger(store: Store) -> None:
 
 def test_the_ledger_refuses_to_do_a_thing_twice(store: Store) -> None:
     first = store.append("fraud", "promote:3", "promotion", "alice", "won", {"to": 3, "ap": 0.4}, T0)
-    with pytest.raises(AlreadyDone, match="'promote:3' of model 'fraud'"):
+    with pytest.raises(AlreadyDoneError, match="'promote:3' of model 'fraud'"):
         store.append("fraud", "promote:3", "promotion", "bob", "won", {"to": 3}, T0)
     store.append("churn", "promote:3", "promotion", "bob", "won", {}, T0)
     store.append("fraud", "retrain:1", "retrain", "governor", "drift", {}, T0 + timedelta(days=1))
@@ -352,7 +352,7 @@ WORKER = """
 import sys
 import pandas as pd
 from rareclass.adapters.store import Store
-from rareclass.errors import AlreadyDone
+from rareclass.errors import AlreadyDoneError
 
 with Store(sys.argv[1]) as store:
     store.migrate()
@@ -365,7 +365,7 @@ with Store(sys.argv[1]) as store:
         try:
             store.append("fraud", f"k{start}", "kind", "actor", "", {}, day)
             won.append(start)
-        except AlreadyDone:
+        except AlreadyDoneError:
             pass
     print(stored, *won)
 """

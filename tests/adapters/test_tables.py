@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from rareclass.adapters import tables
 from rareclass.config import parse
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema, decode, encode, infer_schema
-from rareclass.errors import ConfigError, DataError, NoPositives, RareclassError
+from rareclass.errors import ConfigError, DataError, NoPositivesError, RareclassError
 
 
 def history(n=3000, seed=0):
@@ -563,7 +563,7 @@ def test_a_password_is_never_shown():
 
 
 def test_no_positive_is_named_as_its_regime(tmp_path):
-    with pytest.raises(NoPositives, match="one class alone"):
+    with pytest.raises(NoPositivesError, match="one class alone"):
         take(written(tmp_path, bad(fraud=0)), data={"time": "when"})
 
 

@@ -100,7 +100,7 @@ def test_the_run_of_a_killed_process_is_buried_and_a_living_one_is_not(tracker: 
     ).stdout.strip()
     alive = tracker.start("alive")
     assert dead
-    assert tracker.bury() == [dead]
+    assert tracker.mark_dead_runs_killed() == [dead]
     assert tracker.client.get_run(dead).info.status == "KILLED"
     assert tracker.client.get_run(alive.id).info.status == "RUNNING"
 

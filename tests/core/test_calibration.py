@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss as sk_log_loss
 
 from rareclass.core import calibration
 from rareclass.core.calibration import METHODS, at_prevalence, fit, from_json, label_shift_em, logit, prior_correction
-from rareclass.errors import ConfigError, DataError, ModelError, NoPositives
+from rareclass.errors import ConfigError, DataError, ModelError, NoPositivesError
 
 
 def world(n=20_000, seed=0, prevalence=0.03):
@@ -169,7 +169,7 @@ def test_pooling_negatives_changes_the_fit_by_less_than_its_noise(method):
         ({"method": "plat"}, ConfigError, "Did you mean 'platt'"),
         ({"kept": 0.0}, DataError, "above 0"),
         ({"score": [0.1, 1.7]}, DataError, r"in \[0, 1\]"),
-        ({"y": [0, 0]}, NoPositives, "rare class"),
+        ({"y": [0, 0]}, NoPositivesError, "rare class"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_with_one_line(arguments, error, says):

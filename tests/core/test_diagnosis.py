@@ -13,7 +13,7 @@ from rareclass.core import diagnosis, planning
 from rareclass.core.candidates import group_by_resampler
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.estimate import share_of
-from rareclass.errors import ConfigError, NoPositives
+from rareclass.errors import ConfigError, NoPositivesError
 
 
 def config(**sections):
@@ -257,7 +257,7 @@ def test_amounts_bring_weights_by_amount():
 
 
 def test_no_positives_name_the_one_class_regime():
-    with pytest.raises(NoPositives, match="one-class regime") as caught:
+    with pytest.raises(NoPositivesError, match="one-class regime") as caught:
         plan_of(rows_of(100, 0))
     assert "\n" not in str(caught.value)
 

@@ -19,7 +19,7 @@ from rareclass.core.learners import (
     LEARNERS,
     BestRound,
     Boosted,
-    Interrupted,
+    InterruptedFitError,
     StopPrecision,
     Task,
     Trees,
@@ -202,7 +202,7 @@ def test_weights_change_the_fit():
 @pytest.mark.parametrize("name", ["xgboost", "mlp"])
 def test_a_fit_is_given_up_inside_when_time_is_out(name):
     calls = iter([False] * 3 + [True] * 100)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedFitError):
         fit(name, TRAIN, params=QUICK[name], out_of_time=lambda: next(calls))
 
 

@@ -11,9 +11,9 @@ from imblearn.under_sampling import EditedNearestNeighbours, NearMiss, TomekLink
 from rareclass.config import ResampleStep
 from rareclass.core import neighbours
 from rareclass.core.dataset import Feature, Rows, Schema
-from rareclass.core.neighbours import distance_space, others_nearest, surrounded, tomek_links
+from rareclass.core.neighbours import distance_space, kneighbors_excluding_self, surrounded, tomek_links
 from rareclass.core.resampling import RANDOM, RESAMPLERS, check_chain, resample
-from rareclass.errors import ConfigError, DataError, NoPositives, TooLarge
+from rareclass.errors import ConfigError, DataError, NoPositivesError, TooLargeError
 
 OVER = ["random_over", "smote", "smotenc", "borderline_smote", "svm_smote", "kmeans_smote", "adasyn"]
 UNDER = ["random_under", "nearmiss"]
@@ -170,7 +170,7 @@ def test_synthetic_rows_lie_between_two_rows_of_the_rare_class_that_are_neighbou
     made = resample(rows, [step("smote", ratio=1, params={"k_neighbors": 3})], seed=0).rows
     own = rows.x[rows.y == 1].astype(float)
     space = distance_space(rows.x, rows.schema)[rows.y == 1]
-    near = others_nearest(space, np.arange(20), 3)[1]
+    near = kneighbors_excluding_self(space, np.arange(20), 3)[1]
     starts, ends = np.repeat(own, 3, axis=0), own[near.ravel()]
     for point in made.x[200:].astype(float):
         along = ends - starts
@@ -331,7 +331,7 @@ def test_the_nearest_of_a_few_rows_are_those_of_scikit_learn(seed, k, columns, o
 
 def test_identical_rows_are_not_their_own_neighbours():
     x = np.repeat(np.arange(4, dtype=np.float32), 5)[:, None]
-    found = others_nearest(x, np.arange(20), 3)[1]
+    found = kneighbors_excluding_self(x, np.arange(20), 3)[1]
     assert (found != np.arange(20)[:, None]).all()
     np.testing.assert_array_equal(found // 5, np.repeat(np.arange(4), 5)[:, None].repeat(3, axis=1))
 
@@ -415,7 +415,7 @@ def test_a_wrong_step_gives_one_line_that_says_what_to_set(wrong, message):
 
 
 def test_a_class_without_rows_is_said():
-    with pytest.raises(NoPositives):
+    with pytest.raises(NoPositivesError):
         resample(numeric_rows(20, 0), [step("smote")], seed=0)
     with pytest.raises(DataError, match="both classes"):
         resample(numeric_rows(20, 20), [step("smote")], seed=0)
@@ -423,5 +423,5 @@ def test_a_class_without_rows_is_said():
 
 def test_cleaning_refuses_more_rows_than_its_bound():
     y = np.repeat([0, 1], 600_000)
-    with pytest.raises(TooLarge, match="random_under"):
+    with pytest.raises(TooLargeError, match="random_under"):
         surrounded(np.zeros((len(y), 1), dtype=np.float32), y, 0)

@@ -9,7 +9,7 @@ from rareclass.config import parse
 from rareclass.core.candidates import Candidate
 from rareclass.core.learners import expit, logit
 from rareclass.core.selection import (
-    WEIGHINGS,
+    ENSEMBLES,
     curve,
     equal_weights,
     greedy_weights,
@@ -123,13 +123,13 @@ def test_an_ensemble_of_one_good_and_many_bad_candidates_is_declined():
     assert "does not beat good" in found.reasons[1]
 
 
-@pytest.mark.parametrize("kind", WEIGHINGS)
+@pytest.mark.parametrize("kind", ENSEMBLES)
 def test_every_kind_of_ensemble_can_be_asked_for(kind):
     members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
     assert select(members, ROWS, config=config(ensemble=kind), seed=0).winner == f"ensemble-{kind}"
 
 
-@pytest.mark.parametrize("learn", WEIGHINGS.values(), ids=WEIGHINGS)
+@pytest.mark.parametrize("learn", ENSEMBLES.values(), ids=ENSEMBLES)
 def test_weights_are_not_negative_and_add_up_to_one(learn):
     logits = np.stack([logit(scored(f"c{i}", 1.0 + i, seed=i).oof) for i in range(4)])
     weights = learn(ROWS.y, logits)

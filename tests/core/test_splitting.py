@@ -12,7 +12,7 @@ from rareclass import config
 from rareclass.core import splitting
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.hashing import SetHash, content_groups, mix, number_hash, text_hash, unit
-from rareclass.errors import DataError, NoPositives
+from rareclass.errors import DataError, NoPositivesError
 
 DAY = np.timedelta64(1, "D").astype("timedelta64[us]")
 
@@ -134,7 +134,7 @@ def test_few_positives_are_on_every_side():
 
 def test_no_positive_at_all_is_its_own_error():
     rows = make_rows(300, prevalence=0, days=None)
-    with pytest.raises(NoPositives):
+    with pytest.raises(NoPositivesError):
         cut(rows)
 
 

@@ -12,7 +12,7 @@ from rareclass.config import OperatingPoint, Threshold
 from rareclass.core.bootstrap import Ladder, Resamples
 from rareclass.core.costs import CostArrays
 from rareclass.core.thresholds import OBJECTIVES, place, sweep, tune, tune_points
-from rareclass.errors import ConfigError, NoPositives
+from rareclass.errors import ConfigError, NoPositivesError
 
 
 @st.composite
@@ -233,7 +233,7 @@ def test_what_cannot_be_tuned_for_is_refused_with_what_to_set(arguments, says):
 
 
 def test_no_positive_is_refused():
-    with pytest.raises(NoPositives, match="rare class"):
+    with pytest.raises(NoPositivesError, match="rare class"):
         tune([0, 0], [0.1, 0.2])
 
 

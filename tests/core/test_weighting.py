@@ -7,7 +7,7 @@ from rows_for_learning import make_rows
 from rareclass.core.calibration import prior_correction
 from rareclass.core.costs import CostArrays
 from rareclass.core.weighting import WEIGHTINGS, weigh
-from rareclass.errors import ConfigError, NoPositives
+from rareclass.errors import ConfigError, NoPositivesError
 
 ROWS = make_rows()
 COSTS = CostArrays(50.0, 2.0)
@@ -64,5 +64,5 @@ def test_what_is_missing_is_said_with_what_to_set():
         weigh(dataclasses.replace(ROWS, amount=None), "amount")
     with pytest.raises(ConfigError, match="Did you mean 'balanced'"):
         weigh(ROWS, "balancd")
-    with pytest.raises(NoPositives, match="both classes"):
+    with pytest.raises(NoPositivesError, match="both classes"):
         weigh(ROWS.take(ROWS.y == 0), "balanced")

@@ -12,7 +12,7 @@ import small_model
 from rareclass import cli
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
-from rareclass.errors import AlreadyDone, ConfigError, NeedsApproval, NotAllowed
+from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, NotAllowedError
 from rareclass.services import approval, promotion
 from rareclass.services.live import governor, repair
 from rareclass.services.training import results
@@ -43,14 +43,14 @@ def test_a_first_version_answers_only_after_somebody_else_approved_it(config: Co
     register(config, 1)
     assert results.promote(config, "1", now=NOW, actor="ann") is None
     assert promotion.state(config)["champion"] is None
-    with pytest.raises(NeedsApproval, match="rareclass approve"):
+    with pytest.raises(NeedsApprovalError, match="rareclass approve"):
         promotion.promote(config, 1, now=NOW, mode="immediate", actor="ann")
-    with pytest.raises(NotAllowed, match="trained by 'ann'"):
+    with pytest.raises(NotAllowedError, match="trained by 'ann'"):
         approval.answer(config, 1, reason="mine", now=NOW, actor="ann")
     assert promotion.state(config)["champion"] is None
     assert "champion" in approval.answer(config, reason="looked at the slices", now=NOW, actor="bob")
     assert promotion.state(config)["champion"] == "1"
-    with pytest.raises(AlreadyDone, match="approved by bob"):
+    with pytest.raises(AlreadyDoneError, match="approved by bob"):
         approval.answer(config, 1, reason="again", now=NOW, actor="eve", decline=True)
     lines = [(entry.kind, entry.actor) for entry in promotion.history(config)]
     assert lines == [("register", "ann"), ("ask", "ann"), ("approve", "bob"), ("promote", "bob")]
@@ -66,7 +66,7 @@ def test_a_later_version_scores_in_the_shadow_while_it_waits_and_a_decline_ends_
     approval.answer(config, 2, reason="too many alerts", now=NOW, actor="bob", decline=True)
     assert promotion.state(config) == {"champion": "1", "challenger": None, "previous": None}
     assert approval.status(promotion.history(config), 2).state == "declined"
-    with pytest.raises(AlreadyDone, match="declined"):
+    with pytest.raises(AlreadyDoneError, match="declined"):
         approval.answer(config, 2, reason="after all", now=NOW, actor="bob")
     results.promote(config, "3", now=NOW, actor="ann")
     approval.answer(config, reason="better", now=NOW + timedelta(days=1), actor="bob")
@@ -87,7 +87,7 @@ def test_without_a_reason_a_name_or_the_mode_nothing_is_approved(config: Config)
     results.promote(config, "1", now=NOW, actor="ann")
     with pytest.raises(ConfigError, match="needs a reason"):
         approval.answer(config, 1, reason=" ", now=NOW, actor="bob")
-    with pytest.raises(NotAllowed, match="Pass --actor"):
+    with pytest.raises(NotAllowedError, match="Pass --actor"):
         approval.answer(config, 1, reason="x", now=NOW, actor="unknown")
     free = config.model_copy(update={"promotion": config.promotion.model_copy(update={"mode": "shadow"})})
     with pytest.raises(ConfigError, match=r"Set promotion\.mode: manual"):

@@ -16,7 +16,7 @@ from rareclass.adapters.registry import Registry, load_model
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config
-from rareclass.errors import AlreadyDone, ConfigError, ModelError
+from rareclass.errors import AlreadyDoneError, ConfigError, ModelError
 from rareclass.services import promotion as service
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -79,12 +79,12 @@ def test_a_challenger_leaves_the_champion_alone_and_takes_over_when_it_has_won(c
 def test_promoting_twice_is_refused(config: Config) -> None:
     _register(config, 1, 2)
     service.promote(config, 1, now=NOW)
-    with pytest.raises(AlreadyDone, match=r"version 1 .* is champion already"):
+    with pytest.raises(AlreadyDoneError, match=r"version 1 .* is champion already"):
         service.promote(config, 1, now=NOW)
-    with pytest.raises(AlreadyDone, match=r"cannot challenge itself"):
+    with pytest.raises(AlreadyDoneError, match=r"cannot challenge itself"):
         service.promote(config, 1, now=NOW, mode="shadow")
     service.promote(config, 2, now=NOW, mode="shadow")
-    with pytest.raises(AlreadyDone, match=r"version 2 .* is challenger already"):
+    with pytest.raises(AlreadyDoneError, match=r"version 2 .* is challenger already"):
         service.promote(config, 2, now=NOW, mode="shadow")
     assert [each.kind for each in service.history(config)] == ["register", "register", "promote", "promote"]
 
@@ -118,7 +118,7 @@ def test_a_rollback_that_is_repeated_does_nothing(config: Config) -> None:
     for version in (1, 2, 3):
         service.promote(config, version, now=NOW)
     service.rollback(config, now=NOW, expect="3")
-    with pytest.raises(AlreadyDone, match=r"version 3 .* is no longer champion; version 2 is"):
+    with pytest.raises(AlreadyDoneError, match=r"version 3 .* is no longer champion; version 2 is"):
         service.rollback(config, now=NOW, expect="3")
 
 
@@ -137,7 +137,7 @@ def test_shadows_can_be_retired(config: Config) -> None:
     service.promote(config, 2, now=NOW, mode="shadow")
     service.retire(config, "challenger", now=NOW, reason="lost")
     assert _aliases(config) == {"champion": "1"}
-    with pytest.raises(AlreadyDone, match=r"has no challenger"):
+    with pytest.raises(AlreadyDoneError, match=r"has no challenger"):
         service.retire(config, "challenger", now=NOW)
 
 
@@ -189,7 +189,7 @@ def test_two_processes_that_promote_at_once_write_one_line(config: Config) -> No
 import json, small_model, sys
 from datetime import UTC, datetime
 from rareclass.config import parse
-from rareclass.errors import AlreadyDone
+from rareclass.errors import AlreadyDoneError
 from rareclass.services import promotion
 config = parse(json.loads({config.model_dump_json()!r}))
 promotion._check(promote_registry := __import__("rareclass.adapters.registry", fromlist=["x"]).Registry(config.tracking.uri), config.name, "1")
@@ -197,7 +197,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 try:
     promotion.promote(config, 1, now=datetime.now(UTC)); print("done")
-except AlreadyDone:
+except AlreadyDoneError:
     print("refused")
 """
     path = str(Path(small_model.__file__).parent)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from rareclass.errors import SpoolError, SpoolFull
+from rareclass.errors import SpoolError, SpoolFullError
 
 try:
     import fcntl
@@ -146,7 +146,7 @@ class Spool:
         process; a group fsync follows within ``sync_ms``, which is all that a power cut can take.
         ``power``: ``append`` returns after an fsync that covers it; appends that wait share one.
     seconds : age at which a segment with records is closed
-    Raises SpoolError when another process writes to the folder, SpoolFull when the disk is full.
+    Raises SpoolError when another process writes to the folder, SpoolFullError when the disk is full.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Spool:
     def append(self, records: bytes | Sequence[bytes]) -> None:
         """Write records with one ``write()``; what they log may be answered when this returns. All of them or none.
 
-        Raises SpoolFull when the disk is full, SpoolError for any other failure of the disk.
+        Raises SpoolFullError when the disk is full, SpoolError for any other failure of the disk.
         """
         block = frame(records) if isinstance(records, bytes) else b"".join(map(frame, records))
         with self._changed:
@@ -217,7 +217,7 @@ class Spool:
                 os.ftruncate(self._descriptor, self._offset)
             if os.fstat(self._descriptor).st_size:
                 self._offset = self._segment_bytes  # the next append begins a segment, so that this one can be deleted
-            raise SpoolFull(
+            raise SpoolFullError(
                 f"spool '{self.folder}' cannot take the record: {error.strerror}. Free its disk; requests are refused until then"
             ) from None
 
@@ -233,7 +233,9 @@ class Spool:
             fresh = os.open(_path(self.folder, number), flags, 0o600)
             _sync_folder(self.folder)
         except OSError as error:
-            raise SpoolFull(f"spool '{self.folder}' cannot begin a segment: {error.strerror}. Free its disk") from None
+            raise SpoolFullError(
+                f"spool '{self.folder}' cannot begin a segment: {error.strerror}. Free its disk"
+            ) from None
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._offset, self._opened = fresh, 0, time.monotonic()
@@ -249,7 +251,7 @@ class Spool:
                     lambda: self._closed or self._written > self._synced, timeout=self._seconds
                 ):
                     if self._aged():  # nothing was written since: a failing disk is told at the next append
-                        with contextlib.suppress(SpoolFull):
+                        with contextlib.suppress(SpoolFullError):
                             self._open_segment()
                 if self._closed:
                     return

@@ -107,7 +107,7 @@ class Tracker:
             found = self.client.get_run(run_id)
         return Run(self, found.info.run_id, found.info.artifact_uri)
 
-    def bury(self) -> list[str]:
+    def mark_dead_runs_killed(self) -> list[str]:
         """Mark the runs whose process on this machine has died as KILLED; returns their ids."""
         host = socket.gethostname()
         dead = []

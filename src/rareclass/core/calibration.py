@@ -19,7 +19,7 @@ from scipy.special import expit
 from rareclass.core.bootstrap import as_scores
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
-from rareclass.errors import DataError, ModelError, NoPositives, unknown
+from rareclass.errors import DataError, ModelError, NoPositivesError, unknown
 
 MIN_SLOPE = 1e-3
 """Least slope of a calibrator on the logit: below it, neighbouring scores could meet in floating point."""
@@ -386,13 +386,15 @@ def fit(
         alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not tried
     kept : b of `prior_correction`; NaN where the resampling has no exact correction, then the calibrator learns it
     block : (n,) rows that stay together in cross-fitting
-    Raises NoPositives without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
+    Raises NoPositivesError without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
     """
     labels, scores, weights = as_scores(y, score, weight)
     if method not in ("auto", *METHODS):
         raise unknown("calibration", method, ("auto", *METHODS), "threshold.calibration")
     if labels.sum() == 0:
-        raise NoPositives("no row of the rare class among the rows that calibrate. Give more rows: split.validation")
+        raise NoPositivesError(
+            "no row of the rare class among the rows that calibrate. Give more rows: split.validation"
+        )
     if scores.min() < 0 or scores.max() > 1:
         raise DataError(f"scores run from {scores.min():g} to {scores.max():g}; a calibrator needs them in [0, 1]")
     offset = 0.0 if math.isnan(kept) or kept == 1 else math.log(_positive(kept))

@@ -218,7 +218,7 @@ def point_types(rows: Rows, *, seed: int = 0, threads: int = 1) -> tuple[dict[st
     Sources: Napierala and Stefanowski, J. Intelligent Information Systems, 2016; Borsos et al., J. Experimental and
     Theoretical Artificial Intelligence, 2018.
     """
-    from rareclass.core.neighbours import distance_space, others_nearest
+    from rareclass.core.neighbours import distance_space, kneighbors_excluding_self
 
     if min(rows.positives, len(rows) - rows.positives) <= NEIGHBOURS:
         return {}, float("nan"), 0, 0
@@ -230,7 +230,7 @@ def point_types(rows: Rows, *, seed: int = 0, threads: int = 1) -> tuple[dict[st
     opposite = {}
     for label in (1, 0):
         asked = rng.permutation(np.flatnonzero(sample.y == label))[: MAX_ASKED if label else MAX_ASKED // 2]
-        near = others_nearest(space, np.sort(asked), NEIGHBOURS, threads=threads)[1]
+        near = kneighbors_excluding_self(space, np.sort(asked), NEIGHBOURS, threads=threads)[1]
         opposite[label] = (sample.y[near] != label).sum(axis=1)
     same = NEIGHBOURS - opposite[1]
     bounds = {"safe": same >= 4, "borderline": (same >= 2) & (same <= 3), "rare": same == 1, "outlier": same == 0}

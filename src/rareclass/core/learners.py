@@ -31,7 +31,7 @@ AS_GOOD = 0.002
 """Difference of average precision that is never evidence."""
 
 
-class Interrupted(Exception):
+class InterruptedFitError(Exception):
     """Time ran out before the fit was finished; nothing of it is used."""
 
 
@@ -554,7 +554,7 @@ def fit_xgboost(task: Task, params: Mapping[str, Any]) -> Boosted:
     growing = GrowingTrees(task, params)
     while growing.done < growing.most:
         if task.out_of_time():
-            raise Interrupted
+            raise InterruptedFitError
         growing.grow(1)
     return growing.fitted(growing.most)
 
@@ -775,7 +775,7 @@ def fit_mlp(task: Task, params: Mapping[str, Any]) -> Network:
     growing = GrowingNetwork(task, params)
     for _ in range(growing.most):
         if task.out_of_time():
-            raise Interrupted
+            raise InterruptedFitError
         growing.grow()
     return growing.fitted(growing.most)
 
@@ -915,7 +915,7 @@ def fit(
 ) -> Fitted:
     """Fit a member of LEARNERS on ``rows``.
 
-    Raises ConfigError for an unknown learner or parameter, or a loss it does not have; Interrupted when
+    Raises ConfigError for an unknown learner or parameter, or a loss it does not have; InterruptedFitError when
     ``out_of_time`` says so in the middle (XGBoost and the perceptron ask).
     """
     task = Task(rows, weight, rounds, loss, seed, threads, device, out_of_time)

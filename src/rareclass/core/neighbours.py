@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Schema
-from rareclass.errors import TooLarge
+from rareclass.errors import TooLargeError
 
 MAX_PAIRS = 3e11
 """Distances between the two classes beyond which cleaning is refused."""
@@ -121,7 +121,9 @@ def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tup
     return distance, index
 
 
-def others_nearest(space: FloatMatrix, asked: IntArray, k: int, *, threads: int = 1) -> tuple[FloatArray, IntArray]:
+def kneighbors_excluding_self(
+    space: FloatMatrix, asked: IntArray, k: int, *, threads: int = 1
+) -> tuple[FloatArray, IntArray]:
     """Like ``nearest`` for rows of ``space`` itself, each without itself (also where it has duplicates)."""
     k = min(k, len(space) - 1)
     if k <= 0 or not len(asked):
@@ -140,7 +142,7 @@ def surrounded(
     This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is surrounded when fewer than k rows of
     its own class are nearer than the nearest of the other class, so most rows are settled as soon as k such rows are
     seen: in a few random cells of about 512 rows, or early in a scan. What rounding leaves open is searched in full.
-    Raises TooLarge when the distances between the classes alone would be more than 3e11.
+    Raises TooLargeError when the distances between the classes alone would be more than 3e11.
     Source: Wilson, IEEE Transactions on Systems, Man and Cybernetics, 1972.
     """
     own, other = np.flatnonzero(y == target), np.flatnonzero(y != target)
@@ -151,13 +153,13 @@ def surrounded(
     if len(own) * len(y) > DIRECT_PAIRS and np.abs(space).max() < _FLOAT32_SAFE:
         sure, open_ = _lonely(space[own], space[other], k, seed=seed, threads=threads)
         sure, asked = own[sure], own[open_]
-    index = others_nearest(space, asked, k, threads=threads)[1]
+    index = kneighbors_excluding_self(space, asked, k, threads=threads)[1]
     return np.sort(np.concatenate([sure, asked[(y[index] != target).any(axis=1)]]))
 
 
 def _refuse_too_many(own: int, other: int) -> None:
     if own * other > MAX_PAIRS:
-        raise TooLarge(
+        raise TooLargeError(
             f"neighbour cleaning of {own + other:,} rows needs {own * other:.0e} distances, more than {MAX_PAIRS:.0e}. "
             "Put a random_under step before it, or a higher ratio (or fewer rows) on the step before"
         )
@@ -285,15 +287,15 @@ def tomek_links(space: FloatMatrix, y: IntArray, *, threads: int = 1) -> tuple[I
     """Return the positions (of class 0, of class 1) of the pairs that are each other's nearest row.
 
     Exact: only rows of the smaller class, and those of the other class that are nearest to one, are searched.
-    Raises TooLarge when that is more than 3e11 distances. Source: Tomek, IEEE Trans. Systems, Man, Cybernetics, 1976.
+    Raises TooLargeError when that is more than 3e11 distances. Source: Tomek, IEEE Trans. Systems, Man, Cybernetics, 1976.
     """
     small = int(2 * y.sum() <= len(y))
     asked = np.flatnonzero(y == small)
     if not 0 < len(asked) < len(y):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     _refuse_too_many(len(asked), len(y) - len(asked))
-    partner = others_nearest(space, asked, 1, threads=threads)[1][:, 0]
+    partner = kneighbors_excluding_self(space, asked, 1, threads=threads)[1][:, 0]
     asked, partner = asked[y[partner] != small], partner[y[partner] != small]
-    back = others_nearest(space, partner, 1, threads=threads)[1].reshape(-1)
+    back = kneighbors_excluding_self(space, partner, 1, threads=threads)[1].reshape(-1)
     small_side, large_side = asked[back == asked], partner[back == asked]
     return (large_side, small_side) if small else (small_side, large_side)

@@ -1,6 +1,6 @@
 """The plan: which candidates are worth their time on these rows, most promising first, each with its reason.
 
-IDEAS is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind, most unlike
+CANDIDATE_RULES is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind, most unlike
 learners first, because a blend gains from those (docs/decisions/0017). Adding one is one function (when, and why) and one
 line.
 """
@@ -15,7 +15,7 @@ from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Schema
 from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis
 from rareclass.core.resampling import check_chain
-from rareclass.errors import NoPositives
+from rareclass.errors import NoPositivesError
 
 LARGE = 200_000
 """Rows from which slow learners, and neighbours of all rows, take too long."""
@@ -75,10 +75,10 @@ def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, .
 
     `search.only` is all there is. `search.candidates` replaces everything after candidate 0, `search.extra` comes before the rest; `search.trials`
     cuts the plan exactly, `search.seconds` drops the end that would hardly be reached (by a rough estimate: twice the
-    budget). Raises NoPositives without a row of the rare class, ConfigError for a recipe that does not exist.
+    budget). Raises NoPositivesError without a row of the rare class, ConfigError for a recipe that does not exist.
     """
     if found.regime == "none":
-        raise NoPositives(NO_POSITIVES)
+        raise NoPositivesError(NO_POSITIVES)
     search = config.search
     if search.only is not None:
         forced = Candidate.from_spec(search.only, "Forced by search.only: nothing was tried beside it.")
@@ -89,7 +89,7 @@ def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, .
     for candidate in (*asked, *extra):
         check_recipe(candidate)
     situation = Situation(found, not schema.categorical.any(), config.costs.amount_share is not None)
-    ideas = with_unique_names(made for idea in IDEAS if (made := idea(situation)))
+    ideas = with_unique_names(made for idea in CANDIDATE_RULES if (made := idea(situation)))
     rest = asked or within_budget(ideas, situation, search, len(extra))
     candidates = with_unique_names([untouched(situation), *extra, *rest])
     return candidates if search.trials is None else candidates[: search.trials]
@@ -287,7 +287,7 @@ def _under(ratio: int) -> tuple[ResampleStep, ...]:
     return (ResampleStep(name="random_under", ratio=float(ratio)),)
 
 
-IDEAS: tuple[Callable[[Situation], Candidate | None], ...] = (
+CANDIDATE_RULES: tuple[Callable[[Situation], Candidate | None], ...] = (
     very_deep,
     extra_trees,
     linear,

@@ -26,8 +26,8 @@ import numpy as np
 
 from rareclass.config import ResampleStep
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows, concatenate
-from rareclass.core.neighbours import distance_space, nearest, others_nearest, surrounded, tomek_links
-from rareclass.errors import ConfigError, DataError, NoPositives, unknown
+from rareclass.core.neighbours import distance_space, kneighbors_excluding_self, nearest, surrounded, tomek_links
+from rareclass.errors import ConfigError, DataError, NoPositivesError, unknown
 from rareclass.errors import nearest as nearest_name
 
 _SVM_ROWS = 10_000
@@ -82,13 +82,13 @@ def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: i
     """Apply a chain of resampling steps to training rows.
 
     The result depends on rows, chain and seed only. Kept rows keep their order; new ones come after them.
-    Raises NoPositives or DataError when a class is empty, ConfigError for an unknown resampler or setting, TooLarge
+    Raises NoPositivesError or DataError when a class is empty, ConfigError for an unknown resampler or setting, TooLargeError
     when a step is out of its bound.
     """
     check_chain(chain)
     positives = rows.positives
     if any(step.name != "none" for step in chain) and positives == 0:
-        raise NoPositives(
+        raise NoPositivesError(
             "resampling needs rows of the rare class and there are none. Check data.target and data.positive"
         )
     if any(step.name != "none" for step in chain) and positives == len(rows):
@@ -267,7 +267,7 @@ def _uniform(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> Flo
 
 def _majority_share(space: FloatMatrix, index: IntArray, rows: Rows, k: int, threads: int) -> FloatArray:
     """(n_index,) share of majority rows among the k nearest other rows."""
-    near = others_nearest(space, index, k, threads=threads)[1]
+    near = kneighbors_excluding_self(space, index, k, threads=threads)[1]
     return np.asarray((rows.y[near] == 0).mean(axis=1))
 
 
@@ -295,7 +295,7 @@ def _neighbours_in_group(space: FloatMatrix, group: IntArray, k: int, threads: i
     near = np.full((len(space), max(k, 1)), -1, dtype=np.int64)
     for value in np.unique(group):
         members = np.flatnonzero(group == value)
-        found = others_nearest(space[members], np.arange(len(members)), k, threads=threads)[1]
+        found = kneighbors_excluding_self(space[members], np.arange(len(members)), k, threads=threads)[1]
         if found.shape[1]:
             near[members] = members[found[:, np.arange(near.shape[1]) % found.shape[1]]]
     return near

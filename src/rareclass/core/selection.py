@@ -247,7 +247,7 @@ def _ensemble(
     pool = sorted({*pool, best}, key=list(scores).index)
     logits = np.stack([logit(scores[name]) for name in pool])
     kind = "weighted" if config.search.ensemble == "auto" else config.search.ensemble
-    learn = WEIGHINGS[kind]
+    learn = ENSEMBLES[kind]
     weights = learn(ground.y, logits)
     crossed = _cross_fitted(ground, logits, learn)
     kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
@@ -345,7 +345,7 @@ def stacked_weights(y: IntArray, logits: FloatArray) -> FloatArray:
     return _without_crumbs(weights / weights.sum()) if weights.sum() > 0 else equal_weights(y, logits)
 
 
-WEIGHINGS = {"voting": equal_weights, "weighted": greedy_weights, "stacking": stacked_weights}
+ENSEMBLES = {"voting": equal_weights, "weighted": greedy_weights, "stacking": stacked_weights}
 
 
 def _without_crumbs(weights: FloatArray, least: float = 0.03) -> FloatArray:

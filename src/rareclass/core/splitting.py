@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rareclass import config as settings
 from rareclass.core.dataset import BoolArray, IntArray, Rows, concatenate
 from rareclass.core.hashing import HashArray, content_groups, mix, unit
-from rareclass.errors import DataError, NoPositives
+from rareclass.errors import DataError, NoPositivesError
 
 TimeArray = NDArray[np.datetime64]
 
@@ -80,11 +80,11 @@ def split(
 
     y : (n,) 0 or 1 · row_id : (n,) uint64, stable · time : (n,) datetime64 · entity, groups : (n,) uint64, rows that
     belong together (``groups``: equal in every feature; not used where time decides, a later equal row is a new event).
-    Raises NoPositives or DataError when a part would lack one of the two classes.
+    Raises NoPositivesError or DataError when a part would lack one of the two classes.
     """
     kind = resolve_kind(config, has_time=time is not None, has_entity=entity is not None)
     if not y.any():
-        raise NoPositives(
+        raise NoPositivesError(
             "no row of the rare class: there is nothing to learn from. Check data.positive and data.filter"
         )
     if kind == "time":

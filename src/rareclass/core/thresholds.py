@@ -16,7 +16,7 @@ from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, int
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
-from rareclass.errors import ConfigError, NoPositives, unknown
+from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +257,7 @@ def tune(
         and flagging nothing is. Ties go to the higher cut-off.
     max_alerts : alerts a day at most, over the ``days`` that the rows span
     Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
-    Raises NoPositives without a positive, ConfigError for an unknown objective or one that lacks its constraint.
+    Raises NoPositivesError without a positive, ConfigError for an unknown objective or one that lacks its constraint.
     Source: Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
     """
     task = _task(
@@ -265,7 +265,7 @@ def tune(
     )
     ladder = Ladder.build(y, score, weight)
     if ladder.rungs == 0:
-        raise NoPositives(
+        raise NoPositivesError(
             "no row of the rare class among the rows that tune the threshold. Give more rows: split.validation"
         )
     resamples = Resamples(len(ladder.y), block, n_boot, seed)

@@ -30,7 +30,7 @@ from rareclass.core.learners import (
     BestRound,
     Fitted,
     Growing,
-    Interrupted,
+    InterruptedFitError,
     StopPrecision,
     Task,
     Trace,
@@ -322,7 +322,7 @@ def _one_by_one(
             break
         try:
             done.append(scored(k, part_of(k)))
-        except Interrupted:
+        except InterruptedFitError:
             break
         if k == 0 and hopeless(1 / len(folds)):
             break

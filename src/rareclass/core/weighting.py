@@ -14,7 +14,7 @@ import numpy as np
 
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import FloatArray, Rows
-from rareclass.errors import ConfigError, NoPositives, unknown
+from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def _by_class(rows: Rows, factor: float) -> Weights:
 def _ratio(rows: Rows) -> float:
     positives = rows.positives
     if positives == 0 or positives == len(rows):
-        raise NoPositives(
+        raise NoPositivesError(
             f"class weights need both classes; {positives} of {len(rows)} training rows are positive. Give the split more rows"
         )
     return (len(rows) - positives) / positives
@@ -113,7 +113,7 @@ def weigh(rows: Rows, name: str, costs: CostArrays | None = None) -> Weights:
     """Return the training weights of ``rows`` by a member of WEIGHTINGS, times their inverse-propensity weights.
 
     costs : of these very rows (scalars, or arrays as long as ``rows``)
-    Raises ConfigError for an unknown name or missing costs, NoPositives when a class is absent.
+    Raises ConfigError for an unknown name or missing costs, NoPositivesError when a class is absent.
     """
     if name not in WEIGHTINGS:
         raise unknown("weighting", name, WEIGHTINGS, "candidates.weighting")

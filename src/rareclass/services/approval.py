@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from rareclass.config import Config
-from rareclass.errors import AlreadyDone, ConfigError, ModelError, NotAllowed
+from rareclass.errors import AlreadyDoneError, ConfigError, ModelError, NotAllowedError
 from rareclass.services import promotion
 from rareclass.services.actor import me
 
@@ -65,7 +65,7 @@ def answer(
     """Approve a version, which makes it champion, or decline it, which takes it out of the shadow. Returns what happened.
 
     version : default: the one that waits
-    Raises NotAllowed where ``promotion.four_eyes`` is set and the same person trained it, AlreadyDone when it was answered.
+    Raises NotAllowedError where ``promotion.four_eyes`` is set and the same person trained it, AlreadyDoneError when it was answered.
     """
     if config.promotion.mode != "manual":
         raise ConfigError(
@@ -81,7 +81,7 @@ def answer(
     if found.state in ("approved", "declined"):
         if not decline and found.state == "approved" and promotion.current(list(entries))["champion"] != found.version:
             return _champion(config, found.version, reason, who, now)  # approved, and killed before it took over
-        raise AlreadyDone(f"{found}. That is final")
+        raise AlreadyDoneError(f"{found}. That is final")
     if config.promotion.four_eyes:
         _other_eyes(entries, found.version, who)
     kind = "decline" if decline else "approve"
@@ -89,7 +89,7 @@ def answer(
     if not decline:
         return _champion(config, found.version, reason, who, now)
     if promotion.current(list(entries))["challenger"] == found.version:
-        with suppress(AlreadyDone):
+        with suppress(AlreadyDoneError):
             promotion.retire(config, "challenger", now=now, actor=who, reason=f"declined: {reason}")
     return f"version {found.version} was declined by {who}"
 
@@ -104,9 +104,11 @@ def _champion(config: Config, version: str, reason: str, who: str, now: datetime
 def _other_eyes(entries: Sequence[LedgerEntry], version: str, who: str) -> None:
     trained = [e.actor for e in entries if e.kind == "register" and str(e.payload.get("version")) == version]
     if who == "unknown":
-        raise NotAllowed("promotion.four_eyes asks who approves, and this process has no user name. Pass --actor NAME")
+        raise NotAllowedError(
+            "promotion.four_eyes asks who approves, and this process has no user name. Pass --actor NAME"
+        )
     if who in trained:
-        raise NotAllowed(
+        raise NotAllowedError(
             f"version {version} was trained by '{who}', who may not approve it too (promotion.four_eyes). Let somebody else look at it"
         )
 

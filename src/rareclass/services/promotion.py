@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rareclass.config import Config
 from rareclass.core.model import RareModel
-from rareclass.errors import AlreadyDone, ModelError, NeedsApproval, unknown
+from rareclass.errors import AlreadyDoneError, ModelError, NeedsApprovalError, unknown
 from rareclass.services.actor import me
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ def looks(config: Config, rows: str) -> int:
         )
 
 
-def turned_away(
+def record_rejection(
     config: Config, run_id: str, *, now: datetime, actor: str | None = None, reason: str, evidence: Mapping[str, Any]
 ) -> None:
     """Write into the ledger that the gate registered nothing, and why; once a run."""
-    with _opened(config) as (_, store), suppress(AlreadyDone):
+    with _opened(config) as (_, store), suppress(AlreadyDoneError):
         payload = {"run_id": run_id, **evidence}
         store.append(config.name, f"reject:{run_id}", "reject", actor or me(), reason, payload, now)
 
@@ -135,7 +135,7 @@ def _registered(
 ) -> Version:  # fmt: skip
     version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
     payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
-    with suppress(AlreadyDone):  # an earlier attempt got as far as the ledger
+    with suppress(AlreadyDoneError):  # an earlier attempt got as far as the ledger
         store.append(
             config.name, f"register:{version.version}:{digest[:16]}", "register", actor or me(), reason, payload, now
         )
@@ -155,7 +155,7 @@ def promote(
     """Make a version champion (``immediate``) or challenger (``shadow``); without a champion it becomes champion anyway.
 
     version : number; default: the challenger, else the newest version
-    Raises AlreadyDone when it has that role, ModelError when the version is not there or is damaged.
+    Raises AlreadyDoneError when it has that role, ModelError when the version is not there or is damaged.
     """  # fmt: skip
     how = mode or config.promotion.mode
     with _opened(config) as (registry, store):
@@ -170,16 +170,16 @@ def promote(
                 and _waits(config, store, number, actor, reason, now)
             ):
                 if before["champion"] is None or before["challenger"] == number:
-                    raise NeedsApproval(
+                    raise NeedsApprovalError(
                         f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
                     )
                 role = "challenger"  # scores in the shadow while it waits
             if before[role] == number:
-                raise AlreadyDone(
+                raise AlreadyDoneError(
                     f"version {number} of '{config.name}' is {role} already. `rareclass history` shows since when"
                 )
             if role == "challenger" and before["champion"] == number:
-                raise AlreadyDone(
+                raise AlreadyDoneError(
                     f"version {number} of '{config.name}' is champion already, so it cannot challenge itself"
                 )
             _check(registry, config.name, number)
@@ -199,7 +199,7 @@ def _waits(config: Config, store: Store, number: str, actor: str | None, reason:
         return False
     if any(str(entry.payload.get("version")) == number for entry in store.entries(config.name, "approve")):
         return False
-    with suppress(AlreadyDone):
+    with suppress(AlreadyDoneError):
         why = reason or "registered"
         store.append(config.name, f"ask:{number}", "ask", actor or me(), why, {"version": number}, now)
     return True
@@ -208,7 +208,7 @@ def _waits(config: Config, store: Store, number: str, actor: str | None, reason:
 def note(
     config: Config, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], now: datetime
 ) -> None:
-    """Write one line of the ledger. Raises AlreadyDone when the key is there."""
+    """Write one line of the ledger. Raises AlreadyDoneError when the key is there."""
     with _store(config) as store:
         store.append(config.name, key, kind, actor, reason, payload, now)
 
@@ -236,7 +236,7 @@ def rollback(
     """Make the previous version champion again: its model, threshold and calibrator together.
 
     The one before it, if any, becomes the previous one, so that a second rollback goes one further back.
-    expect : the champion to leave; AlreadyDone when it is no longer champion, so that a repeated call does nothing
+    expect : the champion to leave; AlreadyDoneError when it is no longer champion, so that a repeated call does nothing
     Raises ModelError when there is no previous version.
     """  # fmt: skip
     with _opened(config) as (registry, store):
@@ -244,7 +244,7 @@ def rollback(
             entries = _moves(store, config.name)
             before = _follow(registry, config.name, entries)
             if expect is not None and before["champion"] != str(expect):
-                raise AlreadyDone(
+                raise AlreadyDoneError(
                     f"version {expect} of '{config.name}' is no longer champion; version {before['champion']} is"
                 )
             number = before["previous"]
@@ -279,14 +279,14 @@ def retire(
     actor: str | None = None,
     reason: str = "",
 ) -> Move:
-    """Take the challenger or the previous version out of the shadow. Raises AlreadyDone when there is none."""
+    """Take the challenger or the previous version out of the shadow. Raises AlreadyDoneError when there is none."""
     with _opened(config) as (registry, store):
         for _ in range(_TRIES):
             entries = _moves(store, config.name)
             before = _follow(registry, config.name, entries)
             number = before[role]
             if number is None:
-                raise AlreadyDone(f"'{config.name}' has no {role}")
+                raise AlreadyDoneError(f"'{config.name}' has no {role}")
             after = {**before, role: None}
             move = Move("retire", number, f"no longer {role}", before, after, reason)
             if _write(store, config.name, len(entries), move, actor, now, None):
@@ -354,7 +354,7 @@ def _write(
     }
     try:
         store.append(name, f"move:{count + 1}", move.kind, actor or me(), move.reason, payload, now)
-    except AlreadyDone:
+    except AlreadyDoneError:
         return False
     return True
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rareclass.adapters.cluster import VERSION_ANNOTATION, Target
-from rareclass.adapters.cluster.serving import KINDS, RolloutFailed
+from rareclass.adapters.cluster.serving import KINDS, RolloutFailedError
 from rareclass.errors import ModelError, RareclassError
 
 PATHS = {
@@ -145,7 +145,7 @@ def test_a_controller_that_made_no_deployment_yet_is_waited_for_and_then_named(a
     target = Target(kind, "flights", "models")
     assert target.rollout("7") == target.rollout("7").__class__(False, "no workload yet")
     times = iter([0.0, 1.0, 99.0])
-    with pytest.raises(RolloutFailed, match="did not get version 7 ready in 5 s: no workload yet"):
+    with pytest.raises(RolloutFailedError, match="did not get version 7 ready in 5 s: no workload yet"):
         target.wait("7", 5, lambda *_: None, clock=lambda: next(times), sleep=lambda _: None)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rareclass.config import Config, dump, parse
-from rareclass.errors import DataError, NoPositives, StoreError
+from rareclass.errors import DataError, NoPositivesError, StoreError
 from rareclass.services.kubeflow import steps
 from rareclass.services.training import results, run
 from rareclass.services.training.steps import utc_now
@@ -110,8 +110,8 @@ def test_an_interrupted_run_is_killed_and_a_password_never_reaches_the_log(tmp_p
 def test_a_failure_that_cannot_be_logged_stays_the_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = settings(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/file/mlflow.db"})
-    with pytest.raises(NoPositives) as raised, results.failures_logged(config, now=utc_now()):
-        raise NoPositives("none")
+    with pytest.raises(NoPositivesError) as raised, results.failures_logged(config, now=utc_now()):
+        raise NoPositivesError("none")
     assert raised.value.__notes__[0].startswith("not logged: ")
 
 

@@ -1,10 +1,10 @@
 """Kubernetes and what stands on it: the compiled pipeline, Kubeflow Pipelines, and the objects that serve a version."""
 
 from rareclass.adapters.cluster.kubeflow import Access, Kubeflow, Submitted
-from rareclass.adapters.cluster.local import PipelineFailed, compiled, run_local
+from rareclass.adapters.cluster.local import PipelineFailedError, compiled, run_local
 from rareclass.adapters.cluster.serving import VERSION_ANNOTATION, Target, ask
 from rareclass.adapters.cluster.spec import Placement, digest, placed
 
 __all__ = [
-    "VERSION_ANNOTATION", "Access", "Kubeflow", "PipelineFailed", "Placement", "Submitted", "Target", "ask", "compiled", "digest", "placed", "run_local",
+    "VERSION_ANNOTATION", "Access", "Kubeflow", "PipelineFailedError", "Placement", "Submitted", "Target", "ask", "compiled", "digest", "placed", "run_local",
 ]  # fmt: skip

@@ -14,9 +14,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from rareclass.adapters.cluster.local import PipelineFailed
+from rareclass.adapters.cluster.local import PipelineFailedError
 from rareclass.adapters.cluster.spec import digest
-from rareclass.errors import ConfigError, MissingExtra, RareclassError
+from rareclass.errors import ConfigError, MissingExtraError, RareclassError
 
 DONE = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 ALIVE = ("PENDING", "RUNNING", "SUCCEEDED", "PAUSED", "RUNTIME_STATE_UNSPECIFIED", None)
@@ -67,7 +67,7 @@ class Kubeflow:
             import kfp
             import kfp_server_api
         except ImportError:
-            raise MissingExtra("kfp", "pipelines", "submit") from None
+            raise MissingExtraError("kfp", "pipelines", "submit") from None
         access = access or Access()
         header = _header(access.header)
         credentials = None if access.token_file is None else _credentials(access.token_file)
@@ -169,7 +169,7 @@ class Kubeflow:
         self, run: str, progress: Callable[[str, str], None], *, pause: float = PAUSE_SECONDS,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        """Wait for the end of a run and say what its steps do. Raises PipelineFailed with the step that failed."""
+        """Wait for the end of a run and say what its steps do. Raises PipelineFailedError with the step that failed."""
         seen: dict[str, str] = {}
         answered = clock()
         while True:
@@ -178,7 +178,7 @@ class Kubeflow:
                 answered = clock()
             except Exception as error:  # the run goes on without whoever follows it
                 if clock() - answered > PATIENCE_SECONDS:
-                    raise PipelineFailed(
+                    raise PipelineFailedError(
                         f"{self.host} stopped answering while run {run} was followed: {_line(error)}"
                     ) from None
                 sleep(pause)
@@ -191,7 +191,7 @@ class Kubeflow:
                 break
             sleep(pause)
         if found.state != "SUCCEEDED":
-            raise PipelineFailed(f"run {run} ended as {found.state}: {_failure(found)}")
+            raise PipelineFailedError(f"run {run} ended as {found.state}: {_failure(found)}")
 
     def state(self, run: str) -> str:
         """Return the state of a run as Kubeflow says it."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rareclass.errors import MissingExtra, RareclassError
+from rareclass.errors import MissingExtraError, RareclassError
 
 
-class PipelineFailed(RareclassError):
+class PipelineFailedError(RareclassError):
     """A step of the pipeline failed."""
 
     exit_code = 1
@@ -36,12 +36,12 @@ def compiled() -> Path:
 def run_local(arguments: Mapping[str, Any], root: Path) -> None:
     """Execute the compiled pipeline with KFP's local runner, each step a process of this interpreter; artifacts under ``root``.
 
-    Raises PipelineFailed with the last line that the failed step wrote.
+    Raises PipelineFailedError with the last line that the failed step wrote.
     """
     try:
         from kfp import components, local
     except ImportError:
-        raise MissingExtra("kfp", "pipelines", "--runner kfp") from None
+        raise MissingExtraError("kfp", "pipelines", "--runner kfp") from None
     root.mkdir(parents=True, exist_ok=True)
     with _environment(), (root / "steps.log").open("w", encoding="utf-8") as log, _into(log):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
@@ -50,7 +50,7 @@ def run_local(arguments: Mapping[str, Any], root: Path) -> None:
             pipeline(**arguments)
         except Exception as error:
             log.flush()
-            raise PipelineFailed(
+            raise PipelineFailedError(
                 f"the pipeline failed: {_last_error(root / 'steps.log') or error}. All output: {root / 'steps.log'}"
             ) from error
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from rareclass.errors import MissingExtra, ModelError, RareclassError, unknown
+from rareclass.errors import MissingExtraError, ModelError, RareclassError, unknown
 
 VERSION_ANNOTATION = "rareclass.io/version"
 PAUSE_SECONDS = 2.0
@@ -21,7 +21,7 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _BROKEN = ("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "InvalidImageName")
 
 
-class RolloutFailed(RareclassError):
+class RolloutFailedError(RareclassError):
     """The pods of a version did not become ready."""
 
     exit_code = 1
@@ -73,7 +73,7 @@ class Target:
         try:
             from kubernetes import client, config
         except ImportError:
-            raise MissingExtra("kubernetes", "pipelines", "deploy") from None
+            raise MissingExtraError("kubernetes", "pipelines", "deploy") from None
         with self._told("no Kubernetes is configured"):
             config.load_config()
         self.kind, self.name = kind, name
@@ -105,7 +105,7 @@ class Target:
         self, version: str | None, seconds: float, progress: Callable[[str, str], None], *,
         clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        """Wait until every pod has the version and is ready: it has scored its golden rows. Raises RolloutFailed."""
+        """Wait until every pod has the version and is ready: it has scored its golden rows. Raises RolloutFailedError."""
         end, said = clock() + seconds, ""
         while True:
             now = self.rollout(version)
@@ -115,7 +115,9 @@ class Target:
             if now.done:
                 return
             if clock() > end:
-                raise RolloutFailed(f"{self} did not get version {version} ready in {seconds:g} s: {said}{self._why()}")
+                raise RolloutFailedError(
+                    f"{self} did not get version {version} ready in {seconds:g} s: {said}{self._why()}"
+                )
             sleep(PAUSE_SECONDS)
 
     def rollout(self, version: str | None) -> Rollout:

@@ -19,11 +19,11 @@ INLINE_ROWS = 512
 _LOG = logging.getLogger("rareclass.serving")
 
 
-class NotReady(RareclassError):
+class NotReadyError(RareclassError):
     """No version is loaded yet, or the server is stopping (HTTP 503)."""
 
 
-class NotFound(RareclassError):
+class NotFoundError(RareclassError):
     """The request names another model or version than the one that answers (HTTP 404)."""
 
 
@@ -79,9 +79,9 @@ def status_of(error: BaseException) -> tuple[int, str]:
     """Return the HTTP status and the one line for what went wrong; only faults of ours are 500, and are logged."""
     if isinstance(error, InputError):
         return 400, str(error)
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFoundError):
         return 404, str(error)
-    if isinstance(error, NotReady):
+    if isinstance(error, NotReadyError):
         return 503, str(error)
     if isinstance(error, SpoolError):
         return 503, f"the answer cannot be logged, so it is not given: {error}"

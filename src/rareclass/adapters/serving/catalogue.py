@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from rareclass.adapters.serving.batcher import NotFound
+from rareclass.adapters.serving.batcher import NotFoundError
 from rareclass.adapters.serving.engine import Active, Engine
 from rareclass.adapters.serving.v2_codec import OUTPUTS, shown
 
@@ -23,12 +23,12 @@ class Catalogue:
         return self._engine.active
 
     def check(self, name: str, wanted: str | None) -> None:
-        """Raise NotFound unless this name, and this version when one is given, answers here."""
+        """Raise NotFoundError unless this name, and this version when one is given, answers here."""
         if name != self.name:
-            raise NotFound(f"model '{shown(name)[1:-1]}' is not served here. Use /v2/models/{self.name}")
+            raise NotFoundError(f"model '{shown(name)[1:-1]}' is not served here. Use /v2/models/{self.name}")
         active = self.active
         if wanted and active is not None and wanted != active.version:
-            raise NotFound(
+            raise NotFoundError(
                 f"version '{shown(wanted)[1:-1]}' of {name} is not the champion; version {active.version} is. Leave /versions/... out"
             )
 

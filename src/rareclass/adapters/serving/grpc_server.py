@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from rareclass.adapters.serving.batcher import Batcher, NotReady, status_of
+from rareclass.adapters.serving.batcher import Batcher, NotReadyError, status_of
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Answer
 from rareclass.adapters.serving.grpc_messages import METHODS, SERVICE, messages
@@ -78,7 +78,7 @@ class Servicer:
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         active = self._catalogue.active
         if active is None:
-            raise NotReady("the model is still loading. Ask ServerReady")
+            raise NotReadyError("the model is still loading. Ask ServerReady")
         self._catalogue.check(request.model_name, request.model_version)
         parsed = _request(request)
         if parsed.id is None:

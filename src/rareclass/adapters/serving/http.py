@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rareclass.adapters.serving.batcher import INLINE_ROWS, Batcher, NotReady, status_of
+from rareclass.adapters.serving.batcher import INLINE_ROWS, Batcher, NotReadyError, status_of
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Active, Answer
 from rareclass.adapters.serving.signature import Query
@@ -209,7 +209,7 @@ def _check(site: Site, request: Request) -> None:
 def _active(site: Site) -> Active:
     active = site.catalogue.active
     if active is None:
-        raise NotReady("the model is still loading. Ask /v2/health/ready")
+        raise NotReadyError("the model is still loading. Ask /v2/health/ready")
     return active
 
 

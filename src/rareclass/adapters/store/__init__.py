@@ -35,7 +35,7 @@ from rareclass.adapters.store.tables import (
     between,
     same,
 )
-from rareclass.errors import AlreadyDone, StoreError, StoreRefused
+from rareclass.errors import AlreadyDoneError, StoreError, StoreRefusedError
 
 __all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]
 
@@ -382,16 +382,16 @@ class Store(Database):
     def append(
         self, model: str, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], at: Any
     ) -> LedgerEntry:
-        """Write one line of the ledger. Raises AlreadyDone when this (model, key) is there: the database refuses it."""
+        """Write one line of the ledger. Raises AlreadyDoneError when this (model, key) is there: the database refuses it."""
         values = {"model": model, "key": key, "kind": kind, "actor": actor, "reason": reason, "at": to_micros(at)}
         text = json.dumps(dict(payload), default=str)
         try:
             with self.transaction(write=True) as connection:
                 number = ledger.write(connection, {**values, "payload": text})
-        except StoreRefused as error:
+        except StoreRefusedError as error:
             if not isinstance(error.__context__, sa.exc.IntegrityError):
                 raise
-            raise AlreadyDone(
+            raise AlreadyDoneError(
                 f"'{key}' of model '{model}' is in the ledger already; `rareclass history` shows it"
             ) from None
         return LedgerEntry(number, model, key, kind, actor, reason, json.loads(text), to_moment(values["at"]))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store.frames import one_line
 from rareclass.adapters.store.tables import VERSION_TABLE
-from rareclass.errors import StoreError, StoreRefused
+from rareclass.errors import StoreError, StoreRefusedError
 from rareclass.masking import quoted
 
 
@@ -87,7 +87,7 @@ def explain(error: Exception, url: str, refused: tuple[type[Exception], ...]) ->
     if "no such table" in text or "UndefinedTable" in type(cause).__name__:
         return StoreError(f"store {url} has no tables yet: {text.partition(' LINE')[0]}. Store.migrate() creates them")
     if isinstance(cause, refused):
-        return StoreRefused(f"store {url} refused: {text}")
+        return StoreRefusedError(f"store {url} refused: {text}")
     return StoreError(f"store {url} cannot be reached: {text}. Start the database, or set store.url")
 
 

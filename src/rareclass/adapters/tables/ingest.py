@@ -82,7 +82,7 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
     """Read the source once, streamed, and return its rows checked, encoded and split.
 
     Numbers become float32, texts and booleans categories learned from the training rows. The three parts are views of
-    one matrix. Raises DataError, ConfigError or NoPositives with one line.
+    one matrix. Raises DataError, ConfigError or NoPositivesError with one line.
     """
     say = progress or (lambda message: None)
     source = open_data(config.data)

@@ -21,7 +21,7 @@ from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles, coun
 from rareclass.core.hashing import SetHash, combine, rows_hash, text_hash
 from rareclass.core.reading import Reading, Target, spellings
 from rareclass.core.times import check_span
-from rareclass.errors import DataError, NoPositives, nearest
+from rareclass.errors import DataError, NoPositivesError, nearest
 from rareclass.masking import masked
 
 _MAX_TARGETS = 1000
@@ -226,7 +226,7 @@ class Reader:
         )
 
     def done(self) -> Raw:
-        """Check target, times and ids. Raises DataError and NoPositives."""
+        """Check target, times and ids. Raises DataError and NoPositivesError."""
         data = self.data
         if self.encoder is None or self.x is None or not self.read:
             why = "data.filter keeps none of them" if data.filter else "the source is empty"
@@ -308,7 +308,7 @@ class Reader:
             wanted = _match(data.positive, list(seen), reading)
             if wanted is None:
                 near = nearest(str(data.positive), seen)
-                raise NoPositives(
+                raise NoPositivesError(
                     f"no row has the rare class '{data.positive}' in column '{data.target}'.{near} Set data.positive to one of: {listed}"
                 )
             if len(seen) == 1:
@@ -317,7 +317,7 @@ class Reader:
                 )
             return wanted
         if len(seen) == 1:
-            raise NoPositives(
+            raise NoPositivesError(
                 f"column '{data.target}' (the target) has one class only: {listed}. Bring rows of the rare class; "
                 "learning from one class alone (anomaly detection) is another regime, which this recipe does not cover"
             )

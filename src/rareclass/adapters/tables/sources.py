@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rareclass.adapters.tables.csv_files import PACKED, SUFFIXES, CsvFiles, Format, differences, united
 from rareclass.config import filter_groups
 from rareclass.core.reading import factorize, number_text, plain_text
-from rareclass.errors import ConfigError, DataError, MissingExtra, nearest
+from rareclass.errors import ConfigError, DataError, MissingExtraError, nearest
 from rareclass.masking import masked
 
 BATCH = 65_536
@@ -290,7 +290,7 @@ def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         try:
             inner, inside = fsspec.core.url_to_fs(path)
         except ImportError:
-            raise MissingExtra(scheme, "cloud", f"data.path '{path}'") from None
+            raise MissingExtraError(scheme, "cloud", f"data.path '{path}'") from None
         except ValueError:
             raise DataError(
                 f"data.path '{path}': unknown scheme '{scheme}'. Use s3, gs, abfs, hdfs, sqlite, postgresql or a path"
@@ -399,7 +399,7 @@ def _execute(path: str, cursor: Any, statement: str) -> pa.RecordBatchReader:
 
 
 def _connect(path: str) -> Any:
-    """Open a database for reading. Raises MissingExtra or DataError."""
+    """Open a database for reading. Raises MissingExtraError or DataError."""
     kind = re.match(r"\w+", path)[0]  # type: ignore[index]
     try:
         if kind == "sqlite":
@@ -407,7 +407,7 @@ def _connect(path: str) -> Any:
         else:
             from adbc_driver_postgresql import dbapi
     except ImportError:
-        raise MissingExtra(
+        raise MissingExtraError(
             f"adbc-driver-{'sqlite' if kind == 'sqlite' else 'postgresql'}", "sql", f"data.path '{kind}://...'"
         ) from None
     plain = re.sub(r"^(\w+)\+\w+://", r"\1://", path)

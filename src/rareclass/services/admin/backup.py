@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
-from rareclass.errors import DataError, StoreError, StoreRefused
+from rareclass.errors import DataError, StoreError, StoreRefusedError
 from rareclass.services.retry import T, patiently
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 def when_it_answers(work: Callable[[], T], wait: float, pause: float = 2.0) -> T:
     """Do ``work``, again while the database does not answer, for ``wait`` seconds. Raises the last StoreError."""
-    return patiently(work, wait, over=StoreError, never=(StoreRefused,), pause=pause)
+    return patiently(work, wait, over=StoreError, never=(StoreRefusedError,), pause=pause)
 
 
 def migrate(config: Config, wait: float = 0.0) -> str:

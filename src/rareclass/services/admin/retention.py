@@ -11,7 +11,7 @@ from pathlib import Path
 from rareclass.adapters.spool import SpoolReader, segments, unshipped_bytes
 from rareclass.adapters.store import Store
 from rareclass.config import Config
-from rareclass.errors import AlreadyDone, SpoolError, StoreError
+from rareclass.errors import AlreadyDoneError, SpoolError, StoreError
 from rareclass.services.actor import me
 from rareclass.services.serving.shipping import REJECTED, purge_rejected, ship, spools
 
@@ -88,7 +88,7 @@ def _opened(config: Config, store: Store | None):  # type: ignore[no-untyped-def
 def _record(
     store: Store, config: Config, key: str, kind: str, reason: str, payload: dict[str, object], now: datetime
 ) -> None:
-    with contextlib.suppress(AlreadyDone):
+    with contextlib.suppress(AlreadyDoneError):
         store.append(config.name, key, kind, me(), reason, payload, now)
 
 

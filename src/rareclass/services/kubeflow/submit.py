@@ -41,7 +41,7 @@ def submit(
 ) -> Submitted:  # fmt: skip
     """Run the pipeline on the cluster of ``config.cluster``, or with ``recurring`` on a schedule of six fields.
 
-    key : name of the run; default: the model and the moment. Raises PipelineFailed when the run fails and is waited for
+    key : name of the run; default: the model and the moment. Raises PipelineFailedError when the run fails and is waited for
     """
     if recurring is not None:
         return _schedule(config, checked_cron(recurring), progress)

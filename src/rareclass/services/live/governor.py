@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, Governor
-from rareclass.errors import AlreadyDone, ConfigError, NeedsApproval, RareclassError
+from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
 from rareclass.services.live.verdict import triage
@@ -373,14 +373,14 @@ def _start(config: Config, verdict: Verdict, now: datetime, store: Store, owner:
     }
     try:
         store.append(config.name, f"repair:{number}", "repair", ACTOR, "; ".join(verdict.reasons), payload, now)
-    except AlreadyDone:
+    except AlreadyDoneError:
         return None
     return number
 
 
 def _finish(config: Config, action: Action, verdict: Verdict, now: datetime, store: Store, number: int) -> None:
     payload = {**action.to_json(), "number": number, "verdict": verdict.verdict, "fingerprint": verdict.fingerprint}
-    with contextlib.suppress(AlreadyDone):
+    with contextlib.suppress(AlreadyDoneError):
         store.append(config.name, f"outcome:{number}", "outcome", ACTOR, action.reason, payload, now)
 
 
@@ -394,7 +394,7 @@ def _page(config: Config, verdict: Verdict, now: datetime, store: Store) -> Acti
     payload = {"fingerprint": verdict.fingerprint, "version": verdict.version, "evidence": dict(verdict.evidence)}
     try:
         store.append(config.name, f"page:{verdict.fingerprint}:{len(recent) + 1}", "page", ACTOR, reason, payload, now)
-    except AlreadyDone:
+    except AlreadyDoneError:
         return Action(now, "page", verdict.version, None, "already", reason)
     return Action(now, "page", verdict.version, None, "done", reason)
 
@@ -429,7 +429,7 @@ def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) 
             reason = f"version {version} did not win against version {champion}: {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
             try:
                 promotion.retire(config, "challenger", now=now, actor=ACTOR, reason=reason)
-            except AlreadyDone:
+            except AlreadyDoneError:
                 return None
             return Action(now, "retire", champion, version, "done", reason, numbers)
         return None
@@ -487,7 +487,7 @@ def _move(
             promotion.rollback(config, now=now, actor=ACTOR, reason=reason, evidence=numbers, expect=before)
         else:
             promotion.promote(config, after, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=numbers)
-    except (AlreadyDone, NeedsApproval):
+    except (AlreadyDoneError, NeedsApprovalError):
         return None
     return Action(now, kind, before, after, "done", reason, numbers)
 

@@ -50,7 +50,7 @@ _LIVE_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Known:
+class LoadedVersion:
     """A version as the monitor knows it."""
 
     version: str
@@ -134,11 +134,11 @@ class Monitor:
             evidently=latest_evidently(entries, name, now),
         )
 
-    def known(self) -> dict[str, Known]:
+    def known(self) -> dict[str, LoadedVersion]:
         """Return role -> version, loaded once each, with its reference profile."""
         from rareclass.core.drift import Profile
 
-        found: dict[str, Known] = {}
+        found: dict[str, LoadedVersion] = {}
         for version in self.registry.versions(self.config.name):
             for role in (role for role in ROLES if role in version.aliases):
                 if version.version not in self._models:
@@ -146,7 +146,7 @@ class Monitor:
                 # what was tuned again since it was loaded is in force here too
                 model = self._models[version.version].retuned(version.thresholds)
                 profile = Profile.from_json(model.profile) if model.profile else None
-                found[role] = Known(version.version, role, model, profile)
+                found[role] = LoadedVersion(version.version, role, model, profile)
         return {role: found[role] for role in ROLES if role in found}
 
     def delay(self, now: datetime) -> timedelta:
@@ -190,7 +190,7 @@ class Monitor:
         self,
         frame: pd.DataFrame,
         shadows: pd.DataFrame,
-        known: Mapping[str, Known],
+        known: Mapping[str, LoadedVersion],
         champion: str | None,
         now: datetime,
     ) -> tuple[dict[str, Liveness], dict[str, Paired]]:
@@ -215,7 +215,7 @@ class Monitor:
         return lives, pairs
 
     def _drift(
-        self, champion: Known | None, entries: Sequence[LedgerEntry], now: datetime
+        self, champion: LoadedVersion | None, entries: Sequence[LedgerEntry], now: datetime
     ) -> tuple[DriftReport | None, DriftReport | None, list[str]]:
         """Drift of the newest window and of the newest stretch of it, and schema errors."""
         if champion is None or champion.profile is None or champion.model is None:
@@ -233,7 +233,9 @@ class Monitor:
         )
         return drift, fresh, list(dict.fromkeys([*errors, *late]))
 
-    def _answered(self, champion: Known, entries: Sequence[LedgerEntry], now: datetime) -> FeatureProfile | None:
+    def _answered(
+        self, champion: LoadedVersion, entries: Sequence[LedgerEntry], now: datetime
+    ) -> FeatureProfile | None:
         """Describe the scores of the champion's first window of answers; None until that is over."""
         from rareclass.core import drift
 
@@ -252,7 +254,7 @@ class Monitor:
         time = rows["ts"].to_numpy("datetime64[us]")
         return drift.score_reference(rows["score"].to_numpy(float), time, usual=champion.profile.score.usual_psi)
 
-    def _loud(self, champion: Known) -> frozenset[str]:
+    def _loud(self, champion: LoadedVersion) -> frozenset[str]:
         """Features that the champion leans on: in those, values that no longer occur are damage; in others they are drift."""
         assert champion.model is not None
         model = champion.model
@@ -265,7 +267,7 @@ class Monitor:
             self._leaned_on[champion.version] = names
         return self._leaned_on[champion.version]
 
-    def _prevalence(self, frame: pd.DataFrame, champion: Known | None, now: datetime) -> Estimate | None:
+    def _prevalence(self, frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime) -> Estimate | None:
         """The prevalence of the champion's newest window without its labels, from its scores and its matured labels."""
         from rareclass.core import unlabelled
 
@@ -282,7 +284,7 @@ class Monitor:
         return unlabelled.prevalence(new["score"].to_numpy(float), y, score, weight, seed=self.config.train.seed)
 
     def _compared(
-        self, frame: pd.DataFrame, champion: Known, *, answered: FeatureProfile | None = None, day: bool = False
+        self, frame: pd.DataFrame, champion: LoadedVersion, *, answered: FeatureProfile | None = None, day: bool = False
     ) -> tuple[DriftReport | None, list[str]]:
         from rareclass.core import dataset, drift
 
@@ -429,7 +431,7 @@ def costs_moved(config: Config, model: RareModel | None, entries: Sequence[Ledge
     return f"costs moved: {', '.join(changed)}" if changed else ""
 
 
-def _new_positives(frame: pd.DataFrame, champion: Known | None, now: datetime, delay: timedelta) -> int:
+def _new_positives(frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime, delay: timedelta) -> int:
     """Matured positives in view that the champion was not trained on."""
     mature = (frame["ts"] <= _naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
     until = champion.trained_until if champion is not None else None

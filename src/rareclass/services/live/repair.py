@@ -11,7 +11,7 @@ import numpy as np
 
 from rareclass.config import Config, dump, public
 from rareclass.core import operating
-from rareclass.errors import AlreadyDone, DataError, ModelError, NeedsApproval
+from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
 from rareclass.services.live.ledger import ACTOR, Action
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rareclass.core.model import RareModel
     from rareclass.core.repair import Scored
     from rareclass.core.triage import Verdict
-    from rareclass.services.live.monitor import Known, Monitor
+    from rareclass.services.live.monitor import LoadedVersion, Monitor
 
 Progress = Callable[[str, str], None] | None
 JUDGES = 20
@@ -55,7 +55,7 @@ def rethreshold(
         monitor.store.append(
             config.name, f"rethreshold:{verdict.fingerprint}", "rethreshold", ACTOR, found.reason, payload, now
         )
-    except AlreadyDone:
+    except AlreadyDoneError:
         return Action(now, "rethreshold", champion.version, champion.version, "already", found.reason)
     follow(monitor)
     return Action(now, "rethreshold", champion.version, champion.version, "done", found.reason, found.to_json())
@@ -77,7 +77,7 @@ def follow(monitor: Monitor) -> None:
         monitor.registry.tag(monitor.config.name, version.version, tags)
 
 
-def current_thresholds(monitor: Monitor, known: Known) -> dict[str, float]:
+def current_thresholds(monitor: Monitor, known: LoadedVersion) -> dict[str, float]:
     """Return the cut-offs in force of a version whose tags may still have to follow the ledger."""
     assert known.model is not None
     told: dict[str, float] = {}
@@ -292,7 +292,7 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
     )
 
 
-def history_rows(monitor: Monitor, champion: Known, now: datetime) -> Rows:
+def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Rows:
     """Return everything a retrain may learn from, oldest first: the training history, then served rows with labels.
 
     With ``retrain.source: data`` the source of the configuration is all there is, up to one label delay ago.
@@ -350,7 +350,7 @@ def _like(served: Rows, past: Rows) -> Rows:
     return replace(served, **changes)
 
 
-def change_point(monitor: Monitor, champion: Known, now: datetime) -> datetime | None:
+def change_point(monitor: Monitor, champion: LoadedVersion, now: datetime) -> datetime | None:
     """Return the start of the oldest of the consecutive windows that fell below the reference, up to the newest."""
     live = monitor.evaluate(now).live.get(champion.version)
     found = None
@@ -400,7 +400,7 @@ def scored_afterwards(
     return frame.assign(shadow_score=score, shadow_decision=(score >= cutoff.to_numpy(float)).astype(float))
 
 
-def _champion(monitor: Monitor) -> Known:
+def _champion(monitor: Monitor) -> LoadedVersion:
     known = monitor.known().get("champion")
     if known is None or known.model is None:
         raise ModelError(
@@ -417,7 +417,7 @@ def _newest(monitor: Monitor, now: datetime) -> datetime:
     return [start for start, _, state in bounds if state == "matured"][-1]
 
 
-def _matured(monitor: Monitor, champion: Known, now: datetime) -> Scored:
+def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Scored:
     """Labelled matured rows of the champion, oldest first; their features are read only where costs follow from an amount."""
     from rareclass.core import liveness, repair
     from rareclass.core.costs import cost_arrays
@@ -470,6 +470,6 @@ def _promoted(config: Config, version: str, now: datetime, reason: str, evidence
         made = promotion.promote(
             config, version, now=now, mode="immediate", actor=ACTOR, reason=reason, evidence=evidence
         )
-    except (AlreadyDone, NeedsApproval):
+    except (AlreadyDoneError, NeedsApprovalError):
         return next((role for role, held in promotion.state(config).items() if held == version), "waiting")
     return made.role

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
-from rareclass.errors import AlreadyDone, ModelError, RareclassError
+from rareclass.errors import AlreadyDoneError, ModelError, RareclassError
 from rareclass.services.actor import token
 from rareclass.services.training.steps import Progress, silent
 
@@ -60,7 +60,7 @@ def deploy(
     """Pin ``target`` to the champion, wait until every pod serves it, and ask ``service`` for its golden rows.
 
     service : base URL of the Service;  version : instead of the champion
-    Doing it again changes nothing. Raises RolloutFailed or ModelError after going back to the version that was pinned.
+    Doing it again changes nothing. Raises RolloutFailedError or ModelError after going back to the version that was pinned.
     """
     from rareclass.adapters.registry import Registry
 
@@ -138,5 +138,5 @@ def _record(
     payload = {"version": version, "before": before, "target": str(target)}
     with Store(config.store.url) as store:
         moves = sum(entry.key.startswith("move:") for entry in store.entries(config.name))
-        with contextlib.suppress(AlreadyDone):
+        with contextlib.suppress(AlreadyDoneError):
             store.append(config.name, f"{kind}:{target}:{version}:{moves}", kind, ACTOR, reason, payload, now)

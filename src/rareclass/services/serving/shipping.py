@@ -32,7 +32,7 @@ import pandas as pd
 from rareclass.adapters.spool import Batch, SpoolReader
 from rareclass.adapters.store import Store
 from rareclass.config import Config
-from rareclass.errors import RareclassError, StoreRefused
+from rareclass.errors import RareclassError, StoreRefusedError
 
 REJECTED, REUSED = "rejected.jsonl", "reused"
 _PURGE_SECONDS = 60.0
@@ -197,7 +197,7 @@ def _store(records: Sequence[bytes], folder: Path, store: Store) -> int:
             )  # fmt: skip
             _count_reused(folder, reused)
         fresh += store.add_shadow_scores(decoded.shadows) if len(decoded.shadows) else 0
-    except StoreRefused as error:
+    except StoreRefusedError as error:
         store.ping()  # a StoreError when the whole store is the problem
         if len(records) == 1:
             _reject(folder, [(records[0], str(error))])

@@ -65,7 +65,7 @@ def settings_for(
 
 
 def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda step, message: None) -> Report:
-    """Read the source once and say how rare the rare class is. Raises DataError, NoPositives."""
+    """Read the source once and say how rare the rare class is. Raises DataError, NoPositivesError."""
     from rareclass.adapters import tables
     from rareclass.core import diagnosis, planning
 

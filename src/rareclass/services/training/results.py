@@ -31,7 +31,7 @@ def register(
     config = run.config
     progress("register", f"MLflow at {masked(config.tracking.uri)}")
     tracker = _tracker(config)
-    tracker.bury()
+    tracker.mark_dead_runs_killed()
     logged = _start(tracker, config, now, {"gate": run.judged.decision.verdict, "reason": reason})
     try:
         details = full(run)
@@ -47,7 +47,7 @@ def register(
         else:
             said = run.judged.decision
             why = f"{said.verdict}: {'; '.join(said.reasons)}"
-            promotion.turned_away(config, logged.id, now=now, actor=actor, reason=why, evidence=_evidence(run))
+            promotion.record_rejection(config, logged.id, now=now, actor=actor, reason=why, evidence=_evidence(run))
         summary = {
             **details["summary"],
             "status": "registered" if version else "not_registered",
@@ -105,16 +105,16 @@ def promote(
     config: Config, version: str | None, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
 ) -> str | None:  # fmt: skip
     """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
-    from rareclass.errors import AlreadyDone, NeedsApproval
+    from rareclass.errors import AlreadyDoneError, NeedsApprovalError
 
     if version is None:
         return None
     progress("promote", f"version {version}, {config.promotion.mode}")
     try:
         return promotion.promote(config, version, now=now, actor=actor, reason=reason).role
-    except NeedsApproval:
+    except NeedsApprovalError:
         return None
-    except AlreadyDone:  # killed after it was promoted and started again
+    except AlreadyDoneError:  # killed after it was promoted and started again
         return next((role for role, holder in promotion.state(config).items() if holder == version), None)
 
 

@@ -129,7 +129,7 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
 
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
-    """Say how rare, how hard, what regime, and plan the candidates. Raises NoPositives."""
+    """Say how rare, how hard, what regime, and plan the candidates. Raises NoPositivesError."""
     from rareclass.core import candidates, dataset, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
