@@ -12,8 +12,10 @@ import skops.io
 from rows_for_learning import make_rows
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.metrics import average_precision_score
+from xgboost import XGBClassifier
 
 from rareclass.core import portable
+from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.learners import (
     FITTED,
     LEARNERS,
@@ -31,6 +33,7 @@ from rareclass.core.learners import (
     settle,
     thin,
 )
+from rareclass.core.planning import AS_IT_COMES
 from rareclass.core.preprocessing import Preparation
 from rareclass.errors import ConfigError, ModelError
 
@@ -204,6 +207,48 @@ def test_a_fit_is_given_up_inside_when_time_is_out(name):
     calls = iter([False] * 3 + [True] * 100)
     with pytest.raises(InterruptedFitError):
         fit(name, TRAIN, params=QUICK[name], out_of_time=lambda: next(calls))
+
+
+def thin_tail(seed):
+    """20,000 rows whose positives lie above .9985 of a uniform column: inside the last of 256 bins."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((20_000, 2)).astype(np.float32)
+    y = ((x[:, 0] > 0.9985) & (rng.random(len(x)) < 0.9)).astype(np.int64)
+    return Rows(Schema((Feature("a"), Feature("b"))), x, y, np.arange(len(x), dtype=np.uint64))
+
+
+@pytest.mark.parametrize("weight", [None, 2.0], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("loss", ["logistic", "focal"])
+def test_cut_points_lie_where_the_positives_are(loss, weight):
+    train, test = thin_tail(0), thin_tail(1)
+    weight = None if weight is None else np.full(len(train), weight)
+
+    def found(**params):
+        known = {"max_bin": 256, "rounds": 40, **params}
+        return fit("xgboost", train, params=known, loss=loss, weight=weight, seed=3)
+
+    ours, again, own = found(), found(), found(cut_points="rows")
+    assert ours.booster.save_raw() == again.booster.save_raw()
+    precision = [average_precision_score(test.y, each.score(test.x)) for each in (ours, own)]
+    assert precision[0] > precision[1] + 0.2, precision
+
+
+def test_cut_points_by_rows_are_those_of_xgboost_itself():
+    train, test = thin_tail(0), thin_tail(1)
+    own = fit("xgboost", train, params={**AS_IT_COMES, "rounds": 10, "base_score": 0.5})
+    model = XGBClassifier(n_estimators=10, base_score=0.5, tree_method="hist").fit(train.x, train.y)
+    np.testing.assert_allclose(own.score(test.x), model.predict_proba(test.x)[:, 1], rtol=1e-5)
+    with pytest.raises(ConfigError, match="cut_points"):
+        fit("xgboost", train, params={"cut_points": "row"})
+
+
+def test_a_class_without_weight_leaves_cut_points_as_they_are():
+    train = thin_tail(0)
+    weight = np.where(train.y == 1, 0.0, 1.0)
+    params = {"max_bin": 256, "rounds": 3}
+    ours = fit("xgboost", train, params=params, weight=weight)
+    own = fit("xgboost", train, params={**params, "cut_points": "rows"}, weight=weight)
+    np.testing.assert_array_equal(ours.score(train.x), own.score(train.x))
 
 
 def test_unknown_names_and_values_give_one_line():

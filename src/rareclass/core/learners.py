@@ -447,8 +447,10 @@ _XGB_KNOWN = {
     "colsample_bynode", "reg_lambda", "lambda", "reg_alpha", "alpha", "gamma", "max_delta_step", "max_bin", "max_leaves",
     "grow_policy", "tree_method", "num_parallel_tree", "base_score", "scale_pos_weight", "max_cat_to_onehot",
     "max_cat_threshold", "monotone_constraints", "interaction_constraints",
-    "rounds", "patience", "focal_gamma", "focal_alpha",
+    "rounds", "patience", "focal_gamma", "focal_alpha", "cut_points",
 }  # fmt: skip
+_CUT_POINTS = ("classes", "rows")
+"""What weighs the same when a histogram's cut points are placed (docs/decisions/0025); "rows" is XGBoost's own way."""
 _EXACT_ROWS, _FINE_ROWS, _LARGE_ROWS = 4_000, 40_000, 120_000
 _EXACT_VALUES = 200_000  # rows times columns: exact splits sort every column
 _VERY_RARE = 1 / 400
@@ -484,13 +486,28 @@ def resolve_device(device: str) -> str:
     return "cuda" if xgb.build_info().get("USE_CUDA") and Path("/dev/nvidia0").exists() else "cpu"
 
 
-def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Mapping[str, Any]) -> Any:
+def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Mapping[str, Any], cut_points: str) -> Any:
+    """Rows as XGBoost fits them; cut points of a histogram are those of a second, short-lived matrix of other weights."""
     import xgboost as xgb
 
-    options: dict[str, Any] = {"label": rows.y, "weight": weight, "feature_types": types, "enable_categorical": True}
-    if params["tree_method"] == "hist":
-        return xgb.QuantileDMatrix(rows.x, max_bin=params["max_bin"], **options)
-    return xgb.DMatrix(rows.x, **options)
+    options: dict[str, Any] = {"feature_types": types, "enable_categorical": True}
+    if params["tree_method"] != "hist":
+        return xgb.DMatrix(rows.x, label=rows.y, weight=weight, **options)
+    options["max_bin"] = params["max_bin"]
+    even = _even(rows.y, weight) if cut_points == "classes" else None
+    reference = None if even is None else xgb.QuantileDMatrix(rows.x, weight=even, **options)
+    return xgb.QuantileDMatrix(rows.x, label=rows.y, weight=weight, ref=reference, **options)
+
+
+def _even(y: IntArray, weight: FloatArray | None) -> FloatArray | None:
+    """Return (n,) weights with which both classes weigh the same; None where a class has no weight at all."""
+    made = np.ones(len(y)) if weight is None else np.array(weight, dtype=np.float64)
+    rare = y == 1
+    positive, negative = made[rare].sum(), made[~rare].sum()
+    if not (positive > 0 and negative > 0):
+        return None
+    made[rare] *= negative / positive
+    return made
 
 
 class GrowingTrees:
@@ -510,6 +527,9 @@ class GrowingTrees:
             settings |= {"tree_method": "hist", "max_bin": 1024}
         most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
         gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
+        cut_points = settings.pop("cut_points", _CUT_POINTS[0])
+        if cut_points not in _CUT_POINTS:
+            raise unknown("cut_points", cut_points, _CUT_POINTS, "candidates.params")
         self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.objective = focal_objective(gamma, alpha, self.threads) if task.loss == "focal" else None
         eta = float(settings["eta"])
@@ -518,7 +538,7 @@ class GrowingTrees:
         # as many threads as asked for also while the matrices are built: by default every processor would spin
         with xgb.config_context(nthread=self.threads, verbosity=0), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.train = _matrix(task.rows, task.weight, list(self.types), settings)
+            self.train = _matrix(task.rows, task.weight, list(self.types), settings, cut_points)
             self.watched, self.looked, self.margin = watched, 0, np.empty(0, dtype=np.float32)
             self.booster = xgb.Booster(
                 {**settings, "objective": "binary:logistic", "seed": task.seed, "device": device, "nthread": self.threads,
