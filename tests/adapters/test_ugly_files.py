@@ -566,3 +566,90 @@ def test_hive_folders_with_unlike_files_keep_the_partition(tmp_path):
     found = take(tmp_path / "data")
     assert set(feature(found, "kind").categories) == {"a", "b"}
     assert len(whole(found)) == 600
+
+
+# ------------------------------------------------------------------------------------------------------- spreadsheets
+
+
+@pytest.mark.parametrize("title", ["Report Q1;;;\n", "Report Q1;;;\n\n;;;\n", "Report Q1\n\n", '"Report; Q1"\n'])
+def test_a_title_above_the_header_is_named(tmp_path, title):
+    frame = rows(v=[f"{i},5" for i in range(N)], k=cycle(["a", "b"]))
+    frame["x"] = frame["x"].astype(str).str.replace(".", ",")
+    path = text(tmp_path / "a.csv", title + frame.to_csv(index=False, sep=";"))
+    with pytest.raises(DataError, match=r"begins with a line that names no columns: .*Report.* Delete the lines above"):
+        take(path, decimal=",")
+
+
+def test_several_columns_without_a_name_are_no_features(tmp_path):
+    path = text(tmp_path / "a.csv", ",x,y,,\n" + "".join(f"{i},{i},{i % 5 == 0:d},,7\n" for i in range(N)))
+    found = take(path)
+    assert found.schema.names == ["x"]
+    assert "column 1, 4, 5 has no name" in found.warnings[0].message
+    assert scored(path, found.schema)["x"].tolist() == list(range(N))
+
+
+def test_what_a_file_is_counts_and_not_what_it_is_called(tmp_path):
+    import bz2
+    import gzip
+    import zipfile
+
+    plain = rows(k=cycle(["a", "b"])).to_csv(index=False).encode()
+    for name, content in (("g.csv", gzip.compress(plain)), ("b.csv", bz2.compress(plain)), ("p.csv.gz", plain)):
+        (tmp_path / name).write_bytes(content)
+        assert len(whole(take(tmp_path / name))) == N
+    with zipfile.ZipFile(tmp_path / "z.csv", "w") as archive:
+        archive.writestr("a.csv", plain)
+    with pytest.raises(DataError, match="is an archive or a workbook"):
+        take(tmp_path / "z.csv")
+
+
+@pytest.mark.parametrize(
+    ("rare", "ordinary", "positive"),
+    [
+        (["true", "True", "1"], ["false", "0"], True),
+        (["Yes", "YES"], ["no"], "Yes"),
+        (["1", "true"], ["0"], 1),
+        (["fraud", "Fraud"], ["ok", "review"], "fraud"),
+    ],
+)
+def test_a_rare_class_in_two_spellings_is_not_half_of_it(tmp_path, rare, ordinary, positive):
+    frame = rows()
+    frame["y"] = [rare[i % len(rare)] if y else ordinary[i % len(ordinary)] for i, y in enumerate(frame["y"])]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"writes the rare class '.*' \(\d+\) in other ways, too: '.*' \(\d+\)"):
+        take(tmp_path / "a.csv", positive=positive)
+
+
+def test_letters_that_only_may_mean_the_same_are_classes(tmp_path):
+    frame = rows()
+    frame["y"] = [("T" if i % 3 else "Y") if y else "N" for i, y in enumerate(frame["y"])]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert take(tmp_path / "a.csv", positive="T").positive_value == "T"
+
+
+def test_labels_that_are_no_class_are_named_with_their_counts():
+    from rareclass.core.reading import Target
+
+    two = Target("y", "yes", ("yes", "no"))
+    with pytest.raises(DataError, match=r"'maybe' \(2\), 'Yes' \(1\) are no values of the target 'y'"):
+        two.labels(["yes", "maybe", "no", "maybe", "Yes", None])
+    three = Target("y", "true", ("true", "false", "unknown"))
+    assert three.labels(["true", "open", None])[:2].tolist() == [1.0, 0.0]
+    with pytest.raises(DataError, match=r"'1' \(2\) is no value"):
+        three.labels(["1", "1", "false"])
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_a_time_is_written_as_an_id_of_it_is(tmp_path, zone):
+    when = pd.Series(pd.date_range("2026-01-01 00:00:00.007", periods=N, freq="h", tz=zone))
+    tables.write_frame(tmp_path / "a.parquet", rows(when=when))
+    schema = take(tmp_path / "a.parquet", id="when").schema
+    tables.write_frames(tmp_path / "a.csv", tables.read_frames(tmp_path / "a.parquet", schema=schema))
+    texts = [schema_text(tables.read_frame(tmp_path / name, schema=schema)["when"]) for name in ("a.parquet", "a.csv")]
+    assert texts[0] == texts[1]
+
+
+def schema_text(values):
+    from rareclass.core.reading import TEXT
+
+    return TEXT.texts(values).tolist()

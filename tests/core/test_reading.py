@@ -136,7 +136,7 @@ def test_the_rare_class_is_found_however_it_is_written():
         0.0,
         0.0,
     ]
-    with pytest.raises(DataError, match=r"'yes' is no value of the target 'churned'\. Did you mean 'Yes'"):
+    with pytest.raises(DataError, match=r"'yes' .1. is no value of the target 'churned'\. Did you mean 'Yes'"):
         yes.labels(["yes"])
     many = Target("kind", "a", ("a", "b", "c"))
     assert many.labels(["a", "new"]).tolist() == [1.0, 0.0]

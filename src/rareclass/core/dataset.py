@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.core.reading import NUMBER, Reading, Target, as_series, factorize, plain_text, reading_of, spellings
+from rareclass.core.reading import (
+    NUMBER,
+    Reading,
+    Target,
+    as_series,
+    counted,
+    factorize,
+    plain_text,
+    reading_of,
+    spellings,
+)
 from rareclass.core.times import TimeReading
 from rareclass.errors import DataError, nearest
 
@@ -109,13 +119,6 @@ def not_numbers(name: str, wrong: Mapping[str, int], rows: int) -> DataError:
         f"column '{name}' must hold numbers; {sum(wrong.values()):,} of {rows:,} values are none: {counted(wrong)}. "
         "Make them empty, or add them to data.missing_values where they mean missing"
     )
-
-
-def counted(values: Mapping[str, int], most: int = 3) -> str:
-    """Return the commonest values with their counts, for a message."""
-    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
-    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
-    return ", ".join(f"'{value[:40]}' ({count:,})" for value, count in ordered[:most]) + more
 
 
 @dataclass(frozen=True, slots=True)

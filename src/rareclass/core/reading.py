@@ -33,6 +33,7 @@ _PADDED = re.compile(r"[+-]?0\d+")
 _INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 _MONEY = "$€£¥₹"
 _TRUE, _FALSE = ("true", "t", "1", "1.0"), ("false", "f", "0", "0.0")
+_SAME = ({"true", "t", "yes", "y", "1", "1.0"}, {"false", "f", "no", "n", "0", "0.0"})
 _EXACT = 2.0**53
 
 
@@ -133,30 +134,61 @@ class Target:
     def labels(self, values: Values) -> FloatArray:
         """Return (n,) 1 where a value is the rare class, 0 where it is another one, NaN where it is missing.
 
-        Raises DataError for a value that training never saw where the target had two values, or that differs from a
-        known one in capitals only: neither can be told to be an ordinary one.
+        Raises DataError for values that training never saw where the target had two values, or that are the rare class
+        or another known value in another spelling: none of them can be told to be an ordinary one.
         """
         distinct, codes = factorize(as_series(values))
         table = np.full(len(distinct) + 1, np.nan)
+        counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
+        strange: dict[str, int] = {}
         for position, value in enumerate(distinct):
             text = self._known(value)
             if text is not None:
                 table[position] = float(text == self.positive)
+                if self._is_strange(text):
+                    strange[text] = strange.get(text, 0) + int(counts[position])
+        if strange:
+            raise self._refused(strange)
         return table[codes]
 
     def _known(self, value: object) -> str | None:
         text = self.reading.text(value)
         if text is None or not self.values or text in self.values:
             return text
-        other = next((each for each in spellings(value) if each in self.values), None)
-        if other is not None:
-            return other
+        return next((each for each in spellings(value) if each in self.values), text)
+
+    def _is_strange(self, text: str) -> bool:
+        if not self.values or text in self.values:
+            return False
+        return (
+            len(self.values) == 2
+            or same_word(text, self.positive)
+            or any(each.lower() == text.lower() for each in self.values)
+        )
+
+    def _refused(self, strange: Mapping[str, int]) -> DataError:
+        text = max(strange, key=lambda each: strange[each])
         near = [each for each in self.values if each.lower() == text.lower()]
-        if near or len(self.values) == 2:
-            hint = f" Did you mean '{near[0]}'?" if near else nearest(text, self.values)
-            listed = ", ".join(self.values[:10])
-            raise DataError(f"'{text}' is no value of the target '{self.name}'.{hint} Training saw: {listed}")
-        return text
+        hint = f" Did you mean '{near[0]}'?" if near else nearest(text, self.values)
+        listed = ", ".join(self.values[:10])
+        are = "is no value" if len(strange) == 1 else "are no values"
+        return DataError(f"{counted(strange)} {are} of the target '{self.name}'.{hint} Training saw: {listed}")
+
+
+def counted(values: Mapping[str, int], most: int = 3) -> str:
+    """Return the commonest values with their counts, for a message."""
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return ", ".join(f"'{value[:40]}' ({count:,})" for value, count in ordered[:most]) + more
+
+
+def same_word(one: str, other: str) -> bool:
+    """Whether two values of a target can only mean the same: they differ in capitals, or are one truth value as `true` and 1."""
+    one, other = one.lower(), other.lower()
+    if one == other:
+        return True
+    letters = len(one) == len(other) == 1 and one.isalpha() and other.isalpha()  # `T` and `Y` may be codes
+    return not letters and any({one, other} <= words for words in _SAME)
 
 
 def reading_of(levels: Sequence[str], missing: tuple[str, ...] = ()) -> Reading:

@@ -276,7 +276,7 @@ def test_values_of_the_target_are_read_as_the_champion_read_them(registered: Con
 
 def test_a_value_that_is_neither_class_stores_nothing(registered: Config, tmp_path: Path) -> None:
     file = write(tmp_path / "l.csv", "request_id,outcome\n001,Yes\n002,maybe\n")
-    with pytest.raises(DataError, match=r"'maybe' is no value of the target 'outcome'.*Training saw: No, Yes"):
+    with pytest.raises(DataError, match=r"'maybe' .1. is no value of the target 'outcome'.*Training saw: No, Yes"):
         import_labels(registered, file, NOW)
     with pytest.raises(InputError, match=r"labels\[0\].label must be 0 or 1; it is 'yes'.*Did you mean 'Yes'"):
         receive_labels(registered, [{"request_id": "001", "label": "yes"}], NOW)

@@ -17,8 +17,8 @@ from rareclass.adapters.tables.csv_files import Format, without_missing
 from rareclass.adapters.tables.sources import Source, floats, kind_of
 from rareclass.config import Data
 from rareclass.core.checks import Finding
-from rareclass.core.dataset import AnyArray, FloatMatrix, counted
-from rareclass.core.reading import USUAL_MISSING, Reading, is_code, number_of, trimmed
+from rareclass.core.dataset import AnyArray, FloatMatrix
+from rareclass.core.reading import USUAL_MISSING, Reading, counted, is_code, number_of, trimmed
 from rareclass.core.times import TimeReading, TimeSurvey
 from rareclass.errors import DataError
 

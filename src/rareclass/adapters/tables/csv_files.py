@@ -25,6 +25,8 @@ PACKED = (".gz", ".bz2", ".zst", ".xz")
 _BLOCK = 4 << 20  # bytes of a CSV that are parsed at once
 _SNIFFED = 1 << 16  # bytes that tell the dialect
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_PACKED_MARKS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+_NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\xfd7zXZ", b"7z\xbc\xaf")
 _PADDED = r"^[+-]?0[0-9]+$"
 _LONG = r"^[+-]?[0-9]{16,}$"
 _TRUTH = pa.array(["true", "false"])
@@ -139,6 +141,10 @@ class CsvFiles:
             raise DataError(f"'{name}' is empty. Set data.path to a file with a header and rows")
         delimiter = told[1] if told else _delimiter(body)
         header = tuple(next(csv.reader(io.StringIO("".join(body)), delimiter=delimiter)))
+        if _is_title(header, body):
+            raise DataError(
+                f"'{name}' begins with a line that names no columns: '{body[0].strip()[:60]}'. Delete the lines above the header"
+            )
         dialect = _Dialect(delimiter, int(told is not None), encoding, header)
         twice = next((column for column in dialect.names if dialect.names.count(column) > 1), None)
         if twice is not None:
@@ -206,32 +212,42 @@ class CsvFiles:
     # ------------------------------------------------------------------------------------------------ reading
 
     def _open(self, name: str) -> pa.NativeFile:
-        return self.filesystem.open_input_stream(name, compression="detect" if name.lower().endswith(PACKED) else None)
+        with self.filesystem.open_input_stream(name, compression=None) as stream:
+            first = stream.read(8)
+        if first.startswith(_NO_TEXT):
+            raise DataError(
+                f"'{name}' is an archive or a workbook of a spreadsheet, no text. Unpack it, or save it as CSV UTF-8 or Parquet"
+            )
+        # what a file is, not what it is called: exports are packed under any name
+        packed = next((how for mark, how in _PACKED_MARKS.items() if first.startswith(mark)), None)
+        return self.filesystem.open_input_stream(name, compression=packed)
 
     def _stream(self, name: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
         """Read the columns named in ``types`` of one file."""
         dialect = self.dialects[name]
-        raw = dict(zip(dialect.names, dialect.header, strict=True))
-        back = {header: column for column, header in raw.items()}
         missing = ["", *self.form.missing, *USUAL_MISSING]
         with self._open(name) as stream:
             try:
                 reader = pacsv.open_csv(
                     stream,
                     read_options=pacsv.ReadOptions(
-                        block_size=_BLOCK, skip_rows=dialect.skip, encoding=dialect.encoding, column_names=None
+                        block_size=_BLOCK,
+                        skip_rows=dialect.skip,
+                        encoding=dialect.encoding,
+                        column_names=dialect.names,
+                        skip_rows_after_names=1,  # ours differ, and the header may be of many lines
                     ),
                     parse_options=pacsv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True),
                     convert_options=pacsv.ConvertOptions(
-                        column_types={raw[column]: kind for column, kind in types.items()},
-                        include_columns=[raw[column] for column in types],
+                        column_types=dict(types),
+                        include_columns=list(types),
                         null_values=missing,  # of numbers; text is looked at where it is read
                         strings_can_be_null=False,
                     ),
                 )
                 for batch in reader:
                     if batch.num_rows:
-                        yield batch.rename_columns([back[header] for header in batch.schema.names])
+                        yield batch
             except UnicodeError:
                 raise self._undecodable(name) from None
             except pa.ArrowInvalid as error:
@@ -264,6 +280,16 @@ def _delimiter(lines: Sequence[str]) -> str:
         return (width if width > 1 and same * 2 >= len(rows) - 1 else 0, width)
 
     return max(",;\t|", key=fit)
+
+
+def _is_title(header: Sequence[str], lines: Sequence[str]) -> bool:
+    """Whether the first line is a title: two of three cells are empty, or it is one cell above rows of several."""
+    nameless = sum(not cell.strip() for cell in header)
+    if len(header) > 1:
+        return nameless > 1 and nameless * 3 >= len(header) * 2
+    rows = list(csv.reader(io.StringIO("".join(lines[:50])), delimiter=_delimiter(lines[1:]))) if lines[1:] else []
+    widths = [len(row) for row in rows[1:] if row]
+    return bool(widths) and min(widths[-len(widths) // 2 :]) > 1
 
 
 def type_of(values: pa.Array, form: Format) -> pa.DataType:

@@ -23,6 +23,7 @@ from rareclass.adapters.tables.csv_files import Format
 from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column, open_source
 from rareclass.config import Data
 from rareclass.core.dataset import AnyArray, Rows, Schema, decode, encode
+from rareclass.core.reading import plain_text
 from rareclass.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -243,12 +244,16 @@ def write_frames(path: str | Path, frames: Iterable[pd.DataFrame]) -> int:
         try:
             for frame in frames:
                 table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+                given = table.schema
                 if packed or name.endswith(".csv"):
                     table = _flat(table)
-                if writer is None:
-                    schema = table.schema
+                if writer is None:  # later frames come with times, too, and with the types of the first one
+                    times = [pa.types.is_timestamp(field.type) for field in given]
+                    schema = pa.schema(
+                        [a if is_time else b for a, b, is_time in zip(given, table.schema, times, strict=True)]
+                    )
                     make = pacsv.CSVWriter if packed or name.endswith(".csv") else pq.ParquetWriter
-                    writer = make(stream, schema)
+                    writer = make(stream, table.schema)
                 writer.write_table(table)
                 count += len(frame)
             if writer is None:
@@ -268,6 +273,9 @@ def _flat(table: pa.Table) -> pa.Table:
     for position, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             table = table.set_column(position, field.name, pc.cast(table.column(position), field.type.value_type))
+        elif pa.types.is_timestamp(field.type):  # as an id of the same time is written, which is then found again
+            stamps = table.column(position).to_pandas().astype(object)
+            table = table.set_column(position, field.name, pa.array([plain_text(each) for each in stamps], pa.string()))
         elif pa.types.is_nested(field.type):
             texts = [
                 None if value is None else json.dumps(value, default=str)

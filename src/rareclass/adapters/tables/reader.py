@@ -17,9 +17,9 @@ from rareclass.adapters.tables.sources import INDEX, Source, conditions, express
 from rareclass.config import Config, Data
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
-from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles, counted
+from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles
 from rareclass.core.hashing import SetHash, combine, rows_hash, text_hash
-from rareclass.core.reading import Reading, Target, spellings
+from rareclass.core.reading import Reading, Target, counted, same_word, spellings
 from rareclass.core.times import check_span
 from rareclass.errors import DataError, NoPositivesError, nearest
 from rareclass.masking import masked
@@ -300,6 +300,18 @@ class Reader:
         return Target(str(self.data.target), self._positive(seen, reading), tuple(seen), reading), seen
 
     def _positive(self, seen: dict[str, int], reading: Reading) -> str:
+        """Return the rare class. Raises DataError where other values can only mean the same: their rows would be ordinary."""
+        chosen = self._chosen(seen, reading)
+        if len(seen) > 2 or self.data.positive is None:
+            again = {text: count for text, count in seen.items() if text != chosen and same_word(text, chosen)}
+            if again and (len(seen) > 2 or any(text.lower() == chosen.lower() for text in again)):
+                raise DataError(
+                    f"column '{self.data.target}' (the target) writes the rare class '{chosen}' ({seen[chosen]:,}) in other ways, too: "
+                    f"{counted(again)}. Write one class in one way, as those rows would count as ordinary ones"
+                )
+        return chosen
+
+    def _chosen(self, seen: dict[str, int], reading: Reading) -> str:
         data = self.data
         listed = ", ".join(f"{text} ({count:,})" for text, count in list(seen.items())[:10]) + (
             ", ..." if len(seen) > 10 else ""
