@@ -257,3 +257,13 @@ def test_every_parameter_and_fitted_attribute_is_documented(rare):
     lines = inspect.getdoc(RareClassifier).splitlines()
     described = {line.split(" : ")[0] for line in lines if " : " in line and not line.startswith(" ")}
     assert described == {*fitted.get_params(), *(name for name in vars(fitted) if name.endswith("_"))}
+
+
+def test_costs_that_were_not_given_follow_the_weighted_prevalence(rare):
+    x, y = rare
+    settings = {"candidates": "logistic_regression", "calibration": "none", "folds": 3, "objective": "cost"}
+    weight = np.where(y == 1, 5, 1)
+    again = np.arange(len(y)).repeat(weight)
+    weighted = RareClassifier(**settings).fit(x, y, sample_weight=weight)
+    repeated = RareClassifier(**settings).fit(x[again], y[again])
+    assert weighted.tuned_.objective_value.value == pytest.approx(repeated.tuned_.objective_value.value, rel=0.02)
