@@ -347,6 +347,15 @@ def test_epochs_in_every_unit_are_the_same_times(tmp_path, unit, name):
     assert np.array_equal(found.schema.roles.time.read(one)[0], truth[:3].astype("datetime64[us]"))
 
 
+@pytest.mark.parametrize("form", ["%d/%m/%Y %H:%M", "%Y%m%d%H%M", "%s"])
+def test_a_replay_reads_times_as_a_run_does_in_the_rows_that_the_filter_keeps(tmp_path, form):
+    frame = rows(when=[*stamps(form, N - 1), "withdrawn"], kept=[*["yes"] * (N - 1), "no"])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    data = {"path": str(tmp_path / "a.csv"), "target": "y", "time": "when", "filter": [["kept", "==", "yes"]]}
+    config = parse({"name": "t", "data": data})
+    assert tables.time_reading(config.data) == tables.ingest(config).schema.roles.time
+
+
 def test_dates_that_do_not_tell_their_order_are_asked_about(tmp_path):
     frame = rows(when=[f"{1 + i % 12:02d}/{1 + i % 11:02d}/2024" for i in range(N)])
     frame.to_csv(tmp_path / "a.csv", index=False)

@@ -115,9 +115,10 @@ def test_nothing_of_the_live_system_is_touched(told: tuple[Path, dict]) -> None:
 
 
 def test_a_quiet_history_needs_no_repair(tmp_path: Path) -> None:
-    config = settings(
-        history(tmp_path / "data.parquet", days=110), replay={"train_until": "2024-03-11", "peers": False}
-    )
+    frame = pd.read_parquet(history(tmp_path / "data.parquet", days=110))
+    frame["when"] = frame["when"].dt.strftime("%d/%m/%Y %H:%M")  # days first, which only the whole column tells
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    config = settings(tmp_path / "data.csv", replay={"train_until": "2024-03-11", "peers": False})
     found = replay.replay(config, tmp_path / "out")
     assert not [each for each in found["verdicts"] if each["verdict"] in ("retrain", "page")]
     assert found["money"]["never"] is None

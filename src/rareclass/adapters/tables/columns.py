@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rareclass.adapters.tables.csv_files import Format, without_missing
-from rareclass.adapters.tables.sources import Source, floats, kind_of
+from rareclass.adapters.tables.sources import Conditions, Source, floats, kind_of
 from rareclass.config import Data
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, FloatMatrix
@@ -48,7 +48,7 @@ def format_of(data: Data) -> Format:
     return Format(data.encoding, data.decimal, data.thousands, data.missing_values)
 
 
-def decide(data: Data, source: Source, names: Sequence[str], filter: Any) -> Readings:
+def decide(data: Data, source: Source, names: Sequence[str], filter: Conditions) -> Readings:
     """Look at every text column among the features ``names``, and at the time, once, in the rows that ``filter`` keeps.
 
     Raises DataError where the values leave open what they mean, with what to set.

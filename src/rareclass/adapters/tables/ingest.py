@@ -15,7 +15,7 @@ from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Plan, Raw, Reader
-from rareclass.adapters.tables.sources import Source, kind_of, missing_column, open_source
+from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column, open_source
 from rareclass.config import Config, Data, Outliers
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
@@ -69,11 +69,11 @@ def open_data(data: Data) -> Source:
 
 
 def time_reading(data: Data) -> TimeReading:
-    """Return how `data.time` is read, decided from all its values. Raises DataError where they leave it open."""
+    """Return how `data.time` is read, decided from its values in the rows that `data.filter` keeps, as a run does. Raises DataError where they leave it open."""
     source = open_data(data)
     if data.time not in source.columns:
         raise missing_column(str(data.time), source.columns, "data.time")
-    found = decide(data, source, [], data.max_categories).time
+    found = decide(data, source, [], conditions(data.filter, source.columns, "data.filter")).time
     assert found is not None
     return found
 

@@ -31,7 +31,8 @@ _PARQUET_NAMES = (".parquet", ".pq", ".parq")
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # an index that pandas wrote without a name: nobody's column
 
 Batches = Iterator[pa.RecordBatch]
-Scan = Callable[[Sequence[str], Any, Mapping[str, Any]], Batches]
+Conditions = list[list[tuple[str, str, Any]]]  # or-ed lists of and-ed ones: column, operator, value
+Scan = Callable[[Sequence[str], Conditions, Mapping[str, Any]], Batches]
 
 
 @dataclass(frozen=True, slots=True)
