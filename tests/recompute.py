@@ -240,6 +240,8 @@ def recompute(out: Path) -> Check:
     tuned(check, details, heldout)
     champion(check, details, test)
     gate(check, details)
+    if details["cross_fitting"]:
+        cross_fitted(check, details, pd.read_parquet(folder / "cross_fitted_scores.parquet"))
     repeated(check, details, summary, test, heldout)
     leaves = {*numbers({**details, "summary": summary})}
     exempt = re.compile("|".join(f"(?:{each})" for each in NOT_FROM_SCORES))
@@ -451,12 +453,8 @@ def champion(check: Check, details: Mapping[str, Any], test: Rows) -> None:
         check.same(f"champion_metrics.{name}", said[name], exact[name])
         rule = {"own": exact[name], "positives": part.label.sum()} if name == "ap" else {}
         check.interval(f"champion_metrics.{name}", said[f"{name}_low"], said[f"{name}_high"], draws[name], "_", **rule)
-    ruled = details["gate"]["numbers"]
-    check.same("gate.numbers.champion.theirs", ruled["champion.theirs"], exact["ap"])
-    check.same("gate.numbers.champion.ours", ruled["champion.ours"], exact["ours"])
-    for name, key in (("champion.loss_", "loss"), ("champion_cost.", "cost")):
-        check.same(f"gate.numbers.{name}value", ruled[f"{name}value"], exact[key])
-        check.interval(f"gate.numbers.{name[:-1]}", ruled[f"{name}low"], ruled[f"{name}high"], draws[key], name[-1])
+    if not details["cross_fitting"]:
+        compared_by_gate(check, details["gate"]["numbers"], exact, draws)
     check.same("champion_metrics.rows", said["rows"], len(part.frame))
     check.same("champion_metrics.positives", said["positives"], part.label.sum())
     own = decisions(part.label, theirs, part.weight, part.cost_of_miss, part.cost_of_alarm)
@@ -464,15 +462,80 @@ def champion(check: Check, details: Mapping[str, Any], test: Rows) -> None:
         check.same(f"champion_metrics.{name}", said[name], own[name])
 
 
+def compared_by_gate(check: Check, ruled: Mapping[str, Any], exact: Numbers, draws: Mapping[str, np.ndarray]) -> None:
+    check.same("gate.numbers.champion.theirs", ruled["champion.theirs"], exact["ap"])
+    check.same("gate.numbers.champion.ours", ruled["champion.ours"], exact["ours"])
+    for name, key in (("champion.loss_", "loss"), ("champion_cost.", "cost")):
+        check.same(f"gate.numbers.{name}value", ruled[f"{name}value"], exact[key])
+        check.interval(f"gate.numbers.{name[:-1]}", ruled[f"{name}low"], ruled[f"{name}high"], draws[key], name[-1])
+
+
+def cross_fitted(check: Check, details: Mapping[str, Any], frame: pd.DataFrame) -> None:
+    """The mean of the repeats, and intervals from the resamples of all of them."""
+    said, part = details["cross_fitting"], Rows.of(frame)
+    repeats = sum(name.startswith("score ") for name in frame)
+    check.same("cross_fitting.repeats", said["repeats"], repeats)
+    check.seen.add("cross_fitting.folds")
+    check.same("cross_fitting.rows", said["rows"], len(frame))
+    check.same("cross_fitting.positives", said["positives"], part.label.sum())
+    check.same("cross_fitting.prevalence", said["prevalence"], np.average(part.label, weights=part.weight))
+
+    def of(repeat: int, inside: Rows) -> Callable[[np.ndarray], Numbers]:
+        y, score = inside.label, np.asarray(inside.frame[f"score {repeat}"])
+        flag = np.asarray(inside.frame[f"decision {repeat}"]) == 1
+
+        def numbers_of(weight: np.ndarray) -> Numbers:
+            made = decisions(y, flag, weight, inside.cost_of_miss, inside.cost_of_alarm)
+            nothing = float((weight * y * inside.cost_of_miss).sum())
+            everything = float((weight * (1 - y) * inside.cost_of_alarm).sum())
+            found = {
+                "ap": ranking(y, score, weight)["ap"], "mean_score_ratio": (weight * score).sum() / (weight * y).sum(),
+                "recall": made["recall"], "precision": made["precision"], "cost": made["cost"], "cost_nothing": nothing, "cost_everything": everything,
+                "saving_vs_nothing": nothing - made["cost"], "saving_vs_everything": everything - made["cost"],
+                "per_1000_rows": 1000 * made["cost"] / weight.sum(),
+            }  # fmt: skip
+            if "champion_score" in inside.frame:
+                old = ranking(y, inside.champion_score, weight)["ap"]
+                theirs = decisions(y, inside.champion_decision == 1, weight, inside.cost_of_miss, inside.cost_of_alarm)
+                found |= {"theirs": old, "loss": 1 - found["ap"] / old, "extra": made["cost"] - theirs["cost"]}
+            return found
+
+        return numbers_of
+
+    def pooled(inside: Rows) -> tuple[Numbers, dict[str, np.ndarray]]:
+        lines = [inside.both(of(repeat, inside)) for repeat in range(repeats)]
+        exact = {name: float(np.mean([line[0][name] for line in lines])) for name in lines[0][0]}
+        return exact, {name: np.concatenate([line[1][name] for line in lines]) for name in exact}
+
+    exact, draws = pooled(part)
+    for name in said["metrics"]:
+        check.estimate(f"cross_fitting.metrics.{name}", said["metrics"][name], exact[name], draws[name], frame)
+    for name in numbers_in(said["money"]):
+        check.estimate(f"cross_fitting.money.{name}", said["money"][name], exact[name], draws[name], frame)
+    if "champion.theirs" in details["gate"]["numbers"]:
+        both = Rows.of(frame[frame["champion_compared"]].reset_index(drop=True))
+        exact, draws = pooled(both)
+        exact |= {"ours": exact["ap"], "ap": exact["theirs"], "cost": exact["extra"]}
+        compared_by_gate(check, details["gate"]["numbers"], exact, {**draws, "cost": draws["extra"]})
+
+
+def numbers_in(money: Mapping[str, Any]) -> list[str]:
+    """Names of the estimates among other words."""
+    return [name for name, value in money.items() if isinstance(value, Mapping)]
+
+
 def gate(check: Check, details: Mapping[str, Any]) -> None:
     """The gate's numbers are those of the evaluation."""
-    evaluation, numbers_ = details["evaluation"], details["gate"]["numbers"]
-    metrics, saved = evaluation["metrics"], evaluation["money"]["saving_vs_nothing"]
+    crossed, numbers_ = details["cross_fitting"], details["gate"]["numbers"]
+    evaluation = {**crossed, "counts": crossed} if crossed else details["evaluation"]
+    metrics, money_ = evaluation["metrics"], evaluation["money"]
+    nothing = money_["cost_nothing"]["value"] <= money_["cost_everything"]["value"]
+    saved = money_["saving_vs_nothing" if nothing else "saving_vs_everything"]
     known = {
         "positives.found": evaluation["counts"]["positives"], "cost.cost": evaluation["money"]["cost"]["value"], "ap_lift.bound": details["config"]["gate"]["min_ap_lift"] * evaluation["counts"]["prevalence"],
         **{f"ap_lift.{end}": metrics["ap"][end] for end in ("value", "low", "high")}, **{f"cost.{end}": saved[end] for end in ("value", "low", "high")},
         **{f"calibration.{end}": metrics["mean_score_ratio"][end] for end in ("value", "low", "high")},
-        "champion.found": details["champion_metrics"].get("positives", 0), "min_ap.value": metrics["ap"]["value"], "min_ap.low": metrics["ap"]["low"], "min_ap.high": metrics["ap"]["high"],
+        **({} if crossed else {"champion.found": details["champion_metrics"].get("positives", 0)}), "min_ap.value": metrics["ap"]["value"], "min_ap.low": metrics["ap"]["low"], "min_ap.high": metrics["ap"]["high"],
     }  # fmt: skip
     for name, value in numbers_.items():
         if name in known and isinstance(value, int | float):
@@ -497,7 +560,7 @@ def repeated(check: Check, details: Mapping[str, Any], summary: Mapping[str, Any
             check.same(f"summary.candidates.{k}.{name}", each[name], line["ap"][said])
         for path in numbers(each["difference"]):
             check.same(f"summary.candidates.{k}.difference.{path}", each["difference"][path], line["difference"][path])
-    for mine, theirs in (("intervals", evaluation["metrics"]), ("operating_points", details["points"]), ("champion_metrics", details["champion_metrics"])):  # fmt: skip
+    for mine, theirs in (("intervals", evaluation["metrics"]), ("operating_points", details["points"]), ("champion_metrics", details["champion_metrics"]), ("cross_fitting", details["cross_fitting"])):  # fmt: skip
         for path in numbers(summary[mine]):
             check.same(f"summary.{mine}.{path}", at(summary[mine], path), at(theirs, path))
     for part, rows in (("test", test), ("validation", heldout)):

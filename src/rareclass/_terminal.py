@@ -115,6 +115,8 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
         facts.append(("champion", f"AP {_interval(champion, 'ap')} on the same rows, less those it was trained on"))
     elif found.get("champion_left_out"):
         facts.append(("champion", f"{found['champion']} cannot be compared, because {found['champion_left_out']}"))
+    if crossed := found.get("cross_fitting"):
+        facts.append(("judged by", f"{crossed['reason']}, {crossed['positives']:,} of them rare; AP {_interval(_flat(crossed['metrics']['ap']), 'ap')}"))  # fmt: skip
     facts += [("gate", reason) for reason in found["gate"]["reasons"]]
     facts += [("next", step) for step in found["gate"].get("next", ())]
     out = console()
@@ -150,6 +152,10 @@ def replayed(told: Mapping[str, Any]) -> None:
             less = f"{abs(saved):,.2f} {money['currency']} {'saved' if saved >= 0 else 'lost'}"
             said.append(f"against {words} ({money[peer]:,.2f}): {less}")
     lines(said)
+
+
+def _flat(ap: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ap": ap["value"], "ap_low": ap["low"], "ap_high": ap["high"]}
 
 
 def _verdict(found: Mapping[str, Any]) -> str:

@@ -384,6 +384,12 @@ class Evaluate(Section):
         None, gt=0, description="Also report on a test thinned to this many negatives per positive"
     )
     top_k: tuple[int, ...] = Field((10, 100), description="k of precision@k per day")
+    cross_fitting_repeats: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Where the test rows hold fewer positives than gate.min_positives: how often the recipe is cross-fitted over all rows to judge it (up to 100,000 rows); 0: then there is never enough evidence",
+    )
     importance_repeats: int = Field(
         3,
         ge=0,
@@ -398,7 +404,11 @@ class Gate(Section):
     mode: Literal["disabled", "dry_run", "enabled"] = Field(
         "enabled", description="dry_run judges and registers anyway"
     )
-    min_positives: int = Field(50, ge=1, description="Test positives below which the verdict is 'not enough evidence'")
+    min_positives: int = Field(
+        50,
+        ge=1,
+        description="Positives below which the verdict is 'not enough evidence': of the test rows, or of all rows that cross-fitting judges where the test rows hold fewer",
+    )
     min_ap_lift: float = Field(2.0, ge=1, description="AP at least this many times the prevalence (lower bound)")
     min_ap: Share | None = Field(None, description="AP at least this (lower bound)")
     max_ap_loss: Share = Field(0.05, description="Relative AP that may be lost against the champion")

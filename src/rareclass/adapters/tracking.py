@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _METRICS, _PARAMS, _TAGS, _PARAM_LENGTH = 1000, 100, 100, 6000
 _OWNER = "rareclass.owner"
 SCORES, HELDOUT = "evaluation/test_scores.parquet", "evaluation/heldout_scores.parquet"
+CROSS_FITTED = "evaluation/cross_fitted_scores.parquet"
 
 
 def reach(uri: str) -> None:

@@ -582,6 +582,64 @@ def evaluate(
     )
 
 
+def pooled(
+    y: ArrayLike,
+    score: FloatArray,
+    flagged: BoolArray,
+    *,
+    costs: CostArrays,
+    config: config.Evaluate,
+    block: NDArray[Any] | None = None,
+    weight: ArrayLike | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Return what repeated scores of the same rows say together: the mean of the repeats, and an interval that holds the
+    spread over the rows and that between the repeats, because it is that of the resamples of all of them.
+
+    score, flagged : (repeats, n) calibrated scores and decisions
+    Only what a gate asks for: average precision, mean score / prevalence, recall, precision and the money.
+    """
+    labels, _, weights = as_scores(y, score[0], weight)
+    resamples = Resamples(len(labels), block, config.bootstraps, seed)
+    mass, rare = np.ones(len(labels)) if weights is None else weights, labels == 1
+    drawn_ap = bootstrap_average_precision(
+        labels, score, block=block, n_boot=config.bootstraps, seed=seed, weight=weights
+    )
+    ap = [average_precision(labels, line, weights) for line in score]
+    totals, draws = [], []
+    for line, flags in zip(score, flagged, strict=True):
+        columns = np.stack(
+            [mass, *_cost_columns(labels, flags, costs, mass), mass * rare, mass * line, mass * (rare & flags), mass * flags],
+            axis=1,
+        )  # fmt: skip
+        totals.append(columns.sum(axis=0))
+        draws.append(resamples.sums(columns))
+    total, drawn = np.stack(totals), np.concatenate(draws)
+    options = (config.confidence, int(labels.sum()), len(labels))
+
+    def ratio(top: int, bottom: int) -> tuple[float, FloatArray]:
+        return float(_share(total[:, top], total[:, bottom]).mean()), _share(drawn[:, top], drawn[:, bottom])
+
+    (mean_score, scores), (recall, recalls), (precision, precisions) = ratio(5, 4), ratio(6, 4), ratio(6, 7)
+    return Evaluation(
+        metrics={
+            "ap": bounded_estimate(float(np.mean(ap)), drawn_ap.ravel(), *options),
+            "mean_score_ratio": estimate(mean_score, scores, *options),
+            "recall": share_estimate(recall, recalls, float(rare.sum()), *options),
+            "precision": share_estimate(precision, precisions, float(flagged.sum(axis=1).mean()), *options),
+        },
+        points={},
+        untuned={},
+        money=_money(total[:, :4].mean(axis=0), drawn[:, :4], costs, *options),
+        thresholds={},
+        primary="",
+        counts={
+            "rows": len(labels), "positives": int(labels.sum()), "prevalence": _mean(labels.astype(np.float64), weights), "blocks": resamples.units,
+        },
+        notes=() if resamples.few_blocks is None else (resamples.few_blocks,),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class _Judge:
     """Metrics with intervals over one set of resamples."""

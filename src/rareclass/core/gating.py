@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +92,15 @@ class Champion:
     name: str = "the champion"
     note: str = ""
 
+    def take(self, index: IntArray) -> Champion:
+        """Return what it says to some of the rows."""
+        return replace(
+            self,
+            score=np.asarray(self.score)[index],
+            unseen=None if self.unseen is None else np.asarray(self.unseen)[index],
+            decision=None if self.decision is None else np.asarray(self.decision)[index],
+        )
+
     @property
     def compared(self) -> BoolArray:
         """(n,) True where it has a score and was not trained on the row."""
@@ -124,6 +133,9 @@ def judge(
     confidence: float = 0.95,
     looks: int = 0,
     seed: int = 0,
+    flagged: ArrayLike | None = None,
+    where: str = "the test rows",
+    unless: str | None = None,
 ) -> GateDecision:
     """Judge a recipe on the rows of its evaluation, against absolute bounds and against the champion.
 
@@ -132,20 +144,28 @@ def judge(
     ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what it
     means when it cannot be compared, ``gate.without_comparison`` says.
 
+    score : (n,), or (repeats, n) of cross-fitting; then ``flagged`` holds the decisions, of the same shape
+    where : how sentences call the rows · unless : why no others judge, where these are too few
     looks : how often these rows judged a run before; the error of the comparison is divided by all looks (Bonferroni)
     """
     if gate.mode == "disabled":
         return GateDecision("approve", ("the gate is disabled (gate.mode): nothing was judged",), {}, gate.mode)
-    labels, scores, weights = as_scores(y, score, weight)
+    lines = np.atleast_2d(np.asarray(score, dtype=np.float64))
+    labels, _, weights = as_scores(y, lines[0], weight)
+    if flagged is None:
+        decisions = lines >= evaluation.thresholds[evaluation.primary]
+    else:
+        decisions = np.atleast_2d(np.asarray(flagged, dtype=bool))
     positives = int(labels.sum())
     if positives < gate.min_positives:
-        scarce = _scarce("positives", positives, len(labels), gate.min_positives, "the test rows hold")
-        return _decide((scarce,), gate.mode)
+        scarce = _scarce("positives", positives, len(labels), gate.min_positives, f"{where} hold")
+        also = scarce if unless is None else replace(scarce, reason=f"{scarce.reason}; {unless}")
+        return _decide((also,), gate.mode)
     rules = [
         Rule(
             "positives",
             "pass",
-            f"the test rows hold {positives} positives, at least {gate.min_positives} are asked for",
+            f"{where} hold {positives} positives, at least {gate.min_positives} are asked for",
             {"found": positives},
         ),
         *_absolute(evaluation, gate),
@@ -158,8 +178,8 @@ def judge(
         level = 1 - (1 - confidence) / (1 + looks)
         if looks:
             rules.append(Rule("looks", "pass", _looked(looks, confidence, level), {"before": float(looks)}))
-        pair = _Pair(labels, scores, weights, block, champion, Resamples(0, None, n_boot, seed), level)
-        rules.extend(pair.rules(gate, evaluation, costs))
+        pair = _Pair(labels, lines, decisions, weights, block, champion, Resamples(0, None, n_boot, seed), level)
+        rules.extend(pair.rules(gate, costs))
     return _decide(tuple(rules), gate.mode)
 
 
@@ -318,17 +338,18 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Challenger and champion on the rows that neither was trained on."""
+    """Challenger and champion on the rows that neither was trained on; score, flagged : (repeats, n) of the challenger."""
 
     y: IntArray
     score: FloatArray
+    flagged: BoolArray
     weight: FloatArray | None
     block: AnyArray | None
     champion: Champion
     resamples: Resamples
     confidence: float
 
-    def rules(self, gate: config.Gate, evaluation: Evaluation, costs: CostArrays | None) -> Iterator[Rule]:
+    def rules(self, gate: config.Gate, costs: CostArrays | None) -> Iterator[Rule]:
         left = self.champion.compared
         positives = int(self.y[left].sum())
         if positives < gate.min_positives:
@@ -337,8 +358,7 @@ class _Pair:
             return
         yield self._ap(left, gate)
         if costs is not None and costs.given and self.champion.decision is not None:
-            flagged = self.score >= evaluation.thresholds[evaluation.primary]
-            yield self._cost(left, flagged, costs)
+            yield self._cost(left, costs)
 
     def _own(self, left: BoolArray) -> tuple[AnyArray | None, FloatArray | None]:
         return (None if self.block is None else self.block[left]), (None if self.weight is None else self.weight[left])
@@ -346,13 +366,12 @@ class _Pair:
     def _ap(self, left: BoolArray, gate: config.Gate) -> Rule:
         """The share of the champion's AP that is lost: its upper bound has to stay below gate.max_ap_loss."""
         block, weight = self._own(left)
-        pair = np.stack([self.score[left], np.asarray(self.champion.score, dtype=np.float64)[left]])
+        pair = np.stack([*self.score[:, left], np.asarray(self.champion.score, dtype=np.float64)[left]])
         n_boot, seed = self.resamples.n_boot, self.resamples.seed
         drawn = bootstrap_average_precision(self.y[left], pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
-        ours, theirs = (average_precision(self.y[left], line, weight) for line in pair)
-        loss = estimate(
-            1 - ours / theirs, 1 - drawn[0] / drawn[1], self.confidence, int(self.y[left].sum()), int(left.sum())
-        )
+        *repeats, theirs = (average_precision(self.y[left], line, weight) for line in pair)
+        ours, lost = float(np.mean(repeats)), (1 - drawn[:-1] / drawn[-1]).ravel()
+        loss = estimate(1 - ours / theirs, lost, self.confidence, int(self.y[left].sum()), int(left.sum()))
         outcome = _at_least(-loss.high, -loss.low, -gate.max_ap_loss)
         verb = {"pass": "at most", "fail": "more than", "undecided": "perhaps more than"}[outcome]
         change = "gains" if loss.value <= 0 else "loses"
@@ -368,15 +387,17 @@ class _Pair:
             {"ours": ours, "theirs": theirs, **{f"loss_{k}": v for k, v in _numbers(loss).items()}},
         )
 
-    def _cost(self, left: BoolArray, flagged: BoolArray, costs: CostArrays) -> Rule:
+    def _cost(self, left: BoolArray, costs: CostArrays) -> Rule:
         """Significantly dearer than the champion fails; anything else passes, the AP rule decides about the rest."""
         n = len(self.y)
         mass = np.ones(n) if self.weight is None else self.weight
         at_stake = np.where(self.y == 1, -costs.misses(n), costs.alarms(n)) * mass
-        extra = (at_stake * (flagged.astype(np.float64) - np.asarray(self.champion.decision, dtype=np.float64)))[left]
+        more = self.flagged.astype(np.float64) - np.asarray(self.champion.decision, dtype=np.float64)
+        extra = (at_stake * more)[:, left].T
         block, _ = self._own(left)
-        drawn = Resamples(len(extra), block, self.resamples.n_boot, self.resamples.seed).sums(extra)
-        found = estimate(float(extra.sum()), drawn, self.confidence, int(self.y[left].sum()), len(extra))
+        drawn = Resamples(len(extra), block, self.resamples.n_boot, self.resamples.seed).sums(extra).ravel()
+        value = float(extra.sum(axis=0).mean())
+        found = estimate(value, drawn, self.confidence, int(self.y[left].sum()), len(extra))
         outcome: Outcome = "fail" if found.low > 0 else "pass"
         amount = f"{_money(found.value)} [{_money(found.low)}, {_money(found.high)}] {costs.currency}"
         verb = "costs significantly more than" if outcome == "fail" else "does not cost significantly more than"

@@ -269,17 +269,27 @@ def development(
         assert dev.time is not None
         scored = np.arange(len(dev)) >= len(train)
         folds = forward_folds(dev.time, dev.y, scored, windows=config.windows, label_delay=label_delay)
-        if config.entities_apart and dev.entity is not None:
-            folds = _folds_apart(folds, dev.y, dev.entity)
     else:
         repeats = max(config.repeats, 5 if dev.positives < FEW else 3 if dev.positives < SOME else 1)
         keys = units(content_groups(dev.x), dev.entity if kind == "grouped" else None)
         many = len(dev) > MANY_ROWS and dev.positives > MANY_POSITIVES
         count = min(config.folds, 3) if many else config.folds
         folds = stratified_folds(dev.y, keys, folds=count, repeats=repeats, seed=seed)
-    if config.drop_known_entities and dev.entity is not None:
-        folds = tuple(_unknown_only(fold, dev.y, dev.entity) for fold in folds)
-    return dev, folds
+    return dev, as_split(folds, dev, config, kind)
+
+
+def as_split(folds: Sequence[Fold], rows: Rows, config: settings.Split, kind: str) -> tuple[Fold, ...]:
+    """Leave out of the folds what the split leaves out of the parts: rows of entities that a fit has seen.
+
+    Raises DataError when ``split.entities_apart`` leaves nothing to score.
+    """
+    if rows.entity is None:
+        return tuple(folds)
+    if kind == "time" and config.entities_apart:
+        folds = _folds_apart(folds, rows.y, rows.entity)
+    if config.drop_known_entities:
+        folds = [_unknown_only(fold, rows.y, rows.entity) for fold in folds]
+    return tuple(folds)
 
 
 def _folds_apart(folds: Sequence[Fold], y: IntArray, entity: HashArray) -> tuple[Fold, ...]:

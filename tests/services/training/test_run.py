@@ -192,8 +192,10 @@ def test_the_pipeline_under_kubeflows_local_runner_gives_the_same_summary(tmp_pa
     chain = {"resample": [{"name": "random_under", "ratio": 3}], "params": {"rounds": 40}}
     search = {"trials": 2, "tune": False, "candidates": [chain]}
     data = table(tmp_path / "data.parquet", 2500)
-    here = run.run(settings(tmp_path / "a", data, search=search), tmp_path / "a")
-    there = local.run(settings(tmp_path / "b", data, search=search), tmp_path / "b")
+    few = {"min_positives": 80}  # more than the test rows hold: cross-fitting over all rows judges
+    here = run.run(settings(tmp_path / "a", data, search=search, gate=few), tmp_path / "a")
+    there = local.run(settings(tmp_path / "b", data, search=search, gate=few), tmp_path / "b")
+    assert here["judged_by"] == "cross_fitting"
     differing = {"seconds", "peak_memory_bytes", "uri", "run_id", "report", "candidates"}
     assert {key: value for key, value in here.items() if key not in differing} == {
         key: value for key, value in there.items() if key not in differing

@@ -134,12 +134,23 @@ def _sentences(details: Details) -> list[tuple[str, str]]:
     summary = details["summary"]
     asked, _, answer = summary["should_resample"]["sentence"].partition("? ")
     found = [("What won?", selection_sentence(summary)), (f"{asked}?", answer)]
+    if crossed := summary["cross_fitting"]:
+        found.insert(0, ("What was judged?", _judged_by(crossed)))
     drives = [each for each in details["importance"] if (each["ap_lost"]["low"] or 0) > 0][:3]
     if drives:
         found.append(("What drives it?", "; ".join(_drive(each) for each in drives) + "."))
     elif details["importance"]:
         found.append(("What drives it?", "No feature alone: scrambling any one of them costs less than these rows can show."))  # fmt: skip
     return found
+
+
+def _judged_by(crossed: Details) -> str:
+    """Say that the verdict is by cross-fitting, on how many rows, and what it may flatter."""
+    reason, ap = crossed["reason"], estimate(crossed["metrics"]["ap"])
+    return (
+        f"{reason[0].upper()}{reason[1:]} hold {count(crossed['positives'])} positives, and their average precision is {ap}. The recipe was "
+        "chosen on part of these rows, which flatters a little. The other figures of this page are those of the test rows."
+    )
 
 
 def _drive(each: Details) -> str:

@@ -38,6 +38,7 @@ class Ingested:
     train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile` in the training
         part; 1 = all. They stay in ``train``, marked in ``keep``: no fit sees them
     incumbent : what the champion says to the test rows, or why it cannot be compared; the service fills it in
+    incumbent_everywhere : what it says to training, validation and test rows, where all of them judge (core.crossfitting)
     rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known entities;
         the final fit takes them, too
     """
@@ -54,6 +55,7 @@ class Ingested:
     dropped: dict[str, int] = field(default_factory=dict)
     incumbent: Champion | NotComparable | None = None
     rest: Rows | None = None
+    incumbent_everywhere: Champion | None = None
 
 
 def location(data: Data) -> str:

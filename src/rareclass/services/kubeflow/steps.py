@@ -260,11 +260,20 @@ def evaluate(
     settings = _settings(config)
     chosen, trained = _load(selection_path).value
     dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
-    test, tuning, champion = _rows(test_path), _load(tuning_path).value, _load(ingested_path).value.incumbent
+    test, tuning, ingested = _rows(test_path), _load(tuning_path).value, _load(ingested_path).value
     judged = _timed(
         judgement_path,
         "evaluate",
-        lambda: steps.evaluate(settings, dev, test, trained, chosen, tuning, champion=champion),
+        lambda: steps.evaluate(
+            settings,
+            dev,
+            test,
+            trained,
+            chosen,
+            tuning,
+            champion=ingested.incumbent,
+            everywhere=ingested.incumbent_everywhere,
+        ),
     )
     found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -135,6 +135,7 @@ def _evidence(run: Run) -> dict[str, Any]:
     return {
         **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
         "data_hash": run.ingested.card["content_hash"], "test_rows": hashing.of_rows(test.row_id, test.y), "trained": trained, "gate": dict(run.judged.decision.numbers),
+        "judged_by": "test" if run.judged.crossed is None else "cross_fitting",
         "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons),
         "ap": clean(run.judged.evaluation.metrics["ap"].to_json()), "selected": run.chosen.winner,
     }  # fmt: skip
@@ -185,6 +186,9 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
         logged.json(f"{name}.json", details[name])
     logged.frame(tracking.SCORES, scored.test_rows(run))
     logged.frame(tracking.HELDOUT, scored.heldout_rows(run))
+    crossed = scored.cross_fitted_rows(run)
+    if crossed is not None:
+        logged.frame(tracking.CROSS_FITTED, crossed)
 
 
 def full(run: Run) -> dict[str, Any]:
@@ -197,13 +201,17 @@ def full(run: Run) -> dict[str, Any]:
         "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
         "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
         "points": {name: point.to_json() for name, point in run.tuning.points.items()},
-        "gate": run.judged.decision.to_json(),
+        "gate": run.judged.decision.to_json(), "cross_fitting": _crossed(run),
         "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
         "champion_left_out": run.judged.champion_left_out,
         "trials": trials, "summary": summarise(run),
         "importance": [each.to_json() for each in run.judged.importance], "tradeoff": dict(run.judged.tradeoff),
         "periods": _periods(run),
     })  # fmt: skip
+
+
+def _crossed(run: Run) -> dict[str, Any] | None:
+    return None if run.judged.crossed is None else run.judged.crossed.to_json()
 
 
 def _periods(run: Run) -> dict[str, Any] | None:
@@ -262,6 +270,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
         "champion_left_out": judged.champion_left_out,
         "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons), "next": list(judged.decision.next_steps)},
+        "judged_by": "test" if judged.crossed is None else "cross_fitting", "cross_fitting": _crossed(run),
         "rows": {**{name: len(part) for name, part in rows.items()}, "refit": run.model.meta["trained"]["rows"]},
         "positives": {name: part.positives for name, part in rows.items()},
         "prevalence": {**{name: part.prevalence for name, part in rows.items()}, "all": sum(part.positives for part in rows.values()) / everything},

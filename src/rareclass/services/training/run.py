@@ -135,6 +135,7 @@ def fit(
             chosen,
             tuning,
             champion=ingested.incumbent,
+            everywhere=ingested.incumbent_everywhere,
             looks=looks(ingested.test),
             progress=progress,
         )

@@ -51,6 +51,25 @@ def heldout_rows(run: Run) -> pd.DataFrame:
     return frame
 
 
+def cross_fitted_rows(run: Run) -> pd.DataFrame | None:
+    """Return the rows that cross-fitting judged: label, costs, score and decision of each repeat; None where the test rows did."""
+    from rareclass.core import dataset
+
+    crossed = run.judged.crossed
+    if crossed is None:
+        return None
+    rows = dataset.concatenate([run.dev, run.ingested.test]).take(crossed.rows)
+    frame = _common(run, rows, crossed.score.mean(axis=0))
+    for number, (score, flagged) in enumerate(zip(crossed.score, crossed.flagged, strict=True)):
+        frame[f"score {number}"], frame[f"decision {number}"] = score, flagged.astype(int)
+    champion = run.ingested.incumbent_everywhere
+    if champion is not None:
+        there = champion.take(crossed.rows)
+        frame["champion_score"], frame["champion_compared"] = there.score, there.compared
+        frame["champion_decision"] = there.decision
+    return frame
+
+
 def _common(run: Run, rows: Rows, score: FloatArray) -> pd.DataFrame:
     import numpy as np
     import pandas as pd

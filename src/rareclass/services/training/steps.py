@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
     from rareclass.core.calibration import Calibration
     from rareclass.core.candidates import Candidate
+    from rareclass.core.crossfitting import CrossFitting
     from rareclass.core.dataset import FloatArray, Rows
     from rareclass.core.diagnosis import Diagnosis
     from rareclass.core.evaluation import Evaluation
@@ -93,6 +94,8 @@ class Judgement:
     """cost and alerts at every threshold, on the test rows"""
     learner: Any = None
     """the very fit that was judged, on the development rows: what ``train.refit: none`` serves"""
+    crossed: CrossFitting | None = None
+    """what the gate judged instead of the test rows, which hold too few positives; None where the test rows judged"""
 
 
 @dataclass(frozen=True)
@@ -273,8 +276,10 @@ def days(rows: Rows, share: float = 1.0) -> float | None:
     return max(float(span), 1.0) * share
 
 
-def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, rows: Rows) -> Any:
-    """Fit the selected recipe (one candidate or an ensemble) on the given rows."""
+def fit_recipe(
+    config: Config, trained: Sequence[Trained], chosen: Selection, rows: Rows, seed: int | None = None
+) -> Any:
+    """Fit the selected recipe (one candidate or an ensemble) on the given rows. seed : ``train.seed`` where it is not given"""
     from rareclass.core import training
 
     members = [one for one in trained if one.candidate.name in chosen.weights]
@@ -282,7 +287,7 @@ def fit_recipe(config: Config, trained: Sequence[Trained], chosen: Selection, ro
         members,
         chosen.weights,
         rows,
-        seed=config.train.seed,
+        seed=config.train.seed if seed is None else seed,
         threads=config.compute.processors(),
         device=config.compute.device,
     )
@@ -296,52 +301,88 @@ def with_incumbent(
     It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more. Whatever
     stands against that is a reason, never an end of the run.
     """
-    incumbent = _incumbent(config, ingested, found, progress)
-    if config.gate.mode == "enabled" and (hopeless := undecidable(config, ingested.test, incumbent)):
+    from rareclass.core import dataset
+    from rareclass.core.gating import Champion
+
+    parts = [ingested.train, ingested.validation, ingested.test]
+    everywhere, crossed = None, unjudged(config, parts) == ""
+    judges = dataset.concatenate(parts) if crossed else ingested.test
+    incumbent = _incumbent(config, ingested, judges, found, progress)
+    if config.gate.mode == "enabled" and (hopeless := undecidable(config, parts, judges, incumbent)):
         progress("gate", f"warning: {hopeless}")
-    return replace(ingested, incumbent=incumbent)
+    if crossed and isinstance(incumbent, Champion):
+        everywhere, incumbent = incumbent, incumbent.take(_last(len(judges), len(ingested.test)))
+    return replace(ingested, incumbent=incumbent, incumbent_everywhere=everywhere)
 
 
-def undecidable(config: Config, test: Rows, incumbent: Champion | NotComparable | None) -> str:
-    """Say, before anything is fitted, why the gate will not be able to decide; empty where it may."""
+def _last(rows: int, test: int) -> Any:
+    import numpy as np
+
+    return np.arange(rows - test, rows)
+
+
+def unjudged(config: Config, parts: Sequence[Rows]) -> str | None:
+    """Say who judges: None for the test rows, the last of the parts; "" for all rows by cross-fitting, because the test rows
+    hold too few positives; else why cross-fitting cannot do it either, so that nobody judges."""
+    from rareclass.core import crossfitting
+
+    if config.gate.mode == "disabled" or parts[-1].positives >= config.gate.min_positives:
+        return None
+    positives, rows = sum(part.positives for part in parts), sum(len(part) for part in parts)
+    return crossfitting.why_not(positives, rows, config.gate, config.evaluate.cross_fitting_repeats) or ""
+
+
+def undecidable(config: Config, parts: Sequence[Rows], judges: Rows, incumbent: Champion | NotComparable | None) -> str:
+    """Say, before anything is fitted, why the gate will not be able to decide; empty where it may.
+
+    parts : the test rows last · judges : the rows that the gate will judge on · incumbent : on these
+    """
     from rareclass.core.gating import Champion
 
     needed, ways = config.gate.min_positives, "Set gate.mode: dry_run to register it all the same"
-    if test.positives < needed:
-        return f"this run can register nothing: the test rows hold {test.positives} positives, and the gate judges {needed} (gate.min_positives). Bring more labelled rows, or a larger split.test"
+    if unable := unjudged(config, parts):
+        return (
+            f"this run can register nothing: the test rows hold {parts[-1].positives} positives, and the gate judges {needed} "
+            f"(gate.min_positives); {unable}. Bring more labelled rows, or a larger split.test"
+        )
     if not isinstance(incumbent, Champion):
         return ""
-    fresh = int(test.y[incumbent.compared].sum())
+    fresh = int(judges.y[incumbent.compared].sum())
     if fresh >= needed:
         return ""
+    which = "test rows" if judges is parts[-1] else "labelled rows"
     return (
-        f"this run can register nothing: {incumbent.name} was trained on all but {fresh} of the {test.positives} positives of the test rows, "
+        f"this run can register nothing: {incumbent.name} was trained on all but {fresh} of the {judges.positives} positives of the {which}, "
         f"and {needed} are needed to compare (gate.min_positives). Bring rows that are newer than its own. {ways}, "
         "with promotion.mode: shadow so that live labels decide"
     )
 
 
 def _incumbent(
-    config: Config, ingested: Ingested, found: tuple[str, RareModel] | NotComparable | None, progress: Progress
+    config: Config,
+    ingested: Ingested,
+    rows: Rows,
+    found: tuple[str, RareModel] | NotComparable | None,
+    progress: Progress,
 ) -> Champion | NotComparable | None:
     from rareclass.core.gating import NotComparable
     from rareclass.core.incumbent import other_question, unseen
 
     if found is None or isinstance(found, NotComparable):
         return found
-    (name, model), test = found, ingested.test
+    name, model = found
     different = other_question(model.meta, config.data, ingested.positive_value)
     if different is not None:
         return NotComparable(name, different)
-    fresh = unseen(model, test, config.data)
+    fresh = unseen(model, rows, config.data)
     if fresh is None:
         return NotComparable(
             name,
             "it cannot be told which of the test rows it was trained on. Set data.time or data.id, so that rows are known again",
         )
-    progress("ingest", f"{name} scores the test rows")
+    progress("ingest", f"{name} scores the rows that judge")
     try:
-        return _on_own_columns(config, test, name, model, fresh)
+        return _on_own_columns(config, rows, name, model, fresh)
     except RareclassError as error:
         return NotComparable(name, " ".join(str(error).split()))
 
@@ -371,11 +412,14 @@ def evaluate(
     tuning: Tuning,
     *,
     champion: Champion | NotComparable | None = None,
+    everywhere: Champion | None = None,
     looks: int = 0,
     progress: Progress = silent,
 ) -> Judgement:
-    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge.
+    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge; where the test
+    rows hold too few positives, judge by cross-fitting over all rows.
 
+    champion : on the test rows · everywhere : on development and test rows, for cross-fitting
     looks : runs that were judged on these very test rows before, by the ledger
     """
     from rareclass.core import costs, evaluation, gating, importance, tradeoff
@@ -400,21 +444,22 @@ def evaluate(
         seed=config.train.seed,
     )
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
+    crossed, unless = cross_fitting(config, dev, test, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
-    decision = gating.judge(
-        found,
-        test.y,
-        score,
-        champion,
-        config.gate,
-        costs=money,
-        weight=test.weight,
-        block=test.block(),
-        n_boot=config.evaluate.bootstraps,
-        confidence=config.evaluate.confidence,
-        looks=looks,
-        seed=config.train.seed,
-    )
+    shared: dict[str, Any] = {
+        "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence, "looks": looks, "seed": config.train.seed
+    }  # fmt: skip
+    if crossed is None:
+        decision = gating.judge(
+            found, test.y, score, champion, config.gate, costs=money, weight=test.weight, block=test.block(), unless=unless, **shared
+        )  # fmt: skip
+    else:
+        judges = tables.concatenate([dev, test]).take(crossed.rows)
+        other = champion if everywhere is None else everywhere.take(crossed.rows)
+        decision = gating.judge(
+            crossed.evaluation, judges.y, crossed.score, other, config.gate, flagged=crossed.flagged, where=crossed.reason,
+            costs=costs.cost_arrays(config.costs, dev.prevalence, judges.amount), weight=judges.weight, block=judges.block(), **shared,
+        )  # fmt: skip
     windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
     progress("evaluate", "what drives the scores")
     drives = importance.permutation_importance(
@@ -437,7 +482,47 @@ def evaluate(
     )
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
-    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner)
+    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner, crossed)
+
+
+def cross_fitting(
+    config: Config,
+    dev: Rows,
+    test: Rows,
+    trained: Sequence[Trained],
+    chosen: Selection,
+    progress: Progress = silent,
+) -> tuple[CrossFitting | None, str | None]:
+    """Cross-fit the recipe over development and test rows where the test rows hold too few positives to judge it.
+
+    Returns None where the test rows judge all the same, and then why, where cross-fitting could not be done.
+    """
+    from rareclass.core import costs, crossfitting, dataset
+
+    unable = unjudged(config, [dev, test])
+    if unable != "":
+        return None, unable
+    rows, repeats = dataset.concatenate([dev, test]), config.evaluate.cross_fitting_repeats
+    procedure = crossfitting.Procedure(
+        fit=lambda part, seed: fit_recipe(config, trained, chosen, part, seed),
+        shifts=crossfitting.shifts(trained, chosen.weights),
+        threshold=config.threshold,
+        costs=lambda part: costs.cost_arrays(config.costs, dev.prevalence, part.amount),
+        days=lambda part, share: days(part, share_of_all(config, part, share)),
+    )
+    delay, seed = config.data.label_delay, config.train.seed
+    try:
+        folds = crossfitting.folds(rows, config.split, repeats, label_delay=delay, seed=seed)
+        return crossfitting.cross_fit(
+            rows, folds, procedure, config=config.evaluate, seed=seed,
+            reason=lambda judged, parts: (
+                f"the test rows hold only {test.positives} positives, so the verdict is by cross-fitting over all rows "
+                f"({repeats} repeats of {parts} {'windows forward in time' if judged < len(rows) else 'folds'}): its {judged:,} rows"
+            ),
+            progress=lambda message: progress("evaluate", message),
+        ), None  # fmt: skip
+    except RareclassError as error:
+        return None, f"cross-fitting over all rows cannot be done: {' '.join(str(error).split())}"
 
 
 def prequential(
