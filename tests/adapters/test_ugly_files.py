@@ -356,6 +356,26 @@ def test_a_replay_reads_times_as_a_run_does_in_the_rows_that_the_filter_keeps(tm
     assert tables.time_reading(config.data) == tables.ingest(config).schema.roles.time
 
 
+@pytest.mark.parametrize(
+    ("values", "settings"),
+    [
+        (1_792_368_000.25 + 7200.0 * np.arange(N), {}),
+        (1_792_368_000.0 + 7200.0 * np.arange(N), {}),
+        (np.arange(N) - 50, {"time_unit": "hour"}),
+        (np.arange(N) - 50.0, {"time_unit": "order"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_numbers_with_a_point_or_a_sign_are_the_same_times_to_later_readers(tmp_path, name, values, settings):
+    rows(when=values).pipe(lambda frame: frame.to_csv(tmp_path / name, index=False) if name == "a.csv" else frame.to_parquet(tmp_path / name))  # fmt: skip
+    found = take(tmp_path / name, time="when", **settings)
+    times = np.concatenate([found.train.time, found.validation.time, found.test.time])
+    frame = tables.read_frame(tmp_path / name, schema=found.schema)
+    read, wrong = found.schema.roles.time.read(frame["when"])
+    assert not wrong.any()
+    assert np.array_equal(read, times)
+
+
 def test_dates_that_do_not_tell_their_order_are_asked_about(tmp_path):
     frame = rows(when=[f"{1 + i % 12:02d}/{1 + i % 11:02d}/2024" for i in range(N)])
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -646,6 +666,20 @@ def test_labels_that_are_no_class_are_named_with_their_counts():
     assert three.labels(["true", "open", None])[:2].tolist() == [1.0, 0.0]
     with pytest.raises(DataError, match=r"'1' \(2\) is no value"):
         three.labels(["1", "1", "false"])
+
+
+def test_a_category_of_the_target_that_no_row_has_is_no_label():
+    from rareclass.core.reading import Target
+
+    typed = pd.Series(pd.Categorical(["bad", "good", None], categories=["never", "bad", "good"]))
+    assert Target("y", "bad", ("good", "bad")).labels(typed)[:2].tolist() == [1.0, 0.0]
+
+
+def test_lines_may_end_as_they_did_on_old_machines(tmp_path):
+    found = take(text(tmp_path / "a.csv", rows(k=cycle(["a", "b"])).to_csv(index=False, lineterminator="\r")))
+    assert len(whole(found)) == N
+    with pytest.raises(DataError, match="not a well-formed CSV"):
+        take(text(tmp_path / "b.csv", "x,y\n" + '"' + "1" * 60_000 + "\n" * 80_000))
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])

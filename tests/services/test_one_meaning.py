@@ -24,6 +24,7 @@ from rareclass.config import Config, dump, parse
 from rareclass.core.model import RareModel
 from rareclass.services.live import labels, repair
 from rareclass.services.live.monitor import Monitor
+from rareclass.services.live.verdict import triage
 from rareclass.services.serving import score as scoring
 from rareclass.services.training import run
 
@@ -197,3 +198,4 @@ def test_an_ugly_table_means_the_same_from_training_to_the_store(name: str, firs
         snapshot = monitor.evaluate(NOW)
     assert snapshot.schema_errors == ()
     assert snapshot.drift is None or snapshot.drift.broken == {}
+    assert triage(store, NOW, snapshot=snapshot).verdict != "page"

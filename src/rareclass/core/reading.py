@@ -143,7 +143,7 @@ class Target:
         strange: dict[str, int] = {}
         for position, value in enumerate(distinct):
             text = self._known(value)
-            if text is not None:
+            if text is not None and counts[position]:  # a typed column also names categories that no row has
                 table[position] = float(text == self.positive)
                 if self._is_strange(text):
                     strange[text] = strange.get(text, 0) + int(counts[position])

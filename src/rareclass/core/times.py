@@ -108,7 +108,12 @@ class TimeReading:
         if digits.any():
             numbers = pd.Series([int(text) for text, is_digit in zip(texts, digits, strict=True) if is_digit])
             found[digits] = self._of_numbers(numbers)
-        rest = np.flatnonzero(~digits)
+        # where the column was numbers, its texts are, too: of a CSV that is read as text (1792368000.0, -5)
+        other = np.array([bool(self.unit) and bool(_NUMBER.fullmatch(text)) for text in texts], dtype=bool) & ~digits
+        if other.any():
+            floats = [float(text) for text, is_number in zip(texts, other, strict=True) if is_number]
+            found[other] = self._of_numbers(pd.Series(floats))
+        rest = np.flatnonzero(~digits & ~other)
         if len(rest):
             found[rest] = self._of_words(pd.Series([texts[int(at)] for at in rest], dtype=object))
         return found
@@ -151,6 +156,9 @@ class TimeReading:
                 inside = valid & (numbers >= low) & (numbers < high)
                 found[inside] = _epoch(series, numbers, fraction, name)[inside]
         return found
+
+
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 
 
 def _is_digits(text: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ class CsvFiles:
         if not body or not body[0].strip():
             raise DataError(f"'{name}' is empty. Set data.path to a file with a header and rows")
         delimiter = told[1] if told else _delimiter(body)
-        header = tuple(next(csv.reader(io.StringIO("".join(body)), delimiter=delimiter)))
+        header = tuple(next(iter(_cells(body, delimiter)), ()))
         if _is_title(header, body):
             raise DataError(
                 f"'{name}' begins with a line that names no columns: '{body[0].strip()[:60]}'. Delete the lines above the header"
@@ -270,11 +269,21 @@ class _TooNarrowError(Exception):
         self.column = column
 
 
+def _cells(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    """Split lines, whichever way they end. Raises DataError for what is no CSV at all."""
+    try:
+        yield from csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise DataError(
+            f"a file is not a well-formed CSV: {error}. Look for a quote that is not closed in its first lines"
+        ) from None
+
+
 def _delimiter(lines: Sequence[str]) -> str:
     """The separator that gives the rows below the header as many cells as the header has, and the most."""
 
     def fit(delimiter: str) -> tuple[int, int]:
-        rows = list(csv.reader(io.StringIO("".join(lines[:50])), delimiter=delimiter))
+        rows = list(_cells(lines[:50], delimiter))
         width = len(rows[0])
         same = sum(len(row) == width for row in rows[1:] if row)
         return (width if width > 1 and same * 2 >= len(rows) - 1 else 0, width)
@@ -287,7 +296,7 @@ def _is_title(header: Sequence[str], lines: Sequence[str]) -> bool:
     nameless = sum(not cell.strip() for cell in header)
     if len(header) > 1:
         return nameless > 1 and nameless * 3 >= len(header) * 2
-    rows = list(csv.reader(io.StringIO("".join(lines[:50])), delimiter=_delimiter(lines[1:]))) if lines[1:] else []
+    rows = list(_cells(lines[:50], _delimiter(lines[1:]))) if lines[1:] else []
     widths = [len(row) for row in rows[1:] if row]
     return bool(widths) and min(widths[-len(widths) // 2 :]) > 1
 
