@@ -153,6 +153,13 @@ def test_a_slice_that_is_missed_rejects_only_when_asked_for():
     assert any("no slice of 2" in reason for reason in fair.reasons)
 
 
+def test_a_slice_rule_that_judged_no_slice_is_no_pass():
+    y, score = world()
+    found = decide(y, score, gate=Gate(max_slice_recall_gap=0.2))
+    assert found.verdict == "not enough evidence"
+    assert any("no slice could be judged" in reason for reason in found.reasons)
+
+
 @pytest.mark.parametrize(
     ("mode", "verdict", "registers"),
     [("disabled", "approve", True), ("dry_run", "reject", True), ("enabled", "reject", False)],

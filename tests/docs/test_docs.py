@@ -110,6 +110,14 @@ def test_every_environment_variable_is_documented() -> None:
     assert named | read <= known
 
 
+@pytest.mark.parametrize("page", ["reference", "settings", "commands"])
+def test_a_table_says_each_thing_once(page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    for part in re.split(r"^## ", text, flags=re.MULTILINE):
+        names = re.findall(r"^\| (`[^|]+`) \|", part, re.MULTILINE)
+        assert sorted(names) == sorted(set(names)), part.partition("\n")[0]
+
+
 def paths(cell: str) -> list[str]:
     return [each for each in re.findall(r"`([^`]+)`", cell) if "/" in each]
 

@@ -326,7 +326,10 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
     for found in worse:
         reason = f"recall of {found.column}={found.level} is {found.recall} ({found.positives} positives), more than {gap:g} below the whole, {whole:.3f} (gate.max_slice_recall_gap)"
         yield Rule(f"slice {found.column}={found.level}", "fail", reason, _numbers(found.recall))
-    if not worse:
+    if not judged:
+        reason = f"no slice could be judged (gate.max_slice_recall_gap): none has {MIN_SLICE_POSITIVES} positives among the rows that slices are taken of"
+        yield Rule("slices", "undecided", reason)
+    elif not worse:
         few = len(evaluation.slices) - len(judged)
         left = f"; {few} with fewer than {MIN_SLICE_POSITIVES} positives were not judged" if few else ""
         yield Rule(
