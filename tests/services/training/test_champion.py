@@ -47,7 +47,7 @@ def settings(folder: Path, source: Path, **sections: Any) -> Config:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """A folder with a champion that reads a, leak and kind, and the history with later rows in it."""
     folder = tmp_path_factory.mktemp("champion")
-    old, new = table(1500, start="2024-01-01", seed=0), table(1500, start="2024-03-01", seed=1)
+    old, new = table(2100, start="2024-01-01", seed=0), table(1500, start="2024-03-01", seed=1)
     old.to_parquet(folder / "old.parquet")
     summary = run.run(settings(folder, folder / "old.parquet"), folder / "first")
     assert summary["role"] == "champion"

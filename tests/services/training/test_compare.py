@@ -220,7 +220,7 @@ def test_the_truth_and_the_times_of_new_rows_are_read_as_the_version_read_its_ow
         average_precision_score(fresh["label"], small_model.model().score(fresh))
     )
     written.assign(label="yes").to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(DataError, match=r"'yes' .1. is no value of the target 'label'. Did you mean 'Yes'"):
+    with pytest.raises(DataError, match=r"'yes' .600. is no value of the target 'label'. Did you mean 'Yes'"):
         compare([location, location], data=str(tmp_path / "other.csv"))
 
 
