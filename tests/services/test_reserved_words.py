@@ -169,7 +169,7 @@ def test_a_replay_logs_the_features_and_not_its_own_answers(
     told = replay.replay(parse({**dump(config), "data": data}), tmp_path / "out")
     served = frame[frame["when"] >= "2024-02-15"]
     assert sum(period["positives"] for period in told["periods"]) == served["y"].sum()
-    with Store(f"sqlite:///{tmp_path}/out/work/store.db") as store:
+    with Store(f"sqlite:///{tmp_path / 'out' / 'work' / 'store.db'}") as store:
         logged = store.window("words", datetime(2024, 1, 1, tzinfo=UTC), NOW, features=True)
     kept = pd.DataFrame([json.loads(text) for text in logged["features"]])
     assert sorted(logged["ts"]) == sorted(served["when"])

@@ -6,7 +6,7 @@ line and the aliases is made good by the next call, whatever that is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,21 +62,11 @@ def register(
 
     tags : small values shown in the registry; evidence : what the ledger keeps (gate numbers, data hash, row range)
     """  # fmt: skip
-    with _opened(config) as (registry, store):
+    with _opened(config) as (registry, _):  # a store that cannot be written is said before anything is logged
         uri, digest = registry.log(run_id, model, card=card)
-        return _registered(
-            config,
-            registry,
-            store,
-            uri,
-            digest,
-            run_id,
-            now=now,
-            actor=actor,
-            reason=reason,
-            tags=tags,
-            evidence=evidence,
-        )
+    return register_logged(
+        config, uri, digest, run_id, now=now, actor=actor, reason=reason, tags=tags, evidence=evidence
+    )
 
 
 def register_logged(
@@ -93,19 +83,19 @@ def register_logged(
 ) -> Version:
     """Make a model that a run has already logged (``Registry.log``) the next complete version; idempotent."""  # fmt: skip
     with _opened(config) as (registry, store):
-        return _registered(
-            config,
-            registry,
-            store,
-            uri,
-            digest,
-            run_id,
-            now=now,
-            actor=actor,
-            reason=reason,
-            tags=tags,
-            evidence=evidence,
-        )
+        version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
+        payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
+        with suppress(AlreadyDoneError):  # an earlier attempt got as far as the ledger
+            store.append(
+                config.name,
+                f"register:{version.version}:{digest[:16]}",
+                "register",
+                actor or me(),
+                reason,
+                payload,
+                now,
+            )
+        return version
 
 
 def looks(config: Config, rows: str) -> int:
@@ -129,19 +119,6 @@ def record_rejection(
         store.append(config.name, f"reject:{run_id}", "reject", actor or me(), reason, payload, now)
 
 
-def _registered(
-    config: Config, registry: Registry, store: Store, uri: str, digest: str, run_id: str, *, now: datetime, actor: str | None,
-    reason: str, tags: Mapping[str, Any] | None, evidence: Mapping[str, Any] | None,
-) -> Version:  # fmt: skip
-    version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
-    payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
-    with suppress(AlreadyDoneError):  # an earlier attempt got as far as the ledger
-        store.append(
-            config.name, f"register:{version.version}:{digest[:16]}", "register", actor or me(), reason, payload, now
-        )
-    return version
-
-
 def promote(
     config: Config,
     version: str | int | None = None,
@@ -158,39 +135,28 @@ def promote(
     Raises AlreadyDoneError when it has that role, ModelError when the version is not there or is damaged.
     """  # fmt: skip
     how = mode or config.promotion.mode
-    with _opened(config) as (registry, store):
-        for _ in range(_TRIES):
-            entries = _moves(store, config.name)
-            before = _follow(registry, config.name, entries)
-            number = _chosen(registry, config.name, version, before, how)
-            role = "challenger" if how == "shadow" and before["champion"] is not None else "champion"
-            if (
-                role == "champion"
-                and before["champion"] != number
-                and _waits(config, store, number, actor, reason, now)
-            ):
-                if before["champion"] is None or before["challenger"] == number:
-                    raise NeedsApprovalError(
-                        f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
-                    )
-                role = "challenger"  # scores in the shadow while it waits
-            if before[role] == number:
-                raise AlreadyDoneError(
-                    f"version {number} of '{config.name}' is {role} already. `rareclass history` shows since when"
+
+    def decide(registry: Registry, store: Store, entries: list[LedgerEntry], before: Aliases) -> Move:
+        number = _chosen(registry, config.name, version, before, how)
+        role = "challenger" if how == "shadow" and before["champion"] is not None else "champion"
+        if role == "champion" and before["champion"] != number and _waits(config, store, number, actor, reason, now):
+            if before["champion"] is None or before["challenger"] == number:
+                raise NeedsApprovalError(
+                    f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
                 )
-            if role == "challenger" and before["champion"] == number:
-                raise AlreadyDoneError(
-                    f"version {number} of '{config.name}' is champion already, so it cannot challenge itself"
-                )
-            _check(registry, config.name, number)
-            after = _after_promotion(before, number, role)
-            move = Move("promote", number, role, before, after, reason)
-            if _write(store, config.name, len(entries), move, actor, now, evidence):
-                registry.point(config.name, after)
-                return move
-    raise ModelError(
-        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
-    )
+            role = "challenger"  # scores in the shadow while it waits
+        if before[role] == number:
+            raise AlreadyDoneError(
+                f"version {number} of '{config.name}' is {role} already. `rareclass history` shows since when"
+            )
+        if role == "challenger" and before["champion"] == number:
+            raise AlreadyDoneError(
+                f"version {number} of '{config.name}' is champion already, so it cannot challenge itself"
+            )
+        _check(registry, config.name, number)
+        return Move("promote", number, role, before, _after_promotion(before, number, role), reason)
+
+    return _moved(config, decide, now=now, actor=actor, evidence=evidence)
 
 
 def _waits(config: Config, store: Store, number: str, actor: str | None, reason: str, now: datetime) -> bool:
@@ -239,28 +205,22 @@ def rollback(
     expect : the champion to leave; AlreadyDoneError when it is no longer champion, so that a repeated call does nothing
     Raises ModelError when there is no previous version.
     """  # fmt: skip
-    with _opened(config) as (registry, store):
-        for _ in range(_TRIES):
-            entries = _moves(store, config.name)
-            before = _follow(registry, config.name, entries)
-            if expect is not None and before["champion"] != str(expect):
-                raise AlreadyDoneError(
-                    f"version {expect} of '{config.name}' is no longer champion; version {before['champion']} is"
-                )
-            number = before["previous"]
-            if number is None:
-                raise ModelError(
-                    f"'{config.name}' has no previous version to go back to. Promote one with: rareclass promote -c CONFIG VERSION"
-                )
-            _check(registry, config.name, number)
-            after = {"champion": number, "challenger": before["challenger"], "previous": _predecessor(entries, number)}
-            move = Move("rollback", number, "champion", before, after, reason)
-            if _write(store, config.name, len(entries), move, actor, now, evidence):
-                registry.point(config.name, after)
-                return move
-    raise ModelError(
-        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
-    )
+
+    def decide(registry: Registry, store: Store, entries: list[LedgerEntry], before: Aliases) -> Move:
+        if expect is not None and before["champion"] != str(expect):
+            raise AlreadyDoneError(
+                f"version {expect} of '{config.name}' is no longer champion; version {before['champion']} is"
+            )
+        number = before["previous"]
+        if number is None:
+            raise ModelError(
+                f"'{config.name}' has no previous version to go back to. Promote one with: rareclass promote -c CONFIG VERSION"
+            )
+        _check(registry, config.name, number)
+        after = {"champion": number, "challenger": before["challenger"], "previous": _predecessor(entries, number)}
+        return Move("rollback", number, "champion", before, after, reason)
+
+    return _moved(config, decide, now=now, actor=actor, evidence=evidence)
 
 
 def _predecessor(entries: list[LedgerEntry], number: str) -> str | None:
@@ -280,21 +240,14 @@ def retire(
     reason: str = "",
 ) -> Move:
     """Take the challenger or the previous version out of the shadow. Raises AlreadyDoneError when there is none."""
-    with _opened(config) as (registry, store):
-        for _ in range(_TRIES):
-            entries = _moves(store, config.name)
-            before = _follow(registry, config.name, entries)
-            number = before[role]
-            if number is None:
-                raise AlreadyDoneError(f"'{config.name}' has no {role}")
-            after = {**before, role: None}
-            move = Move("retire", number, f"no longer {role}", before, after, reason)
-            if _write(store, config.name, len(entries), move, actor, now, None):
-                registry.point(config.name, after)
-                return move
-    raise ModelError(
-        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
-    )
+
+    def decide(registry: Registry, store: Store, entries: list[LedgerEntry], before: Aliases) -> Move:
+        number = before[role]
+        if number is None:
+            raise AlreadyDoneError(f"'{config.name}' has no {role}")
+        return Move("retire", number, f"no longer {role}", before, {**before, role: None}, reason)
+
+    return _moved(config, decide, now=now, actor=actor)
 
 
 def state(config: Config) -> Aliases:
@@ -333,6 +286,30 @@ def current(entries: list[LedgerEntry]) -> Aliases:
     """Return who is champion, challenger and previous by the ledger alone."""
     moves = [entry for entry in entries if entry.key.startswith("move:")]
     return {**_EMPTY, **moves[-1].payload["aliases"]} if moves else dict(_EMPTY)
+
+
+def _moved(
+    config: Config,
+    decide: Callable[[Registry, Store, list[LedgerEntry], Aliases], Move],
+    *,
+    now: datetime,
+    actor: str | None,
+    evidence: Mapping[str, Any] | None = None,
+) -> Move:
+    """Decide on a move by the ledger, write it as the next one, and let the aliases follow.
+
+    Whoever was faster changes what there is to decide on, so it is decided again.
+    """
+    with _opened(config) as (registry, store):
+        for _ in range(_TRIES):
+            entries = _moves(store, config.name)
+            move = decide(registry, store, entries, _follow(registry, config.name, entries))
+            if _write(store, config.name, len(entries), move, actor, now, evidence):
+                registry.point(config.name, move.aliases)
+                return move
+    raise ModelError(
+        f"'{config.name}' is being promoted by others all the time. Look at `rareclass history` and try again"
+    )
 
 
 def _write(

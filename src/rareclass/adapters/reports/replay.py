@@ -58,33 +58,13 @@ def _timeline(told: Details) -> Any:
         row=1,
         col=1,
     )
-    figure.add_bar(
-        x=middle,
-        y=[each["prevalence"] for each in periods],
-        name="prevalence",
-        marker={"color": BLUE},
-        showlegend=False,
-        row=2,
-        col=1,
-    )
-    figure.add_bar(
-        x=middle,
-        y=[each["cost"] for each in periods],
-        name="cost",
-        marker={"color": BLUE},
-        showlegend=False,
-        row=3,
-        col=1,
-    )
-    figure.add_bar(
-        x=middle,
-        y=[len(each["drifted_features"]) for each in periods],
-        name="drifted",
-        marker={"color": BLUE},
-        showlegend=False,
-        row=4,
-        col=1,
-    )
+    bars_below = {
+        "prevalence": [each["prevalence"] for each in periods],
+        "cost": [each["cost"] for each in periods],
+        "drifted": [len(each["drifted_features"]) for each in periods],
+    }
+    for row, (name, values) in enumerate(bars_below.items(), start=2):
+        figure.add_bar(x=middle, y=values, name=name, marker={"color": BLUE}, showlegend=False, row=row, col=1)
     for action in told["actions"]:
         colour = _ACTION_COLOURS.get(action["kind"], GREY)
         figure.add_vline(
