@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rareclass.config import Config
 from rareclass.config import Regime as RegimeBounds
 from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.estimate import Estimate, share_of
+from rareclass.core.periods import monday
 
 __all__ = [
     "Diagnosis",
@@ -165,17 +165,12 @@ def prevalence_by_period(rows: Rows, *, confidence: float = 0.95) -> dict[str, E
         return {}
     day = rows.time.astype("datetime64[D]")
     period = day
-    for unit in (day, _monday(day), day.astype("datetime64[M]"), day.astype("datetime64[Y]")):
+    for unit in (day, monday(day), day.astype("datetime64[M]"), day.astype("datetime64[Y]")):
         period = unit
         if len(np.unique(unit)) <= _MAX_PERIODS:
             break
     names, group = np.unique(period, return_inverse=True)
     return _by_group([str(name) for name in names], group, rows.y, confidence)
-
-
-def _monday(day: NDArray[np.datetime64]) -> NDArray[np.datetime64]:
-    since_epoch = day.astype(np.int64)
-    return np.asarray(day - ((since_epoch + 3) % 7).astype("timedelta64[D]"))
 
 
 def prevalence_by_segment(

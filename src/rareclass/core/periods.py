@@ -51,9 +51,12 @@ def by_period(
 
 def _cut(time: NDArray[np.datetime64]) -> tuple[str, NDArray[np.datetime64]]:
     for unit, code in _UNITS:
-        # NumPy's weeks begin on Thursdays, because 1970 did: four days on, they begin on Mondays.
-        shifted = time.astype("datetime64[D]") + 3 if unit == "week" else time
-        period = shifted.astype(f"datetime64[{code}]")
+        period = monday(time.astype("datetime64[D]")) if unit == "week" else time.astype(f"datetime64[{code}]")
         if len(np.unique(period)) >= _FEW or unit == "hour":
-            return unit, period.astype("datetime64[D]") - 3 if unit == "week" else period
+            return unit, period
     raise AssertionError("the last unit is always taken")
+
+
+def monday(day: NDArray[np.datetime64]) -> NDArray[np.datetime64]:
+    """Return the Monday of each day's week; NumPy's own weeks begin on Thursdays, because 1970 did."""
+    return np.asarray(day - ((day.astype(np.int64) + 3) % 7).astype("timedelta64[D]"))

@@ -1,7 +1,7 @@
 """Values as files that hold no code: JSON for structure, npz for arrays, UBJ for boosted trees, skops for scikit-learn.
 
 Only classes that the reader names are made again, field by field, so a file that somebody else wrote can give wrong
-numbers but cannot run anything (docs/decisions/0020). Nothing in here reads a pickle.
+numbers but cannot run anything (docs/decisions/0021). Nothing in here reads a pickle.
 """
 
 from __future__ import annotations
