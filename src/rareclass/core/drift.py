@@ -277,9 +277,16 @@ def compare(
         found = _without(found, profile, columns, limits, skip, day, loud)
     score_drift = None
     if score is not None:
-        score_drift = _compare_column(answered or profile.score, score.astype(np.float32), weight, limits, 0.0, judged)
-        score_drift = replace(score_drift, broken=())
+        score_drift = compare_scores(answered or profile.score, score, limits=limits, weight=weight)
     return DriftReport(len(x), judged, found, score_drift)
+
+
+def compare_scores(
+    reference: FeatureProfile, score: FloatArray, *, limits: Monitor, weight: FloatArray | None = None
+) -> FeatureDrift:
+    """Compare the (n,) scores of served rows with a reference; scores drift, they are never damaged data."""
+    judged = len(score) >= limits.min_rows
+    return replace(_compare_column(reference, score.astype(np.float32), weight, limits, 0.0, judged), broken=())
 
 
 def score_reference(score: FloatArray, time: NDArray[np.datetime64], *, usual: float = 0.0) -> FeatureProfile:

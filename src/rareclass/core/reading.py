@@ -34,7 +34,6 @@ _INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 _MONEY = "$€£¥₹"
 _TRUE, _FALSE = ("true", "t", "1", "1.0"), ("false", "f", "0", "0.0")
 _SAME = ({"true", "t", "yes", "y", "1", "1.0"}, {"false", "f", "no", "n", "0", "0.0"})
-_EXACT = 2.0**53
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,9 +303,10 @@ def _crossfitted(
     The figures of the cut-off itself are those of the rows it was chosen on, and flatter it where positives are few.
     """
     y, score, weight = ladder.y, ladder.score, ladder.weight
-    unit = np.arange(len(y)) if resamples.unit is None else resamples.unit
-    part = (np.random.default_rng(seed).permutation(resamples.units) % _FOLDS)[unit]
-    part = part if resamples.unit is not None else _dealt(y, seed)
+    if resamples.unit is None:
+        part = _dealt(y, seed)
+    else:
+        part = (np.random.default_rng(seed).permutation(resamples.units) % _FOLDS)[resamples.unit]
     flagged = np.zeros(len(y), dtype=bool)
     for fold in range(_FOLDS):
         held, rest = part == fold, part != fold
@@ -315,7 +316,13 @@ def _crossfitted(
         less = replace(task, days=task.days * rest.mean())
         chosen = int(less.choose(_exact(own, less, None if costs is None else costs.take(rest))))
         flagged[held] = score[held] >= place(own)[chosen]
-    mass = np.ones(len(y)) if weight is None else weight
+    return _shares(y, flagged, np.ones(len(y)) if weight is None else weight, resamples, confidence)
+
+
+def _shares(
+    y: IntArray, flagged: BoolArray, mass: FloatArray, resamples: Resamples, confidence: float
+) -> dict[str, Estimate]:
+    """Precision and recall of decisions, with intervals."""
     columns = np.stack([mass * (flagged & (y == 1)), mass * flagged, mass * y], axis=1)
     total, drawn = columns.sum(axis=0), resamples.sums(columns)
     positives = int(y.sum())
@@ -526,23 +533,10 @@ def hold(
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights
     flagged = scores >= threshold
-    columns = np.stack([mass * (flagged & (labels == 1)), mass * flagged, mass * labels], axis=1)
-    total, drawn = columns.sum(axis=0), resamples.sums(columns)
-    positives, rows = int(labels.sum()), len(labels)
-    counts = (0.0, float(flagged.sum()), float(positives))
-    precision, recall = (
-        share_estimate(
-            float(_ratio(total[0], total[i])),
-            _ratio(drawn[:, 0], drawn[:, i]),
-            counts[i],
-            confidence,
-            positives,
-            rows,
-        )
-        for i in (1, 2)
-    )
+    shares = _shares(labels, flagged, mass, resamples, confidence)
+    precision, recall = shares["precision"], shares["recall"]
     span = math.nan if days is None or days <= 0 else float(days)
-    alerts = float(total[1]) / span
+    alerts = float((mass * flagged).sum()) / span
     said = f"threshold {threshold:.4g}, set by hand, gives precision {precision.value:.3f}, recall {recall.value:.3f}"
     said += "" if math.isnan(span) else f", {alerts:.3g} alerts a day"
     nothing = Estimate(math.nan)

@@ -314,16 +314,10 @@ class Monitor:
         )
         if answered is not None and same.any() and not same.all() and same.sum() >= self.config.monitor.min_rows:
             mine = frame[same]
-            scored = drift.compare(
-                champion.profile,
-                x[same],
-                mine["score"].to_numpy(float),
-                limits=self.config.monitor,
-                answered=answered,
-                weight=_sampling(mine),
-                skip=schema.names,
+            scores = drift.compare_scores(
+                answered, mine["score"].to_numpy(float), limits=self.config.monitor, weight=_sampling(mine)
             )
-            report = drift.DriftReport(report.rows, report.judged, report.features, scored.score)
+            report = replace(report, score=scores)
         return report, errors if report.judged else []
 
 
