@@ -93,6 +93,19 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     return value
 
 
+def turn(release: str, seconds: float) -> str:
+    """Run one turn of a release's loop and return the phase that the workflow ended in."""
+    spec = {"workflowTemplateRef": {"name": f"{release}-turn"}}
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{release}-turn-", "namespace": SPACE}, "spec": spec}  # fmt: skip
+    name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
+
+    def over() -> str:
+        phase = str(got("-n", SPACE, "workflow", name).get("status", {}).get("phase", ""))
+        return phase if phase in ("Succeeded", "Failed", "Error") else ""
+
+    return str(until(over, seconds, f"the end of {name}"))
+
+
 @cache
 def address(namespace: str, service: str, port: int) -> str:
     """Base URL of a Service, or of a pod behind a headless one; the nodes of the tests' cluster reach both."""

@@ -21,6 +21,7 @@ from kube import (
     pinned,
     pod_manifest,
     sql,
+    turn,
     under_load,
     until,
 )
@@ -49,18 +50,6 @@ ASK = """
 """
 
 
-def turn() -> str:
-    spec = {"workflowTemplateRef": {"name": f"{RELEASE}-turn"}}
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{RELEASE}-turn-", "namespace": SPACE}, "spec": spec}  # fmt: skip
-    name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
-
-    def over() -> str:
-        phase = str(got("-n", SPACE, "workflow", name).get("status", {}).get("phase", ""))
-        return phase if phase in ("Succeeded", "Failed", "Error") else ""
-
-    return str(until(over, 900, f"the end of {name}"))
-
-
 def test_a_turn_pins_the_inference_service_and_rolls_it_without_a_lost_request() -> None:
     """The version of the champion reaches the pods by the object's annotation; what they answered is in the store."""
     if pinned(SPACE, RELEASE):
@@ -80,7 +69,7 @@ def test_a_turn_pins_the_inference_service_and_rolls_it_without_a_lost_request()
 
 
 def turn_ends(phase: str) -> None:
-    assert turn() == phase
+    assert turn(RELEASE, 900) == phase
 
 
 def test_an_upgrade_of_the_chart_that_changes_nothing_rolls_no_pod() -> None:

@@ -34,6 +34,7 @@ from kube import (  # fmt: skip
     ready,
     sql,
     stored,
+    turn,
     until,
 )
 
@@ -176,15 +177,7 @@ def test_the_plain_backend_answers_and_scales_under_load(plain: str) -> None:
 
 
 def test_a_turn_pins_the_plain_deployment_to_the_champion(plain: str) -> None:
-    spec = {"workflowTemplateRef": {"name": f"{plain}-turn"}}
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{plain}-turn-", "namespace": SPACE}, "spec": spec}  # fmt: skip
-    name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
-
-    def over() -> str:
-        phase = str(got("-n", SPACE, "workflow", name).get("status", {}).get("phase", ""))
-        return phase if phase in ("Succeeded", "Failed", "Error") else ""
-
-    assert until(over, 600, f"the end of {name}") == "Succeeded"
+    assert turn(plain, 600) == "Succeeded"
     deployed = sql("SELECT payload FROM ledger WHERE kind = 'deploy'", plain)
     template = got("-n", SPACE, "deployment", f"{plain}-serving")["spec"]["template"]["metadata"]["annotations"]
     assert f'"version": "{template["rareclass.io/version"]}"' in deployed

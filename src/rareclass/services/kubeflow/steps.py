@@ -304,7 +304,7 @@ def register(
     with results.failures_logged(settings, now=when, reason="pipeline step register"):
         model = steps.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
     seconds["refit"] = time.monotonic() - start
-    made = results.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
+    made = steps.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
     card = ingested.card
     details = results.register(made, now=when, reason=card.get("reason", "run"), actor=card.get("actor"))
     results.write(Path(details_path), json.dumps(details))

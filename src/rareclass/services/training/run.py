@@ -91,7 +91,7 @@ def fit(
     config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
     champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
     looks: Callable[[Rows], int] = lambda rows: 0,
-) -> results.Run:  # fmt: skip
+) -> steps.Run:  # fmt: skip
     """Everything up to the refitted model; writes nothing.
 
     champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in memory
@@ -141,7 +141,7 @@ def fit(
         )
     with watch("refit"):
         model = steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
-    return results.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
+    return steps.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
 
 
 def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:
