@@ -148,7 +148,7 @@ def replayed(told: Mapping[str, Any]) -> None:
     said.append(f"cost: {money['ours']:,.2f} {money['currency']}")
     for peer, words in (("never", "never retraining"), ("weekly", "retraining every week")):
         if money[peer] is not None:
-            saved = money[peer] - money["ours"]
+            saved = money[f"saved_vs_{peer}"]
             less = f"{abs(saved):,.2f} {money['currency']} {'saved' if saved >= 0 else 'lost'}"
             said.append(f"against {words} ({money[peer]:,.2f}): {less}")
     lines(said)

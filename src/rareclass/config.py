@@ -770,9 +770,14 @@ def _one_line(error: ValidationError) -> str:
     return f"{f'setting {where!r}: ' if where else ''}{message}{got}{more}"
 
 
+def name_like(text: str) -> str:
+    """Return the nearest name that a model may have; empty where a text has no letter and no digit."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:50].rstrip("-")
+
+
 def _name_rule(given: str) -> str:
     """Say what a model may be called, and the nearest such name to the given one."""
-    near = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")[:50].rstrip("-")
+    near = name_like(given)
     hint = f". Set name to '{near}'" if near else ""
     return f"lower case letters, digits and dashes, at most 50, because the cluster and the registry use it{hint}"
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import parse, schema
+from rareclass.config import name_like, parse, schema
 from rareclass.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def text(draft: Draft, target: Target, name: str) -> str:
 def model_name(path: str) -> str:
     """Return a name for the model from the name of its table: lower case, digits and dashes."""
     stem = re.sub(r"\.(parquet|csv|tsv|txt|gz|zst)$", "", Path(path).name.lower().removesuffix(".gz"))
-    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:50].strip("-") or "model"
+    return name_like(stem) or "model"
 
 
 def write(draft: Draft, target: Target, out: Path) -> None:
