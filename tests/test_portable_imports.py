@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
 FORBID = """
 import sys
 for name in ("fcntl", "resource"):
@@ -66,3 +72,41 @@ import rareclass.services.training.run, rareclass.services.training.steps, rarec
 """
     done = _run(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_imported_before_anything_heavy_is() -> None:
+    """What takes the time of an import: with none of these loaded, it takes hundredths of a second."""
+    heavy = {"numpy", "pandas", "scipy", "sklearn", "xgboost", "optuna", "pyarrow", "pydantic", "mlflow", "sqlalchemy"}
+    code = f"import sys, rareclass; rareclass.__all__; print(sorted(set(sys.modules) & {heavy}))"
+    assert _run(code).stdout.strip() == "[]"
+    light = {"mlflow", "sqlalchemy", "plotly", "optuna", "kfp", "evidently", "starlette", "grpc", "kubernetes"}
+    code = (
+        f"import sys; from rareclass import RareClassifier; RareClassifier(); print(sorted(set(sys.modules) & {light}))"
+    )
+    assert _run(code).stdout.strip() == "[]"
+
+
+def test_an_install_without_extras_brings_no_pipelines_no_reports_and_no_server_of_ours() -> None:
+    """Followed through what each installed package says it needs; starlette and uvicorn come with MLflow itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed, wanted = set(), [Requirement(text).name for text in project["dependencies"]]
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in needed:
+            continue
+        needed.add(name)
+        requirements = [Requirement(text) for text in metadata.requires(name) or ()]
+        wanted += [each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+    assert {"mlflow", "xgboost-cpu", "scikit-learn"} <= needed
+    assert not needed & {
+        "kfp",
+        "kfp-kubernetes",
+        "kubernetes",
+        "evidently",
+        "grpcio",
+        "httptools",
+        "uvloop",
+        "lightgbm",
+        "catboost",
+        "mlserver",
+    }

@@ -78,7 +78,8 @@ def test_values_that_no_longer_occur_are_damage_where_the_model_leans_on_them_an
 
     before = rows(n, days, 1)
     profile = drift.reference_profile(before, rng.random(n), threshold=0.5)
-    assert drift.Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    read = drift.Profile.from_json(json.loads(json.dumps(profile.to_json())))
+    assert read.to_json() == profile.to_json()  # a missing number is NaN, which equals nothing
     for seed in range(20):  # nothing is gone by chance, nor a month that was over already
         now = rows(1400, 7, 100 + seed).x
         now[:, 2] = 2
