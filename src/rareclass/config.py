@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -703,45 +704,99 @@ ENVIRONMENT = {
     "RARECLASS_TRACKING_URI": "tracking.uri",
     "RARECLASS_DATA_PATH": "data.path",
 }
-"""Settings that the environment overrides, because they may hold passwords (Kubernetes Secrets) or differ by place."""
+"""Short names of settings that the environment often gives, because they may hold passwords or differ by place."""
+
+
+def _setting_paths(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Yield the dotted name of every setting; a list or mapping is one setting."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _setting_paths(field.annotation, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+@cache
+def environment_names() -> Mapping[str, str]:
+    """Return environment variable -> setting: ``search.seconds`` is RARECLASS_SEARCH__SECONDS; and the short names."""
+    spelled = {f"RARECLASS_{path.upper().replace('.', '__')}": path for path in _setting_paths(Config)}
+    return ENVIRONMENT | spelled
 
 
 def with_environment(raw: dict[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Set what the environment says in ``raw`` and return it: weaker than --set, stronger than the file."""
-    for name, setting in ENVIRONMENT.items():
-        if environment.get(name):
-            section, key = setting.split(".")
-            if not isinstance(raw.setdefault(section, {}), dict):
-                raise ConfigError(
-                    f"setting '{section}' must be a section of settings, like '{section}: {{{key}: ...}}'"
-                )
-            raw[section][key] = environment[name]
+    """Set what the environment says in ``raw`` and return it: weaker than --set, stronger than the file.
+
+    Values are read as those of --set; an empty one counts as not set. Raises ConfigError for a name with two
+    underscores that is no setting's, and where the two names of a setting differ in what they say.
+    """
+    names = environment_names()
+    given: dict[str, str] = {}
+    for variable in sorted(environment):
+        if variable not in names:
+            _refuse_unknown(variable, names)
+        elif environment[variable]:
+            setting = names[variable]
+            other = given.setdefault(setting, variable)
+            if environment[other] != environment[variable]:
+                raise ConfigError(f"{other} and {variable} say different things of {setting}. Keep one of them")
+            _apply(raw, setting, environment[variable], variable)
     return raw
+
+
+def _refuse_unknown(variable: str, names: Mapping[str, str]) -> None:
+    """Raise ConfigError for what was meant as a setting: two underscores stand in no other name of ours."""
+    if not variable.startswith("RARECLASS_") or "__" not in variable:
+        return
+    section = names.get(variable.rpartition("__")[0])
+    if section is not None:
+        raise ConfigError(
+            f"{variable}: {section} is one setting. Set {variable.rpartition('__')[0]} to all of it, as YAML"
+        )
+    raise ConfigError(
+        f"{variable} names no setting.{nearest(variable, list(names))} Its name is RARECLASS_SECTION__NAME; docs/settings.md lists them"
+    )
 
 
 def with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set ``a.b=v`` in ``raw`` and return it; values are read as YAML. Raises ConfigError."""
     for override in overrides:
-        _apply(raw, override)
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set '{override}' is not of the form a.b=v, like --set search.seconds=30")
+        _apply(raw, key.strip(), text, f"--set '{override}'")
     return raw
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, Any], setting: str, text: str, source: str) -> None:
+    """Set one setting to what a text means as YAML, or to the text itself where it is none."""
     import yaml
 
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set '{override}' is not of the form a.b=v, like --set search.seconds=30")
     node: Any = raw
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        node = node.setdefault(parent, {})
+    *sections, last = setting.split(".")
+    for section in sections:
+        node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set '{override}': '{parent}' is a value, not a section")
+            raise ConfigError(
+                f"{source}: '{section}' is a value, not a section of settings like '{section}: {{{last}: ...}}'"
+            )
     try:
-        node[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        node[last] = text
+        value = text
+    # a path, a column or a time of origin is text, also where YAML would see a number, a date or a comment in it
+    written = value is None or text.lstrip()[:1] in ("'", '"')
+    node[last] = value if written or not _is_text(setting) else text.strip()
+
+
+@cache
+def _is_text(setting: str) -> bool:
+    model: Any = Config
+    for part in setting.split("."):
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return False
+        model = field.annotation
+    return model in (str, str | None)
 
 
 def parse(raw: Mapping[str, Any]) -> Config:

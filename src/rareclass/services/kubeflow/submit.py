@@ -12,7 +12,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import ENVIRONMENT, Config, SecretEnv, dump
+from rareclass.config import Config, SecretEnv, dump, environment_names
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services.training.steps import Progress, silent
@@ -194,9 +194,8 @@ def shown(config: Config) -> dict[str, Any]:
     """
     raw = dump(config)
     given = {name for each in config.cluster.secrets for name in each.env}
-    for name in given & ENVIRONMENT.keys():
-        section, key = ENVIRONMENT[name].split(".")
-        raw[section][key] = f"from {name}" if (section, key) == ("data", "path") else _default(section, key)
+    for name in given & environment_names().keys():
+        _leave_to_the_steps(raw, name, environment_names()[name])
     for name, value in config.cluster.env.items():
         if masked_values({name: value})[name] != value:
             raise ConfigError(
@@ -212,8 +211,16 @@ def shown(config: Config) -> dict[str, Any]:
     return raw
 
 
-def _default(section: str, key: str) -> Any:
-    return getattr(Config.model_fields[section].default, key)
+def _leave_to_the_steps(raw: dict[str, Any], variable: str, setting: str) -> None:
+    """Take out what a Secret gives the steps; a word stands for what has no default."""
+    *sections, last = setting.split(".")
+    model, values = Config, raw
+    for section in sections:
+        model, values = model.model_fields[section].annotation, values[section]
+    if model.model_fields[last].is_required():
+        values[last] = f"from {variable}"
+    else:
+        del values[last]
 
 
 def checked_cron(text: str) -> str:
