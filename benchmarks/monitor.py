@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core import drift, liveness
 from rareclass.core.dataset import Feature, Rows, Schema
 
@@ -58,7 +58,7 @@ def evaluation(rows: int, rounds: int) -> dict[str, Any]:
         "version": "1", "ts": ts, "score": score, "decision": (score > 0.1).astype(int), "weight": 1.0, "propensity": 1.0,
         "label": known.y.astype(float), "label_observed_at": ts + pd.Timedelta(hours=5),
     })  # fmt: skip
-    settings = liveness.Settings(monitor=Monitor(bootstraps=200, windows=1), delay=timedelta(days=1))
+    settings = liveness.Settings(monitor=MonitorSettings(bootstraps=200, windows=1), delay=timedelta(days=1))
     blocks = liveness._starts(ts.to_numpy())
     draws = liveness._draws(len(blocks), settings)
 

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareclass.config import Monitor, parse
+from rareclass.config import MonitorSettings, parse
 from rareclass.core import dataset, drift, learners, liveness, triage
 
 START = datetime(2024, 1, 1)
 DELAY = timedelta(days=7)
 PER_DAY = 900
 DAYS, SINCE = 98, 49
-LIMITS = Monitor(bootstraps=60)
+LIMITS = MonitorSettings(bootstraps=60)
 GOAL = 0.9
 CAUSES: dict[str, str] = {
     "no change": "nothing",

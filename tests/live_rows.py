@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core import drift, liveness, training, triage
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Rows, Schema, decode
@@ -29,7 +29,7 @@ SCHEMA = Schema(
 AMOUNT, AGE, COUNT, BALANCE, COUNTRY, CHANNEL = range(6)
 START = datetime(2024, 1, 1)
 DELAY = timedelta(days=7)
-LIMITS = Monitor(bootstraps=100)
+LIMITS = MonitorSettings(bootstraps=100)
 THRESHOLD = 0.15
 
 

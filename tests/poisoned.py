@@ -55,14 +55,14 @@ training.SAVED = (*training.SAVED, *LEARNERS.values())  # so that they can be re
 def shadow_process(connection: Any, busy: Any, out: str) -> None:
     """A shadow process whose versions are the learners above, and whose records go to a file."""
     import small_model
-    from rareclass.adapters.serving.interfaces import Version
+    from rareclass.adapters.serving.interfaces import ServedVersion
     from rareclass.adapters.serving.shadow import limit_memory, work
     from rareclass.core.calibration import Identity
     from rareclass.core.model import RareModel
 
     limit_memory(256 << 20)
 
-    def load(version: Version) -> RareModel:
+    def load(version: ServedVersion) -> RareModel:
         if version.uri == "good":
             return small_model.model(2)
         return RareModel(small_model.SCHEMA, LEARNERS[version.uri](), Identity(), {"default": 0.5})

@@ -146,8 +146,8 @@ def evaluate(
     labels = _binary(y, len(np.asarray(score)))
     found = evaluation.evaluate(
         labels, score, thresholds={"default": threshold}, primary="default",
-        costs=cost_arrays(settings.Costs(), float(labels.mean()) or 0.5),
-        config=settings.Evaluate(confidence=confidence, bootstraps=bootstraps), block=block, weight=sample_weight,
+        costs=cost_arrays(settings.CostsSettings(), float(labels.mean()) or 0.5),
+        config=settings.EvaluateSettings(confidence=confidence, bootstraps=bootstraps), block=block, weight=sample_weight,
         seed=random_state,
     )  # fmt: skip
     return {name: value for name, value in found.metrics.items() if name != "cost"}

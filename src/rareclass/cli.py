@@ -871,7 +871,7 @@ def deploy(
     if optional and not work.champion(settings):
         terminal.lines([f"'{settings.name}' has no champion yet: nothing to deploy"])
         return
-    target = cluster.Target(kind, name, namespace)
+    target = cluster.Workload(kind, name, namespace)
     url = service or f"http://{name.removesuffix('-serving')}-serving.{target.namespace}"
     with terminal.steps(quiet=quiet) as progress:
         done = work.deploy(settings, target, url, now=_now(), version=version, seconds=seconds, progress=progress)

@@ -83,7 +83,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class Checks(Section):
+class ChecksSettings(Section):
     """What is done when a data check fails: `error` stops, `warning` reports, `off` skips it."""
 
     duplicate_ids: Severity = Field("error", description="The same `data.id` on more than one row")
@@ -100,7 +100,7 @@ class Checks(Section):
     )
 
 
-class Data(Section):
+class DataSettings(Section):
     """Where the labelled history is and what its columns mean."""
 
     path: str = Field(
@@ -161,10 +161,10 @@ class Data(Section):
     encoding: str | None = Field(
         None, description="Encoding of CSV files, like `latin-1`; default: UTF-8, or what a byte order mark says"
     )
-    checks: Checks = Checks()
+    checks: ChecksSettings = ChecksSettings()
 
 
-class Split(Section):
+class SplitSettings(Section):
     """How rows are set apart."""
 
     kind: Literal["auto", "time", "stratified", "grouped"] = Field(
@@ -193,7 +193,7 @@ class Split(Section):
     )
 
 
-class Outliers(Section):
+class OutliersSettings(Section):
     """Rows of one class with an unusual value of one column: no fit learns from them, they are still scored."""
 
     column: str = Field(description="A numeric feature")
@@ -206,13 +206,13 @@ class Outliers(Section):
     )
 
     @model_validator(mode="after")
-    def _some_end(self) -> Outliers:
+    def _some_end(self) -> OutliersSettings:
         if self.below is None and self.above is None:
             raise ValueError("an end is missing; set below or above to a quantile, like above: 0.999")
         return self
 
 
-class Train(Section):
+class TrainSettings(Section):
     """What only training sees."""
 
     filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
@@ -225,7 +225,7 @@ class Train(Section):
         le=1,
         description="No fit learns from majority rows with a numeric feature above this quantile of the training part's majority rows; they are still scored",
     )
-    outliers: tuple[Outliers, ...] = Field(
+    outliers: tuple[OutliersSettings, ...] = Field(
         (), description="Outliers of named columns, each of one class; the effect on prevalence is corrected"
     )
     refit: Literal["all", "train", "none"] = Field(
@@ -257,7 +257,7 @@ class CandidateSpec(Section):
     loss: Literal["logistic", "focal"] = Field("logistic", description="Loss of XGBoost")
 
 
-class Search(Section):
+class SearchSettings(Section):
     """What is tried and how long."""
 
     seconds: float = Field(
@@ -280,7 +280,7 @@ class Search(Section):
     replay: str | None = Field(None, description="A recorded trials.json: fit exactly what it lists, in its order")
 
 
-class Compute(Section):
+class ComputeSettings(Section):
     """Where fitting happens."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of XGBoost")
@@ -301,7 +301,7 @@ class SecretEnv(Section):
     env: dict[str, str] = Field(description="Environment variable -> key of the Secret, like RARECLASS_STORE_URL: url")
 
 
-class Cluster(Section):
+class ClusterSettings(Section):
     """The Kubeflow Pipelines that `rareclass submit` runs on."""
 
     host: str = Field("http://ml-pipeline.kubeflow:8888", description="Address of the Kubeflow Pipelines API")
@@ -331,7 +331,7 @@ class Cluster(Section):
     )
 
 
-class Costs(Section):
+class CostsSettings(Section):
     """What mistakes cost. Without any, costs are 1 for a false alarm and prevalence-balanced for a miss."""
 
     false_negative: float | None = Field(None, gt=0, description="Cost of one missed positive, in `currency`")
@@ -358,7 +358,7 @@ class OperatingPoint(Section):
     )
 
 
-class Threshold(Section):
+class ThresholdSettings(Section):
     """What the decision is tuned for. The first operating point is the one that decides."""
 
     objective: str = Field("auto", description="auto: cost where costs are given, else f1")
@@ -375,7 +375,7 @@ class Threshold(Section):
     )
 
 
-class Evaluate(Section):
+class EvaluateSettings(Section):
     """What is reported on the test rows."""
 
     bootstraps: int = Field(200, ge=50, le=5000, description="Bootstrap resamples behind each interval")
@@ -399,7 +399,7 @@ class Evaluate(Section):
     )
 
 
-class Gate(Section):
+class GateSettings(Section):
     """When a recipe is good enough."""
 
     mode: Literal["disabled", "dry_run", "enabled"] = Field(
@@ -423,7 +423,7 @@ class Gate(Section):
     max_slice_recall_gap: Share | None = Field(None, description="Recall of any slice at most this below the whole")
 
 
-class Promotion(Section):
+class PromotionSettings(Section):
     """What happens to an approved version."""
 
     mode: Literal["immediate", "shadow", "manual"] = Field(
@@ -436,7 +436,7 @@ class Promotion(Section):
     )
 
 
-class Tracking(Section):
+class TrackingSettings(Section):
     """MLflow."""
 
     uri: str = Field("sqlite:///.rareclass/mlflow.db", description="MLflow tracking and registry URI")
@@ -455,7 +455,7 @@ class Tracking(Section):
         return value
 
 
-class Store(Section):
+class StoreSettings(Section):
     """Predictions, labels and the ledger."""
 
     url: str = Field(
@@ -471,7 +471,7 @@ class Store(Section):
     )
 
 
-class Serve(Section):
+class ServeSettings(Section):
     """The model server."""
 
     host: str = Field("127.0.0.1", description="Address to listen on")
@@ -513,7 +513,7 @@ class Serve(Section):
     refresh_seconds: float = Field(10, gt=0, description="How often aliases and operating points are looked up")
 
 
-class Labels(Section):
+class LabelsSettings(Section):
     """Late ground truth."""
 
     missing: Literal["unknown", "negative"] = Field(
@@ -528,7 +528,7 @@ class Labels(Section):
     requests_per_minute: int = Field(120, ge=1, description="POST /labels requests a minute at most")
 
 
-class Monitor(Section):
+class MonitorSettings(Section):
     """What is watched live."""
 
     host: str = Field("127.0.0.1", description="Address to listen on")
@@ -553,7 +553,7 @@ class Monitor(Section):
     )
 
 
-class Retrain(Section):
+class RetrainSettings(Section):
     """What a retrain learns from."""
 
     source: Literal["store", "data"] = Field(
@@ -566,7 +566,7 @@ class Retrain(Section):
     min_positives: int = Field(30, ge=1, description="New positives needed since the last training")
 
 
-class Governor(Section):
+class GovernorSettings(Section):
     """Brakes on automatic repair."""
 
     cooldown: Duration = Field(timedelta(days=7), description="Rest after a retrain")
@@ -574,7 +574,7 @@ class Governor(Section):
     loop_guard: int = Field(2, ge=1, description="Retrains in a row that did not help before a person must act")
 
 
-class Replay(Section):
+class ReplaySettings(Section):
     """History through the whole loop on a virtual clock."""
 
     train_until: date | None = Field(
@@ -584,7 +584,7 @@ class Replay(Section):
     peers: bool = Field(True, description="Also play 'never retrain' and 'retrain every week'")
 
 
-class Regime(Section):
+class RegimeSettings(Section):
     """Bounds of the regimes, in positives."""
 
     few: int = Field(30, ge=1, description="Fewer positives than this: 'few'")
@@ -597,26 +597,26 @@ class Config(Section):
     name: str = Field(
         pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", description="Name of the model: lower case, digits and dashes"
     )
-    data: Data
-    split: Split = Split()
-    train: Train = Train()
-    search: Search = Search()
-    compute: Compute = Compute()
-    cluster: Cluster = Cluster()
-    costs: Costs = Costs()
-    threshold: Threshold = Threshold()
-    evaluate: Evaluate = Evaluate()
-    gate: Gate = Gate()
-    promotion: Promotion = Promotion()
-    regime: Regime = Regime()
-    tracking: Tracking = Tracking()
-    store: Store = Store()
-    serve: Serve = Serve()
-    labels: Labels = Labels()
-    monitor: Monitor = Monitor()
-    retrain: Retrain = Retrain()
-    governor: Governor = Governor()
-    replay: Replay = Replay()
+    data: DataSettings
+    split: SplitSettings = SplitSettings()
+    train: TrainSettings = TrainSettings()
+    search: SearchSettings = SearchSettings()
+    compute: ComputeSettings = ComputeSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    costs: CostsSettings = CostsSettings()
+    threshold: ThresholdSettings = ThresholdSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    regime: RegimeSettings = RegimeSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    store: StoreSettings = StoreSettings()
+    serve: ServeSettings = ServeSettings()
+    labels: LabelsSettings = LabelsSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    governor: GovernorSettings = GovernorSettings()
+    replay: ReplaySettings = ReplaySettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

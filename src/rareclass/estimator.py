@@ -278,7 +278,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _costs(self, rows: Rows) -> Any:
         from rareclass.core.costs import cost_arrays
 
-        given = settings.Costs(false_negative=self.cost_false_negative, false_positive=self.cost_false_positive)
+        given = settings.CostsSettings(false_negative=self.cost_false_negative, false_positive=self.cost_false_positive)
         return cost_arrays(given, float(np.average(rows.y, weights=rows.weight)))
 
     def _config(self) -> settings.Config:

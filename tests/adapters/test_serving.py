@@ -21,10 +21,10 @@ import poisoned
 import small_model
 from poisoned import Raising
 from rareclass.adapters.serving.engine import Active, Answer, Engine
-from rareclass.adapters.serving.interfaces import Ports, Release, Version
+from rareclass.adapters.serving.interfaces import Dependencies, Release, ServedVersion
 from rareclass.adapters.serving.metrics import Metrics
 from rareclass.adapters.serving.refresh import Refresher, parse_point
-from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, Shadows, Work, _scored
+from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, ShadowProcess, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
 from rareclass.adapters.serving.v2_codec import Wanted, encode, inflate, parse
 from rareclass.core.calibration import Identity
@@ -483,16 +483,16 @@ class Registry:
     """Releases and models that a test changes."""
 
     def __init__(self) -> None:
-        self.release = Release(Version("champion", "1", "a"))
+        self.release = Release(ServedVersion("champion", "1", "a"))
         self.models = {"a": small_model.model(1), "b": small_model.model(2)}
         self.loads = 0
 
-    def ports(self, log: MemoryLog) -> Ports:
-        def load(version: Version) -> RareModel:
+    def ports(self, log: MemoryLog) -> Dependencies:
+        def load(version: ServedVersion) -> RareModel:
             self.loads += 1
             return self.models[version.uri]
 
-        return Ports(lambda: self.release, load, log)
+        return Dependencies(lambda: self.release, load, log)
 
 
 def _refresher(registry: Registry, **more: Any) -> tuple[Engine, Refresher]:
@@ -508,7 +508,7 @@ def test_a_new_champion_takes_over_and_an_unchanged_one_is_not_loaded_again() ->
     refresher.look(True)
     assert engine.active is not None
     assert (engine.active.version, registry.loads) == ("1", 1)
-    registry.release = Release(Version("champion", "2", "b"), point="strict")
+    registry.release = Release(ServedVersion("champion", "2", "b"), point="strict")
     refresher.look(True)
     assert (engine.active.version, engine.active.point, engine.active.threshold) == ("2", "strict", 0.9)
 
@@ -521,7 +521,7 @@ def test_a_champion_whose_golden_rows_score_differently_never_answers() -> None:
     registry.models["b"] = RareModel(
         wrong.schema, small_model.linear(3), wrong.calibrator, wrong.thresholds, golden=wrong.golden
     )
-    registry.release = Release(Version("champion", "2", "b"))
+    registry.release = Release(ServedVersion("champion", "2", "b"))
     with pytest.raises(ModelError, match="golden rows"):
         refresher.look(True)
     assert engine.active is not None
@@ -534,7 +534,7 @@ def test_a_champion_whose_golden_rows_score_differently_never_answers() -> None:
 
 def test_the_watched_file_wins_over_the_registry_and_nonsense_in_it_changes_nothing(tmp_path: Path) -> None:
     registry, file = Registry(), tmp_path / "point.json"
-    registry.release = Release(Version("champion", "1", "a", {"": 0.7}))
+    registry.release = Release(ServedVersion("champion", "1", "a", {"": 0.7}))
     engine, refresher = _refresher(registry, file=str(file))
 
     def point() -> tuple[str, float]:
@@ -583,7 +583,7 @@ def test_a_shadow_with_other_categories_and_columns_gets_what_the_request_carrie
 
     schema = Schema((Feature("age"), Feature("channel", "categorical", ("web", "fax"))))
     shadow = RareModel(schema, Seeing(), Identity(), {"default": 0.41})
-    [record] = _scored(shadow, Version("challenger", "4", "u"), [_work(query)], "small")
+    [record] = _scored(shadow, ServedVersion("challenger", "4", "u"), [_work(query)], "small")
     assert record["score"] == pytest.approx([0.4, 0.4])
     assert (record["decision"], record["error"], record["role"]) == ([0, 0], None, "challenger")
 
@@ -591,7 +591,7 @@ def test_a_shadow_with_other_categories_and_columns_gets_what_the_request_carrie
 def test_a_shadow_whose_column_did_not_come_is_marked_unscored() -> None:
     schema = Schema((Feature("amount"), Feature("age")))
     shadow = RareModel(schema, small_model.linear(1), Identity(), {"default": 0.5})
-    records = _scored(shadow, Version("previous", "2", "u"), [_work(_read(ROWS))], "small")
+    records = _scored(shadow, ServedVersion("previous", "2", "u"), [_work(_read(ROWS))], "small")
     assert records[0]["score"] is None
     assert records[0]["error"] == "column 'age' is not in the request"
     stored = decode([json.dumps(record).encode() for record in records])
@@ -602,16 +602,16 @@ def test_a_shadow_whose_column_did_not_come_is_marked_unscored() -> None:
 def test_a_shadow_that_raises_on_one_request_still_scores_the_others() -> None:
     shadow = RareModel(small_model.SCHEMA, Raising(), Identity(), {"default": 0.5})
     parcel = [_work(Query("x", np.array([[value, 0]], np.float32))) for value in (1, 200)]
-    good, bad = _scored(shadow, Version("challenger", "4", "u"), parcel, "small")
+    good, bad = _scored(shadow, ServedVersion("challenger", "4", "u"), parcel, "small")
     assert (good["score"], good["error"]) == ([0.5], None)
     assert (bad["score"], bad["error"]) == (None, "poisoned in two lines")
 
 
 @pytest.fixture
-def shadows(tmp_path: Path) -> Iterator[tuple[Shadows, Engine, Path]]:
+def shadows(tmp_path: Path) -> Iterator[tuple[ShadowProcess, Engine, Path]]:
     """Shadows in a real process, the engine that feeds them, and the file with their records."""
     engine, out = _engine(MemoryLog()), tmp_path / "records.jsonl"
-    pool = Shadows(poisoned.shadow_process, (str(out),), seconds=1, metrics=engine.metrics, model="small")
+    pool = ShadowProcess(poisoned.shadow_process, (str(out),), seconds=1, metrics=engine.metrics, model="small")
     engine.shadow = pool
     yield pool, engine, out
     pool.close(5)
@@ -639,10 +639,10 @@ def _until(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 @pytest.mark.parametrize("harm", ["raises", "eats memory"])
 def test_a_version_that_fails_on_a_row_leaves_the_other_version_and_the_next_rows_alone(
-    shadows: tuple[Shadows, Engine, Path], harm: str
+    shadows: tuple[ShadowProcess, Engine, Path], harm: str
 ) -> None:
     pool, engine, out = shadows
-    pool.set([Version("challenger", "4", harm), Version("previous", "2", "good")])
+    pool.set([ServedVersion("challenger", "4", harm), ServedVersion("previous", "2", "good")])
     for key, amount in (("a", 200.0), ("b", 1.0)):
         _send(engine, key, amount)
     _until(lambda: out.exists() and len(out.read_text().splitlines()) == 4)
@@ -658,10 +658,10 @@ def test_a_version_that_fails_on_a_row_leaves_the_other_version_and_the_next_row
 
 @pytest.mark.parametrize("harm", ["hangs", "dies"])
 def test_a_version_that_stops_the_process_is_left_out_after_three_strikes_and_the_others_score_on(
-    shadows: tuple[Shadows, Engine, Path], harm: str
+    shadows: tuple[ShadowProcess, Engine, Path], harm: str
 ) -> None:
     pool, engine, out = shadows
-    pool.set([Version("previous", "2", "good"), Version("challenger", "4", harm)])
+    pool.set([ServedVersion("previous", "2", "good"), ServedVersion("challenger", "4", harm)])
     count = 0
 
     def struck() -> bool:
@@ -678,9 +678,9 @@ def test_a_version_that_stops_the_process_is_left_out_after_three_strikes_and_th
     assert _value(engine, "rows_total") == count + 1
 
 
-def test_what_a_slow_shadow_cannot_take_is_dropped_and_counted(shadows: tuple[Shadows, Engine, Path]) -> None:
+def test_what_a_slow_shadow_cannot_take_is_dropped_and_counted(shadows: tuple[ShadowProcess, Engine, Path]) -> None:
     pool, engine, _ = shadows
-    pool.set([Version("challenger", "4", "hangs")])
+    pool.set([ServedVersion("challenger", "4", "hangs")])
     rows = np.full((WAITING_ROWS // 4, 2), 200, np.float32)
     rows[:, 1] = 0
     for at in range(12):
@@ -688,9 +688,9 @@ def test_what_a_slow_shadow_cannot_take_is_dropped_and_counted(shadows: tuple[Sh
     _until(lambda: _value(engine, "shadow_rows_total", outcome="dropped") >= len(rows))
 
 
-def test_the_columns_that_a_shadow_wants_are_let_through(shadows: tuple[Shadows, Engine, Path]) -> None:
+def test_the_columns_that_a_shadow_wants_are_let_through(shadows: tuple[ShadowProcess, Engine, Path]) -> None:
     pool, _, _ = shadows
-    pool.set([Version("challenger", "4", "good")])
+    pool.set([ServedVersion("challenger", "4", "good")])
     _until(lambda: pool.columns() == {"amount", "channel"})
     pool.set([])
     assert pool.columns() == frozenset()

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from rareclass.config import Checks, Data
+from rareclass.config import ChecksSettings, DataSettings
 from rareclass.core import checks
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.errors import DataError
 
-DATA = Data(path="rows.csv", target="y", id="key", time="when")
+DATA = DataSettings(path="rows.csv", target="y", id="key", time="when")
 
 
 def rows_of(columns, y):
@@ -30,7 +30,7 @@ def clean_rows(n=500, seed=0, **columns):
 
 
 def with_checks(**settings):
-    return DATA.model_copy(update={"checks": Checks(**settings)})
+    return DATA.model_copy(update={"checks": ChecksSettings(**settings)})
 
 
 def test_good_rows_have_no_findings():
@@ -73,7 +73,7 @@ def test_the_screen_leaves_the_verdict_to_all_rows():
     score = y + rng.normal(size=len(y)) * 0.23
     exact = average_precision_score(y, score.astype(np.float32))
     for bound, expected in ((exact - 1e-4, 1), (exact + 1e-4, 0)):
-        found = list(checks.check_leaks(rows_of({"s": score}, y), Checks(leak_ap=bound)))
+        found = list(checks.check_leaks(rows_of({"s": score}, y), ChecksSettings(leak_ap=bound)))
         assert len(found) == expected
 
 
@@ -94,7 +94,7 @@ def test_a_column_without_values_is_found():
 def test_identical_rows_are_counted_and_contradictions_said():
     x = [1, 1, 2, 2, 2, 3, np.nan, np.nan]
     rows = rows_of({"a": x, "b": x}, [0, 1, 0, 0, 0, 1, 0, 0])
-    (finding,) = checks.check_identical(rows, Checks())
+    (finding,) = checks.check_identical(rows, ChecksSettings())
     assert finding.message.startswith("7 of 8 rows equal another one in every feature, 2 of them with both labels")
 
 

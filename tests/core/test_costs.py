@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from rareclass.config import Costs
+from rareclass.config import CostsSettings
 from rareclass.core.costs import CostArrays, cost_arrays
 from rareclass.errors import ConfigError, DataError
 
 
 def test_without_costs_doing_nothing_and_flagging_everything_cost_the_same():
-    costs = cost_arrays(Costs(), 0.02)
+    costs = cost_arrays(CostsSettings(), 0.02)
     assert not costs.given
     assert costs.false_positive == 1
     assert costs.false_negative == pytest.approx(49)
@@ -18,16 +18,16 @@ def test_without_costs_doing_nothing_and_flagging_everything_cost_the_same():
 
 
 def test_two_given_costs_are_kept_as_they_are():
-    costs = cost_arrays(Costs(false_negative=500, false_positive=4, currency="EUR"), 0.1)
+    costs = cost_arrays(CostsSettings(false_negative=500, false_positive=4, currency="EUR"), 0.1)
     assert (costs.false_negative, costs.false_positive, costs.currency, costs.given) == (500, 4, "EUR", True)
     assert costs.note == ""
 
 
 def test_one_given_cost_fixes_the_other_by_the_prevalence_and_says_so():
-    miss = cost_arrays(Costs(false_negative=100), 0.2)
+    miss = cost_arrays(CostsSettings(false_negative=100), 0.2)
     assert miss.false_positive == pytest.approx(25)
     assert "false_positive was not set: 25" in miss.note
-    alarm = cost_arrays(Costs(false_positive=2), 0.2)
+    alarm = cost_arrays(CostsSettings(false_positive=2), 0.2)
     assert alarm.false_negative == pytest.approx(8)
     assert "false_negative was not set: 8" in alarm.note
     assert miss.given
@@ -35,15 +35,15 @@ def test_one_given_cost_fixes_the_other_by_the_prevalence_and_says_so():
 
 
 def test_a_share_of_the_amount_is_lost_by_a_miss():
-    costs = cost_arrays(Costs(amount_share=0.5), 0.1, np.array([10.0, 0.0, 30.0]))
+    costs = cost_arrays(CostsSettings(amount_share=0.5), 0.1, np.array([10.0, 0.0, 30.0]))
     np.testing.assert_allclose(costs.false_negative, [5, 0, 15])
     assert costs.false_positive == 1
     assert "false_positive was not set: 1" in costs.note
-    assert cost_arrays(Costs(amount_share=0.5, false_positive=7), 0.1, np.ones(3)).false_positive == 7
+    assert cost_arrays(CostsSettings(amount_share=0.5, false_positive=7), 0.1, np.ones(3)).false_positive == 7
 
 
 def test_missing_amounts_count_as_the_mean_and_are_said():
-    costs = cost_arrays(Costs(amount_share=1, false_positive=1), 0.1, np.array([10.0, np.nan, 30.0]))
+    costs = cost_arrays(CostsSettings(amount_share=1, false_positive=1), 0.1, np.array([10.0, np.nan, 30.0]))
     np.testing.assert_allclose(costs.false_negative, [10, 20, 30])
     assert "1 missing amounts count as the mean, 20" in costs.note
 
@@ -58,7 +58,7 @@ def test_missing_amounts_count_as_the_mean_and_are_said():
 )
 def test_amounts_that_cannot_be_costs_are_refused(amount, error, says):
     with pytest.raises(error, match=says):
-        cost_arrays(Costs(amount_share=1), 0.1, amount)
+        cost_arrays(CostsSettings(amount_share=1), 0.1, amount)
 
 
 def test_taking_rows_keeps_costs_per_row_and_numbers():

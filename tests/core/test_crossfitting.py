@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rareclass.config import Evaluate, Gate
+from rareclass.config import EvaluateSettings, GateSettings
 from rareclass.core import crossfitting, evaluation
 from rareclass.core.costs import CostArrays
 
@@ -13,15 +13,21 @@ from rareclass.core.costs import CostArrays
 @pytest.mark.parametrize(
     ("positives", "rows", "gate", "repeats", "why"),
     [
-        (100, 2000, Gate(), 3, None),
-        (49, 2000, Gate(), 3, "all parts together hold 49 positives, and cross-fitting over all of them needs 50"),
-        (19, 2000, Gate(min_positives=5), 3, "needs 20"),
-        (100, 2000, Gate(), 0, "evaluate.cross_fitting_repeats: 0"),
-        (100, 100_001, Gate(), 3, "left out above 100,000 rows, here are 100,001"),
+        (100, 2000, GateSettings(), 3, None),
+        (
+            49,
+            2000,
+            GateSettings(),
+            3,
+            "all parts together hold 49 positives, and cross-fitting over all of them needs 50",
+        ),
+        (19, 2000, GateSettings(min_positives=5), 3, "needs 20"),
+        (100, 2000, GateSettings(), 0, "evaluate.cross_fitting_repeats: 0"),
+        (100, 100_001, GateSettings(), 3, "left out above 100,000 rows, here are 100,001"),
     ],
 )
 def test_cross_fitting_stands_in_where_it_can_and_says_why_not(
-    positives: int, rows: int, gate: Gate, repeats: int, why: str | None
+    positives: int, rows: int, gate: GateSettings, repeats: int, why: str | None
 ) -> None:
     found = crossfitting.why_not(positives, rows, gate, repeats)
     assert (found is None) if why is None else (found is not None and why in found)
@@ -37,7 +43,7 @@ def test_repeats_that_disagree_widen_the_interval() -> None:
     costs = CostArrays(10.0, 1.0)
 
     def width(score: np.ndarray) -> float:
-        ap = evaluation.pooled(y, score, score > 0.5, costs=costs, config=Evaluate()).metrics["ap"]
+        ap = evaluation.pooled(y, score, score > 0.5, costs=costs, config=EvaluateSettings()).metrics["ap"]
         assert ap.low < ap.value < ap.high
         return ap.high - ap.low
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from rareclass.config import Regime, parse
+from rareclass.config import RegimeSettings, parse
 from rareclass.core import diagnosis, planning
 from rareclass.core.candidates import group_by_resampler
 from rareclass.core.dataset import Feature, Rows, Schema
@@ -62,12 +62,12 @@ def test_a_share_of_no_rows_is_nan():
     ("positives", "name"), [(0, "none"), (1, "few"), (29, "few"), (30, "scarce"), (299, "scarce"), (300, "ample")]
 )
 def test_the_regime_follows_the_number_of_positives(positives, name):
-    assert diagnosis.regime(positives, Regime()) == name
+    assert diagnosis.regime(positives, RegimeSettings()) == name
 
 
 def test_the_bounds_of_the_regimes_are_settings():
-    assert diagnosis.regime(50, Regime(few=51)) == "few"
-    assert diagnosis.regime(50, Regime(few=10, scarce=50)) == "ample"
+    assert diagnosis.regime(50, RegimeSettings(few=51)) == "few"
+    assert diagnosis.regime(50, RegimeSettings(few=10, scarce=50)) == "ample"
 
 
 @pytest.mark.parametrize(

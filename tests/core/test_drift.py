@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core import drift
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema
 
@@ -96,7 +96,7 @@ def test_values_that_no_longer_occur_are_damage_where_the_model_leans_on_them_an
     quiet = drift.compare(profile, now, loud={"level"})
     assert set(quiet.broken) == {"level"}
     assert {"zeros", "level"} <= set(quiet.drifted)
-    few = drift.compare(profile, now[:60], limits=Monitor(min_rows=50))  # sixty zeros are no surprise
+    few = drift.compare(profile, now[:60], limits=MonitorSettings(min_rows=50))  # sixty zeros are no surprise
     assert few.broken == {}
 
 
@@ -217,7 +217,7 @@ def test_a_change_between_scales_of_temperature_is_seen_where_both_have_the_same
 
 def test_too_few_rows_are_not_judged(profile):
     fresh = make_rows(150, seed=3)
-    report = drift.compare(profile, damage(fresh, "constant"), limits=Monitor(min_rows=200))
+    report = drift.compare(profile, damage(fresh, "constant"), limits=MonitorSettings(min_rows=200))
     assert not report.judged
     assert report.drifted == []
     assert report.broken == {}
@@ -261,7 +261,7 @@ def test_ks_on_percentiles_is_never_above_the_exact_one_and_within_a_percentile_
     rows = Rows(Schema((Feature("v"),)), reference, np.zeros(1000, np.int64), np.arange(1000, dtype=np.uint64))
     profile = drift.reference_profile(rows, np.full(1000, 0.1), threshold=0.5)
     current = (rng.normal(size=(n, 1)) * scale + shift).astype(np.float32)
-    got = drift.compare(profile, current, limits=Monitor(min_rows=1)).features[0].ks
+    got = drift.compare(profile, current, limits=MonitorSettings(min_rows=1)).features[0].ks
     exact = ks_2samp(reference[:, 0], current[:, 0]).statistic
     assert exact - 0.011 <= got <= exact + 1e-6
 

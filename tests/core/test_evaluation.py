@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from rareclass.config import Evaluate
+from rareclass.config import EvaluateSettings
 from rareclass.core import evaluation as ev
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
@@ -214,7 +214,7 @@ def test_an_evaluation_reports_everything_with_intervals():
     costs = CostArrays(19.0, 1.0, "EUR")
     found = ev.evaluate(
         y, score, thresholds={"default": 0.1, "strict": 0.6}, primary="default", costs=costs,
-        config=Evaluate(bootstraps=50, test_ratio=3, top_k=(2,)), block=block, time=time, rows=rows,
+        config=EvaluateSettings(bootstraps=50, test_ratio=3, top_k=(2,)), block=block, time=time, rows=rows,
     )  # fmt: skip
     for name in (
         "ap",
@@ -255,7 +255,7 @@ def test_the_roc_auc_of_an_evaluation_handles_ties_like_scikit_learn():
     y, score, _ = world()
     coarse = np.round(score, 1)
     found = ev.evaluate(
-        y, coarse, thresholds={"d": 0.3}, primary="d", costs=CostArrays(), config=Evaluate(bootstraps=50)
+        y, coarse, thresholds={"d": 0.3}, primary="d", costs=CostArrays(), config=EvaluateSettings(bootstraps=50)
     )
     assert found.metrics["roc_auc"].value == pytest.approx(sk.roc_auc_score(y, coarse))
 
@@ -267,7 +267,7 @@ def test_evaluating_rows_without_a_positive_reports_nan_and_does_not_fail():
         thresholds={"d": 0.5},
         primary="d",
         costs=CostArrays(),
-        config=Evaluate(bootstraps=50, test_ratio=3),
+        config=EvaluateSettings(bootstraps=50, test_ratio=3),
     )
     assert np.isnan(found.metrics["ap"].value)
     assert found.metrics["specificity"].value == pytest.approx(0.5)
@@ -289,4 +289,6 @@ def test_curves_are_short_keep_their_ends_and_lie_on_the_exact_curve():
 @pytest.mark.parametrize(("y", "primary", "error"), [([], "d", DataError), ([0, 1], "e", ConfigError)])
 def test_what_cannot_be_evaluated_is_refused(y, primary, error):
     with pytest.raises(error):
-        ev.evaluate(y, np.zeros(len(y)), thresholds={"d": 0.5}, primary=primary, costs=CostArrays(), config=Evaluate())
+        ev.evaluate(
+            y, np.zeros(len(y)), thresholds={"d": 0.5}, primary=primary, costs=CostArrays(), config=EvaluateSettings()
+        )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rareclass.config import Evaluate, Gate
+from rareclass.config import EvaluateSettings, GateSettings
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.evaluation import evaluate
@@ -29,10 +29,10 @@ def decide(y, score, champion=None, gate=None, threshold=0.1, costs=COSTS, rows=
         thresholds={"default": threshold},
         primary="default",
         costs=costs,
-        config=Evaluate(bootstraps=100, slices=("g",) if rows else ()),
+        config=EvaluateSettings(bootstraps=100, slices=("g",) if rows else ()),
         rows=rows,
     )
-    return judge(found, y, score, champion, gate or Gate(), costs=costs, n_boot=100, **kw)
+    return judge(found, y, score, champion, gate or GateSettings(), costs=costs, n_boot=100, **kw)
 
 
 def test_a_good_recipe_without_a_champion_is_approved_with_numbers_in_every_reason():
@@ -49,7 +49,7 @@ def test_a_good_recipe_without_a_champion_is_approved_with_numbers_in_every_reas
 
 def test_too_few_positives_are_not_enough_evidence_and_nothing_else_is_judged():
     y, score = world(300)
-    found = decide(y, score, gate=Gate(min_positives=200))
+    found = decide(y, score, gate=GateSettings(min_positives=200))
     assert found.verdict == "not enough evidence"
     assert not found.registers
     assert f"{y.sum()} positives among 300 rows; at least 200" in found.reasons[0]
@@ -64,10 +64,10 @@ def test_random_scores_are_rejected_for_their_lift():
 
 def test_an_interval_across_the_bound_does_not_decide():
     y, score = world(1500)
-    ap = evaluate(y, score, thresholds={"d": 0.1}, primary="d", costs=COSTS, config=Evaluate(bootstraps=50)).metrics[
-        "ap"
-    ]
-    found = decide(y, score, gate=Gate(min_ap=ap.value))
+    ap = evaluate(
+        y, score, thresholds={"d": 0.1}, primary="d", costs=COSTS, config=EvaluateSettings(bootstraps=50)
+    ).metrics["ap"]
+    found = decide(y, score, gate=GateSettings(min_ap=ap.value))
     assert found.verdict == "not enough evidence"
     assert "the interval cannot decide" in found.reasons[0]
 
@@ -75,7 +75,7 @@ def test_an_interval_across_the_bound_does_not_decide():
 def test_a_much_worse_challenger_is_rejected_and_an_equal_one_approved():
     y, score = world(20_000)
     _, worse = world(20_000, blur=1.5)
-    rejected = decide(y, worse, Champion(score), Gate(max_calibration_error=100))
+    rejected = decide(y, worse, Champion(score), GateSettings(max_calibration_error=100))
     assert rejected.verdict == "reject"
     assert "it loses" in rejected.reasons[0]
     assert decide(y, score, Champion(score * 0.9)).verdict == "approve"
@@ -144,18 +144,18 @@ def test_a_slice_that_is_missed_rejects_only_when_asked_for():
     blind = np.where(group == 1, score * 0.05, score)
     schema = Schema((Feature("g", "categorical", ("a", "b")),))
     rows = Rows(schema, group[:, None], y, np.arange(8000).astype(np.uint64))
-    found = decide(y, blind, gate=Gate(max_slice_recall_gap=0.2), rows=rows)
+    found = decide(y, blind, gate=GateSettings(max_slice_recall_gap=0.2), rows=rows)
     assert found.verdict == "reject"
     assert any("recall of g=b is" in reason for reason in found.reasons)
     assert decide(y, blind, rows=rows).verdict == "approve"
-    fair = decide(y, score, gate=Gate(max_slice_recall_gap=0.2), rows=rows)
+    fair = decide(y, score, gate=GateSettings(max_slice_recall_gap=0.2), rows=rows)
     assert fair.verdict == "approve"
     assert any("no slice of 2" in reason for reason in fair.reasons)
 
 
 def test_a_slice_rule_that_judged_no_slice_is_no_pass():
     y, score = world()
-    found = decide(y, score, gate=Gate(max_slice_recall_gap=0.2))
+    found = decide(y, score, gate=GateSettings(max_slice_recall_gap=0.2))
     assert found.verdict == "not enough evidence"
     assert any("no slice could be judged" in reason for reason in found.reasons)
 
@@ -166,7 +166,7 @@ def test_a_slice_rule_that_judged_no_slice_is_no_pass():
 )
 def test_the_mode_decides_what_a_verdict_does(mode, verdict, registers):
     y, _ = world(8000)
-    found = decide(y, np.random.default_rng(1).random(len(y)) * 0.1, gate=Gate(mode=mode))
+    found = decide(y, np.random.default_rng(1).random(len(y)) * 0.1, gate=GateSettings(mode=mode))
     assert (found.verdict, found.registers) == (verdict, registers)
     assert found.reasons
 
@@ -174,7 +174,7 @@ def test_the_mode_decides_what_a_verdict_does(mode, verdict, registers):
 @pytest.mark.parametrize(("setting", "verdict"), [("insufficient", "not enough evidence"), ("approve", "approve")])
 def test_a_champion_that_cannot_be_compared_means_what_the_setting_says_and_the_reason_is_told(setting, verdict):
     gone = NotComparable("version 3", "column 'leak' is not in the data")
-    found = decide(*world(), champion=gone, gate=Gate(without_comparison=setting))
+    found = decide(*world(), champion=gone, gate=GateSettings(without_comparison=setting))
     assert found.verdict == verdict
     told = [reason for reason in found.reasons if reason.startswith("version 3 cannot be compared, because")]
     assert len(told) == 1
@@ -189,11 +189,11 @@ def test_whatever_does_not_pass_says_what_to_do_next_and_an_approval_says_nothin
     assert decide(y, score).next_steps == ()
     cases = {
         "add columns": decide(y, noise),
-        "gate.min_ap": decide(y, score, gate=Gate(min_ap=0.99)),
+        "gate.min_ap": decide(y, score, gate=GateSettings(min_ap=0.99)),
         "does not pay": decide(y, noise, threshold=0.01, costs=CostArrays(1.0, 50.0, "EUR")),
         "do not fit the test rows' prevalence": decide(y, score**2),
         "keep the champion": decide(y, noise, champion=Champion(score)),
-        "bring more labelled rows": decide(*world(300), gate=Gate(min_positives=200)),
+        "bring more labelled rows": decide(*world(300), gate=GateSettings(min_positives=200)),
         "was not trained on": decide(y, score, champion=Champion(score, unseen=none)),
         "gate.without_comparison": decide(y, score, champion=NotComparable("version 1", "its columns are gone")),
     }

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import small_model
-from rareclass.config import Data
+from rareclass.config import DataSettings
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema
 from rareclass.core.incumbent import covers, other_question, unseen
 
-DATA = Data(path="x.parquet", target="label")
+DATA = DataSettings(path="x.parquet", target="label")
 
 
 def kinds(*levels: str) -> Schema:

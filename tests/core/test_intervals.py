@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rareclass.config import Evaluate
+from rareclass.config import EvaluateSettings
 from rareclass.core.bootstrap import Resamples, share_estimate, unbiased_estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.evaluation import average_precision, estimate_ap, evaluate
@@ -54,7 +54,9 @@ def test_intervals_of_average_precision_cover_as_often_as_they_say(positives, dr
 def test_all_found_of_eight_is_not_certainty():
     y = np.repeat([1, 0], [8, 92])
     score = np.where(y == 1, 0.9, 0.1)
-    found = evaluate(y, score, thresholds={"default": 0.5}, primary="default", costs=CostArrays(), config=Evaluate())
+    found = evaluate(
+        y, score, thresholds={"default": 0.5}, primary="default", costs=CostArrays(), config=EvaluateSettings()
+    )
     for name in ("recall", "precision", "ap", "f1", "f2", "roc_auc"):
         each = found.metrics[name]
         assert each.value == each.high == 1.0, name
@@ -71,7 +73,12 @@ def test_the_calibration_error_lies_inside_its_interval():
         score = rng.beta(1, 9, 400)
         y = (rng.random(400) < score).astype(int)
         found = evaluate(
-            y, score, thresholds={"default": 0.5}, primary="default", costs=CostArrays(), config=Evaluate(bootstraps=50)
+            y,
+            score,
+            thresholds={"default": 0.5},
+            primary="default",
+            costs=CostArrays(),
+            config=EvaluateSettings(bootstraps=50),
         )
         each = found.metrics["ece"]
         assert 0 <= each.low <= each.value <= each.high
@@ -85,7 +92,7 @@ def test_days_too_few_to_be_drawn_are_said():
         "thresholds": {"default": 1.0},
         "primary": "default",
         "costs": CostArrays(),
-        "config": Evaluate(bootstraps=50),
+        "config": EvaluateSettings(bootstraps=50),
     }
     few = evaluate(y, score, block=np.arange(300) % 3, **options)
     assert "fewer than 5: rows are drawn one by one" in few.notes[0]

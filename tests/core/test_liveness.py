@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import live_rows
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core import liveness
 
 NOW = live_rows.START + timedelta(days=56)
@@ -40,7 +40,7 @@ def evaluate(frame, reference=None, now=NOW, **changes):
 @settings(max_examples=60, deadline=None)
 def test_windows_are_disjoint_and_only_those_one_delay_old_are_matured(minutes, delay, length, count):
     now = datetime(2024, 1, 1) + timedelta(minutes=minutes)
-    limits = Monitor(window=timedelta(days=length), windows=count)
+    limits = MonitorSettings(window=timedelta(days=length), windows=count)
     found = liveness.boundaries(now, timedelta(days=delay), limits)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
     assert sum(state == "matured" for _, _, state in found) == count

@@ -10,7 +10,7 @@ import pytest
 from rows_for_learning import make_rows
 from threadpoolctl import threadpool_limits
 
-from rareclass.config import Costs, ResampleStep
+from rareclass.config import CostsSettings, ResampleStep
 from rareclass.core import learners
 from rareclass.core.candidates import Candidate, default_name
 from rareclass.core.costs import cost_arrays
@@ -36,8 +36,8 @@ TINY = {
     "easy_ensemble": {"n_estimators": 1},
 }
 COSTS = {
-    "cost by amount": Costs(amount_share=0.5, false_positive=2.0),
-    "cost": Costs(false_negative=9.0, false_positive=2.0),
+    "cost by amount": CostsSettings(amount_share=0.5, false_positive=2.0),
+    "cost": CostsSettings(false_negative=9.0, false_positive=2.0),
 }
 
 

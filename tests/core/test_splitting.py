@@ -43,7 +43,7 @@ def cut(rows, *, groups=None, delay=timedelta(0), seed=0, **options):
         time=rows.time,
         entity=rows.entity,
         groups=groups,
-        config=config.Split(**options),
+        config=config.SplitSettings(**options),
         label_delay=delay,
         seed=seed,
     )
@@ -196,7 +196,7 @@ def test_entities_may_be_kept_on_one_side_of_a_split_by_time():
     lost = sum(len(getattr(everything, name)) - len(getattr(apart, name)) for name in ("validation", "test"))
     assert apart.dropped["seen_entities"] == lost > 0
     _, folds = splitting.development(
-        rows.take(apart.train), rows.take(apart.validation), config.Split(entities_apart=True)
+        rows.take(apart.train), rows.take(apart.validation), config.SplitSettings(entities_apart=True)
     )
     dev = np.concatenate([rows.entity[apart.train], rows.entity[apart.validation]])
     assert folds
@@ -216,7 +216,10 @@ def test_forward_windows_only_ever_see_the_labelled_past():
     rows = make_rows(6000)
     parts = cut(rows, delay=timedelta(days=2))
     dev, folds = splitting.development(
-        rows.take(parts.train), rows.take(parts.validation), config.Split(windows=4), label_delay=timedelta(days=2)
+        rows.take(parts.train),
+        rows.take(parts.validation),
+        config.SplitSettings(windows=4),
+        label_delay=timedelta(days=2),
     )
     assert len(folds) == 4
     scored = np.concatenate([fold.score for fold in folds])
@@ -238,7 +241,7 @@ def test_windows_without_positives_are_joined():
 def test_stratified_folds_partition_the_rows_and_keep_units_whole(entities):
     rows = make_rows(3000, days=None, entities=entities, duplicates=entities is None)
     half = np.arange(3000) < 2000
-    dev, folds = splitting.development(rows.take(half), rows.take(~half), config.Split(folds=4))
+    dev, folds = splitting.development(rows.take(half), rows.take(~half), config.SplitSettings(folds=4))
     assert np.array_equal(np.sort(np.concatenate([fold.score for fold in folds])), np.arange(len(dev)))
     keys = content_groups(dev.x) if entities is None else dev.entity
     for fold in folds:
@@ -250,7 +253,9 @@ def test_stratified_folds_partition_the_rows_and_keep_units_whole(entities):
 def test_few_positives_raise_the_repeats_and_lower_the_folds():
     rows = make_rows(400, prevalence=0, days=None)
     rows.y[:3] = 1
-    dev, folds = splitting.development(rows.take(np.arange(300)), rows.take(np.arange(300, 400)), config.Split())
+    dev, folds = splitting.development(
+        rows.take(np.arange(300)), rows.take(np.arange(300, 400)), config.SplitSettings()
+    )
     assert {fold.repeat for fold in folds} == {0, 1, 2, 3, 4}
     assert len(folds) == 15
     assert all(dev.y[fold.score].sum() == 1 for fold in folds)
@@ -266,7 +271,7 @@ def test_one_positive_cannot_be_cross_fitted():
 def test_very_many_rows_take_three_folds_at_most():
     rows = make_rows(110_000, prevalence=0.02, days=None)
     dev, folds = splitting.development(
-        rows.take(np.arange(90_000)), rows.take(np.arange(90_000, 110_000)), config.Split()
+        rows.take(np.arange(90_000)), rows.take(np.arange(90_000, 110_000)), config.SplitSettings()
     )
     assert dev.positives > 1_000
     assert len(folds) == 3

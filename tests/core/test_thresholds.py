@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, fbeta_score, matthews_corrcoef
 
-from rareclass.config import OperatingPoint, Threshold
+from rareclass.config import OperatingPoint, ThresholdSettings
 from rareclass.core.bootstrap import Ladder, Resamples
 from rareclass.core.costs import CostArrays
 from rareclass.core.thresholds import OBJECTIVES, place, sweep, tune, tune_points
@@ -238,13 +238,15 @@ def test_no_positive_is_refused():
 
 
 def test_operating_points_come_with_the_default_first():
-    settings_ = Threshold(points=(OperatingPoint(name="cautious", objective="recall_at_precision", min_precision=0.5),))
+    settings_ = ThresholdSettings(
+        points=(OperatingPoint(name="cautious", objective="recall_at_precision", min_precision=0.5),)
+    )
     y, score = np.array([0, 1, 0, 1, 0]), np.array([0.1, 0.9, 0.5, 0.4, 0.2])
     points = tune_points(y, score, settings_, costs=CostArrays(5, 1, given=True), n_boot=50)
     assert list(points) == ["default", "cautious"]
     assert points["default"].objective == "cost"
     assert tune_points(y, score, settings_, costs=CostArrays(5, 1, given=False), n_boot=50)["default"].objective == "f1"
-    twice = Threshold(points=(OperatingPoint(name="default"),))
+    twice = ThresholdSettings(points=(OperatingPoint(name="default"),))
     with pytest.raises(ConfigError, match="named twice"):
         tune_points(y, score, twice)
 
@@ -262,7 +264,7 @@ def test_a_threshold_set_by_hand_is_judged_beside_the_tuned_ones_and_never_decid
     rng = np.random.default_rng(0)
     score = rng.random(2000)
     y = (rng.random(2000) < score**3).astype(int)
-    points = tune_points(y, score, Threshold(fixed=0.3), days=10, n_boot=50)
+    points = tune_points(y, score, ThresholdSettings(fixed=0.3), days=10, n_boot=50)
     assert list(points) == ["default", "fixed"]
     fixed = points["fixed"]
     flagged = score >= 0.3
@@ -273,4 +275,4 @@ def test_a_threshold_set_by_hand_is_judged_beside_the_tuned_ones_and_never_decid
     assert fixed.alerts_per_day == pytest.approx(flagged.sum() / 10)
     assert fixed.message.startswith("threshold 0.3, set by hand, gives precision ")
     with pytest.raises(ConfigError, match=r"'fixed' is the name of threshold\.fixed"):
-        tune_points(y, score, Threshold(points=(OperatingPoint(name="fixed"),)))
+        tune_points(y, score, ThresholdSettings(points=(OperatingPoint(name="fixed"),)))

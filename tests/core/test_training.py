@@ -5,7 +5,7 @@ import pytest
 from rows_for_learning import make_rows
 from sklearn.metrics import average_precision_score
 
-from rareclass.config import Costs, ResampleStep, Split
+from rareclass.config import CostsSettings, ResampleStep, SplitSettings
 from rareclass.core import learners, training
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays, cost_arrays
@@ -105,7 +105,7 @@ def test_the_sampling_factor_is_the_share_of_negatives_kept():
 
 def test_time_ordered_rows_are_scored_forward():
     rows = make_rows(1200, hours=True)
-    dev, folds = development(rows.take(slice(0, 900)), rows.take(slice(900, None)), Split(windows=2))
+    dev, folds = development(rows.take(slice(0, 900)), rows.take(slice(900, None)), SplitSettings(windows=2))
     done = train_candidate(PLAIN, dev, folds, seed=0)
     assert done.complete
     np.testing.assert_array_equal(np.flatnonzero(done.scored), np.concatenate([fold.score for fold in folds]))
@@ -115,7 +115,7 @@ def test_windows_scored_by_fits_that_knew_the_class_rarer_are_lifted_to_the_prev
     rows = make_rows(1200, hours=True)
     hit = np.flatnonzero(rows.y == 1)
     keep = np.setdiff1d(np.arange(len(rows)), hit[(hit < 600) & (hit % 3 > 0)])  # rare at first, common later
-    dev, folds = development(rows.take(keep[:-300]), rows.take(keep[-300:]), Split(windows=1))
+    dev, folds = development(rows.take(keep[:-300]), rows.take(keep[-300:]), SplitSettings(windows=1))
     shift = training.prior_shift(dev, folds[0])
     assert shift > 0.1
     linear = Candidate("lr", "logistic_regression")
@@ -207,7 +207,7 @@ def test_seconds_come_from_the_clock_that_was_handed_in():
 def test_costs_weigh_the_rows_they_belong_to():
     with pytest.raises(DataError, match="costs by row"):
         train_candidate(PLAIN, ROWS, FOLDS, seed=0, costs=CostArrays(0.1 * ROWS.amount, 1.0))
-    costs = cost_arrays(Costs(amount_share=0.1, false_positive=1.0), ROWS.prevalence, ROWS.amount)
+    costs = cost_arrays(CostsSettings(amount_share=0.1, false_positive=1.0), ROWS.prevalence, ROWS.amount)
     done = train_candidate(dataclasses.replace(PLAIN, weighting="cost"), ROWS, FOLDS, seed=0, costs=costs)
     assert done.complete
     final = refit([done], {"xgboost": 1.0}, ROWS, seed=0)

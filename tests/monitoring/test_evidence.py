@@ -48,7 +48,7 @@ def config(tmp_path_factory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def found(config: Config, tmp_path_factory) -> evidently_report.Evidence:
+def found(config: Config, tmp_path_factory) -> evidently_report.ReportFindings:
     with pytest.raises(ModelError, match="no champion"):
         evidently_report.report(config, NOW, tmp_path_factory.mktemp("none"))
     run = Tracker(config.tracking.uri, config.name).start("run")

@@ -23,7 +23,7 @@ _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Gate:
+class TokenGate:
     """An ASGI application that answers 401 to whoever does not show the token."""
 
     def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], token: str) -> None:
@@ -67,7 +67,7 @@ def _password(given: bytes) -> bytes:
         return b""
 
 
-def create_app() -> Gate:
+def create_app() -> TokenGate:
     """MLflow's application behind the gate. Raises ConfigError without a token: nothing is served open by mistake."""
     token = os.environ.get(TOKEN, "").strip()
     if not token:
@@ -76,4 +76,4 @@ def create_app() -> Gate:
         )
     from mlflow.server.fastapi_app import app
 
-    return Gate(app, token)
+    return TokenGate(app, token)

@@ -84,7 +84,7 @@ class Tracker:
 
     def start(
         self, name: str, *, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
-    ) -> Run:
+    ) -> TrackedRun:
         """Open a parent run; adopts the run that the environment's MLFLOW_RUN_ID names, where a pipeline injects one."""
         adopted = os.environ.get("MLFLOW_RUN_ID")
         if adopted:
@@ -94,19 +94,19 @@ class Tracker:
         run.log(params=params, tags=tags)
         return run
 
-    def _create(self, name: str, tags: Mapping[str, Any]) -> Run:
+    def _create(self, name: str, tags: Mapping[str, Any]) -> TrackedRun:
         owned = {_OWNER: f"{socket.gethostname()}:{os.getpid()}", **tags}
         with _mlflow.told(f"no run could be created in MLflow at '{self.uri}'"):
             made = self.client.create_run(
                 self._id, run_name=name, tags={key: str(value) for key, value in owned.items()}
             )
-        return Run(self, made.info.run_id, made.info.artifact_uri)
+        return TrackedRun(self, made.info.run_id, made.info.artifact_uri)
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str) -> TrackedRun:
         """Open an existing run, for example from the next step of a pipeline. Raises ModelError when there is none."""
         with _mlflow.told(f"run '{run_id}' is not in MLflow at '{self.uri}'"):
             found = self.client.get_run(run_id)
-        return Run(self, found.info.run_id, found.info.artifact_uri)
+        return TrackedRun(self, found.info.run_id, found.info.artifact_uri)
 
     def mark_dead_runs_killed(self) -> list[str]:
         """Mark the runs whose process on this machine has died as KILLED; returns their ids."""
@@ -120,7 +120,7 @@ class Tracker:
         return dead
 
 
-class Run:
+class TrackedRun:
     """A run that is being written. ``artifact_uri`` is absolute: a path for a local store."""
 
     def __init__(self, tracker: Tracker, run_id: str, artifact_uri: str) -> None:
@@ -143,7 +143,7 @@ class Run:
         series: Mapping[str, Sequence[float]] | None = None,
         steps: Sequence[int] | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> Run:
+    ) -> TrackedRun:
         """Write one candidate as a nested run, complete and closed; returns it for artifacts."""
         run = self.tracker._create(name, {"mlflow.parentRunId": self.id, **(tags or {})})
         run.log(params=params, metrics=metrics)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from rareclass.config import Checks, Data
+from rareclass.config import ChecksSettings, DataSettings
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.hashing import content_groups
 from rareclass.errors import DataError
@@ -42,7 +42,7 @@ def settle(found: Sequence[Finding]) -> list[Finding]:
     return list(found)
 
 
-def check_rows(rows: Rows, data: Data, content: AnyArray | None = None) -> list[Finding]:
+def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) -> list[Finding]:
     """Check encoded rows: infinite values, columns without any value, identical rows, features that give the target away.
 
     content : (n,) hashes that are equal where rows are equal in every feature, where they are known already
@@ -55,13 +55,13 @@ def check_rows(rows: Rows, data: Data, content: AnyArray | None = None) -> list[
     return settle(found)
 
 
-def _finding(checks: Checks, check: str, column: str | None, message: str) -> Iterator[Finding]:
+def _finding(checks: ChecksSettings, check: str, column: str | None, message: str) -> Iterator[Finding]:
     severity = getattr(checks, check)
     if severity != "off":
         yield Finding(check, severity, column, message)
 
 
-def check_target(target: pd.Series[Any], data: Data) -> list[Finding]:
+def check_target(target: pd.Series[Any], data: DataSettings) -> list[Finding]:
     """Check the raw target for missing values; rows without one are the caller's to drop.
 
     Raises DataError when no row has a target, whatever the severity.
@@ -80,7 +80,7 @@ def check_target(target: pd.Series[Any], data: Data) -> list[Finding]:
     return settle(list(_finding(data.checks, "missing_target", data.target, message)))
 
 
-def check_ids(ids: pd.Series[Any], data: Data) -> list[Finding]:
+def check_ids(ids: pd.Series[Any], data: DataSettings) -> list[Finding]:
     """Check that no two rows have the same id; missing ids count as equal."""
     repeated = ids.duplicated(keep=False)
     if data.checks.duplicate_ids == "off" or not repeated.any():
@@ -93,7 +93,7 @@ def check_ids(ids: pd.Series[Any], data: Data) -> list[Finding]:
     return settle(list(_finding(data.checks, "duplicate_ids", data.id, message)))
 
 
-def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: Data) -> list[Finding]:
+def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: DataSettings) -> list[Finding]:
     """Check that every value of the time column became a time; ``parsed`` is NaT where it did not."""
     bad = parsed.isna()
     if data.checks.unparsable_time == "off" or not bad.any():
@@ -113,7 +113,7 @@ def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: Data) -> list[
     return settle(list(_finding(data.checks, "unparsable_time", data.time, message)))
 
 
-def check_infinite(rows: Rows, checks: Checks) -> Iterator[Finding]:
+def check_infinite(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     """Columns with plus or minus infinity, also from numbers too large for float32."""
     if checks.infinite_values == "off":
         return
@@ -125,7 +125,7 @@ def check_infinite(rows: Rows, checks: Checks) -> Iterator[Finding]:
         yield from _finding(checks, "infinite_values", name, message)
 
 
-def check_all_missing(rows: Rows, checks: Checks) -> Iterator[Finding]:
+def check_all_missing(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     """Columns without any value."""
     for name, count in _counts(rows, np.isnan):
         if count == len(rows):
@@ -141,7 +141,7 @@ def _counts(rows: Rows, what: Callable[[FloatMatrix], BoolArray]) -> list[tuple[
     return [(name, int(count)) for name, count in zip(rows.schema.names, total, strict=True) if count]
 
 
-def check_identical(rows: Rows, checks: Checks, content: AnyArray | None = None) -> Iterator[Finding]:
+def check_identical(rows: Rows, checks: ChecksSettings, content: AnyArray | None = None) -> Iterator[Finding]:
     """Rows equal in every feature; says also how many of them have both labels."""
     if checks.identical_rows == "off" or len(rows) < 2:
         return
@@ -176,7 +176,7 @@ def _repeated(x: FloatMatrix, content: AnyArray | None) -> tuple[IntArray, IntAr
     return np.concatenate(index), np.concatenate(group)
 
 
-def check_leaks(rows: Rows, checks: Checks) -> Iterator[Finding]:
+def check_leaks(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     """Features that alone, or whose missingness alone, rank the rare class with an AP of `leak_ap` or more.
 
     Screened on at most 2,000 positives and 20,000 weighted negatives, evenly spaced; what comes near is judged on all.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rareclass.config import Costs
+from rareclass.config import CostsSettings
 from rareclass.core.dataset import AnyArray, FloatArray
 from rareclass.errors import ConfigError, DataError
 
@@ -93,7 +93,7 @@ def _spread(cost: float | FloatArray, n: int, name: str) -> FloatArray:
     return np.broadcast_to(values, (n,)).astype(np.float64)
 
 
-def cost_arrays(config: Costs, y_prevalence: float, amount: ArrayLike | None = None) -> CostArrays:
+def cost_arrays(config: CostsSettings, y_prevalence: float, amount: ArrayLike | None = None) -> CostArrays:
     """Return the costs of rows, with what is missing derived from the prevalence of the rare class.
 
     amount : (n,) amount at stake per row, needed by ``costs.amount_share``; a missing one counts as the mean
@@ -119,7 +119,7 @@ def cost_arrays(config: Costs, y_prevalence: float, amount: ArrayLike | None = N
     return CostArrays(miss, alarm, config.currency, given, note)
 
 
-def _by_amount(config: Costs, amount: ArrayLike | None) -> CostArrays:
+def _by_amount(config: CostsSettings, amount: ArrayLike | None) -> CostArrays:
     if amount is None or config.amount_share is None:
         raise ConfigError("costs.amount_share needs the amounts. Set data.amount to the column that holds them")
     amounts = np.array(amount, dtype=np.float64)

@@ -59,7 +59,7 @@ class CrossFitting:
         }  # fmt: skip
 
 
-def why_not(positives: int, rows: int, gate: settings.Gate, repeats: int) -> str | None:
+def why_not(positives: int, rows: int, gate: settings.GateSettings, repeats: int) -> str | None:
     """Say why cross-fitting cannot stand in for a test part that is too small; None where it can.
 
     positives, rows : of all parts together · repeats : that are asked for
@@ -75,7 +75,7 @@ def why_not(positives: int, rows: int, gate: settings.Gate, repeats: int) -> str
 
 
 def folds(
-    rows: Rows, config: settings.Split, repeats: int, *, label_delay: Any, seed: int
+    rows: Rows, config: settings.SplitSettings, repeats: int, *, label_delay: Any, seed: int
 ) -> tuple[tuple[Fold, ...], ...]:
     """Return the folds of each repeat: over all rows, units kept together; by time forward over the last three quarters.
 
@@ -103,7 +103,7 @@ class Procedure:
 
     fit: Callable[[Rows, int], training.Ensemble]
     shifts: bool
-    threshold: settings.Threshold
+    threshold: settings.ThresholdSettings
     costs: Callable[[Rows], CostArrays]
     days: Callable[[Rows, float], float | None]
 
@@ -118,7 +118,7 @@ def cross_fit(
     repeats: Sequence[Sequence[Fold]],
     procedure: Procedure,
     *,
-    config: settings.Evaluate,
+    config: settings.EvaluateSettings,
     seed: int,
     reason: Callable[[int, int], str],
     progress: Callable[[str], None],
@@ -146,7 +146,7 @@ def cross_fit(
 
 
 def _repeat(
-    rows: Rows, parts: Sequence[Fold], procedure: Procedure, config: settings.Evaluate, seed: int
+    rows: Rows, parts: Sequence[Fold], procedure: Procedure, config: settings.EvaluateSettings, seed: int
 ) -> tuple[FloatArray, BoolArray]:
     """(n,) calibrated scores, NaN where a row was not judged, and (n,) decisions.
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rareclass.config import Config
-from rareclass.config import Regime as RegimeBounds
+from rareclass.config import Config, RegimeSettings
 from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.estimate import Estimate, share_of
 from rareclass.core.periods import monday
@@ -112,7 +111,7 @@ def percent(share: Estimate) -> str:
     return f"{share.value:.{digits}%} [{share.low:.{digits}%}, {share.high:.{digits}%}]"
 
 
-def regime(positives: int, bounds: RegimeBounds) -> Regime:
+def regime(positives: int, bounds: RegimeSettings) -> Regime:
     """Name how much there is to learn from, by the number of rows of the rare class."""
     if positives == 0:
         return "none"

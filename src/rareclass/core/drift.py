@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core.dataset import OTHER, FloatArray, FloatMatrix, Rows, Schema
 
 Float32 = NDArray[np.float32]
@@ -239,7 +239,7 @@ def compare(
     x: FloatMatrix,
     score: FloatArray | None = None,
     *,
-    limits: Monitor | None = None,
+    limits: MonitorSettings | None = None,
     answered: FeatureProfile | None = None,
     unknown: Mapping[str, float] | None = None,
     weight: FloatArray | None = None,
@@ -260,7 +260,7 @@ def compare(
     day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
     loud : features in which values that no longer occur are damage, None = all; in the others they are drift
     """
-    limits = limits or Monitor()
+    limits = limits or MonitorSettings()
     judged = len(x) >= limits.min_rows
     if not len(x):
         return DriftReport(0, False, (), None)
@@ -282,7 +282,7 @@ def compare(
 
 
 def compare_scores(
-    reference: FeatureProfile, score: FloatArray, *, limits: Monitor, weight: FloatArray | None = None
+    reference: FeatureProfile, score: FloatArray, *, limits: MonitorSettings, weight: FloatArray | None = None
 ) -> FeatureDrift:
     """Compare the (n,) scores of served rows with a reference; scores drift, they are never damaged data."""
     judged = len(score) >= limits.min_rows
@@ -518,7 +518,7 @@ def _without(
     found: tuple[FeatureDrift, ...],
     profile: Profile,
     columns: FloatMatrix,
-    limits: Monitor,
+    limits: MonitorSettings,
     skip: Collection[str],
     day: bool,
     loud: Collection[str] | None,
@@ -601,7 +601,7 @@ def _compare_column(
     profile: FeatureProfile,
     column: Float32,
     weight: FloatArray | None,
-    limits: Monitor,
+    limits: MonitorSettings,
     unknown: float,
     judged: bool,
 ) -> FeatureDrift:
@@ -631,7 +631,7 @@ def _broken(
     counts: FloatArray,
     missing: float,
     unknown: float,
-    limits: Monitor,
+    limits: MonitorSettings,
     drifted: bool,
 ) -> tuple[str, ...]:
     """Why a column looks damaged rather than changed."""
@@ -691,7 +691,7 @@ def _value(profile: FeatureProfile, value: float) -> str:
     return f"'{profile.categories[int(value)]}'" if profile.categories else f"{value:g}"
 
 
-def _relabelled(profile: FeatureProfile, counts: FloatArray, limits: Monitor) -> bool:
+def _relabelled(profile: FeatureProfile, counts: FloatArray, limits: MonitorSettings) -> bool:
     """The shares are the same ones, sorted, but belong to other categories."""
     if profile.kind != "categorical" or len(counts) < 2:
         return False

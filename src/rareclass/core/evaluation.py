@@ -527,7 +527,7 @@ def evaluate(
     thresholds: Mapping[str, float],
     primary: str,
     costs: CostArrays,
-    config: config.Evaluate,
+    config: config.EvaluateSettings,
     block: NDArray[Any] | None = None,
     time: NDArray[np.datetime64] | None = None,
     rows: Rows | None = None,
@@ -588,7 +588,7 @@ def pooled(
     flagged: BoolArray,
     *,
     costs: CostArrays,
-    config: config.Evaluate,
+    config: config.EvaluateSettings,
     block: NDArray[Any] | None = None,
     weight: ArrayLike | None = None,
     seed: int = 0,
@@ -648,7 +648,7 @@ class _Judge:
     score: FloatArray
     weight: FloatArray | None
     costs: CostArrays
-    config: config.Evaluate
+    config: config.EvaluateSettings
     resamples: Resamples
 
     def _estimate(self, value: ArrayLike, drawn: FloatArray) -> Estimate:

@@ -124,7 +124,7 @@ def judge(
     y: ArrayLike,
     score: ArrayLike,
     champion: Champion | NotComparable | None,
-    gate: config.Gate,
+    gate: config.GateSettings,
     *,
     costs: CostArrays | None = None,
     weight: ArrayLike | None = None,
@@ -220,7 +220,7 @@ def _looked(looks: int, confidence: float, level: float) -> str:
     )
 
 
-def _without_comparison(champion: NotComparable, gate: config.Gate) -> Rule:
+def _without_comparison(champion: NotComparable, gate: config.GateSettings) -> Rule:
     allowed = gate.without_comparison == "approve"
     said = "is let pass" if allowed else "is not enough evidence"
     reason = f"{champion}; this {said} (gate.without_comparison: {gate.without_comparison})"
@@ -258,7 +258,7 @@ def _numbers(found: Estimate) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _absolute(evaluation: Evaluation, gate: config.Gate) -> Iterator[Rule]:
+def _absolute(evaluation: Evaluation, gate: config.GateSettings) -> Iterator[Rule]:
     """Rules that need no champion."""
     ap, prevalence = evaluation.metrics["ap"], evaluation.counts["prevalence"]
     yield _ap_rule(
@@ -300,7 +300,7 @@ def _money(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _calibration_rule(evaluation: Evaluation, gate: config.Gate) -> Rule:
+def _calibration_rule(evaluation: Evaluation, gate: config.GateSettings) -> Rule:
     """Off by more than allowed, where the interval excludes 1."""
     ratio = evaluation.metrics["mean_score_ratio"]
     off = abs(ratio.value - 1) > gate.max_calibration_error
@@ -352,7 +352,7 @@ class _Pair:
     resamples: Resamples
     confidence: float
 
-    def rules(self, gate: config.Gate, costs: CostArrays | None) -> Iterator[Rule]:
+    def rules(self, gate: config.GateSettings, costs: CostArrays | None) -> Iterator[Rule]:
         left = self.champion.compared
         positives = int(self.y[left].sum())
         if positives < gate.min_positives:
@@ -366,7 +366,7 @@ class _Pair:
     def _own(self, left: BoolArray) -> tuple[AnyArray | None, FloatArray | None]:
         return (None if self.block is None else self.block[left]), (None if self.weight is None else self.weight[left])
 
-    def _ap(self, left: BoolArray, gate: config.Gate) -> Rule:
+    def _ap(self, left: BoolArray, gate: config.GateSettings) -> Rule:
         """The share of the champion's AP that is lost: its upper bound has to stay below gate.max_ap_loss."""
         block, weight = self._own(left)
         pair = np.stack([*self.score[:, left], np.asarray(self.champion.score, dtype=np.float64)[left]])

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.config import Data
+from rareclass.config import DataSettings
 from rareclass.core.dataset import OTHER, AnyArray, Feature, Rows, Schema
 from rareclass.core.model import RareModel
 
 _TRUE, _FALSE = {"true", "1"}, {"false", "0"}
 
 
-def other_question(meta: Mapping[str, Any], data: Data, positive: Any) -> str | None:
+def other_question(meta: Mapping[str, Any], data: DataSettings, positive: Any) -> str | None:
     """Return why a version of another target answers another question than this run asks; None when it is the same.
 
     meta : of the version; one that does not say what it learned is taken to have learned the same
@@ -52,7 +52,7 @@ def _covers(there: Feature | None, wanted: Feature) -> bool:
     return pools_alike and set(wanted.categories) <= set(there.categories)
 
 
-def unseen(model: RareModel, rows: Rows, data: Data) -> AnyArray | None:
+def unseen(model: RareModel, rows: Rows, data: DataSettings) -> AnyArray | None:
     """Return the index of the rows that a version was not trained on; None where that cannot be told.
 
     By time where both have one; else by the ids of rows, which are comparable when both come from the same `data.id`, or
@@ -66,7 +66,7 @@ def unseen(model: RareModel, rows: Rows, data: Data) -> AnyArray | None:
     return np.flatnonzero(~np.isin(rows.row_id, model.trained_ids))
 
 
-def _ids_alike(model: RareModel, schema: Schema, data: Data) -> bool:
+def _ids_alike(model: RareModel, schema: Schema, data: DataSettings) -> bool:
     before = model.meta.get("config", {}).get("data", {})
     if any(before.get(role) != getattr(data, role) for role in ("id", "time", "entity")) and before:
         return False

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rareclass.config import Monitor
+from rareclass.config import MonitorSettings
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.drift import Profile, weighted_ap
@@ -133,7 +133,7 @@ class Settings:
     came counts as 0 (None: it stays unknown);  false_negative, false_positive : costs where the rows carry none
     """
 
-    monitor: Monitor
+    monitor: MonitorSettings
     delay: timedelta
     expected: bool = True
     beta: float = 1.0
@@ -164,7 +164,7 @@ def evaluate(
     return _together(version, now, rows, tuple(windows), profile, settings)
 
 
-def boundaries(now: datetime, delay: timedelta, limits: Monitor) -> list[tuple[datetime, datetime, str]]:
+def boundaries(now: datetime, delay: timedelta, limits: MonitorSettings) -> list[tuple[datetime, datetime, str]]:
     """Return (start, end, state) of the disjoint windows in view, oldest first.
 
     The newest matured window ends at the last full day (or full window, when windows are shorter than a day) that is

@@ -26,13 +26,13 @@ _LEARNER, _PARTS, _GOLDEN, _SUMS = "learner", "model.json", "golden.json", "sha2
 _IDS = "trained_ids.npy"
 
 
-class Scorer(Protocol):
+class FittedLearner(Protocol):
     """What a fitted learner can do."""
 
     def score(self, x: FloatMatrix) -> FloatArray: ...
 
 
-class Calibrator(Protocol):
+class MonotoneMap(Protocol):
     """A strictly monotone map of scores to probabilities."""
 
     def __call__(self, score: FloatArray) -> FloatArray: ...
@@ -53,8 +53,8 @@ class RareModel:
     """
 
     schema: Schema
-    learner: Scorer
-    calibrator: Calibrator
+    learner: FittedLearner
+    calibrator: MonotoneMap
     thresholds: Mapping[str, float]
     primary: str = "default"
     profile: Mapping[str, Any] = field(default_factory=dict)

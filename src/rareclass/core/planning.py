@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rareclass.config import Config, ResampleStep, Search
+from rareclass.config import Config, ResampleStep, SearchSettings
 from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Schema
 from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis
@@ -111,7 +111,9 @@ def check_recipe(candidate: Candidate) -> None:
     check_chain(candidate.resample)
 
 
-def within_budget(ideas: Sequence[Candidate], situation: Situation, search: Search, before: int) -> Sequence[Candidate]:
+def within_budget(
+    ideas: Sequence[Candidate], situation: Situation, search: SearchSettings, before: int
+) -> Sequence[Candidate]:
     """Drop the end of the ideas that twice the budget would not reach; at least two always stay."""
     if search.trials is not None:
         return ideas

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rareclass.config import Config, Threshold
+from rareclass.config import Config, ThresholdSettings
 from rareclass.core import calibration, drift, thresholds
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
@@ -24,7 +24,7 @@ MIN_JUDGES = 10
 
 
 @dataclass(frozen=True)
-class Scored:
+class MaturedRows:
     """Matured rows of one version, in order of time.
 
     score : (n,) deployed scores;  time : (n,) datetime64;  weight : (n,) inverse-propensity and sampling weights or None
@@ -51,9 +51,9 @@ class Scored:
     def block(self) -> NDArray[Any]:
         return self.time.astype("datetime64[D]").astype(np.int64)
 
-    def take(self, index: AnyArray) -> Scored:
+    def take(self, index: AnyArray) -> MaturedRows:
         weight = None if self.weight is None else self.weight[index]
-        return Scored(self.y[index], self.score[index], self.time[index], weight, self.costs.take(index))
+        return MaturedRows(self.y[index], self.score[index], self.time[index], weight, self.costs.take(index))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Repair:
         }
 
 
-def halves(rows: Scored, newest: datetime) -> tuple[Scored, Scored]:
+def halves(rows: MaturedRows, newest: datetime) -> tuple[MaturedRows, MaturedRows]:
     """Split matured rows into those that fit and those that judge: the later half of the positives since ``newest``.
 
     ``newest`` is the start of the newest matured window, where what is to be repaired shows.
@@ -98,12 +98,12 @@ def halves(rows: Scored, newest: datetime) -> tuple[Scored, Scored]:
 
 
 def rethreshold(
-    fit: Scored,
-    judge: Scored,
+    fit: MaturedRows,
+    judge: MaturedRows,
     *,
     newest: datetime,
     before: Mapping[str, float],
-    settings: Threshold,
+    settings: ThresholdSettings,
     shifted: bool,
     seed: int = 0,
 ) -> Repair:
@@ -139,13 +139,13 @@ def rethreshold(
 
 
 def recalibrate(
-    fit: Scored,
-    judge: Scored,
+    fit: MaturedRows,
+    judge: MaturedRows,
     raw_fit: FloatArray,
     raw_judge: FloatArray,
     *,
     before: Mapping[str, float],
-    settings: Threshold,
+    settings: ThresholdSettings,
     seed: int = 0,
 ) -> Repair:
     """Fit the calibrator anew on the learner's raw scores of earlier rows, and compare log loss on later ones."""
@@ -173,7 +173,13 @@ def recalibrate(
 
 
 def recalibrated(
-    model: RareModel, repair: Repair, scored: Scored, raw: FloatArray, *, window: timedelta, meta: Mapping[str, Any]
+    model: RareModel,
+    repair: Repair,
+    scored: MaturedRows,
+    raw: FloatArray,
+    *,
+    window: timedelta,
+    meta: Mapping[str, Any],
 ) -> RareModel:
     """Return the new version: the same learner, another calibrator and thresholds.
 
@@ -206,7 +212,7 @@ def recalibrated(
     return changed if model.golden is None else changed.with_golden(model.matrix(model.golden))
 
 
-def _gain(judge: Scored, new: float, old: float, objective: str, beta: float, seed: int) -> Estimate:
+def _gain(judge: MaturedRows, new: float, old: float, objective: str, beta: float, seed: int) -> Estimate:
     """Value of the objective at the new cut-off minus that at the old one, signed so that more is better."""
     table = np.column_stack([_sums(judge, new), _sums(judge, old)])
     sign = thresholds.OBJECTIVES[objective].sign
@@ -219,7 +225,7 @@ def _gain(judge: Scored, new: float, old: float, objective: str, beta: float, se
     return _estimate(float(value(table.sum(axis=0)[None])[0]), value(draws.sums(table)), judge)
 
 
-def _sums(judge: Scored, cut: float) -> FloatArray:
+def _sums(judge: MaturedRows, cut: float) -> FloatArray:
     """Per row: found, false alarm, positive, negative, cost at a cut-off."""
     weight = np.ones(len(judge)) if judge.weight is None else judge.weight
     flagged, y = (judge.score >= cut).astype(np.float64), judge.y.astype(np.float64)
@@ -235,7 +241,7 @@ def _value(sums: FloatArray, objective: str, days: float, beta: float) -> FloatA
     return np.asarray(thresholds.OBJECTIVES[objective].value(counts), dtype=np.float64)
 
 
-def _breaks(judge: Scored, cut: float, settings: Threshold) -> str:
+def _breaks(judge: MaturedRows, cut: float, settings: ThresholdSettings) -> str:
     """Which constraint a cut-off breaks on the judging rows, in words; empty when none."""
     tp, fp, positives, _, _ = _sums(judge, cut).sum(axis=0)
     precision, recall = (tp / (tp + fp) if tp + fp else 1.0), (tp / positives if positives else 1.0)
@@ -254,7 +260,7 @@ def _losses(y: IntArray, score: FloatArray) -> FloatArray:
     return np.asarray(-np.where(y == 1, np.log(p), np.log1p(-p)), dtype=np.float64)
 
 
-def _estimate(value: float, resampled: FloatArray, judge: Scored) -> Estimate:
+def _estimate(value: float, resampled: FloatArray, judge: MaturedRows) -> Estimate:
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(value, float(low), float(high), int(judge.y.sum()), len(judge))
 

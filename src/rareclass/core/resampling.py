@@ -50,7 +50,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ResamplingTask:
     """What one step may use besides the rows."""
 
     ratio: float | None
@@ -96,7 +96,9 @@ def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: i
     kept, steps = 1.0, [("start", positives, len(rows) - positives)]
     for position, step in enumerate(chain):
         before = rows
-        task = Task(step.ratio, step.rows, int(np.random.SeedSequence([seed, position]).generate_state(1)[0]), threads)
+        task = ResamplingTask(
+            step.ratio, step.rows, int(np.random.SeedSequence([seed, position]).generate_state(1)[0]), threads
+        )
         rows = RESAMPLERS[step.name](rows, task, **step.params)
         steps.append((step.name, rows.positives, len(rows) - rows.positives))
         if rows is not before:
@@ -141,12 +143,12 @@ def _factor(before: Rows, after: Rows) -> float:
 # --- random ---------------------------------------------------------------------------------------------------------
 
 
-def keep_rows(rows: Rows, task: Task) -> Rows:
+def keep_rows(rows: Rows, task: ResamplingTask) -> Rows:
     """Leave the rows as they are."""
     return rows
 
 
-def random_over(rows: Rows, task: Task) -> Rows:
+def random_over(rows: Rows, task: ResamplingTask) -> Rows:
     """Repeat rows of the rare class: every one equally often, the remainder at random without replacement."""
     index = np.flatnonzero(rows.y == 1)
     more = task.minority(rows) - len(index)
@@ -157,7 +159,7 @@ def random_over(rows: Rows, task: Task) -> Rows:
     return rows.take(np.concatenate([np.arange(len(rows)), extra]))
 
 
-def random_under(rows: Rows, task: Task) -> Rows:
+def random_under(rows: Rows, task: ResamplingTask) -> Rows:
     """Drop rows of the majority at random."""
     index = np.flatnonzero(rows.y == 0)
     wanted = task.majority(rows)
@@ -180,7 +182,7 @@ class Pairs:
     gap: FloatArray
 
 
-def smote(rows: Rows, task: Task, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
+def smote(rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
     """Synthetic rows between rows of the rare class and their k nearest of it; bases equally likely.
 
     Source: Chawla et al., JAIR 2002. Categories by the most frequent of the neighbours: SMOTENC of the same paper.
@@ -189,40 +191,42 @@ def smote(rows: Rows, task: Task, *, k_neighbors: int = 5, scale: bool = True) -
 
 
 def borderline_smote(
-    rows: Rows, task: Task, *, k_neighbors: int = 5, m_neighbors: int = 10, scale: bool = True
+    rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, m_neighbors: int = 10, scale: bool = True
 ) -> Rows:
     """SMOTE from bases in danger only: at least half, but not all, of their m nearest rows are of the majority.
 
     All bases are used when none is in danger. Source: Han et al., ICIC 2005 (borderline-1).
     """
 
-    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> FloatArray:
+    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: ResamplingTask) -> FloatArray:
         share = _majority_share(space, index, rows, m_neighbors, task.threads)
         return ((share >= 0.5) & (share < 1)).astype(np.float64)
 
     return _oversample(rows, task, choose, k_neighbors, scale)
 
 
-def adasyn(rows: Rows, task: Task, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
+def adasyn(rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
     """SMOTE with bases as likely as their share of majority rows among the k nearest.
 
     All bases are equally likely when none has any. Source: He et al., IJCNN 2008.
     """
 
-    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> FloatArray:
+    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: ResamplingTask) -> FloatArray:
         return _majority_share(space, index, rows, k_neighbors, task.threads)
 
     return _oversample(rows, task, choose, k_neighbors, scale)
 
 
-def svm_smote(rows: Rows, task: Task, *, k_neighbors: int = 5, m_neighbors: int = 10, scale: bool = True) -> Rows:
+def svm_smote(
+    rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, m_neighbors: int = 10, scale: bool = True
+) -> Rows:
     """SMOTE from bases that are support vectors of a radial SVM and not surrounded by the majority.
 
     The SVM sees at most 10,000 rows: up to half of them of the rare class, at random. All bases are used when it has
     none. Interpolates only. Source: Nguyen et al., IJKESDP 2011.
     """
 
-    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> FloatArray:
+    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: ResamplingTask) -> FloatArray:
         from sklearn.svm import SVC
 
         rng, other = task.rng, np.flatnonzero(rows.y == 0)
@@ -235,14 +239,16 @@ def svm_smote(rows: Rows, task: Task, *, k_neighbors: int = 5, m_neighbors: int 
     return _oversample(rows, task, choose, k_neighbors, scale)
 
 
-def kmeans_smote(rows: Rows, task: Task, *, k_neighbors: int = 5, clusters: int = 20, scale: bool = True) -> Rows:
+def kmeans_smote(
+    rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, clusters: int = 20, scale: bool = True
+) -> Rows:
     """SMOTE inside clusters in which the rare class is over-represented, sparse ones more; neighbours of one cluster.
 
     Clusters are found on at most 50,000 rows. A cluster counts when its prevalence is above that of all rows and it has
     two rows of the rare class; all bases are used when none does. Source: Douzas et al., Information Sciences 2018.
     """
 
-    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> tuple[FloatArray, IntArray]:
+    def choose(space: FloatMatrix, index: IntArray, rows: Rows, task: ResamplingTask) -> tuple[FloatArray, IntArray]:
         from sklearn.cluster import MiniBatchKMeans
 
         seen = np.sort(task.rng.permutation(len(rows))[:_KMEANS_ROWS])
@@ -258,10 +264,10 @@ def kmeans_smote(rows: Rows, task: Task, *, k_neighbors: int = 5, clusters: int 
     return _oversample(rows, task, choose, k_neighbors, scale)
 
 
-Choose = Callable[[FloatMatrix, IntArray, Rows, Task], FloatArray | tuple[FloatArray, IntArray]]
+Choose = Callable[[FloatMatrix, IntArray, Rows, ResamplingTask], FloatArray | tuple[FloatArray, IntArray]]
 
 
-def _uniform(space: FloatMatrix, index: IntArray, rows: Rows, task: Task) -> FloatArray:
+def _uniform(space: FloatMatrix, index: IntArray, rows: Rows, task: ResamplingTask) -> FloatArray:
     return np.ones(len(index))
 
 
@@ -271,7 +277,7 @@ def _majority_share(space: FloatMatrix, index: IntArray, rows: Rows, k: int, thr
     return np.asarray((rows.y[near] == 0).mean(axis=1))
 
 
-def _oversample(rows: Rows, task: Task, choose: Choose, k: int, scale: bool) -> Rows:
+def _oversample(rows: Rows, task: ResamplingTask, choose: Choose, k: int, scale: bool) -> Rows:
     """Add synthetic rows until the step's target; ``choose`` weighs the bases and may keep neighbours in a group."""
     index = np.flatnonzero(rows.y == 1)
     more = task.minority(rows) - len(index)
@@ -341,18 +347,18 @@ def _modes(codes: FloatMatrix, near: IntArray) -> FloatMatrix:
 # --- cleaning -------------------------------------------------------------------------------------------------------
 
 
-def enn(rows: Rows, task: Task, *, n_neighbors: int = 3, scale: bool = True) -> Rows:
+def enn(rows: Rows, task: ResamplingTask, *, n_neighbors: int = 3, scale: bool = True) -> Rows:
     """Drop majority rows with a row of the rare class among their k nearest (Edited Nearest Neighbours)."""
     return _clean(rows, task, *_enn(rows, task, n_neighbors, scale, (0,)))
 
 
-def tomek(rows: Rows, task: Task, *, scale: bool = True) -> Rows:
+def tomek(rows: Rows, task: ResamplingTask, *, scale: bool = True) -> Rows:
     """Drop majority rows that form a Tomek link: they and a row of the rare class are each other's nearest."""
     links = tomek_links(distance_space(rows.x, rows.schema, scale=scale), rows.y, threads=task.threads)
     return _clean(rows, task, links[0])
 
 
-def near_miss(rows: Rows, task: Task, *, n_neighbors: int = 3, scale: bool = True) -> Rows:
+def near_miss(rows: Rows, task: ResamplingTask, *, n_neighbors: int = 3, scale: bool = True) -> Rows:
     """Keep the majority rows whose mean distance to their k nearest rows of the rare class is smallest (NearMiss-1).
 
     Source: Mani and Zhang, ICML workshop on learning from imbalanced data sets, 2003.
@@ -368,25 +374,27 @@ def near_miss(rows: Rows, task: Task, *, n_neighbors: int = 3, scale: bool = Tru
     return rows.take(np.flatnonzero(kept))
 
 
-def smote_enn(rows: Rows, task: Task, *, k_neighbors: int = 5, n_neighbors: int = 3, scale: bool = True) -> Rows:
+def smote_enn(
+    rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, n_neighbors: int = 3, scale: bool = True
+) -> Rows:
     """SMOTE, then drop rows of either class with a row of the other among their k nearest. Batista et al., 2004."""
     made = smote(rows, task, k_neighbors=k_neighbors, scale=scale)
     return _clean(made, replace(task, ratio=None, count=None), *_enn(made, task, n_neighbors, scale, (0, 1)))
 
 
-def smote_tomek(rows: Rows, task: Task, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
+def smote_tomek(rows: Rows, task: ResamplingTask, *, k_neighbors: int = 5, scale: bool = True) -> Rows:
     """SMOTE, then drop both rows of every Tomek link. Batista et al., SIGKDD Explorations 2004."""
     made = smote(rows, task, k_neighbors=k_neighbors, scale=scale)
     links = tomek_links(distance_space(made.x, made.schema, scale=scale), made.y, threads=task.threads)
     return _clean(made, replace(task, ratio=None, count=None), *links)
 
 
-def _enn(rows: Rows, task: Task, k: int, scale: bool, targets: Sequence[int]) -> list[IntArray]:
+def _enn(rows: Rows, task: ResamplingTask, k: int, scale: bool, targets: Sequence[int]) -> list[IntArray]:
     space = distance_space(rows.x, rows.schema, scale=scale)
     return [surrounded(space, rows.y, target, k=k, seed=task.seed, threads=task.threads) for target in targets]
 
 
-def _clean(rows: Rows, task: Task, *dropped: IntArray) -> Rows:
+def _clean(rows: Rows, task: ResamplingTask, *dropped: IntArray) -> Rows:
     """Take the dropped rows out; as many majority ones as the floor asks for, and one row per class, stay."""
     gone = np.zeros(len(rows), dtype=bool)
     gone[np.concatenate(dropped)] = True

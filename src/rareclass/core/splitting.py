@@ -52,7 +52,7 @@ class Fold:
     repeat: int = 0
 
 
-def resolve_kind(config: settings.Split, *, has_time: bool, has_entity: bool) -> str:
+def resolve_kind(config: settings.SplitSettings, *, has_time: bool, has_entity: bool) -> str:
     """Return 'time', 'grouped' or 'stratified' for ``split.kind: auto``. Raises DataError when the rows lack what it needs."""
     if config.kind == "time" and not has_time:
         raise DataError("split.kind is 'time' but the rows have no time. Set data.time, or split.kind: stratified")
@@ -72,7 +72,7 @@ def split(
     time: TimeArray | None = None,
     entity: HashArray | None = None,
     groups: HashArray | None = None,
-    config: settings.Split,
+    config: settings.SplitSettings,
     label_delay: timedelta = timedelta(0),
     seed: int = 0,
 ) -> Split:
@@ -132,7 +132,7 @@ def _cut(time: TimeArray, y: NDArray[Any], share: float, days: bool) -> Any:
     return whole if days and (time < whole).any() else cut
 
 
-def _by_time(y: NDArray[Any], time: TimeArray, config: settings.Split, delay: timedelta) -> Split:
+def _by_time(y: NDArray[Any], time: TimeArray, config: settings.SplitSettings, delay: timedelta) -> Split:
     """train < gap < validation < gap < test; equal times stay together, and days where there are 30 or more."""
     gap = np.timedelta64(delay)
     first, last = time.min(), time.max()
@@ -169,7 +169,7 @@ def _gap_too_long(delay: timedelta, span: np.timedelta64) -> DataError:
     )
 
 
-def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.Split, kind: str, seed: int) -> Split:
+def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.SplitSettings, kind: str, seed: int) -> Split:
     """Assign whole units by their hash. The first salt under which no part lacks a class is taken: 0 unless rows are few."""
     edge = config.test + (1 - config.test) * config.validation
     for attempt in range(_SALTS):
@@ -255,7 +255,7 @@ def _components(entity: HashArray, identical: HashArray) -> HashArray:
 
 
 def development(
-    train: Rows, validation: Rows, config: settings.Split, label_delay: timedelta = timedelta(0), seed: int = 0
+    train: Rows, validation: Rows, config: settings.SplitSettings, label_delay: timedelta = timedelta(0), seed: int = 0
 ) -> tuple[Rows, tuple[Fold, ...]]:
     """Return the rows on which candidates are compared, and the folds that score them out of sample.
 
@@ -278,7 +278,7 @@ def development(
     return dev, as_split(folds, dev, config, kind)
 
 
-def as_split(folds: Sequence[Fold], rows: Rows, config: settings.Split, kind: str) -> tuple[Fold, ...]:
+def as_split(folds: Sequence[Fold], rows: Rows, config: settings.SplitSettings, kind: str) -> tuple[Fold, ...]:
     """Leave out of the folds what the split leaves out of the parts: rows of entities that a fit has seen.
 
     Raises DataError when ``split.entities_apart`` leaves nothing to score.

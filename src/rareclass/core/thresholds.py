@@ -469,7 +469,7 @@ def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) ->
 def tune_points(
     y: ArrayLike,
     score: ArrayLike,
-    settings: config.Threshold,
+    settings: config.ThresholdSettings,
     *,
     costs: CostArrays | None = None,
     days: float | None = None,
@@ -486,7 +486,7 @@ def tune_points(
     wanted = settings.objective
     if wanted == "auto":
         wanted = "cost" if costs is not None and costs.given else "f1"
-    asked: dict[str, tuple[str, config.Threshold | config.OperatingPoint]] = {"default": (wanted, settings)}
+    asked: dict[str, tuple[str, config.ThresholdSettings | config.OperatingPoint]] = {"default": (wanted, settings)}
     for point in settings.points:
         if point.name in asked:
             raise ConfigError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from rareclass.config import Gate, Monitor
+from rareclass.config import GateSettings, MonitorSettings
 from rareclass.core.drift import DriftReport, Profile
 from rareclass.core.estimate import Estimate
 from rareclass.core.liveness import Liveness, Paired, Window
@@ -148,9 +148,9 @@ class Verdict:
         }
 
 
-def triage(evidence: Evidence, limits: Monitor, gate: Gate | None = None) -> Verdict:
+def triage(evidence: Evidence, limits: MonitorSettings, gate: GateSettings | None = None) -> Verdict:
     """Return the verdict: the first of page, retrain, rethreshold, recalibrate whose evidence holds, else nothing."""
-    gate = gate or Gate()
+    gate = gate or GateSettings()
     steps = [
         ("page", broken_data(evidence)),
         ("retrain", fallen_ranking(evidence, limits)),
@@ -185,7 +185,7 @@ def broken_data(evidence: Evidence) -> list[str]:
     return found
 
 
-def fallen_ranking(evidence: Evidence, limits: Monitor) -> list[str]:
+def fallen_ranking(evidence: Evidence, limits: MonitorSettings) -> list[str]:
     """The ranking fell at equal prevalence, by the 2-of-5 rule, or with a moved population and a fall beyond chance."""
     live = evidence.live
     judged = live.judged
@@ -208,7 +208,7 @@ def fallen_ranking(evidence: Evidence, limits: Monitor) -> list[str]:
     return []
 
 
-def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
+def moved_prevalence(evidence: Evidence, limits: MonitorSettings) -> list[str]:
     """Prevalence beyond chance, beyond the bound and beyond what windows of the reference show."""
     baseline = evidence.prevalence_baseline
     if baseline is None or not math.isfinite(baseline) or baseline <= 0:
@@ -229,13 +229,13 @@ def moved_prevalence(evidence: Evidence, limits: Monitor) -> list[str]:
     return []
 
 
-def _countable(window: Window, baseline: float, limits: Monitor) -> bool:
+def _countable(window: Window, baseline: float, limits: MonitorSettings) -> bool:
     """Enough labels for a prevalence: as many positives as would be needed, expected or seen."""
     expected = window.labelled * baseline
     return max(expected, window.positives) >= limits.min_positives and window.coverage >= 0.5
 
 
-def _shift(window: Window, baseline: float, usual: Sequence[float], limits: Monitor) -> int:
+def _shift(window: Window, baseline: float, usual: Sequence[float], limits: MonitorSettings) -> int:
     now = window.metric("prevalence")
     high = max([baseline, *usual]) if len(usual) >= 3 else baseline
     low = min([baseline, *usual]) if len(usual) >= 3 else baseline
@@ -265,7 +265,7 @@ def _bent(slope: Estimate) -> int:
     return -1 if slope.value < SLOPE[0] and slope.high < 1 else 0
 
 
-def ranking_holds(evidence: Evidence, limits: Monitor) -> bool:
+def ranking_holds(evidence: Evidence, limits: MonitorSettings) -> bool:
     """No violation in the latest judged window, nor a fall beyond the margin by the best guess of the last two.
 
     The cheap repairs keep the ranking, so they wait until it is known to be worth keeping.
@@ -278,7 +278,7 @@ def ranking_holds(evidence: Evidence, limits: Monitor) -> bool:
     return not latest.violated and sum(guesses) / len(guesses) >= -margin
 
 
-def scores_off(evidence: Evidence, limits: Monitor, gate: Gate) -> list[str]:
+def scores_off(evidence: Evidence, limits: MonitorSettings, gate: GateSettings) -> list[str]:
     """Mean score against prevalence beyond the bound and beyond chance, in the two latest judged windows.
 
     What a moved prevalence alone does to it is no distortion: the threshold follows that.
@@ -296,7 +296,7 @@ def scores_off(evidence: Evidence, limits: Monitor, gate: Gate) -> list[str]:
     ]
 
 
-def _explained(window: Window, side: int, evidence: Evidence, limits: Monitor) -> bool:
+def _explained(window: Window, side: int, evidence: Evidence, limits: MonitorSettings) -> bool:
     """Prevalence moved the other way, far enough to make the scores look off, and the slope is straight."""
     known = evidence.live.reference_prevalence
     if not math.isfinite(known) or known <= 0 or _bent(window.metric("calibration_slope")) != 0:
@@ -320,7 +320,7 @@ def _fall(window: Window, reference: float) -> str:
     return f"by {-d.value:.3f} [{-d.high:.3f}, {-d.low:.3f}] from {reference:.3f}"
 
 
-def _quiet(evidence: Evidence, limits: Monitor) -> str:
+def _quiet(evidence: Evidence, limits: MonitorSettings) -> str:
     live = evidence.live
     if live.judged and not ranking_holds(evidence, limits):
         return f"average precision fell {_fall(live.judged[-1], live.reference_ap)} in the latest window; one window is no proof"

@@ -17,7 +17,7 @@ import live_rows
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.store import LedgerEntry, Store
 from rareclass.adapters.tracking import Tracker
-from rareclass.config import Config, Governor, parse
+from rareclass.config import Config, GovernorSettings, parse
 from rareclass.core import operating
 from rareclass.core.calibration import Platt
 from rareclass.core.dataset import decode
@@ -117,7 +117,7 @@ class Book:
 
 def asked(book: Book, kind: str = "retrain", fingerprint: str = "f9", **changes) -> tuple[bool, str]:
     return governor.permitted(
-        Governor(**changes), verdict(kind, fingerprint), book.entries, NOW, window=timedelta(days=7)
+        GovernorSettings(**changes), verdict(kind, fingerprint), book.entries, NOW, window=timedelta(days=7)
     )
 
 
@@ -177,7 +177,7 @@ def test_a_promoted_version_that_soon_needs_a_retrain_itself_was_no_help():
 
     def asked_for_third(book: Book) -> tuple[bool, str]:
         now_degraded = Verdict("retrain", ("because",), {}, "3", "f9")
-        return governor.permitted(Governor(), now_degraded, book.entries, NOW, window=timedelta(days=7))
+        return governor.permitted(GovernorSettings(), now_degraded, book.entries, NOW, window=timedelta(days=7))
 
     assert "loop guard: the last 2 retrains" in asked_for_third(twice(40, 20))[1]
     assert asked_for_third(twice(80, 20))[0]  # the first one held for two months
@@ -269,7 +269,7 @@ def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | No
     from prometheus_client import CollectorRegistry
 
     from rareclass.adapters.serving.engine import Engine
-    from rareclass.adapters.serving.interfaces import Ports
+    from rareclass.adapters.serving.interfaces import Dependencies
     from rareclass.adapters.serving.metrics import Metrics
     from rareclass.adapters.serving.refresh import Refresher
     from rareclass.adapters.spool import Spool
@@ -279,7 +279,7 @@ def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | No
     with Spool(work / "spool") as spool:
         metrics = Metrics(CollectorRegistry(), config.name, depth=spool.depth, limit=1 << 20)
         engine = Engine(spool, metrics, name=config.name, sample_rate=0.1, clock=time.time)
-        ports = Ports(serve.Releases(config), lambda version: serve.load(config, version), spool)
+        ports = Dependencies(serve.Releases(config), lambda version: serve.load(config, version), spool)
         refresher = Refresher(engine, ports, max_rows=10, seconds=1, point=config.serve.operating_point)
         refresher.first()
         found = {"server": engine.active.cutoff(point)}
@@ -352,14 +352,14 @@ def test_every_caller_decides_with_the_same_cutoffs_after_every_repair(folder, t
 
 
 def test_a_version_in_the_shadow_decides_with_what_was_tuned_again():
-    from rareclass.adapters.serving.interfaces import Version
+    from rareclass.adapters.serving.interfaces import ServedVersion
     from rareclass.adapters.serving.shadow import Work, _scored
 
     model = live_rows.model()
     x = live_rows.features(40, np.random.default_rng(2))
     work = Work("a", 1, json.dumps(live_rows.SCHEMA.to_json()), x, {}, {}, "default")
     cutoff = float(np.median(model.score(x)))
-    (record,) = _scored(model, Version("previous", "1", "u", {"default": cutoff, "": cutoff}), [work], "live")
+    (record,) = _scored(model, ServedVersion("previous", "1", "u", {"default": cutoff, "": cutoff}), [work], "live")
     assert record["decision"] == (model.score(x) >= cutoff).astype(int).tolist()
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from rareclass.adapters.cluster import VERSION_ANNOTATION, Target
+from rareclass.adapters.cluster import VERSION_ANNOTATION, Workload
 from rareclass.adapters.cluster.serving import KINDS, RolloutFailedError
 from rareclass.errors import ModelError, RareclassError
 
@@ -117,7 +117,7 @@ def workload(version: str | None, ready: int = 2, name: str = "flights") -> dict
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_version_is_pinned_where_that_kind_hands_it_to_its_pods_and_taken_away_again(api: Api, kind: str) -> None:
     api.objects[PATHS[kind]] = workload(None)
-    target = Target(kind, "flights", "models")
+    target = Workload(kind, "flights", "models")
     assert target.version() is None
     target.point("7")
     assert api.asked[-1] == ("PATCH", PATHS[kind], "application/merge-patch+json")
@@ -132,7 +132,7 @@ def test_a_version_is_pinned_where_that_kind_hands_it_to_its_pods_and_taken_away
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rollout_is_done_when_every_pod_has_the_version_and_is_ready(api: Api, kind: str) -> None:
     api.objects[PATHS[kind]] = workload("7")
-    target = Target(kind, "flights", "models")
+    target = Workload(kind, "flights", "models")
     for made, done in ((workload("6"), False), (workload("7", ready=1), False), (workload("7"), True)):
         api.objects[WORKLOADS[kind]] = made
         assert target.rollout("7").done is done, made
@@ -142,7 +142,7 @@ def test_a_rollout_is_done_when_every_pod_has_the_version_and_is_ready(api: Api,
 @pytest.mark.parametrize("kind", ["seldon", "kserve"])
 def test_a_controller_that_made_no_deployment_yet_is_waited_for_and_then_named(api: Api, kind: str) -> None:
     api.objects[PATHS[kind]] = workload("7")
-    target = Target(kind, "flights", "models")
+    target = Workload(kind, "flights", "models")
     assert target.rollout("7") == target.rollout("7").__class__(False, "no workload yet")
     times = iter([0.0, 1.0, 99.0])
     with pytest.raises(RolloutFailedError, match="did not get version 7 ready in 5 s: no workload yet"):
@@ -151,6 +151,6 @@ def test_a_controller_that_made_no_deployment_yet_is_waited_for_and_then_named(a
 
 def test_what_is_not_there_and_a_kind_that_nobody_knows_are_refused_in_one_line(api: Api) -> None:
     with pytest.raises(ModelError, match=r"kserve models/flights cannot be read: .*not found\. Look at --kind"):
-        Target("kserve", "flights", "models").version()
+        Workload("kserve", "flights", "models").version()
     with pytest.raises(RareclassError, match="Did you mean 'kserve'"):
-        Target("kserv", "flights", "models")
+        Workload("kserv", "flights", "models")

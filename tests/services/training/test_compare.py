@@ -15,7 +15,7 @@ import small_model
 from rareclass.adapters import tables, tracking
 from rareclass.adapters.registry import Registry
 from rareclass.adapters.tracking import Tracker
-from rareclass.config import Evaluate, parse
+from rareclass.config import EvaluateSettings, parse
 from rareclass.core.dataset import Roles
 from rareclass.core.reading import Target
 from rareclass.core.times import TimeReading
@@ -102,7 +102,7 @@ def test_ten_models_can_differ_significantly_and_the_level_is_the_configured_one
     near = [_run(uri, noise, range(2000)) for noise in (1.01, 1.02, 1.04, 1.06, 1.1)]
     said = set()
     for confidence in (0.51, 0.8, 0.99):
-        for line in compare([good, *near], tracking_uri=uri, config=Evaluate(confidence=confidence)).lines[1:]:
+        for line in compare([good, *near], tracking_uri=uri, config=EvaluateSettings(confidence=confidence)).lines[1:]:
             assert line.significant is (line.p_value < 1 - confidence)
             said.add((line.significant, line.p_value < 0.05))
     assert (True, False) in said or (False, True) in said, "another level than .05 decides"

@@ -2,9 +2,9 @@
 
 from rareclass.adapters.cluster.kubeflow import Access, Kubeflow, Submitted
 from rareclass.adapters.cluster.local import PipelineFailedError, compiled, run_local
-from rareclass.adapters.cluster.serving import VERSION_ANNOTATION, Target, ask
+from rareclass.adapters.cluster.serving import VERSION_ANNOTATION, Workload, ask
 from rareclass.adapters.cluster.spec import Placement, digest, placed
 
 __all__ = [
-    "VERSION_ANNOTATION", "Access", "Kubeflow", "PipelineFailedError", "Placement", "Submitted", "Target", "ask", "compiled", "digest", "placed", "run_local",
+    "VERSION_ANNOTATION", "Access", "Kubeflow", "PipelineFailedError", "Placement", "Submitted", "Workload", "ask", "compiled", "digest", "placed", "run_local",
 ]  # fmt: skip

@@ -61,7 +61,7 @@ KINDS: Mapping[str, Kind] = {
 DEPLOYMENTS = KINDS["deployment"].resource
 
 
-class Target:
+class Workload:
     """One object that serves: a SeldonDeployment, an InferenceService, a Deployment or a StatefulSet.
 
     The version is an annotation of its pods that the server reads as RARECLASS_VERSION: changing it is a rolling update.

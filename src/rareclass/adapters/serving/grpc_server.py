@@ -129,7 +129,7 @@ class Servicer:
             yield await infer(content, context)
 
 
-class Server:
+class GrpcServer:
     """The gRPC server: bound when it is made, so that the port is known before the model is there."""
 
     def __init__(

@@ -39,7 +39,7 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ServedVersion:
     """A registered version that scores in a role: champion, challenger or previous.
 
     hash : of its files, as registered
@@ -57,13 +57,13 @@ class Version:
 class Release:
     """What should be serving now: the champion, its shadows, and the operating point that was chosen for it in the registry."""
 
-    champion: Version
-    shadows: tuple[Version, ...] = ()
+    champion: ServedVersion
+    shadows: tuple[ServedVersion, ...] = ()
     point: str | None = None
 
 
 @dataclass(frozen=True)
-class Ports:
+class Dependencies:
     """Everything outside the server.
 
     release : looks up what should be serving; called in a thread every ``refresh_seconds``
@@ -71,5 +71,5 @@ class Ports:
     """
 
     release: Callable[[], Release]
-    load: Callable[[Version], Scorer]
+    load: Callable[[ServedVersion], Scorer]
     log: Log

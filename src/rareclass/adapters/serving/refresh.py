@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from rareclass.adapters.serving import row_filter
 from rareclass.adapters.serving.engine import Active, Engine
-from rareclass.adapters.serving.interfaces import Ports, Release, Scorer, Version
+from rareclass.adapters.serving.interfaces import Dependencies, Release, Scorer, ServedVersion
 from rareclass.adapters.serving.signature import Signature
 from rareclass.core import operating
 from rareclass.errors import ConfigError
@@ -25,7 +25,7 @@ _FILE_SECONDS = 0.5
 class Shadows(Protocol):
     """The shadow scorers, as the refresher steers them."""
 
-    def set(self, versions: Sequence[Version]) -> None: ...
+    def set(self, versions: Sequence[ServedVersion]) -> None: ...
     def columns(self) -> frozenset[str]: ...
 
 
@@ -38,7 +38,7 @@ class Refresher:
     def __init__(
         self,
         engine: Engine,
-        ports: Ports,
+        ports: Dependencies,
         *,
         max_rows: int,
         seconds: float,

@@ -45,7 +45,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Ports:
+class BoundPorts:
     """The ports that were bound."""
 
     http: int
@@ -114,7 +114,7 @@ def metrics_application(path: str, registry: Any) -> Any:
     return Starlette(routes=[Route(path, scrape)])
 
 
-class Server:
+class InferenceServer:
     """The listening sockets, bound when it is made, and what answers on them."""
 
     def __init__(self, opts: Options, engine: Engine) -> None:
@@ -129,15 +129,15 @@ class Server:
             _http(metrics_application(opts.metrics_path, engine.metrics.registry)),
         ]
         try:
-            self._grpc = grpc_server.Server(
+            self._grpc = grpc_server.GrpcServer(
                 self.batcher, catalogue, address=f"{opts.host}:{opts.grpc_port}", token=opts.token,
                 max_bytes=opts.max_body_bytes, shared=opts.shared,
             )  # fmt: skip
         except RuntimeError:
             raise _taken(opts.host, opts.grpc_port, "grpc_port") from None
-        self.ports = Ports(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
+        self.ports = BoundPorts(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
 
-    async def start(self) -> Server:
+    async def start(self) -> InferenceServer:
         await self._grpc.start()
         self._serving = [
             asyncio.create_task(server.serve([listening]))
@@ -177,7 +177,7 @@ def _taken(host: str, port: int, setting: str, error: OSError | None = None) -> 
     )
 
 
-def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[Ports], None]) -> None:
+def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[BoundPorts], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``started`` is told the ports when the model answers.
 
     Raises what kept the first version from loading.
@@ -189,14 +189,14 @@ def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, stopping.set)
         # alone, it says on its port that it is not ready yet; beside others, it would take requests that they could answer
-        server = None if opts.shared else await Server(opts, engine).start()
+        server = None if opts.shared else await InferenceServer(opts, engine).start()
         stopped = asyncio.create_task(stopping.wait())
         loading = loop.run_in_executor(None, refresher.first)
         try:
             await asyncio.wait({stopped, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                server = server or await Server(opts, engine).start()
+                server = server or await InferenceServer(opts, engine).start()
                 refresher.start()
                 started(server.ports)
                 await stopped

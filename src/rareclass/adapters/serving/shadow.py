@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.adapters.serving.engine import Frame
-from rareclass.adapters.serving.interfaces import Scorer, Version
+from rareclass.adapters.serving.interfaces import Scorer, ServedVersion
 from rareclass.adapters.serving.metrics import Metrics
 from rareclass.core import operating
 from rareclass.core.dataset import FloatMatrix, Schema, decode
@@ -51,7 +51,7 @@ class Work:
     point: str
 
 
-class Shadows:
+class ShadowProcess:
     """The server's end: a bounded queue, a thread that feeds the process, and a watch over it.
 
     worker : top-level function (connection, busy) that the process runs; see ``work``
@@ -66,7 +66,7 @@ class Shadows:
         self._context = multiprocessing.get_context("spawn")
         self._queue: deque[Frame] = deque()
         self._rows = 0
-        self._versions: tuple[Version, ...] = ()
+        self._versions: tuple[ServedVersion, ...] = ()
         self._columns: frozenset[str] = frozenset()
         self._strikes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class Shadows:
         self._connection: Connection | None = None
         self._busy: Any = None
         self._in_flight = 0
-        self._told: tuple[Version, ...] | None = None
+        self._told: tuple[ServedVersion, ...] | None = None
         self._loading: float | None = None
         self._thread = threading.Thread(target=self._forever, name="rareclass-shadows", daemon=True)
         self._thread.start()
@@ -92,7 +92,7 @@ class Shadows:
         if full:
             self._count("dropped", len(frame.query))
 
-    def set(self, versions: Sequence[Version]) -> None:
+    def set(self, versions: Sequence[ServedVersion]) -> None:
         """Say which versions score in the shadow. A change forgives earlier strikes."""
         if tuple(versions) != self._versions:
             self._strikes.clear()
@@ -194,7 +194,7 @@ class Shadows:
             self._count("scored", scored)
             self._count("failed", failed)
 
-    def _blame(self, wanted: Sequence[Version], which: int, why: str) -> None:
+    def _blame(self, wanted: Sequence[ServedVersion], which: int, why: str) -> None:
         at = which if 0 <= which < len(wanted) else 0
         version = wanted[at].version
         self._strikes[version] = self._strikes.get(version, 0) + 1
@@ -263,7 +263,7 @@ def work(
     connection: Connection,
     busy: Any,
     *,
-    load: Callable[[Version], Scorer],
+    load: Callable[[ServedVersion], Scorer],
     write: Callable[[list[dict[str, Any]]], None],
     model: str,
 ) -> None:
@@ -273,7 +273,7 @@ def work(
     write : takes records {kind: "shadow", ...} that the store understands
     """
     loaded: dict[str, Scorer | str] = {}
-    versions: tuple[Version, ...] = ()
+    versions: tuple[ServedVersion, ...] = ()
     while True:
         try:
             kind, payload = connection.recv()
@@ -303,7 +303,7 @@ def work(
         connection.send(("done", (scored, failed)))
 
 
-def _loaded(load: Callable[[Version], Scorer], version: Version) -> Scorer | str:
+def _loaded(load: Callable[[ServedVersion], Scorer], version: ServedVersion) -> Scorer | str:
     try:
         return load(version)
     except Exception as error:
@@ -314,7 +314,7 @@ def _columns(models: Iterable[Scorer | str]) -> set[str]:
     return {name for model in models if not isinstance(model, str) for name in model.schema.names}
 
 
-def _scored(model: Scorer | str, version: Version, parcel: Sequence[Work], name: str) -> list[dict[str, Any]]:
+def _scored(model: Scorer | str, version: ServedVersion, parcel: Sequence[Work], name: str) -> list[dict[str, Any]]:
     """Return the records of the requests: scored together when that works, one by one when it does not."""
     if isinstance(model, str):
         return [each for work in parcel for each in _records(version, name, work, None, 0.0, model)]
@@ -358,7 +358,7 @@ def _input(schema: Schema, work: Work) -> FloatMatrix | pd.DataFrame | str:
 
 
 def _records(
-    version: Version, name: str, work: Work, score: NDArray[np.float64] | None, cutoff: float, error: str | None
+    version: ServedVersion, name: str, work: Work, score: NDArray[np.float64] | None, cutoff: float, error: str | None
 ) -> list[dict[str, Any]]:
     """Return one record, or one for each event time."""
     rows = np.arange(len(work.matrix))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rareclass.adapters.tables.files import frame_of
 from rareclass.adapters.tables.ingest import open_data
-from rareclass.adapters.tables.reader import Plan, Reader
+from rareclass.adapters.tables.reader import Reader, ReadPlan
 from rareclass.adapters.tables.sources import Source
 from rareclass.config import Config
 from rareclass.core.dataset import AnyArray, Rows, Schema, decode
@@ -40,7 +40,7 @@ def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[A
             raise DataError(
                 f"column '{name}', which the version reads, is not in the data.{nearest(name, source.columns)}"
             )
-    plan = Plan.of(config, source)
+    plan = ReadPlan.of(config, source)
     names = list(dict.fromkeys([*plan.names, *columns]))
     picker = _Picker(config, source, plan, np.unique(rows.row_id), columns)
     for batch in source.scan(names, plan.filter, plan.extra):
@@ -60,7 +60,7 @@ def row_ids(config: Config, features: Sequence[str]) -> HashArray | None:
     features : what the ids were made of where there is no `data.id`; None is returned where the source has others
     """
     source = open_data(config.data)
-    plan = Plan.of(config, source)
+    plan = ReadPlan.of(config, source)
     if config.data.id is None and set(plan.features) != set(features):
         return None
     reader = _Picker(config, source, plan, np.empty(0, dtype=np.uint64), [])
@@ -77,7 +77,9 @@ def _occurrence(ids: HashArray) -> AnyArray:
 class _Picker(Reader):
     """Reads like the first time, keeps the wanted rows' columns and nothing else."""
 
-    def __init__(self, config: Config, source: Source, plan: Plan, wanted: HashArray, columns: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, source: Source, plan: ReadPlan, wanted: HashArray, columns: Sequence[str]
+    ) -> None:
         super().__init__(config, source, plan)
         self.wanted, self.columns = wanted, list(columns)
         self.parts: list[pd.DataFrame] = []

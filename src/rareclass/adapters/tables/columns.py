@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rareclass.adapters.tables.csv_files import Format, without_missing
 from rareclass.adapters.tables.sources import Conditions, Source, floats, kind_of
-from rareclass.config import Data
+from rareclass.config import DataSettings
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, FloatMatrix
 from rareclass.core.reading import USUAL_MISSING, Reading, counted, is_code, number_of, trimmed
@@ -43,12 +43,12 @@ class Readings:
     findings: list[Finding] = field(default_factory=list)
 
 
-def format_of(data: Data) -> Format:
+def format_of(data: DataSettings) -> Format:
     """Return what the configuration says of how the source is written."""
     return Format(data.encoding, data.decimal, data.thousands, data.missing_values)
 
 
-def decide(data: Data, source: Source, names: Sequence[str], filter: Conditions) -> Readings:
+def decide(data: DataSettings, source: Source, names: Sequence[str], filter: Conditions) -> Readings:
     """Look at every text column among the features ``names``, and at the time, once, in the rows that ``filter`` keeps.
 
     Raises DataError where the values leave open what they mean, with what to set.

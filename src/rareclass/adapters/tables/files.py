@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rareclass.adapters.tables.columns import format_of, series_of
 from rareclass.adapters.tables.csv_files import Format
 from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column, open_source
-from rareclass.config import Data
+from rareclass.config import DataSettings
 from rareclass.core.dataset import AnyArray, Rows, Schema, decode, encode
 from rareclass.core.reading import plain_text
 from rareclass.errors import ConfigError, DataError
@@ -156,7 +156,7 @@ def read_frames(
     filter: Sequence[Any] = (),
     text: Sequence[str] = (),
     schema: Schema | None = None,
-    data: Data | None = None,
+    data: DataSettings | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Yield the rows of any source in order, in frames of at most 65,536 rows.
 
@@ -176,7 +176,7 @@ def read_frames(
 
 
 def _opened(
-    path: str | Path, query: str | None, text: Sequence[str], schema: Schema | None, data: Data | None
+    path: str | Path, query: str | None, text: Sequence[str], schema: Schema | None, data: DataSettings | None
 ) -> Source:
     exact, form = [*text], Format()
     if data is not None:
@@ -215,7 +215,7 @@ def read_frame(
     filter: Sequence[Any] = (),
     text: Sequence[str] = (),
     schema: Schema | None = None,
-    data: Data | None = None,
+    data: DataSettings | None = None,
 ) -> pd.DataFrame:
     """Read all rows of any source as one frame; see ``read_frames``."""  # fmt: skip
     given: dict[str, Any] = {"query": query, "text": text, "schema": schema, "data": data}

@@ -14,9 +14,9 @@ from rareclass.adapters.tables import card
 from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
-from rareclass.adapters.tables.reader import Plan, Raw, Reader
+from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
 from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column, open_source
-from rareclass.config import Config, Data, Outliers
+from rareclass.config import Config, DataSettings, OutliersSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
@@ -58,19 +58,19 @@ class Ingested:
     incumbent_everywhere: Champion | None = None
 
 
-def location(data: Data) -> str:
+def location(data: DataSettings) -> str:
     """Return where the rows are: ``data.path``, or the file of ``demo:NAME`` (made when it is not there)."""
     return str(demo_file(data.path.removeprefix("demo:"))) if data.path.startswith("demo:") else data.path
 
 
-def open_data(data: Data) -> Source:
+def open_data(data: DataSettings) -> Source:
     """Open ``data.path``; ``demo:NAME`` is demo data."""
     path = location(data)
     text = [*data.categorical, *filter(None, (data.id, data.entity, data.target))]
     return open_source(path, data.query, text=text, form=format_of(data))
 
 
-def time_reading(data: Data) -> TimeReading:
+def time_reading(data: DataSettings) -> TimeReading:
     """Return how `data.time` is read, decided from its values in the rows that `data.filter` keeps, as a run does. Raises DataError where they leave it open."""
     source = open_data(data)
     if data.time not in source.columns:
@@ -94,7 +94,7 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
 
 
 def _read(config: Config, source: Source, say: Progress) -> Raw:
-    plan = Plan.of(config, source)
+    plan = ReadPlan.of(config, source)
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
 
     def use(batch: pa.RecordBatch) -> None:
@@ -220,7 +220,7 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
     return float(shares[0] / shares[1]), left_out
 
 
-def _outlying_in(raw: Raw, index: AnyArray, rule: Outliers) -> BoolArray:
+def _outlying_in(raw: Raw, index: AnyArray, rule: OutliersSettings) -> BoolArray:
     """(n,) True for rows of one class with a value outside its quantiles among that class's rows of ``index``; missing stays.
 
     Raises ConfigError when the column is no numeric feature.
@@ -291,6 +291,6 @@ def _sort(raw: Raw, part: AnyArray) -> None:
         start = end
 
 
-def columns_of(data: Data) -> Mapping[str, str]:
+def columns_of(data: DataSettings) -> Mapping[str, str]:
     """Return the columns of the source and what they hold: number, category, time, nested or empty."""
     return {name: kind_of(kind) for name, kind in open_data(data).columns.items()}

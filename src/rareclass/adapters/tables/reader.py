@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from rareclass.adapters.tables.columns import Readings, decide, series_of, times
 from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map
 from rareclass.adapters.tables.sources import INDEX, Source, conditions, expression, kind_of, missing_column
-from rareclass.config import Config, Data
+from rareclass.config import Config, DataSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles
@@ -29,7 +29,7 @@ _KEEP = "__rareclass_train"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReadPlan:
     """What is read: the features, all columns in one projection, and the filters."""
 
     features: list[str]
@@ -38,7 +38,7 @@ class Plan:
     extra: dict[str, Any]
 
     @staticmethod
-    def of(config: Config, source: Source) -> Plan:
+    def of(config: Config, source: Source) -> ReadPlan:
         data, columns = config.data, source.columns
         roles = {
             f"data.{role}": getattr(data, role) for role in ("target", "time", "entity", "id", "amount", "propensity")
@@ -63,7 +63,7 @@ class Plan:
         also = [name for name in roles.values() if name is not None]
         also += [column for group in trained for column, _, _ in group]
         extra = {_KEEP: expression(trained)} if trained else {}
-        return Plan(features, list(dict.fromkeys([*features, *also])), kept, extra)
+        return ReadPlan(features, list(dict.fromkeys([*features, *also])), kept, extra)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Raw:
     digest: dict[bool, SetHash]
     """by class: every value that was read of its rows, in whatever order"""
 
-    def roles(self, data: Data) -> Roles:
+    def roles(self, data: DataSettings) -> Roles:
         """The columns with a part of their own, as a version keeps them."""
         return Roles(
             self.target, self.encoder.readings.time, data.entity, data.id, data.amount, data.propensity, data.encoding
@@ -100,7 +100,7 @@ class Reader:
     at_once : the `map` of an executor whose threads encode the columns
     """
 
-    def __init__(self, config: Config, source: Source, plan: Plan, at_once: Map = map) -> None:
+    def __init__(self, config: Config, source: Source, plan: ReadPlan, at_once: Map = map) -> None:
         self.config, self.data, self.source, self.plan, self.at_once = config, config.data, source, plan, at_once
         # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))

@@ -27,7 +27,7 @@ RUN = "evidently"
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ReportFindings:
     """What a report found.
 
     share : drifted columns / columns;  quality : metric -> value on the newest matured window, empty with too few positives
@@ -48,7 +48,9 @@ class Evidence:
         return asdict(self)
 
 
-def report(config: Config, now: datetime, out: Path, *, progress: Callable[[str, str], None] | None = None) -> Evidence:
+def report(
+    config: Config, now: datetime, out: Path, *, progress: Callable[[str, str], None] | None = None
+) -> ReportFindings:
     """Compare the newest window of the champion's rows with its history, and write, keep and record what was found.
 
     Reference: the validation and test rows of ``data``. Drift: the newest ``monitor.window``. Quality: the newest
@@ -89,7 +91,7 @@ def report(config: Config, now: datetime, out: Path, *, progress: Callable[[str,
             quality = evidently.quality(matured, answered, threshold=threshold, page=pages[1])
         drifted = tuple(sorted(found.drifted_columns))
         run_id = _kept(config, version.version, found.to_json(), quality, pages, now)
-        made = Evidence(
+        made = ReportFindings(
             version.version,
             len(newest),
             len(reference),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, Governor
+from rareclass.config import Config, GovernorSettings
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
@@ -280,7 +280,7 @@ def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> Le
 
 
 def permitted(
-    governor: Governor, verdict: Verdict, entries: Sequence[LedgerEntry], now: datetime, *, window: timedelta
+    governor: GovernorSettings, verdict: Verdict, entries: Sequence[LedgerEntry], now: datetime, *, window: timedelta
 ) -> tuple[bool, str]:
     """Say whether a repair may start, and why not. Reads the ledger only."""
     kind = verdict.verdict

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
     from rareclass.core.dataset import Rows
     from rareclass.core.model import RareModel
-    from rareclass.core.repair import Scored
+    from rareclass.core.repair import MaturedRows
     from rareclass.core.triage import Verdict
     from rareclass.services.live.monitor import LoadedVersion, Monitor
 
@@ -417,7 +417,7 @@ def _newest(monitor: Monitor, now: datetime) -> datetime:
     return [start for start, _, state in bounds if state == "matured"][-1]
 
 
-def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Scored:
+def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> MaturedRows:
     """Labelled matured rows of the champion, oldest first; their features are read only where costs follow from an amount."""
     from rareclass.core import liveness, repair
     from rareclass.core.costs import cost_arrays
@@ -439,7 +439,7 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Scored
             f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. Take it out of data.drop and data.private, or set costs.false_negative"
         )
     prevalence = float(np.average(y, weights=weight)) if len(y) else 0.5
-    return repair.Scored(
+    return repair.MaturedRows(
         y,
         frame["score"].to_numpy(float),
         frame["ts"].to_numpy("datetime64[us]"),

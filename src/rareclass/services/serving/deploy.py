@@ -16,7 +16,7 @@ from rareclass.services.actor import token
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
-    from rareclass.adapters.cluster import Target
+    from rareclass.adapters.cluster import Workload
     from rareclass.core.model import RareModel
 
 ACTOR = "rareclass-deploy"
@@ -54,7 +54,7 @@ def champion(config: Config) -> str | None:
 
 
 def deploy(
-    config: Config, target: Target, service: str, *, now: datetime, version: str | None = None, seconds: float = 600,
+    config: Config, target: Workload, service: str, *, now: datetime, version: str | None = None, seconds: float = 600,
     progress: Progress = silent,
 ) -> Deployed:  # fmt: skip
     """Pin ``target`` to the champion, wait until every pod serves it, and ask ``service`` for its golden rows.
@@ -130,7 +130,7 @@ def _value(value: Any, text: bool) -> Any:
 
 
 def _record(
-    config: Config, kind: str, target: Target, version: str, before: str | None, now: datetime, reason: str
+    config: Config, kind: str, target: Workload, version: str, before: str | None, now: datetime, reason: str
 ) -> None:
     """One line of the ledger for each deployment of each promotion, however often it is tried."""
     from rareclass.adapters.store import Store

@@ -36,7 +36,7 @@ ASIDE = "rareclass_"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoreSummary:
     """What was done.
 
     mean_score : expected prevalence of the scored rows · logged : rows new in the prediction log
@@ -102,7 +102,7 @@ def score(
     reasons: int = 0,
     prefix: str = "",
     progress: Callable[[int], None] | None = None,
-) -> Scored:
+) -> ScoreSummary:
     """Score every row of a file and write it with the columns ``score`` and ``decision``.
 
     model : uri of summary.json, models:/NAME@alias, ...; source, output : Parquet or CSV; the output keeps the order
@@ -140,7 +140,7 @@ def _write(
     text: Sequence[str] = (),
     named: Callable[[pd.DataFrame, int], pd.DataFrame] = lambda frame, before: frame,
     log: Callable[[_Batch], None] = lambda batch: None,
-) -> Scored:
+) -> ScoreSummary:
     """Score batch after batch into ``output``, which appears when all are written.
 
     text : columns that are text beside those that the version reads so
@@ -165,7 +165,7 @@ def _write(
     if first is None:  # no rows in, no rows out, but the same columns
         first = tables.read_frame(source, schema=model.schema, text=text)
     tables.write_frames(output, map(scored, chain([first], frames)))
-    return Scored(
+    return ScoreSummary(
         totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output, outside=totals.outside,
         unknown=totals.unknown, columns=new,
     )  # fmt: skip
@@ -281,7 +281,7 @@ def score_and_log(
     reasons: int = 0,
     prefix: str = "",
     progress: Callable[[int], None] | None = None,
-) -> Scored:
+) -> ScoreSummary:
     """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
 
     id_column : request ids, to which labels are joined; default: `data.id`, else a column ``request_id`` is written: hash of

@@ -22,9 +22,9 @@ from rareclass.services.retry import patiently
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from rareclass.adapters.registry import Version as RegisteredVersion
-    from rareclass.adapters.serving.interfaces import Release, Scorer, Version
-    from rareclass.adapters.serving.server import Options, Ports
+    from rareclass.adapters.registry import Version
+    from rareclass.adapters.serving.interfaces import Release, Scorer, ServedVersion
+    from rareclass.adapters.serving.server import BoundPorts, Options
 
 PIN = "RARECLASS_VERSION"
 """Environment variable with the version that this server answers with; empty: the champion."""
@@ -46,10 +46,10 @@ class Releases:
 
     def __call__(self) -> Release:
         """Return the release. Raises ModelError when there is no champion."""
-        from rareclass.adapters.serving.interfaces import Release, Version
+        from rareclass.adapters.serving.interfaces import Release, ServedVersion
 
         if self._model is not None:
-            return Release(Version("champion", _name_of(self._model), self._model, hash=_pinned_hash()))
+            return Release(ServedVersion("champion", _name_of(self._model), self._model, hash=_pinned_hash()))
         from rareclass.adapters.registry import Registry
 
         if self._registry is None:
@@ -62,14 +62,14 @@ class Releases:
                 f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
         shadows = [
-            Version(name, role[name].version, role[name].uri, role[name].thresholds, role[name].hash)
+            ServedVersion(name, role[name].version, role[name].uri, role[name].thresholds, role[name].hash)
             for name in ("challenger", "previous")
             if self._config.serve.shadows and name in role and role[name].version != champion.version
         ]
-        serving = Version("champion", champion.version, champion.uri, champion.thresholds, champion.hash)
+        serving = ServedVersion("champion", champion.version, champion.uri, champion.thresholds, champion.hash)
         return Release(serving, tuple(shadows), champion.point)
 
-    def _pinned(self, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
+    def _pinned(self, versions: Sequence[Version]) -> Version | None:
         """Return the version that a deployment pins, whatever the alias says: pods of one rollout answer alike."""
         pin = os.environ.get(PIN, "").strip()
         if not pin:
@@ -102,7 +102,7 @@ def _name_of(uri: str) -> str:
     return parts[-1][:40] if parts else "local"
 
 
-def load(config: Config, version: Version) -> Scorer:
+def load(config: Config, version: ServedVersion) -> Scorer:
     """Load a version that scores with one thread."""
     from rareclass.adapters.registry import load_model
 
@@ -182,7 +182,7 @@ def serve_one(
     config: Config,
     model: str | None,
     environment: Mapping[str, str],
-    started: Callable[[str, Ports], None],
+    started: Callable[[str, BoundPorts], None],
     *,
     shared: bool = False,
 ) -> None:
@@ -192,11 +192,11 @@ def serve_one(
     from prometheus_client import REGISTRY
 
     from rareclass.adapters.serving.engine import Engine
-    from rareclass.adapters.serving.interfaces import Ports as Outside
+    from rareclass.adapters.serving.interfaces import Dependencies
     from rareclass.adapters.serving.metrics import Metrics
     from rareclass.adapters.serving.refresh import Refresher
     from rareclass.adapters.serving.server import run
-    from rareclass.adapters.serving.shadow import Shadows
+    from rareclass.adapters.serving.shadow import ShadowProcess
     from rareclass.adapters.spool import Spool
     from rareclass.services.serving.shipping import reused_ids
 
@@ -214,7 +214,7 @@ def serve_one(
         )
         if settings.shadows and model is None:
             raw = config.model_dump(mode="json")
-            shadows = Shadows(
+            shadows = ShadowProcess(
                 shadow_process, (raw,), seconds=settings.shadow_seconds, metrics=metrics, model=config.name
             )
         engine = Engine(
@@ -234,7 +234,7 @@ def serve_one(
         }
         refresher = Refresher(
             engine,
-            Outside(Releases(config, model), lambda version: load(config, version), spool),
+            Dependencies(Releases(config, model), lambda version: load(config, version), spool),
             max_rows=settings.max_rows,
             seconds=settings.refresh_seconds,
             point=settings.operating_point,
@@ -251,7 +251,7 @@ def serve_one(
         shipper.stop()
 
 
-def _say(opts: Options, version: str, ports: Ports) -> None:
+def _say(opts: Options, version: str, ports: BoundPorts) -> None:
     print(
         f"serving {opts.name} version {version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
         f" (gRPC {ports.grpc}, metrics http://{opts.host}:{ports.metrics}{opts.metrics_path})",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rareclass.config import Evaluate
+from rareclass.config import EvaluateSettings
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, text_of
 from rareclass.core.estimate import Estimate
 from rareclass.core.hashing import HashArray
@@ -104,7 +104,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
+class _EntrantScores:
     """Scores of all entrants on the common rows."""
 
     y: IntArray
@@ -121,7 +121,7 @@ def compare(
     tracking_uri: str | None = None,
     data: str | None = None,
     target: str | None = None,
-    config: Evaluate | None = None,
+    config: EvaluateSettings | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare runs or versions on the same rows, the first being the reference.
@@ -140,10 +140,10 @@ def compare(
         raise DataError(
             f"{len(scored.y)} common rows with {int(scored.y.sum())} positives cannot tell models apart. Pass --data PATH with both classes"
         )
-    return _judged(entrants, scored, config or Evaluate(), seed)
+    return _judged(entrants, scored, config or EvaluateSettings(), seed)
 
 
-def _judged(entrants: Sequence[Entrant], scored: _Scored, config: Evaluate, seed: int) -> Comparison:
+def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: EvaluateSettings, seed: int) -> Comparison:
     from rareclass.core import bootstrap, evaluation
     from rareclass.core.selection import holm
 
@@ -229,7 +229,7 @@ def _named(entrants: Sequence[Entrant]) -> list[Entrant]:
     ]  # fmt: skip
 
 
-def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
+def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantScores:
     """Join the runs' test scores on the rows that all of them share."""
     from rareclass.adapters import tracking
 
@@ -255,7 +255,7 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _Scored:
     notes = ("Scores are those of each recipe before it was refitted on every row.",)
     if len(common) < most:
         notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
-    return _Scored(
+    return _EntrantScores(
         y, [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
         [frame["decision"].to_numpy(dtype=bool) for frame in frames], frames[0]["block"].to_numpy(dtype=np.int64) if "block" in frames[0] else None, notes,
         frames[0]["weight"].to_numpy(dtype=np.float64) if "weight" in frames[0] else None,
@@ -282,7 +282,7 @@ def _blocks(frame: pd.DataFrame, stamps: AnyArray | None = None, entity: str | N
     return None
 
 
-def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, target: str | None) -> _Scored:
+def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, target: str | None) -> _EntrantScores:
     """Score labelled rows with the models themselves, less the rows that any of them was trained on."""
     from rareclass.adapters import registry, tables
 
@@ -309,7 +309,7 @@ def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, tar
         raise DataError(f"no row of target '{column}' is of the rare class. Pass --target COLUMN or other rows")
     scores = [model.score(frame) for model in models]
     decisions = [model.decide(score) for model, score in zip(models, scores, strict=True)]
-    return _Scored(y, scores, decisions, _blocks(frame, stamps, settings.get("entity")), notes)
+    return _EntrantScores(y, scores, decisions, _blocks(frame, stamps, settings.get("entity")), notes)
 
 
 def _stamps(frame: pd.DataFrame, time: TimeReading | str | None) -> AnyArray | None:

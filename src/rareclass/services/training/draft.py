@@ -26,7 +26,7 @@ _MOST_LEVELS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetGuess:
     """A column that could be the truth, with its rarest value and how often that occurs."""
 
     name: str
@@ -49,7 +49,7 @@ class Draft:
     path: str
     rows: int
     columns: tuple[str, ...]
-    targets: tuple[Target, ...]
+    targets: tuple[TargetGuess, ...]
     time: str | None
     id: str | None
     entity: str | None
@@ -105,7 +105,7 @@ def _is_number(column: pd.Series[Any]) -> bool:
     return pd.api.types.is_numeric_dtype(column) and column.nunique() > _MOST_LEVELS
 
 
-def _targets(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[Target]:
+def _targets(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[TargetGuess]:
     """Columns of two values whose rarer one is below half of the rows; a likely one is also called like a truth."""
     for name in names:
         counts = frame[name].value_counts()
@@ -113,10 +113,10 @@ def _targets(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[Target]:
             rarest = counts.index[1]
             whole = isinstance(rarest, float) and rarest.is_integer()
             text = str(int(rarest)) if whole else str(rarest)
-            yield Target(name, text, int(counts.iloc[1]), int(counts.sum()), bool(_TARGET_NAMES.search(name)))
+            yield TargetGuess(name, text, int(counts.iloc[1]), int(counts.sum()), bool(_TARGET_NAMES.search(name)))
 
 
-def choose(draft: Draft, target: str | None) -> Target:
+def choose(draft: Draft, target: str | None) -> TargetGuess:
     """Return the target that was named. Raises ConfigError, listing what could be one, when none was or it is none."""
     could = {each.name: each for each in draft.targets}
     listed = ", ".join(str(each) for each in draft.targets[:5]) or "none has two values, one of them rarer"
@@ -131,7 +131,7 @@ def choose(draft: Draft, target: str | None) -> Target:
     )
 
 
-def text(draft: Draft, target: Target, name: str) -> str:
+def text(draft: Draft, target: TargetGuess, name: str) -> str:
     """Return the commented configuration, checked by the parser that will read it."""
     identifier = draft.id if draft.id != target.name else None
     roles = {"time": draft.time, "id": identifier, "entity": draft.entity, "amount": draft.amount}
@@ -175,7 +175,7 @@ def model_name(path: str) -> str:
     return name_like(stem) or "model"
 
 
-def write(draft: Draft, target: Target, out: Path) -> None:
+def write(draft: Draft, target: TargetGuess, out: Path) -> None:
     """Write the configuration and, beside it, the schema that an editor checks it with. Raises ConfigError if it exists."""
     if out.exists():
         raise ConfigError(f"'{out}' exists and is left as it is. Pass --out another.yaml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rareclass.config import Config, OperatingPoint, Threshold
+from rareclass.config import Config, OperatingPoint, ThresholdSettings
 from rareclass.errors import ConfigError, unknown
 
 _BOUNDS = {"min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day"}
@@ -24,7 +24,7 @@ def check(config: Config) -> Config:
     return config
 
 
-def _check_objective(where: str, point: Threshold | OperatingPoint, time: str | None) -> None:
+def _check_objective(where: str, point: ThresholdSettings | OperatingPoint, time: str | None) -> None:
     from rareclass.core.thresholds import OBJECTIVES
 
     if point.objective != "auto":
