@@ -6,14 +6,12 @@ does not need. Clients set MLFLOW_TRACKING_TOKEN; a browser asks for a password,
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from rareclass.errors import ConfigError
+from rareclass.network import allows, token
 
 TOKEN = "MLFLOW_TRACKING_TOKEN"  # noqa: S105 (the name of the variable)
 OPEN = ("/health", "/version")
@@ -27,7 +25,7 @@ class TokenGate:
     """An ASGI application that answers 401 to whoever does not show the token."""
 
     def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], token: str) -> None:
-        self._app, self._token = app, token.encode()
+        self._app, self._token = app, token
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan" or scope.get("path") in OPEN or self._shown(scope):
@@ -46,34 +44,17 @@ class TokenGate:
             await send({"type": "websocket.close", "code": 1008})
 
     def _shown(self, scope: _Scope) -> bool:
-        for name, value in scope.get("headers", ()):
-            if name.lower() == b"authorization":
-                kind, _, given = value.strip().partition(b" ")
-                shown = (
-                    given.strip()
-                    if kind.lower() == b"bearer"
-                    else _password(given)
-                    if kind.lower() == b"basic"
-                    else b""
-                )
-                return hmac.compare_digest(shown, self._token)
-        return False
-
-
-def _password(given: bytes) -> bytes:
-    try:
-        return base64.b64decode(given.strip(), validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""
+        header = next((value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"), None)
+        return allows(header, self._token, password=True)
 
 
 def create_app() -> TokenGate:
     """MLflow's application behind the gate. Raises ConfigError without a token: nothing is served open by mistake."""
-    token = os.environ.get(TOKEN, "").strip()
-    if not token:
+    given = token(os.environ, TOKEN)
+    if given is None:
         raise ConfigError(
             f"{TOKEN} is empty, so nobody could be told from anybody. Set it to the token that clients show"
         )
     from mlflow.server.fastapi_app import app
 
-    return TokenGate(app, token)
+    return TokenGate(app, given)

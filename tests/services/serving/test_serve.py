@@ -91,7 +91,7 @@ def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_po
 
 
 def test_a_token_is_read_without_the_newline_of_its_file_and_is_never_only_space() -> None:
-    from rareclass.services.actor import token
+    from rareclass.network import token
 
     assert token({"T": "secret\n"}, "T") == "secret"
     assert token({"T": ""}, "T") is token({}, "T") is None

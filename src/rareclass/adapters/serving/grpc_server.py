@@ -18,7 +18,6 @@ from rareclass.adapters.serving.batcher import Batcher, NotReadyError, status_of
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Answer
 from rareclass.adapters.serving.grpc_messages import METHODS, SERVICE, messages
-from rareclass.adapters.serving.http import authorized
 from rareclass.adapters.serving.v2_codec import (
     OUTPUTS,
     Request,
@@ -31,6 +30,7 @@ from rareclass.adapters.serving.v2_codec import (
     request_id,
 )  # fmt: skip
 from rareclass.errors import InputError
+from rareclass.network import allows
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -169,7 +169,7 @@ class _Token(aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         given = dict(details.invocation_metadata or ()).get("authorization")
-        if details.method.rsplit("/", 1)[-1] in _OPEN or authorized(given, self._token):
+        if details.method.rsplit("/", 1)[-1] in _OPEN or allows(given, self._token):
             return await continuation(details)
         return self._refuse
 

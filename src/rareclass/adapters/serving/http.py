@@ -6,7 +6,6 @@ response or raises what is wrong, and ``application`` puts them together.
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from rareclass.adapters.serving.tabular import ARROW, CSV, from_arrow, from_csv,
 from rareclass.adapters.serving.v2_codec import Request as Tensors
 from rareclass.adapters.serving.v2_codec import deflate, encode, inflate, parse, request_id, shown
 from rareclass.errors import InputError
+from rareclass.network import allows
 
 _OPEN = {"/v2/health/live", "/v2/health/ready", "/ping", "/health"}
 _COMPRESS_FROM = 16_384
@@ -189,17 +189,11 @@ class Token:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
-            if not authorized(given.decode("latin-1"), self._token):
+            if not allows(given, self._token):
                 says = "this server needs a bearer token. Send the header Authorization: Bearer TOKEN"
                 await _error(401, says, **{"www-authenticate": "Bearer"})(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def authorized(header: str | None, token: str) -> bool:
-    """Tell whether an Authorization header carries the token, in constant time."""
-    scheme, _, given = (header or "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 def _check(site: Site, request: Request) -> None:

@@ -18,7 +18,7 @@ from rareclass.adapters.serving.catalogue import Catalogue
 from rareclass.adapters.serving.engine import Engine
 from rareclass.adapters.serving.http import application
 from rareclass.adapters.serving.refresh import Refresher
-from rareclass.errors import ConfigError
+from rareclass.network import bound, taken
 
 _DRAIN_SECONDS = 20
 _KEEP_ALIVE_SECONDS = 75
@@ -121,8 +121,8 @@ class InferenceServer:
         self.batcher = Batcher(engine)
         catalogue = Catalogue(engine, opts.name)
         self._sockets = [
-            bound(opts.host, opts.http_port, "http_port", shared=opts.shared),
-            bound(opts.host, opts.metrics_port, "metrics_port"),
+            listening_on(opts.host, opts.http_port, "http_port", shared=opts.shared),
+            listening_on(opts.host, opts.metrics_port, "metrics_port"),
         ]
         self._servers = [
             _http(application(catalogue, self.batcher, token=opts.token)),
@@ -134,7 +134,9 @@ class InferenceServer:
                 max_bytes=opts.max_body_bytes, shared=opts.shared,
             )  # fmt: skip
         except RuntimeError:
-            raise _taken(opts.host, opts.grpc_port, "grpc_port") from None
+            raise taken(
+                opts.host, opts.grpc_port, None, port_setting="serve.grpc_port", host_setting="serve.host"
+            ) from None
         self.ports = BoundPorts(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
 
     async def start(self) -> InferenceServer:
@@ -154,27 +156,11 @@ class InferenceServer:
         self.batcher.close()
 
 
-def bound(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
-    """Return a socket bound to an address. Raises ConfigError when it is taken or not of this machine."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise _taken(host, port, setting, error) from None
+def listening_on(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
+    """Return a socket that is bound for a port of `serve`. Raises ConfigError when it is taken or not of this machine."""
+    made = bound(host, port, port_setting=f"serve.{setting}", host_setting="serve.host", shared=shared)
     made.setblocking(False)
     return made
-
-
-def _taken(host: str, port: int, setting: str, error: OSError | None = None) -> ConfigError:
-    why = "another process listens there" if error is None else (error.strerror or str(error)).lower()
-    return ConfigError(
-        f"cannot listen on {host}:{port}: {why}. Set serve.{setting} (0 picks a free port) or serve.host"
-    )
 
 
 def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[BoundPorts], None]) -> None:

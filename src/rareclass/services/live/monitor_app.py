@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import html
 import json
 import math
 import os
-import socket
 import threading
 import time
 from collections import deque
@@ -17,8 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
-from rareclass.errors import ConfigError, InputError, RareclassError
-from rareclass.services.actor import token as token_of
+from rareclass.errors import InputError, RareclassError
+from rareclass.network import allows, bound
+from rareclass.network import token as token_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -119,6 +118,7 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
     from rareclass.adapters import exporter
 
     settings = os.environ if env is None else env
+    label_token, look_token = (token_of(settings, name) for name in (config.labels.token_env, config.monitor.token_env))
     limit = RateLimit(config.labels.requests_per_minute)
 
     async def metrics(request: Request) -> Response:
@@ -133,20 +133,22 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
         return _json({"status": "ok", "evaluated": None if watch.snapshot is None else watch.snapshot.now.isoformat()})
 
     async def labels(request: Request) -> Response:
-        return await _labels(request, config, watch, store, limit, token_of(settings, config.labels.token_env) or "")
+        return await _labels(request, config, watch, store, limit, label_token or "")
+
+    def closed(request: Request) -> Response | None:
+        """What is answered to who may not look: a browser asks for a password then, which is the token."""
+        if look_token is None or allows(request.headers.get("authorization"), look_token, password=True):
+            return None
+        says = "this page needs the token: as Authorization: Bearer TOKEN, or as the password of any user"
+        return _error(says, 401, {"WWW-Authenticate": 'Basic realm="rareclass: any user, the token as password"'})
 
     async def status(request: Request) -> Response:
-        token = token_of(settings, config.monitor.token_env)
-        if token and not _authorised(request, token):
-            return _error("the status page needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
-        return HTMLResponse(page(config, watch))
+        return closed(request) or HTMLResponse(page(config, watch))
 
     async def snapshot(request: Request) -> Response:
-        token = token_of(settings, config.monitor.token_env)
-        if token and not _authorised(request, token):
-            return _error("the snapshot needs the bearer token", 401, {"WWW-Authenticate": "Bearer"})
         found = watch.snapshot
-        return _json({} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()})
+        said = {} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()}
+        return closed(request) or _json(said)
 
     return Starlette(
         routes=[
@@ -169,7 +171,7 @@ async def _labels(
 
     if not token:
         return _error(f"POST /labels is closed. Set {config.labels.token_env} to open it", 403)
-    if not _authorised(request, token):
+    if not allows(request.headers.get("authorization"), token):
         return _error("the bearer token is missing or wrong", 401, {"WWW-Authenticate": "Bearer"})
     if not limit.allow():
         return _error(
@@ -192,11 +194,6 @@ async def _labels(
     except RareclassError as error:
         return _error(str(error), 503)
     return _json(asdict(report))
-
-
-def _authorised(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode())
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -302,7 +299,9 @@ class Service:
         from rareclass.adapters.store import Store
 
         self.config = config
-        self.socket = _bound(config)
+        watch = config.monitor
+        self.socket = bound(watch.host, watch.port, port_setting="monitor.port", host_setting="monitor.host")
+        self.socket.listen(128)
         host, port = self.socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self.store = Store(config.store.url)
@@ -338,22 +337,6 @@ class Service:
         self.watch.stop()
         self.store.close()
         self.socket.close()
-
-
-def _bound(config: Config) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.monitor.host else socket.AF_INET
-    made = socket.socket(family)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((config.monitor.host, config.monitor.port))
-    except OSError as error:
-        made.close()
-        where = f"{config.monitor.host}:{config.monitor.port}"
-        raise ConfigError(
-            f"the monitor cannot listen on {where}: {error.strerror}. Set monitor.port to a free port, or to 0"
-        ) from None
-    made.listen(128)
-    return made
 
 
 def serve(config: Config) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ModelError, RareclassError
-from rareclass.services.actor import token
+from rareclass.network import token
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:

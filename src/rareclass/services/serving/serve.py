@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
-from rareclass.services.actor import token
+from rareclass.network import token
 from rareclass.services.retry import patiently
 
 if TYPE_CHECKING:

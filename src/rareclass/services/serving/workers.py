@@ -51,14 +51,14 @@ def serve_workers(
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
-    from rareclass.adapters.serving.server import bound
+    from rareclass.adapters.serving.server import listening_on
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("this system cannot share a port between processes. Set serve.workers=1")
     # these sockets hold the ports, so that "a free one" is the same for all; who does not listen gets no connection
     held = [
-        bound(opts.host, opts.http_port, "http_port", shared=True),
-        bound(opts.host, opts.grpc_port, "grpc_port", shared=True),
+        listening_on(opts.host, opts.http_port, "http_port", shared=True),
+        listening_on(opts.host, opts.grpc_port, "grpc_port", shared=True),
     ]
     http_port, grpc_port = (each.getsockname()[1] for each in held)
     worker_environment = {
@@ -69,7 +69,7 @@ def serve_workers(
     group = _Group(config, worker_environment, model, serve_one)
     registry = CollectorRegistry()
     registry.register(group)  # type: ignore[arg-type]
-    bound(opts.host, opts.metrics_port, "metrics_port").close()  # taken ports are said before models are loaded
+    listening_on(opts.host, opts.metrics_port, "metrics_port").close()  # taken ports are said before models are loaded
     stopping = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopping.set())
