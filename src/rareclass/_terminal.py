@@ -130,19 +130,19 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     )
 
 
-def replayed(told: Mapping[str, Any]) -> None:
+def replayed(replay: Mapping[str, Any]) -> None:
     """Print what the loop did and what it cost beside its two peers, with the count of positives behind it.
 
-    told : replay.json
+    replay : replay.json
     """
-    money, periods = told["money"], told["periods"]
+    money, periods = replay["money"], replay["periods"]
     rows, positives = (sum(period[key] for period in periods) for key in ("rows", "positives"))
-    kinds = [action["kind"] for action in told["actions"]]
+    kinds = [action["kind"] for action in replay["actions"]]
     did = (
         ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds)) or "nothing: the model was left alone"
     )
     said = [
-        f"{told['name']}: {rows:,} rows in {len(periods)} periods, {positives:,} labelled positives",
+        f"{replay['name']}: {rows:,} rows in {len(periods)} periods, {positives:,} labelled positives",
         f"actions: {did}",
     ]
     said.append(f"cost: {money['ours']:,.2f} {money['currency']}")

@@ -438,8 +438,8 @@ def replay(config: ConfigOption, out: OutOption, overrides: SetOption = None, qu
     from rareclass.services.live import replay as service
 
     with terminal.steps(quiet=quiet) as progress:
-        told = service.replay(_trainable(config, overrides), out, progress=progress)
-    terminal.replayed(told)
+        played = service.replay(_trainable(config, overrides), out, progress=progress)
+    terminal.replayed(played)
 
 
 @app.command()
@@ -904,10 +904,10 @@ def retention(config: ConfigOption, overrides: SetOption = None) -> None:
 
     settings = _stored(config, overrides)
     done = service.prune(settings, _now())
-    told = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in done.rows.items())
+    counts = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in done.rows.items())
     terminal.lines(
         [
-            f"older than {format_duration(settings.store.retention)}: {told} deleted",
+            f"older than {format_duration(settings.store.retention)}: {counts} deleted",
             *([done.remaining] if done.remaining else []),
         ]
     )

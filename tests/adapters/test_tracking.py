@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rareclass.adapters import tracking
-from rareclass.adapters.tracking import Tracker, reach
+from rareclass.adapters.tracking import Tracker, check_reachable
 from rareclass.errors import ModelError
 
 
@@ -128,7 +128,7 @@ def test_an_unreachable_server_is_one_line() -> None:
     "uri", ["http://127.0.0.1:9", "postgresql+psycopg://me:secret@127.0.0.1:9/mlflow"], ids=["server", "database"]
 )
 def test_that_nothing_answers_is_found_without_loading_mlflow_and_told_without_the_password(uri: str) -> None:
-    code = f"import sys\nfrom rareclass.adapters.tracking import reach\ntry: reach({uri!r})\nexcept Exception as e: print(type(e).__name__, str(e), 'mlflow' in sys.modules)"
+    code = f"import sys\nfrom rareclass.adapters.tracking import check_reachable\ntry: check_reachable({uri!r})\nexcept Exception as e: print(type(e).__name__, str(e), 'mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("ModelError MLflow at '")
     assert "Set tracking.uri" in done.stdout
@@ -138,11 +138,11 @@ def test_that_nothing_answers_is_found_without_loading_mlflow_and_told_without_t
 
 
 def test_a_new_sqlite_store_is_reached_by_making_its_folder(tmp_path: Path) -> None:
-    reach(f"sqlite:///{tmp_path}/new/mlflow.db")
+    check_reachable(f"sqlite:///{tmp_path}/new/mlflow.db")
     assert (tmp_path / "new").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="Set tracking"):
-        reach(f"sqlite:///{tmp_path}/file/mlflow.db")
+        check_reachable(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
 def test_a_metric_is_one_number_or_a_curve_but_never_both(tracker: Tracker) -> None:

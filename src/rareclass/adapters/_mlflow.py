@@ -62,7 +62,7 @@ def client(uri: str) -> MlflowClient:
     quiet()
     import mlflow
 
-    with told(unusable(uri)):
+    with translate_errors(unusable(uri)):
         full = with_folder(uri)
         return mlflow.MlflowClient(tracking_uri=full, registry_uri=full)
 
@@ -86,7 +86,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def told(what: str, error: type[ModelError] = ModelError) -> Iterator[None]:
+def translate_errors(what: str, error: type[ModelError] = ModelError) -> Iterator[None]:
     """Turn MLflow's and the network's errors into one line that begins with ``what``."""
     import requests
     from mlflow.exceptions import MlflowException

@@ -74,7 +74,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work) / FOLDER
             digest = save_pyfunc(model, folder, card=card, metadata=metadata)
-            with _mlflow.told(f"the model cannot be kept with run '{run_id}'"):
+            with _mlflow.translate_errors(f"the model cannot be kept with run '{run_id}'"):
                 self.client.log_artifacts(run_id, str(folder), FOLDER)
                 self.client.set_tag(run_id, HASH, digest)
                 root = self.client.get_run(run_id).info.artifact_uri
@@ -96,7 +96,7 @@ class Registry:
         for known in self.versions(name):
             if known.run_id == run_id and known.hash == digest:
                 return known
-        with self._told(name):
+        with self._translate_errors(name):
             self._ensure(name)
             made = self.client.create_model_version(
                 name, source=uri, run_id=run_id, description=description or None,
@@ -127,7 +127,7 @@ class Registry:
             host, _, pid = found.tags.get(OWNER, "").rpartition(":")
             here = host == socket.gethostname() and pid.isdigit()
             if (here and not _mlflow.alive(int(pid))) or seconds - found.creation_timestamp / 1000 > _ABANDONED_SECONDS:
-                with self._told(name):
+                with self._translate_errors(name):
                     self.client.delete_model_version(name, str(found.version))
                 removed.append(str(found.version))
         return removed
@@ -137,7 +137,7 @@ class Registry:
         return [_version(found) for found in self._all(name) if _complete(found)]
 
     def _all(self, name: str) -> list[Any]:
-        with self._told(name):
+        with self._translate_errors(name):
             pages, token = [], None
             while True:
                 page = self.client.search_model_versions(f"name = '{name}'", page_token=token)
@@ -179,7 +179,7 @@ class Registry:
                 return self._point(name, targets)
             except MlflowException:
                 continue
-        with self._told(name):
+        with self._translate_errors(name):
             self._point(name, targets)
 
     def _point(self, name: str, targets: Mapping[str, str | None]) -> None:
@@ -193,7 +193,7 @@ class Registry:
 
     def tag(self, name: str, number: str | int, tags: Mapping[str, Any]) -> None:
         """Set tags of a version, for example re-tuned thresholds."""
-        with self._told(name):
+        with self._translate_errors(name):
             for key, value in tags.items():
                 self.client.set_model_version_tag(name, str(number), key, str(value))
 
@@ -222,8 +222,8 @@ class Registry:
             raise ModelError(f"model '{name}' has no '{alias}' in '{self.uri}'.{nearest(alias, known)} It has: {there}")
         return found
 
-    def _told(self, name: str) -> Any:
-        return _mlflow.told(f"the registry '{self.uri}' refused model '{name}'")
+    def _translate_errors(self, name: str) -> Any:
+        return _mlflow.translate_errors(f"the registry '{self.uri}' refused model '{name}'")
 
 
 def save_pyfunc(model: RareModel, folder: Path, *, card: str = "", metadata: Mapping[str, Any] | None = None) -> str:
@@ -386,7 +386,7 @@ def fetched(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
         tracking_uri = tracking_of(uri, tracking_uri)
         uri = uri if uri.count("/") > 1 else f"{uri}/{FOLDER}"
     with tempfile.TemporaryDirectory() as work:
-        with _mlflow.told(f"the model '{uri}' cannot be read"):
+        with _mlflow.translate_errors(f"the model '{uri}' cannot be read"):
             try:
                 path = download_artifacts(
                     uri, dst_path=work, tracking_uri=None if tracking_uri is None else _mlflow.absolute(tracking_uri)

@@ -27,7 +27,7 @@ SCORES, HELDOUT = "evaluation/test_scores.parquet", "evaluation/heldout_scores.p
 CROSS_FITTED = "evaluation/cross_fitted_scores.parquet"
 
 
-def reach(uri: str) -> None:
+def check_reachable(uri: str) -> None:
     """Raise ModelError when nothing answers at ``uri``; without MLflow, which takes seconds and 80 MiB to import."""
     import requests
     from sqlalchemy import create_engine
@@ -65,7 +65,7 @@ class Tracker:
     def _experiment_id(self, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        with _mlflow.told(_mlflow.unusable(self.uri)):
+        with _mlflow.translate_errors(_mlflow.unusable(self.uri)):
             found = self.client.get_experiment_by_name(self.experiment)
             if found is None:
                 root = _mlflow.artifact_root(self.uri, artifacts)
@@ -96,7 +96,7 @@ class Tracker:
 
     def _create(self, name: str, tags: Mapping[str, Any]) -> TrackedRun:
         owned = {_OWNER: f"{socket.gethostname()}:{os.getpid()}", **tags}
-        with _mlflow.told(f"no run could be created in MLflow at '{self.uri}'"):
+        with _mlflow.translate_errors(f"no run could be created in MLflow at '{self.uri}'"):
             made = self.client.create_run(
                 self._id, run_name=name, tags={key: str(value) for key, value in owned.items()}
             )
@@ -104,7 +104,7 @@ class Tracker:
 
     def run(self, run_id: str) -> TrackedRun:
         """Open an existing run, for example from the next step of a pipeline. Raises ModelError when there is none."""
-        with _mlflow.told(f"run '{run_id}' is not in MLflow at '{self.uri}'"):
+        with _mlflow.translate_errors(f"run '{run_id}' is not in MLflow at '{self.uri}'"):
             found = self.client.get_run(run_id)
         return TrackedRun(self, found.info.run_id, found.info.artifact_uri)
 
@@ -203,7 +203,7 @@ class TrackedRun:
                 raise ValueError(f"metric '{name}' of run '{self.id}' is {self._kinds[name]} already, not {kind}")
 
     def _batch(self, *, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        with _mlflow.told(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
+        with _mlflow.translate_errors(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
             for at in range(0, len(metrics), _METRICS):
                 self._client.log_batch(self.id, metrics=metrics[at : at + _METRICS])
             for at in range(0, len(params), _PARAMS):
@@ -213,12 +213,12 @@ class TrackedRun:
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file with the run."""
-        with _mlflow.told(f"'{path}' cannot be kept with run '{self.id}'"):
+        with _mlflow.translate_errors(f"'{path}' cannot be kept with run '{self.id}'"):
             self._client.log_artifact(self.id, str(path), folder)
 
     def artifacts(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a folder's content with the run."""
-        with _mlflow.told(f"'{path}' cannot be kept with run '{self.id}'"):
+        with _mlflow.translate_errors(f"'{path}' cannot be kept with run '{self.id}'"):
             self._client.log_artifacts(self.id, str(path), folder)
 
     @contextmanager
@@ -257,14 +257,14 @@ class TrackedRun:
             source=json.dumps({"uri": source}),
             profile=json.dumps(profile or {}),
         )
-        with _mlflow.told(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
+        with _mlflow.translate_errors(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
             self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
     def end(self, status: str = "FINISHED", error: str | None = None) -> None:
         """Close the run as FINISHED, FAILED or KILLED; ``error``, one line without secrets, is its tag and description."""
         if error is not None:
             self.log(tags={"error": error, "mlflow.note.content": error})
-        with _mlflow.told(f"run '{self.id}' cannot be closed in MLflow at '{self.tracker.uri}'"):
+        with _mlflow.translate_errors(f"run '{self.id}' cannot be closed in MLflow at '{self.tracker.uri}'"):
             self._client.set_terminated(self.id, status)
 
 
@@ -289,7 +289,7 @@ def scores(uri: str, tracking_uri: str | None = None) -> pd.DataFrame:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        _mlflow.told(f"'{uri}' holds no {SCORES}. Pass --data PATH to score labelled rows instead"),
+        _mlflow.translate_errors(f"'{uri}' holds no {SCORES}. Pass --data PATH to score labelled rows instead"),
     ):
         full = None if tracking_uri is None else _mlflow.absolute(tracking_uri)
         return pd.read_parquet(download_artifacts(f"{uri.rstrip('/')}/{SCORES}", dst_path=folder, tracking_uri=full))
@@ -297,7 +297,7 @@ def scores(uri: str, tracking_uri: str | None = None) -> pd.DataFrame:
 
 def artifact_uri(run_id: str, tracking_uri: str) -> str:
     """Return the absolute artifact folder of a run: a path for a local store. Raises ModelError for an unknown run."""
-    with _mlflow.told(f"run '{run_id}' is not in MLflow at '{tracking_uri}'"):
+    with _mlflow.translate_errors(f"run '{run_id}' is not in MLflow at '{tracking_uri}'"):
         root = str(_mlflow.client(tracking_uri).get_run(run_id).info.artifact_uri)
     local = _mlflow.local_path(root)
     return str(local) if local is not None else root.rstrip("/")

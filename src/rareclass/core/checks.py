@@ -33,7 +33,7 @@ class Finding:
         return asdict(self)
 
 
-def settle(found: Sequence[Finding]) -> list[Finding]:
+def enforce(found: Sequence[Finding]) -> list[Finding]:
     """Return the warnings. Raises DataError with one line when there is an error among them."""
     errors = [finding for finding in found if finding.severity == "error"]
     if errors:
@@ -50,9 +50,9 @@ def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) 
     """
     checks = data.checks
     found = [*check_infinite(rows, checks), *check_all_missing(rows, checks)]
-    settle(found)
+    enforce(found)
     found += [*check_identical(rows, checks, content), *check_leaks(rows, checks)]
-    return settle(found)
+    return enforce(found)
 
 
 def _finding(checks: ChecksSettings, check: str, column: str | None, message: str) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def check_target(target: pd.Series[Any], data: DataSettings) -> list[Finding]:
         f"column '{data.target}' (the target) is missing in {missing:,} of {len(target):,} rows. "
         "Fill it in, or set data.checks.missing_target: warning to leave those rows out"
     )
-    return settle(list(_finding(data.checks, "missing_target", data.target, message)))
+    return enforce(list(_finding(data.checks, "missing_target", data.target, message)))
 
 
 def check_ids(ids: pd.Series[Any], data: DataSettings) -> list[Finding]:
@@ -90,7 +90,7 @@ def check_ids(ids: pd.Series[Any], data: DataSettings) -> list[Finding]:
         f"column '{data.id}' (the id) repeats in {int(repeated.sum()):,} of {len(ids):,} rows, like {first!r}. "
         "Set data.id to a column that differs on every row, or data.checks.duplicate_ids: warning"
     )
-    return settle(list(_finding(data.checks, "duplicate_ids", data.id, message)))
+    return enforce(list(_finding(data.checks, "duplicate_ids", data.id, message)))
 
 
 def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: DataSettings) -> list[Finding]:
@@ -110,7 +110,7 @@ def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: DataSettings) 
         f"column '{data.time}' (the time) {'is missing' if pd.isna(example) else what} in {int(bad.sum()):,} of {len(raw):,} rows. "
         f"{way}, or data.checks.unparsable_time: warning"
     )
-    return settle(list(_finding(data.checks, "unparsable_time", data.time, message)))
+    return enforce(list(_finding(data.checks, "unparsable_time", data.time, message)))
 
 
 def check_infinite(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:

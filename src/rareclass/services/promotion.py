@@ -378,7 +378,7 @@ def _store(config: Config) -> Iterator[Store]:
         store.close()
 
 
-def reach(config: Config) -> None:
+def check_reachable(config: Config) -> None:
     """Raise StoreError when the ledger cannot be written; asked before hours of work whose result belongs into it."""
     with _store(config):
         pass

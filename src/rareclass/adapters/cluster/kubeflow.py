@@ -93,7 +93,7 @@ class Kubeflow:
                 return None
 
         self.host, self.namespace = host, access.namespace
-        with self._told("is not reached"), _silent():
+        with self._translate_errors("is not reached"), _silent():
             self._client: Any = Client(
                 host=host, namespace=access.namespace or "kubeflow", existing_token=access.token, credentials=credentials,
                 ssl_ca_cert=access.ca_file,
@@ -105,7 +105,11 @@ class Kubeflow:
         import kfp_server_api
 
         name = digest(text)
-        with self._told(f"refused the pipeline '{pipeline}'"), _silent(), tempfile.TemporaryDirectory() as folder:
+        with (
+            self._translate_errors(f"refused the pipeline '{pipeline}'"),
+            _silent(),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             found = self._client.get_pipeline_id(pipeline)
             if found is None:
                 body = kfp_server_api.V2beta1Pipeline(display_name=pipeline, namespace=self.namespace)
@@ -122,7 +126,7 @@ class Kubeflow:
         self, experiment: str, key: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
     ) -> Submitted:  # fmt: skip
         """Start a run named ``key``, unless a run of that name is there that did not fail: then that one is meant."""
-        with self._told(f"refused the run '{key}'"), _silent():
+        with self._translate_errors(f"refused the run '{key}'"), _silent():
             place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
             for known in self._runs(place, key):
                 if known.state in ALIVE:
@@ -136,7 +140,7 @@ class Kubeflow:
         self, experiment: str, key: str, cron: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
     ) -> Submitted:  # fmt: skip
         """Run on a schedule of six fields, replacing the schedule of that name unless it is the same."""
-        with self._told(f"refused the schedule '{key}'"), _silent():
+        with self._translate_errors(f"refused the schedule '{key}'"), _silent():
             place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
             found = self._client.list_recurring_runs(
                 experiment_id=place, namespace=self.namespace, filter=_named(key), page_size=100
@@ -195,7 +199,7 @@ class Kubeflow:
 
     def state(self, run: str) -> str:
         """Return the state of a run as Kubeflow says it."""
-        with self._told(f"does not know run {run}"):
+        with self._translate_errors(f"does not know run {run}"):
             return str(self._client.get_run(run).state)
 
     def _runs(self, experiment: str, name: str) -> list[Any]:
@@ -206,7 +210,7 @@ class Kubeflow:
         return list(found.runs or [])
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _translate_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except RareclassError:

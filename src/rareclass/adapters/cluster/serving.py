@@ -74,7 +74,7 @@ class Workload:
             from kubernetes import client, config
         except ImportError:
             raise MissingExtraError("kubernetes", "pipelines", "deploy") from None
-        with self._told("no Kubernetes is configured"):
+        with self._translate_errors("no Kubernetes is configured"):
             config.load_config()
         self.kind, self.name = kind, name
         self.namespace = namespace or _namespace(config)
@@ -98,7 +98,7 @@ class Workload:
         for part in reversed(self._api.annotated):
             change = {part: change}
         group, number, plural = self._api.resource
-        with self._told(f"{self} cannot be changed"):
+        with self._translate_errors(f"{self} cannot be changed"):
             self._objects.patch_namespaced_custom_object(group, number, self.namespace, plural, self.name, change)
 
     def wait(
@@ -146,7 +146,7 @@ class Workload:
         if not self._api.label:
             return [self._read()]
         group, number, plural = DEPLOYMENTS
-        with self._told(f"{self} cannot be read"):
+        with self._translate_errors(f"{self} cannot be read"):
             found = self._objects.list_namespaced_custom_object(
                 group, number, self.namespace, plural, label_selector=f"{self._api.label}={self.name}"
             )
@@ -157,7 +157,7 @@ class Workload:
     ) -> dict[str, Any]:
         """One object as it stands in the API, by default the one that serves; with ``optional`` empty when it is not there."""
         group, number, plural = resource or self._api.resource
-        with self._told(f"{self} cannot be read"):
+        with self._translate_errors(f"{self} cannot be read"):
             try:
                 found: dict[str, Any] = self._objects.get_namespaced_custom_object(
                     group, number, self.namespace, plural, name or self.name
@@ -184,7 +184,7 @@ class Workload:
         return f" ({'; '.join(sorted(said))})" if said else ""
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _translate_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except RareclassError:

@@ -25,4 +25,4 @@ def run(config: Config, out: Path, *, progress: Progress = silent) -> dict[str, 
     if len(found) != 1:
         raise ModelError(f"the pipeline left no summary under {root}; read {root / 'steps.log'}")
     details = json.loads(found[0].read_text(encoding="utf-8"))
-    return results.leave(details, out)
+    return results.write_outputs(details, out)

@@ -88,13 +88,13 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     truth = _truth_of(later[config.data.target], _first(live))
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
     money = _money(config, live, frame[known], later, truth, decisions, start, progress)
-    told = results.clean({
+    played = results.clean({
         "name": config.name, "train_until": start.isoformat(), "step": format_duration(config.replay.step), "first": summary["selected"],
         "label_delay": format_duration(config.data.label_delay), **vars(story), "money": money,
     })  # fmt: skip
-    results.write(out / "replay.json", json.dumps(told, indent=1))
-    results.write(out / "replay.html", reports.replay_report(told))
-    return told
+    results.write(out / "replay.json", json.dumps(played, indent=1))
+    results.write(out / "replay.html", reports.replay_report(played))
+    return played
 
 
 # --- the rows ------------------------------------------------------------------------------------------------------------

@@ -68,27 +68,27 @@ class ScoreSummary:
     @property
     def notes(self) -> list[str]:
         """What a person should know about the scored and logged rows, a line each."""
-        told = []
+        notes = []
         if self.reused:
-            told.append(
+            notes.append(
                 f"{self.reused:,} rows are not in the log: their request id is there already with other contents. Give each row an id of its own (--id COLUMN)"
             )
         if self.expired:
-            told.append(
+            notes.append(
                 f"{self.expired:,} rows are not in the log: their time is older than store.retention. Check data.time, or set store.retention"
             )
         if self.out_of_view:
-            told.append(
+            notes.append(
                 f"{self.out_of_view:,} rows are older than the monitor looks back: they are kept for retraining and show in no window. Set monitor.windows to look further"
             )
         if self.outside:
-            told.append(f"{self.outside:,} rows are outside data.filter and have no score and no decision")
+            notes.append(f"{self.outside:,} rows are outside data.filter and have no score and no decision")
         if self.unknown:
             each = ", ".join(f"{name} {count:,} (like '{like}')" for name, (count, like) in self.unknown.items())
-            told.append(f"values that training did not keep as categories: {each}")
+            notes.append(f"values that training did not keep as categories: {each}")
         if self.columns and self.columns[0].startswith(ASIDE):
-            told.append(f"the version has such columns of its own, so the new ones are {', '.join(self.columns)}")
-        return told
+            notes.append(f"the version has such columns of its own, so the new ones are {', '.join(self.columns)}")
+        return notes
 
 
 def score(
@@ -263,9 +263,11 @@ def _with_scores(model: RareModel, batch: _Batch, new: Sequence[str], reasons: i
         columns[new[1]] = pd.array(columns[new[1]], dtype="Int8")
         columns[new[1]][~inside] = pd.NA
     if reasons:
-        told = np.full(len(frame), None, dtype=object)
-        told[inside] = [json.dumps(each) for each in model.reasons(frame[inside], reasons)] if inside.any() else []
-        columns[new[2]] = told
+        explanations = np.full(len(frame), None, dtype=object)
+        explanations[inside] = (
+            [json.dumps(each) for each in model.reasons(frame[inside], reasons)] if inside.any() else []
+        )
+        columns[new[2]] = explanations
     return frame.assign(**columns)
 
 

@@ -330,7 +330,7 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def leave(details: Mapping[str, Any], out: Path, page: str | None = None) -> dict[str, Any]:
+def write_outputs(details: Mapping[str, Any], out: Path, page: str | None = None) -> dict[str, Any]:
     """Write summary.json (last), run.json, trials.json and report.html into ``out``; returns the summary.
 
     details : with the role, see `with_role` · page : the report, made from the details where it is not given

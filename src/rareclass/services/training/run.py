@@ -42,11 +42,11 @@ def run(
     config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
 ) -> dict[str, Any]:
     """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
-    from rareclass.adapters.tracking import reach
+    from rareclass.adapters.tracking import check_reachable
 
     validate.check(config)
-    reach(config.tracking.uri)
-    promotion.reach(config)
+    check_reachable(config.tracking.uri)
+    promotion.check_reachable(config)
     results.writable(out)
     watch, when = Stopwatch(), now or steps.utc_now()
     with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
@@ -84,7 +84,7 @@ def run_rows(
     details["summary"]["seconds"] = results.clean(watch.seconds)
     ended = results.with_role(details, role)
     page = results.logged_report(config, ended)
-    return ended["summary"] if out is None else results.leave(ended, out, page)
+    return ended["summary"] if out is None else results.write_outputs(ended, out, page)
 
 
 def fit(
