@@ -24,8 +24,9 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args(arguments)
-    from rareclass.core import evaluation, learners
+    from rareclass.core import learners, ranking
     from rareclass.core.dataset import Feature, Rows, Schema
+    from rareclass.core.fit_task import FitTask
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(options.rows, FEATURES)).astype(np.float32)
@@ -34,15 +35,15 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
     schema = Schema(tuple(Feature(f"f{at}") for at in range(FEATURES)))
     rows = Rows(schema, x, y, np.arange(options.rows, dtype=np.uint64))
     for loss in ("logistic", "focal"):  # imports and first calls are nobody's cost
-        learners.fit("xgboost", rows.take(np.arange(1000)), loss=loss, rounds=2, threads=THREADS)
+        learners.fit("xgboost", FitTask(rows.take(np.arange(1000)), loss=loss, rounds=2, threads=THREADS))
     fitted = {}
 
     def fit(loss: str) -> None:
-        fitted[loss] = learners.fit("xgboost", rows, loss=loss, rounds=options.rounds, threads=THREADS)
+        fitted[loss] = learners.fit("xgboost", FitTask(rows, loss=loss, rounds=options.rounds, threads=THREADS))
 
     taken = turns({"logistic": lambda: fit("logistic"), "focal": lambda: fit("focal")}, options.turns)
     lines = [
-        [loss, f"{taken[loss]:.2f}", f"{evaluation.average_precision(y, fitted[loss].score(x)):.3f}"] for loss in taken
+        [loss, f"{taken[loss]:.2f}", f"{ranking.average_precision(y, fitted[loss].score(x)):.3f}"] for loss in taken
     ]
     table(["loss", f"s for {options.rounds} rounds of {options.rows:,} x {FEATURES}", "AP on the fitted rows"], lines)
     text = f"focal loss, {options.rounds} rounds on {options.rows:,} x {FEATURES}: seconds against the built-in logistic loss"

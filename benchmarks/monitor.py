@@ -22,6 +22,7 @@ import pandas as pd
 from rareclass.config import MonitorSettings
 from rareclass.core import drift, liveness
 from rareclass.core.dataset import Feature, Rows, Schema
+from rareclass.core.profile import reference_profile
 
 FEATURES = 30
 GOAL_EVALUATION, GOAL_DRIFT = 1.5, 50.0
@@ -50,7 +51,7 @@ def evaluation(rows: int, rounds: int) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score
 
     known, score = reference(rows, 0)
-    profile = drift.reference_profile(*reference(10_000, 1), threshold=0.1)
+    profile = reference_profile(*reference(10_000, 1), threshold=0.1)
     ts = pd.Series(
         np.datetime64("2024-01-01", "us") + (np.arange(rows) * (7 * 86_400_000_000 // rows)).astype("timedelta64[us]")
     )
@@ -93,7 +94,7 @@ def against_evidently(rounds: int) -> dict[str, Any]:
     after, _ = reference(100_000, 2)
     after.x[:, 15] += 0.8
     after.x[:, 0] = np.minimum(after.x[:, 0] * 4, np.float32(before.x[:, 0].max()))
-    profile = drift.reference_profile(before, score, threshold=0.1)
+    profile = reference_profile(before, score, threshold=0.1)
     names = before.schema.names
     definition = DataDefinition(numerical_columns=names)
     frames = [

@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
 def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     """Fit every method on every fold, print, and return the claims."""
     from rareclass import config as settings
-    from rareclass.core import evaluation
+    from rareclass.core import ranking
     from rareclass.services.training import steps
 
     raw = {
@@ -194,16 +194,14 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
             began = time.perf_counter()
             scores[name] = fit(config, known, dev, seconds, 0)
             took = time.perf_counter() - began
-            ap = evaluation.average_precision(y, scores[name])
+            ap = ranking.average_precision(y, scores[name])
             values[name].append(ap)
             top = card_precision(data, fold, scores[name])
-            shown = [name, f"{ap:.4f}", f"{top:.3f}", f"{evaluation.roc_auc(y, scores[name]):.3f}", f"{took:.0f}"]
+            shown = [name, f"{ap:.4f}", f"{top:.3f}", f"{ranking.roc_auc(y, scores[name]):.3f}", f"{took:.0f}"]
             lines.append([at + 1, len(dev), dev.positives, len(y), int(y.sum()), *shown])
         block = data.day[fold.test]
         draws.append(
-            evaluation.bootstrap_average_precision(
-                y, [scores[name] for name in methods], block=block, n_boot=500, seed=at
-            )
+            ranking.bootstrap_average_precision(y, [scores[name] for name in methods], block=block, n_boot=500, seed=at)
         )
     table(
         [

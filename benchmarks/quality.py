@@ -258,7 +258,7 @@ def measure(
 ) -> list[Result]:  # fmt: skip
     """Fit every method on one split of one set, or take its scores from ``keep``."""
     from rareclass import config as settings
-    from rareclass.core import evaluation
+    from rareclass.core import evaluation, ranking
     from rareclass.services.training import steps
 
     name = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-")[:40]
@@ -281,12 +281,12 @@ def measure(
                 np.savez(kept, score=scores[method], seconds=took)
         results.append(
             Result(
-                source.name, split, method, evaluation.average_precision(test.y, scores[method]),
+                source.name, split, method, ranking.average_precision(test.y, scores[method]),
                 evaluation.brier(test.y, scores[method]), evaluation.mean_score_ratio(test.y, scores[method]), took, test.positives,
             )
         )  # fmt: skip
         print(f"{source.name}, {split}: {method} AP {results[-1].ap:.4f} in {took:.0f} s", file=sys.stderr, flush=True)
-    gain = evaluation.compare(test.y, scores[OURS], scores[DEFAULT], block=test.block())
+    gain = ranking.compare(test.y, scores[OURS], scores[DEFAULT], block=test.block())
     sign = 1 if gain.low > 0 else -1 if gain.high < 0 else 0
     first = results[0]
     return [Result(**{**first.__dict__, "significant": sign}), *results[1:]]

@@ -19,6 +19,8 @@ import pandas as pd
 
 from rareclass.config import MonitorSettings, parse
 from rareclass.core import dataset, drift, learners, liveness, triage
+from rareclass.core.fit_task import FitTask
+from rareclass.core.profile import Profile, reference_profile
 
 START = datetime(2024, 1, 1)
 DELAY = timedelta(days=7)
@@ -46,7 +48,7 @@ class World:
     """A fitted model, its reference, and the rows that live days are drawn from (their scores known)."""
 
     model: Any
-    profile: drift.Profile
+    profile: Profile
     pool: dataset.Rows
     score: np.ndarray
     fresh: np.ndarray
@@ -72,7 +74,7 @@ def world(seed: int) -> World:
     third, sixth = len(whole) // 3, len(whole) // 6
     known = np.flatnonzero(~fresh[: third + sixth])
     train, reference = whole.take(known[known < third]), whole.take(known[known >= third])
-    model = learners.fit("xgboost", train, params={"eta": 0.1, "max_depth": 5}, rounds=150, seed=seed, threads=2)
+    model = learners.fit("xgboost", FitTask(train, rounds=150, seed=seed, threads=2), {"eta": 0.1, "max_depth": 5})
     score = model.score(reference.x)
     threshold = float(np.quantile(score, 0.97))
     step = 70 * 86_400_000_000 // len(reference)
@@ -83,7 +85,7 @@ def world(seed: int) -> World:
         reference.row_id,
         np.datetime64(START - timedelta(days=70), "us") + (np.arange(len(reference)) * step).astype("timedelta64[us]"),
     )
-    profile = drift.reference_profile(stamped, score, threshold=threshold)
+    profile = reference_profile(stamped, score, threshold=threshold)
     pool = whole.take(slice(third + sixth, None))
     return World(model, profile, pool, model.score(pool.x), fresh[third + sixth :], threshold)
 

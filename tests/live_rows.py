@@ -15,6 +15,7 @@ from rareclass.core import drift, liveness, training, triage
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Rows, Schema, decode
 from rareclass.core.model import RareModel
+from rareclass.core.profile import Profile, reference_profile
 
 SCHEMA = Schema(
     (
@@ -74,9 +75,9 @@ def history(days: int = 70, per_day: int = 600, seed: int = 0) -> Rows:
 
 
 @functools.cache
-def profile(seed: int = 0) -> drift.Profile:
+def profile(seed: int = 0) -> Profile:
     rows = history(seed=seed)
-    return drift.reference_profile(rows, score(rows.x), threshold=THRESHOLD)
+    return reference_profile(rows, score(rows.x), threshold=THRESHOLD)
 
 
 def stream(
@@ -150,7 +151,7 @@ def settings(**changes: Any) -> liveness.Settings:
 
 
 def judge(
-    frame: pd.DataFrame, x: np.ndarray, reference: drift.Profile, now: datetime, *, renamed: bool = False
+    frame: pd.DataFrame, x: np.ndarray, reference: Profile, now: datetime, *, renamed: bool = False
 ) -> triage.Verdict:
     """What the monitor does at ``now``, without a store."""
     live = liveness.evaluate(frame, now=now, version="1", profile=reference, settings=settings())

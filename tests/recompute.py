@@ -387,10 +387,11 @@ def tried(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
         check.estimate(f"{path}.ap", line["ap"], exact[name], draws[name], heldout.frame)
         gain = draws[name] - draws[names[0]]
         check.estimate(f"{path}.difference", line["difference"], exact[name] - exact[names[0]], gain, heldout.frame)
-    for name, line in details["selection"]["curves"].items():
-        for axis, values in line.items():
-            for k, value in enumerate(values):
-                check.same(f"selection.curves.{name}.{axis}.{k}", value, np.clip(value, 0, 1))
+    for name, both in details["selection"]["curves"].items():
+        for kind, line in both.items():
+            for axis, values in line.items():
+                for k, value in enumerate(values):
+                    check.same(f"selection.curves.{name}.{kind}.{axis}.{k}", value, np.clip(value, 0, 1))
     advice = details["summary"]["should_resample"]
     if advice["difference"] is not None:
         a, b = advice["resampled"], advice["against"]

@@ -11,7 +11,7 @@ import pandas as pd
 from rareclass.config import Config, parse
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Schema
-from rareclass.core.learners import Logistic
+from rareclass.core.fitted import Logistic
 from rareclass.core.model import RareModel
 
 SCHEMA = Schema((Feature("amount"), Feature("channel", "categorical", ("web", "shop"))))

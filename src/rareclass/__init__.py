@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from rareclass.api import diagnose, evaluate, load_demo, load_version, score
     from rareclass.core.calibration import prior_correction
-    from rareclass.core.evaluation import average_precision, compare, estimate_ap
+    from rareclass.core.ranking import average_precision, compare, estimate_ap
     from rareclass.core.thresholds import tune as tune_threshold
     from rareclass.estimator import RareClassifier
     from rareclass.samplers import ExactEditedNearestNeighbours, ExactTomekLinks
@@ -28,10 +28,10 @@ _HOME = {
     "RareClassifier": ("rareclass.estimator", "RareClassifier"),
     "ExactEditedNearestNeighbours": ("rareclass.samplers", "ExactEditedNearestNeighbours"),
     "ExactTomekLinks": ("rareclass.samplers", "ExactTomekLinks"),
-    "average_precision": ("rareclass.core.evaluation", "average_precision"),
-    "compare": ("rareclass.core.evaluation", "compare"),
+    "average_precision": ("rareclass.core.ranking", "average_precision"),
+    "compare": ("rareclass.core.ranking", "compare"),
     "diagnose": ("rareclass.api", "diagnose"),
-    "estimate_ap": ("rareclass.core.evaluation", "estimate_ap"),
+    "estimate_ap": ("rareclass.core.ranking", "estimate_ap"),
     "evaluate": ("rareclass.api", "evaluate"),
     "load_demo": ("rareclass.api", "load_demo"),
     "load_version": ("rareclass.api", "load_version"),

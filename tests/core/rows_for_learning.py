@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from rareclass.core import learners
 from rareclass.core.dataset import Feature, Rows, Schema
+from rareclass.core.fit_task import FitTask
+from rareclass.core.fitted import Fitted
+
+
+def fit(name: str, rows: Rows, *, params: dict[str, Any] | None = None, **task: Any) -> Fitted:
+    """Fit a learner with a task of these settings."""
+    return learners.fit(name, FitTask(rows, **task), params)
 
 
 def make_rows(n: int = 600, *, seed: int = 0, shift: float = -3.0, category: bool = False, hours: bool = False) -> Rows:

@@ -1,11 +1,12 @@
-"""Resamples are paired, respect blocks, and their sums by rung equal recounting."""
+"""Resamples are paired, respect blocks, and their sums by step equal recounting."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rareclass.core.bootstrap import MIN_BLOCKS, Ladder, Resamples, as_scores, interval
+from rareclass.core.bootstrap import MIN_BLOCKS, Resamples, as_scores, interval
+from rareclass.core.ranking import RankingTable
 from rareclass.errors import DataError
 
 
@@ -85,16 +86,16 @@ def test_interval_leaves_out_what_could_not_be_judged():
 @given(scored())
 def test_rungs_sum_to_the_counts_at_every_positive_score(case):
     y, score = case
-    ladder = Ladder.build(y, score)
-    tp = np.cumsum(ladder.totals(None, True))
-    fp = np.cumsum(ladder.totals(None, False))
+    table = RankingTable.build(y, score)
+    tp = np.cumsum(table.totals(None, True))
+    fp = np.cumsum(table.totals(None, False))
     assert tp[-1] == y.sum()
     assert fp[-1] == (y == 0).sum()
-    for k, cut in enumerate(ladder.cut):
+    for k, cut in enumerate(table.cut):
         assert tp[k] == ((score >= cut) & (y == 1)).sum()
         assert fp[k] == ((score >= cut) & (y == 0)).sum()
         lower = score[score < cut]
-        assert ladder.below[k] == (lower.max() if len(lower) else -np.inf)
+        assert table.below[k] == (lower.max() if len(lower) else -np.inf)
 
 
 @given(scored(), st.booleans(), st.integers(0, 5))
@@ -104,11 +105,11 @@ def test_resampled_rungs_equal_recounting_the_resampled_rows(case, blocked, seed
     rng = np.random.default_rng(seed)
     block = rng.integers(0, 8, len(y)) if blocked else None
     weight = rng.random(len(y))
-    ladder, resamples = Ladder.build(y, score, weight), Resamples(len(y), block, 7, seed)
-    drawn = list(ladder.resampled(resamples, columns=[(None, True), (None, False)]))
+    table, resamples = RankingTable.build(y, score, weight), Resamples(len(y), block, 7, seed)
+    drawn = list(table.resampled(resamples, columns=[(None, True), (None, False)]))
     tp, fp = (np.concatenate([chunk[i] for chunk in drawn]) for i in (0, 1))
     for line, rows in enumerate(np.concatenate(list(resamples.weights())) * weight):
-        for k, cut in enumerate(ladder.cut):
+        for k, cut in enumerate(table.cut):
             assert np.cumsum(tp[line])[k] == pytest.approx(rows[(score >= cut) & (y == 1)].sum())
             assert np.cumsum(fp[line])[k] == pytest.approx(rows[(score >= cut) & (y == 0)].sum())
 
@@ -117,12 +118,12 @@ def test_counts_drawn_without_touching_rows_have_the_bootstrap_distribution():
     rng = np.random.default_rng(0)
     y = (rng.random(3000) < 0.05).astype(int)
     score = np.round(rng.random(3000) + 0.2 * y, 3)
-    ladder, resamples = Ladder.build(y, score), Resamples(3000, None, 2000, 1)
-    fast = list(ladder.counted(resamples))
-    slow = list(ladder.resampled(resamples, columns=[(None, True), (None, False)]))
+    table, resamples = RankingTable.build(y, score), Resamples(3000, None, 2000, 1)
+    fast = list(table.counted(resamples))
+    slow = list(table.resampled(resamples, columns=[(None, True), (None, False)]))
     for i in (0, 1):
         quick, plain = (np.concatenate([chunk[i] for chunk in way]) for way in (fast, slow))
-        np.testing.assert_allclose(quick.mean(axis=0), ladder.totals(None, i == 0), rtol=0.15, atol=0.15)
+        np.testing.assert_allclose(quick.mean(axis=0), table.totals(None, i == 0), rtol=0.15, atol=0.15)
         steps_quick, steps_plain = (np.cumsum(a, axis=1)[:, ::20].std(axis=0) for a in (quick, plain))
         np.testing.assert_allclose(steps_quick, steps_plain, rtol=0.12)
     total = np.concatenate([tp.sum(axis=1) + fp.sum(axis=1) for tp, fp in fast])

@@ -136,10 +136,3 @@ def test_values_that_are_no_times_stop_or_warn():
         checks.check_time(raw[[0, 2]], parsed[[0, 2]], DATA)
     assert len(checks.check_time(raw, parsed, with_checks(unparsable_time="warning"))) == 1
     assert checks.check_time(raw[:1], parsed[:1], DATA) == []
-
-
-def test_the_weighted_average_precision_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    y, score, weight = rng.integers(0, 2, 300), rng.integers(0, 20, 300) / 4.0, rng.random(300)
-    expected = average_precision_score(y, score, sample_weight=weight)
-    assert checks._ap(y, score, weight) == pytest.approx(expected, rel=1e-12)

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from rareclass.config import EvaluateSettings
 from rareclass.core import evaluation as ev
+from rareclass.core import ranking
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
@@ -40,10 +41,10 @@ def world(n=4000, seed=0):
 def test_ranking_and_probability_metrics_are_those_of_scikit_learn(case):
     y, score, weight = case
     close = {"abs": 1e-12}
-    assert ev.average_precision(y, score, weight) == pytest.approx(
+    assert ranking.average_precision(y, score, weight) == pytest.approx(
         sk.average_precision_score(y, score, sample_weight=weight), **close
     )
-    assert ev.roc_auc(y, score, weight) == pytest.approx(sk.roc_auc_score(y, score, sample_weight=weight), **close)
+    assert ranking.roc_auc(y, score, weight) == pytest.approx(sk.roc_auc_score(y, score, sample_weight=weight), **close)
     assert ev.brier(y, score, weight) == pytest.approx(sk.brier_score_loss(y, score, sample_weight=weight), **close)
     inside = np.clip(score, 0.01, 0.99)
     assert ev.log_loss(y, inside, weight) == pytest.approx(
@@ -70,9 +71,9 @@ def test_decision_metrics_are_those_of_scikit_learn(case, threshold):
 
 
 def test_without_positives_ap_and_auc_say_nan_rather_than_zero():
-    assert np.isnan(ev.average_precision([0, 0], [0.1, 0.2]))
-    assert np.isnan(ev.roc_auc([0, 0], [0.1, 0.2]))
-    assert np.isnan(ev.estimate_ap([0, 0], [0.1, 0.2]).low)
+    assert np.isnan(ranking.average_precision([0, 0], [0.1, 0.2]))
+    assert np.isnan(ranking.roc_auc([0, 0], [0.1, 0.2]))
+    assert np.isnan(ranking.estimate_ap([0, 0], [0.1, 0.2]).low)
 
 
 @given(case=scored(), blocked=st.booleans())
@@ -81,7 +82,9 @@ def test_bootstrapped_ap_is_the_ap_of_the_resampled_rows_for_every_score(case, b
     y, score, weight = case
     block = np.arange(len(y)) % 7 if blocked else None
     other = np.random.default_rng(0).random(len(y))
-    drawn = ev.bootstrap_average_precision(y, np.stack([score, other]), block=block, n_boot=50, seed=3, weight=weight)
+    drawn = ranking.bootstrap_average_precision(
+        y, np.stack([score, other]), block=block, n_boot=50, seed=3, weight=weight
+    )
     mass = np.ones(len(y)) if weight is None else weight
     for b, rows in enumerate(np.concatenate(list(Resamples(len(y), block, 50, 3).weights())) * mass):
         for line, s in enumerate((score, other)):
@@ -101,7 +104,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for i in range(100):
         part = slice(i * 4000, (i + 1) * 4000)
-        found = ev.estimate_ap(y_all[part], s_all[part], n_boot=100, confidence=0.9, seed=i)
+        found = ranking.estimate_ap(y_all[part], s_all[part], n_boot=100, confidence=0.9, seed=i)
         hits += found.low <= truth <= found.high
     assert 80 <= hits <= 98
 
@@ -112,17 +115,17 @@ def test_blocks_widen_the_interval_where_rows_of_a_day_move_together():
     rate = np.where(rng.random(30) < 0.2, 0.3, 0.01)[day]
     y = (rng.random(3000) < rate).astype(int)
     score = rng.random(3000) * 0.5 + rate
-    rows, days = ev.estimate_ap(y, score), ev.estimate_ap(y, score, block=day)
+    rows, days = ranking.estimate_ap(y, score), ranking.estimate_ap(y, score, block=day)
     assert days.high - days.low > 1.3 * (rows.high - rows.low)
 
 
 def test_a_paired_difference_is_narrower_than_the_two_intervals():
     y, score, _ = world()
     near = score + np.random.default_rng(1).normal(0, 0.002, len(score))
-    found, alone = ev.compare(y, score, near), ev.estimate_ap(y, score)
+    found, alone = ranking.compare(y, score, near), ranking.estimate_ap(y, score)
     assert found.low <= found.value <= found.high
     assert found.high - found.low < 0.5 * (alone.high - alone.low)
-    same = ev.compare(y, score, score * 2)
+    same = ranking.compare(y, score, score * 2)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
@@ -130,11 +133,11 @@ def test_ap_at_another_prevalence_is_that_of_repeated_negatives():
     y, score, _ = world(800)
     prevalence = y.sum() / (y.sum() + 3 * (y == 0).sum())
     again = np.concatenate([np.arange(len(y)), *[np.flatnonzero(y == 0)] * 2])
-    assert ev.ap_at_prevalence(y, score, prevalence) == pytest.approx(
+    assert ranking.average_precision(y, score, ranking.at_prevalence(y, prevalence)) == pytest.approx(
         sk.average_precision_score(y[again], score[again])
     )
     with pytest.raises(DataError, match="Both classes"):
-        ev.at_prevalence([0, 0], 0.1)
+        ranking.at_prevalence([0, 0], 0.1)
 
 
 def test_thinning_keeps_every_positive_and_the_ratio():
@@ -276,7 +279,7 @@ def test_evaluating_rows_without_a_positive_reports_nan_and_does_not_fail():
 
 def test_curves_are_short_keep_their_ends_and_lie_on_the_exact_curve():
     y, score, _ = world()
-    found = ev.curves(y, score)
+    found = ranking.curves(y, score)
     assert len(found["pr"]["recall"]) <= 400
     assert found["pr"]["recall"][-1] == 1
     assert (found["roc"]["fpr"][0], found["roc"]["tpr"][0]) == (0, 0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rows_for_learning import make_rows
+from rows_for_learning import fit, make_rows
 from test_learners import QUICK
 
 from rareclass.core import calibration, drift, unlabelled
-from rareclass.core.learners import LEARNERS, fit
+from rareclass.core.learners import LEARNERS
+from rareclass.core.profile import reference_profile, score_reference
 from rareclass.core.training import Ensemble, Member
 
 ROWS = make_rows(6000, seed=11, shift=-3.5)
@@ -33,8 +34,8 @@ def test_scores_of_a_fresh_version_do_not_drift_and_their_prevalence_is_estimate
         held_out[half == fold] = model.score(TRAIN.x[half == fold])
     calibrator = calibration.fit(TRAIN.y, held_out).calibrator
     score = np.asarray(calibrator(learned(names, TRAIN).score(LIVE.x)))
-    reference = drift.score_reference(score[:WEEK], TIME[:WEEK])
-    profile = drift.reference_profile(TRAIN, np.asarray(calibrator(held_out)), threshold=0.5)
+    reference = score_reference(score[:WEEK], TIME[:WEEK])
+    profile = reference_profile(TRAIN, np.asarray(calibrator(held_out)), threshold=0.5)
     for week in (1, 2):
         part = slice(week * WEEK, (week + 1) * WEEK)
         report = drift.compare(profile, LIVE.x[part], score[part], answered=reference)

@@ -9,32 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skops.io
-from rows_for_learning import make_rows
+from rows_for_learning import fit, make_rows
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.metrics import average_precision_score
 from xgboost import XGBClassifier
 
 from rareclass.core import portable
 from rareclass.core.dataset import Feature, Rows, Schema
-from rareclass.core.learners import (
-    FITTED,
-    LEARNERS,
-    BestRound,
-    Boosted,
-    InterruptedFitError,
-    StopPrecision,
-    Task,
-    Trees,
-    Watched,
-    _margins,
-    fit,
-    grow,
-    logit,
-    settle,
-    thin,
-)
+from rareclass.core.early_stopping import BestRound, Watched
+from rareclass.core.fit_task import FitTask, InterruptedFitError
+from rareclass.core.fitted import FITTED, Boosted, Trees, _margins
+from rareclass.core.learners import LEARNERS, grow, with_defaults
+from rareclass.core.log_odds import logit
 from rareclass.core.planning import AS_IT_COMES
 from rareclass.core.preprocessing import Preparation
+from rareclass.core.ranking import FastPrecision
+from rareclass.core.sklearn_learners import thin
 from rareclass.errors import ConfigError, ModelError
 
 TRAIN, TEST = make_rows(700, category=True), make_rows(800, seed=2, category=True)
@@ -93,7 +83,7 @@ def test_every_learner_scores_levels_it_has_not_seen_and_rows_without_any_value(
 @pytest.mark.parametrize("name", GROWING)
 def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name, monkeypatch):
     monkeypatch.setattr(Watched, "BLOCK", 100)
-    growing = grow(name, Task(TRAIN, seed=5), WATCHED, QUICK[name])
+    growing = grow(name, FitTask(TRAIN, seed=5), WATCHED, QUICK[name])
     seen = []
     for _ in range(3):
         growing.grow()
@@ -111,7 +101,7 @@ def test_what_has_grown_step_by_step_is_what_a_fit_of_as_many_rounds_gives(name,
 
 def test_a_learner_without_rounds_does_not_grow():
     with pytest.raises(ConfigError, match="random_forest"):
-        grow("random_forest", Task(TRAIN), WATCHED)
+        grow("random_forest", FitTask(TRAIN), WATCHED)
 
 
 def test_focal_loss_ranks_and_says_that_its_scores_are_no_probabilities():
@@ -269,38 +259,38 @@ def test_unknown_names_and_values_give_one_line():
 
 def test_settings_follow_the_number_of_rows_but_what_was_asked_for_stays():
     small, large = make_rows(300), make_rows(130_000)
-    assert settle("xgboost", small, {})["tree_method"] == "exact"
-    assert settle("xgboost", large, {})["eta"] > settle("xgboost", small, {})["eta"]
-    assert settle("xgboost", large, {"learning_rate": 0.01})["eta"] == 0.01
-    assert settle("xgboost", small, {})["base_score"] == 0.5
-    assert settle("xgboost", make_rows(300, category=True), {})["tree_method"] == "hist"
+    assert with_defaults("xgboost", small, {})["tree_method"] == "exact"
+    assert with_defaults("xgboost", large, {})["eta"] > with_defaults("xgboost", small, {})["eta"]
+    assert with_defaults("xgboost", large, {"learning_rate": 0.01})["eta"] == 0.01
+    assert with_defaults("xgboost", small, {})["base_score"] == 0.5
+    assert with_defaults("xgboost", make_rows(300, category=True), {})["tree_method"] == "hist"
     wide = dataclasses.replace(small, x=np.zeros((300, 1000), dtype=np.float32))
-    assert settle("xgboost", wide, {})["tree_method"] == "hist", "exact splits take too long on many columns"
+    assert with_defaults("xgboost", wide, {})["tree_method"] == "hist", "exact splits take too long on many columns"
 
 
 def test_a_class_rarer_than_1_in_400_gets_heavier_leaves_and_shrinkage():
     rows = make_rows(2000, shift=-3)
     rare = rows.take(np.r_[np.flatnonzero(rows.y == 0)[:1200], np.flatnonzero(rows.y == 1)[:2]])
-    plain, careful = settle("xgboost", rows, {}), settle("xgboost", rare, {})
+    plain, careful = with_defaults("xgboost", rows, {}), with_defaults("xgboost", rare, {})
     assert careful["min_child_weight"] > plain["min_child_weight"]
     assert careful["reg_lambda"] > plain["reg_lambda"]
-    assert settle("xgboost", rare, {"reg_lambda": 1.0})["reg_lambda"] == 1.0
+    assert with_defaults("xgboost", rare, {"reg_lambda": 1.0})["reg_lambda"] == 1.0
 
 
 def test_thinning_keeps_every_positive_and_the_weight_of_the_negatives():
-    rows, weight = thin(Task(TRAIN, seed=1), 300)
+    rows, weight = thin(FitTask(TRAIN, seed=1), 300)
     assert len(rows) == 300
     assert rows.positives == TRAIN.positives
     assert weight[rows.y == 0].sum() == pytest.approx(len(TRAIN) - TRAIN.positives)
     assert (weight[rows.y == 1] == 1).all()
-    assert thin(Task(TRAIN), 10_000)[1] is None
+    assert thin(FitTask(TRAIN), 10_000)[1] is None
 
 
 def test_precision_by_round_is_the_average_precision_of_scikit_learn():
     rng = np.random.default_rng(0)
     for ties in (1000, 5):
         y, score = rng.integers(0, 2, 200), np.floor(rng.random(200) * ties)
-        assert StopPrecision(y)(score) == pytest.approx(average_precision_score(y, score))
+        assert FastPrecision(y)(score) == pytest.approx(average_precision_score(y, score))
 
 
 def test_a_lonely_peak_is_not_mistaken_for_the_best_round():

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import live_rows
 from rareclass.config import MonitorSettings
-from rareclass.core import liveness
+from rareclass.core import liveness, ranking
 
 NOW = live_rows.START + timedelta(days=56)
 
@@ -103,7 +103,7 @@ def test_the_estimate_without_labels_is_the_expected_average_precision():
     rng = np.random.default_rng(0)
     score = rng.beta(0.4, 6, 20_000)
     drawn = [average_precision_score((rng.random(20_000) < score).astype(int), score) for _ in range(20)]
-    assert liveness.estimated_ap(score) == pytest.approx(np.mean(drawn), abs=3 * np.std(drawn) / math.sqrt(20) + 0.003)
+    assert ranking.estimated_ap(score) == pytest.approx(np.mean(drawn), abs=3 * np.std(drawn) / math.sqrt(20) + 0.003)
 
 
 def test_labels_observed_later_than_now_are_not_looked_at(frame, reference):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rows_for_learning import make_rows
+from rows_for_learning import fit, make_rows
 
 import small_model
 from rareclass.adapters.registry import save_pyfunc
 from rareclass.core.calibration import Beta, Isotonic
 from rareclass.core.dataset import decode
-from rareclass.core.learners import LEARNERS, fit
+from rareclass.core.learners import LEARNERS
 from rareclass.core.model import RareModel
 from rareclass.core.training import Ensemble, Member
 from rareclass.errors import ModelError

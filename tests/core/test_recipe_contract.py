@@ -11,11 +11,11 @@ from rows_for_learning import make_rows
 from threadpoolctl import threadpool_limits
 
 from rareclass.config import CostsSettings, ResampleStep
-from rareclass.core import learners
 from rareclass.core.candidates import Candidate, default_name
 from rareclass.core.costs import cost_arrays
 from rareclass.core.dataset import concatenate
 from rareclass.core.learners import LEARNERS
+from rareclass.core.log_odds import logit
 from rareclass.core.planning import check_recipe
 from rareclass.core.resampling import RESAMPLERS
 from rareclass.core.splitting import Fold
@@ -101,7 +101,7 @@ def test_the_final_fit_is_the_recipe_that_was_judged_to_the_digit(learner):
             final = refit([judged], {candidate.name: 0.3}, fit, seed=5)  # a share of the seeds: one
             assert len(final.members) == 1
             np.testing.assert_allclose(
-                learners.logit(final.score(SCORED.x)), learners.logit(judged.oof[fold.score]), atol=1e-9,
+                logit(final.score(SCORED.x)), logit(judged.oof[fold.score]), atol=1e-9,
                 err_msg=f"{candidate.name}, {weighting}",
             )  # fmt: skip
             member = final.members[0]

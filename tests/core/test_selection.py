@@ -7,10 +7,9 @@ from sklearn.metrics import average_precision_score
 
 from rareclass.config import parse
 from rareclass.core.candidates import Candidate
-from rareclass.core.learners import expit, logit
+from rareclass.core.log_odds import expit, logit
 from rareclass.core.selection import (
     ENSEMBLES,
-    curve,
     equal_weights,
     greedy_weights,
     holm,
@@ -191,18 +190,3 @@ def test_a_gain_beyond_all_resamples_survives_many_comparisons():
     assert one_sided(sure) < 1e-4
     unsure = np.random.default_rng(0).normal(0.01, 0.01, 1000)
     assert one_sided(unsure) == pytest.approx(np.mean(unsure <= 0), abs=0.002)
-
-
-def test_curves_lie_on_the_exact_curve():
-    one = scored("zero", 2.0)
-    found = curve(ROWS.y, one.oof)
-    assert len(found["recall"]) <= 200
-    assert found["recall"][-1] == 1.0
-    middle = len(found["recall"]) // 2
-    order = np.argsort(-one.oof)
-    hits = np.cumsum(ROWS.y[order])
-    rank = int(np.searchsorted(hits / ROWS.positives, found["recall"][middle] - 1e-6))
-    spots = np.flatnonzero(np.isclose(hits / ROWS.positives, found["recall"][middle], atol=1e-5))
-    exact = hits[spots] / (spots + 1)
-    assert rank == spots[0]
-    assert np.isclose(exact, found["precision"][middle], atol=1e-5).any()

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, fbeta_score, matthews_corrcoef
 
 from rareclass.config import OperatingPoint, ThresholdSettings
-from rareclass.core.bootstrap import Ladder, Resamples
+from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
-from rareclass.core.thresholds import OBJECTIVES, place, sweep, tune, tune_points
+from rareclass.core.ranking import RankingTable, sweep
+from rareclass.core.thresholds import OBJECTIVES, place, tune, tune_points
 from rareclass.errors import ConfigError, NoPositivesError
 
 
@@ -96,11 +97,11 @@ def test_ties_go_to_the_higher_cutoff(case):
 @given(scored())
 def test_every_threshold_decides_like_its_rung_and_lies_between_neighbours(case):
     y, score = case
-    ladder = Ladder.build(y, score)
-    thresholds = place(ladder)
+    table = RankingTable.build(y, score)
+    thresholds = place(table)
     assert not (score >= thresholds[0]).any()
     assert (np.diff(thresholds) < 0).all()
-    for cut, below, threshold in zip(ladder.cut, ladder.below, thresholds[1:], strict=True):
+    for cut, below, threshold in zip(table.cut, table.below, thresholds[1:], strict=True):
         np.testing.assert_array_equal(score >= threshold, score >= cut)
         assert below < threshold <= cut
 
@@ -133,7 +134,7 @@ def test_the_interval_is_that_of_tuning_each_resample_again(case, blocked, seed)
     resampled = []
     for rows in np.concatenate(list(Resamples(len(y), block, 50, seed).weights())):
         options = [
-            (round(worth("cost", y, score >= t, costs, rows)[0], 9), -t, t) for t in place(Ladder.build(y, score))
+            (round(worth("cost", y, score >= t, costs, rows)[0], 9), -t, t) for t in place(RankingTable.build(y, score))
         ]
         resampled.append(min(options)[2])
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))

@@ -9,6 +9,8 @@ from rareclass.config import CostsSettings, ResampleStep, SplitSettings
 from rareclass.core import learners, training
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays, cost_arrays
+from rareclass.core.fit_task import FitTask
+from rareclass.core.log_odds import logit
 from rareclass.core.splitting import Fold, development, stratified_folds
 from rareclass.core.training import combine, refit, resample_folds, sampling_factor, scaled_rounds, train_candidate
 from rareclass.errors import DataError
@@ -43,10 +45,8 @@ def test_scored_labels_have_no_influence_on_their_own_scores_but_for_rounds_and_
     flipped = ROWS.y.copy()
     flipped[fold.score] = 1 - flipped[fold.score]
     again = train_candidate(PLAIN, dataclasses.replace(ROWS, y=flipped), FOLDS[:1], seed=0)
-    flat = learners.logit(again.oof[fold.score]) - training.prior_shift(dataclasses.replace(ROWS, y=flipped), fold)
-    np.testing.assert_allclose(
-        flat, learners.logit(plain.oof[fold.score]) - training.prior_shift(ROWS, fold), atol=1e-6
-    )
+    flat = logit(again.oof[fold.score]) - training.prior_shift(dataclasses.replace(ROWS, y=flipped), fold)
+    np.testing.assert_allclose(flat, logit(plain.oof[fold.score]) - training.prior_shift(ROWS, fold), atol=1e-6)
     assert not again.scored[FOLDS[1].score].any(), "rows of other folds stay without a score"
 
 
@@ -55,7 +55,7 @@ def test_repeats_are_averaged_in_log_odds():
     once = train_candidate(PLAIN, ROWS, folds[:3], seed=0)
     both = train_candidate(PLAIN, ROWS, folds, seed=0)
     assert both.folds_done == 6
-    assert np.corrcoef(learners.logit(both.oof), learners.logit(once.oof))[0, 1] > 0.8
+    assert np.corrcoef(logit(both.oof), logit(once.oof))[0, 1] > 0.8
     assert not np.allclose(both.oof, once.oof), "the second repeat is fitted with seeds of its own"
 
 
@@ -120,8 +120,8 @@ def test_windows_scored_by_fits_that_knew_the_class_rarer_are_lifted_to_the_prev
     assert shift > 0.1
     linear = Candidate("lr", "logistic_regression")
     done = train_candidate(linear, dev, folds, seed=0)
-    plain = learners.fit("logistic_regression", dev.take(folds[0].train), seed=0).score(dev.x[folds[0].score])
-    np.testing.assert_allclose(learners.logit(done.oof[folds[0].score]), learners.logit(plain) + shift, atol=1e-6)
+    plain = learners.fit("logistic_regression", FitTask(dev.take(folds[0].train), seed=0)).score(dev.x[folds[0].score])
+    np.testing.assert_allclose(logit(done.oof[folds[0].score]), logit(plain) + shift, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ from datetime import timedelta
 import pytest
 
 import live_rows
-from rareclass.core import drift, triage
+from rareclass.core import triage
+from rareclass.core.profile import Profile
 
 
 @functools.cache
-def _reference() -> drift.Profile:
+def _reference() -> Profile:
     return live_rows.profile()
 
 
 @pytest.fixture(scope="module")
-def reference() -> drift.Profile:
+def reference() -> Profile:
     return _reference()
 
 

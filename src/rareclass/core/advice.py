@@ -11,7 +11,7 @@ import numpy as np
 from rareclass.core.bootstrap import estimate
 from rareclass.core.dataset import Rows
 from rareclass.core.estimate import Estimate
-from rareclass.core.evaluation import average_precision, bootstrap_average_precision
+from rareclass.core.ranking import average_precision, bootstrap_average_precision
 from rareclass.core.training import Trained
 
 WORTH = 0.02

@@ -8,8 +8,7 @@ numbers as there are distinct positive scores, however many negatives there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,8 +30,8 @@ rows vary alike either way, and a million rows cost no more than these."""
 _CHUNK = 4_000_000
 """Draws held at once for a chunk of resamples (32 MB of float64)."""
 
-_WIDTH = 400_000
-"""Sums by rung held at once: small enough to stay in a processor's cache."""
+WIDTH = 400_000
+"""Sums by step held at once: small enough to stay in a processor's cache."""
 
 _KEPT = 64_000_000
 """Draws kept (as bytes) for the next metric of the same resamples; more are drawn again."""
@@ -118,7 +117,7 @@ class Resamples:
 
     def chunks(self, width: int = 1) -> Iterator[FloatArray]:
         """Yield (c, units) draws per unit, ``n_boot`` lines in all; c is bounded so that c * width stays in memory."""
-        step = max(1, min(_CHUNK // max(self.units, 1), _WIDTH // max(width, 1)))
+        step = max(1, min(_CHUNK // max(self.units, 1), WIDTH // max(width, 1)))
         kept = self._kept
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.n_boot, step):
@@ -232,118 +231,3 @@ def _spread(values: ArrayLike) -> float:
     found = np.asarray(values, dtype=np.float64)
     finite = found[np.isfinite(found)]
     return float(finite.std(ddof=1)) if len(finite) > 1 else 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """The ranking of n rows, cut down to the rungs that matter: the K distinct scores of positives, best first.
-
-    For a fixed number of positives found, every metric of a decision gets no better with more false alarms, and average
-    precision counts negatives only where a positive is met. So a row needs only its rung: a positive's own score, a
-    negative's next lower (or equal) positive score; negatives below the last positive are in the tail, rung K.
-
-    cut : (K,) distinct scores with a positive, descending
-    below : (K,) the next lower distinct score of any row; -inf where there is none
-    negatives : scores of the negatives, ascending
-    """
-
-    y: IntArray
-    score: FloatArray
-    weight: FloatArray | None
-    cut: FloatArray
-    below: FloatArray
-    negatives: FloatArray
-
-    @staticmethod
-    def build(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Ladder:
-        """Sort once. Raises DataError as `as_scores`."""
-        labels, scores, weights = as_scores(y, score, weight)
-        cut = np.unique(scores[labels == 1])[::-1]
-        negatives = np.sort(scores[labels == 0])
-        place = np.searchsorted(negatives, cut, side="left")
-        below = np.where(place > 0, negatives[np.maximum(place - 1, 0)] if len(negatives) else -np.inf, -np.inf)
-        below = np.maximum(below, np.append(cut[1:], -np.inf))
-        return Ladder(labels, scores, weights, cut, below, negatives)
-
-    @property
-    def rungs(self) -> int:
-        return len(self.cut)
-
-    @cached_property
-    def rung(self) -> IntArray:
-        """(n,) rung of each row, K for the tail."""
-        return self._rung_of(self.score)
-
-    def _rung_of(self, score: FloatArray) -> IntArray:
-        return (self.rungs - np.searchsorted(self.cut[::-1], score, side="right")).astype(np.int64)
-
-    def totals(self, values: FloatArray | None, positive: bool) -> FloatArray:
-        """Return the (K + 1,) sums by rung of ``values`` (weights where None) over the positives or the negatives."""
-        if values is None and self.weight is None and not positive:
-            place = np.searchsorted(self.negatives, self.cut, side="left")
-            return -np.diff(np.concatenate([[len(self.negatives)], place, [0]])).astype(np.float64)
-        rows = self.y == int(positive)
-        amounts = self.weight if values is None else values
-        rung = self._rung_of(self.score[rows]) if positive else self.rung[rows]
-        return np.bincount(rung, None if amounts is None else amounts[rows], self.rungs + 1).astype(np.float64)
-
-    def resampled(
-        self, resamples: Resamples, *, columns: Sequence[tuple[FloatArray | None, bool]]
-    ) -> Iterator[list[FloatArray]]:
-        """Yield chunks of resampled sums by rung, one (c, K + 1) array per (values, positive) column."""
-        matrices = [self._by_unit(resamples, values, positive) for values, positive in columns]
-        for draws in resamples.chunks(self.rungs + 1):
-            across = np.ascontiguousarray(draws.T)
-            yield [(matrix @ across).T for matrix in matrices]
-
-    def _by_unit(self, resamples: Resamples, values: FloatArray | None, positive: bool) -> Any:
-        from scipy.sparse import coo_array
-
-        rows = np.flatnonzero(self.y == int(positive))
-        amounts = self.weight if values is None else values
-        data = np.ones(len(rows)) if amounts is None else amounts[rows]
-        unit = rows if resamples.unit is None else resamples.unit[rows]
-        return coo_array((data, (self.rung[rows], unit)), shape=(self.rungs + 1, resamples.units)).tocsr()
-
-    def counted(self, resamples: Resamples) -> Iterator[list[FloatArray]]:
-        """Yield chunks of resampled (positives, negatives) by rung, each (c, K + 1).
-
-        With independent rows of weight 1 the counts are multinomial, and drawn as such: no row is touched. This gives
-        the distribution of `resampled`, not the same draws, so paired comparisons use `resampled`.
-        """
-        if self.weight is not None or not resamples.independent:
-            yield from self.resampled(resamples, columns=[(None, True), (None, False)])
-            return
-        positive, negative = self.totals(None, True), self.totals(None, False)
-        n, step = len(self.y), max(1, _WIDTH // (self.rungs + 1))
-        sizes = [min(step, resamples.n_boot - start) for start in range(0, resamples.n_boot, step)]
-        seeds = np.random.SeedSequence(resamples.seed).spawn(len(sizes))
-
-        def draw(seed: np.random.SeedSequence, size: int) -> list[FloatArray]:
-            rng = np.random.default_rng(seed)
-            found = rng.binomial(n, positive.sum() / n, size) if n else np.zeros(size, dtype=np.int64)
-            return [_scatter(rng, found, positive), _scatter(rng, n - found, negative)]
-
-        if len(sizes) == 1:
-            yield draw(seeds[0], sizes[0])
-            return
-        # Each chunk has its own stream, so the result does not depend on the number of threads.
-        with ThreadPoolExecutor(2) as pool:
-            yield from pool.map(draw, seeds, sizes)
-
-
-def _scatter(rng: np.random.Generator, total: IntArray, counts: FloatArray) -> FloatArray:
-    """Return (len(total), K) multinomial draws with probabilities in the proportion of ``counts``."""
-    used = np.flatnonzero(counts)
-    drawn = np.zeros((len(total), len(counts)))
-    if len(used) == 0:
-        return drawn
-    if counts.sum() <= 4 * len(used):
-        # Cells of a few rows each: drawing the rows is faster than one binomial per cell.
-        owner = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
-        for line, size in zip(drawn, total, strict=True):
-            line[:] = np.bincount(owner[rng.integers(0, len(owner), size)], minlength=len(counts))
-        return drawn
-    shares = counts[used] / counts.sum()
-    drawn[:, used] = rng.multinomial(total, shares)
-    return drawn

@@ -12,6 +12,7 @@ import pandas as pd
 from rareclass.config import ChecksSettings, DataSettings
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.hashing import content_groups
+from rareclass.core.ranking import average_precision
 from rareclass.errors import DataError
 
 _CHUNK = 1 << 16
@@ -217,27 +218,19 @@ def _alone(column: FloatMatrix, y: IntArray, weight: FloatArray, feature: Featur
     missing = np.isnan(column)
     ways = []
     if missing.any():
-        ways += [(_ap(y, missing.astype(np.float64), weight), "being missing")]
-        ways += [(_ap(y, 1.0 - missing, weight), "being present")]
+        ways += [(average_precision(y, missing.astype(np.float64), weight), "being missing")]
+        ways += [(average_precision(y, 1.0 - missing, weight), "being present")]
     if feature.kind == "categorical":
-        ways.append((_ap(y, _level_prevalence(column, y, weight), weight), "its levels"))
+        ways.append((average_precision(y, _level_prevalence(column, y, weight), weight), "its levels"))
     elif not missing.all():
-        values = column.astype(np.float64)
-        ways.append((_ap(y, np.where(missing, -np.inf, values), weight), "high values"))
-        ways.append((_ap(y, np.where(missing, -np.inf, -values), weight), "low values"))
+        order = np.unique(column[~missing], return_inverse=True)[1]  # infinite values are ranked too
+        for score, how in ((order, "high values"), (order.max() - order, "low values")):
+            ranked = np.full(len(column), -1.0)
+            ranked[~missing] = score
+            ways.append((average_precision(y, ranked, weight), how))
     return max(ways, default=(0.0, ""))
 
 
 def _level_prevalence(column: FloatMatrix, y: IntArray, weight: FloatArray) -> FloatArray:
     level = np.unique(column, return_inverse=True)[1]
     return np.asarray((np.bincount(level, weight * y) / np.bincount(level, weight))[level], dtype=np.float64)
-
-
-def _ap(y: IntArray, score: FloatArray, weight: FloatArray) -> float:
-    """Weighted average precision, ties as one step; as in sklearn.metrics.average_precision_score."""
-    order = np.argsort(-score, kind="stable")
-    ranked = score[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    hits = np.cumsum((weight * y)[order])[ends]
-    precision = hits / np.cumsum(weight[order])[ends]
-    return float(np.sum(np.diff(hits, prepend=0.0) * precision) / hits[-1])

@@ -18,7 +18,7 @@ from rareclass.core import calibration, evaluation, splitting, thresholds, train
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.hashing import content_groups
-from rareclass.core.learners import expit, logit
+from rareclass.core.log_odds import expit, logit
 from rareclass.core.splitting import Fold
 from rareclass.errors import DataError
 

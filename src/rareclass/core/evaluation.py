@@ -14,7 +14,6 @@ from scipy.special import xlogy
 
 from rareclass import config
 from rareclass.core.bootstrap import (
-    Ladder,
     Resamples,
     as_scores,
     bounded_estimate,
@@ -25,13 +24,20 @@ from rareclass.core.bootstrap import (
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate, wilson
-from rareclass.core.thresholds import sweep
+from rareclass.core.ranking import (
+    RankingTable,
+    ap_of_sums,
+    auc_of_sums,
+    average_precision,
+    bootstrap_average_precision,
+    curves,
+    estimate_ap,
+)
 from rareclass.errors import ConfigError, DataError, nearest
 
 UNTUNED = 0.5
 """The threshold of somebody who tunes none."""
 
-_CURVE_POINTS = 400
 _BINS = 15
 _MAX_LEVELS = 20
 _BOUNDED = ("f1", "f2", "gmean", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
@@ -39,114 +45,6 @@ _BOUNDED = ("f1", "f2", "gmean", "balanced_accuracy", "macro_precision", "macro_
 
 
 # ------------------------------------------------------------------------------------------------- ranking
-
-
-def _ap(tp: FloatArray, fp: FloatArray) -> FloatArray:
-    """Average precision from (..., K + 1) positives and negatives by rung; NaN without positives."""
-    found = np.cumsum(tp, axis=-1)
-    alerts = found + np.cumsum(fp, axis=-1)
-    precision = np.divide(found, alerts, out=np.zeros_like(found), where=alerts > 0)
-    total = found[..., -1]
-    hits = np.einsum("...k,...k->...", tp, precision)
-    return np.asarray(np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0))
-
-
-def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Return the exact average precision: mean precision over the positives, equal scores taken together.
-
-    y, score : (n,); NaN without positives. The same number as scikit-learn's, without its thresholds.
-    """
-    ladder = Ladder.build(y, score, weight)
-    return float(_ap(ladder.totals(None, True), ladder.totals(None, False)))
-
-
-def bootstrap_average_precision(
-    y: ArrayLike,
-    scores: ArrayLike | Sequence[FloatArray],
-    *,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    seed: int = 0,
-    weight: ArrayLike | None = None,
-) -> FloatArray:
-    """Return the (m, n_boot) resampled average precision of m scores, the same resamples for all of them.
-
-    scores : (m, n), or one (n,)
-    block : (n,) rows drawn together; None where rows are independent
-    """
-    lines = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    ladders = [Ladder.build(y, line, weight) for line in lines]
-    resamples = Resamples(lines.shape[1], block, n_boot, seed)
-    if len(ladders) == 1:
-        return np.concatenate([_ap(tp, fp) for tp, fp in ladders[0].counted(resamples)])[None, :]
-    both = [(None, True), (None, False)]
-    drawn = [[_ap(tp, fp) for tp, fp in ladder.resampled(resamples, columns=both)] for ladder in ladders]
-    return np.stack([np.concatenate(parts) for parts in drawn])
-
-
-def estimate_ap(
-    y: ArrayLike,
-    score: ArrayLike,
-    *,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    weight: ArrayLike | None = None,
-) -> Estimate:
-    """Return average precision with its bootstrap interval."""
-    ladder = Ladder.build(y, score, weight)
-    value = float(_ap(ladder.totals(None, True), ladder.totals(None, False)))
-    resamples = Resamples(len(ladder.y), block, n_boot, seed)
-    drawn = np.concatenate([_ap(tp, fp) for tp, fp in ladder.counted(resamples)]) if ladder.rungs else np.zeros(0)
-    return bounded_estimate(value, drawn, confidence, int(ladder.y.sum()), len(ladder.y))
-
-
-def compare(
-    y: ArrayLike,
-    score_a: ArrayLike,
-    score_b: ArrayLike,
-    *,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-    weight: ArrayLike | None = None,
-) -> Estimate:
-    """Return the difference of average precision, a - b, paired: both on the same resamples of the same rows."""
-    pair = np.stack([np.asarray(score_a, dtype=np.float64), np.asarray(score_b, dtype=np.float64)])
-    drawn = bootstrap_average_precision(y, pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
-    value = average_precision(y, pair[0], weight) - average_precision(y, pair[1], weight)
-    labels = np.asarray(y)
-    return estimate(value, drawn[0] - drawn[1], confidence, int(labels.sum()), len(labels))
-
-
-def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """Return the area under the ROC curve; NaN where one class is missing."""
-    swept = sweep(y, score, weight)
-    if swept.positives == 0 or swept.negatives == 0:
-        return math.nan
-    return float(np.trapezoid(swept.tp, swept.fp) / (swept.positives * swept.negatives))
-
-
-def ap_at_prevalence(y: ArrayLike, score: ArrayLike, prevalence: float, weight: ArrayLike | None = None) -> float:
-    """Return average precision as it would be at another prevalence, the classes themselves unchanged."""
-    return average_precision(y, score, at_prevalence(y, prevalence, weight))
-
-
-def at_prevalence(y: ArrayLike, prevalence: float, weight: ArrayLike | None = None) -> FloatArray:
-    """Return (n,) weights that give the rows a prevalence: positives keep theirs, negatives are scaled.
-
-    Raises DataError when the prevalence is not inside (0, 1) or a class is missing.
-    """
-    labels = np.asarray(y)
-    mass = np.ones(len(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
-    positive, negative = float(mass[labels == 1].sum()), float(mass[labels == 0].sum())
-    if not 0 < prevalence < 1 or positive == 0 or negative == 0:
-        raise DataError(
-            f"{positive:g} positives and {negative:g} negatives cannot be weighted to prevalence {prevalence}. Both classes and a prevalence between 0 and 1 are needed"
-        )
-    return np.where(labels == 1, mass, mass * (1 - prevalence) / prevalence * positive / negative)
 
 
 def thinned(y: ArrayLike, ratio: float, seed: int = 0) -> IntArray:
@@ -665,17 +563,17 @@ class _Judge:
 
     def ranking(self) -> Estimates:
         """AP and ROC-AUC, on the same resamples."""
-        ladder = Ladder.build(self.y, self.score, self.weight)
-        tied = np.isin(self.score, ladder.cut) * self.mass
+        table = RankingTable.build(self.y, self.score, self.weight)
+        tied = np.isin(self.score, table.cut) * self.mass
         columns: list[tuple[FloatArray | None, bool]] = [(None, True), (None, False), (tied, False)]
-        exact = [ladder.totals(values, positive) for values, positive in columns]
+        exact = [table.totals(values, positive) for values, positive in columns]
         drawn_ap, drawn_auc = [], []
-        for tp, fp, tie in ladder.resampled(self.resamples, columns=columns):
-            drawn_ap.append(_ap(tp, fp))
-            drawn_auc.append(_auc(tp, fp, tie))
+        for tp, fp, tie in table.resampled(self.resamples, columns=columns):
+            drawn_ap.append(ap_of_sums(tp, fp))
+            drawn_auc.append(auc_of_sums(tp, fp, tie))
         found = {
-            "ap": self._bounded(_ap(exact[0], exact[1]), np.concatenate(drawn_ap)),
-            "roc_auc": self._bounded(_auc(*exact), np.concatenate(drawn_auc)),
+            "ap": self._bounded(ap_of_sums(exact[0], exact[1]), np.concatenate(drawn_ap)),
+            "roc_auc": self._bounded(auc_of_sums(*exact), np.concatenate(drawn_auc)),
         }
         prevalence = _mean(self.y.astype(np.float64), self.weight)
         if prevalence > 0:
@@ -743,15 +641,6 @@ class _Judge:
         return self._estimate(found.sum(), self.resamples.sums(found))
 
 
-def _auc(tp: FloatArray, fp: FloatArray, tied: FloatArray) -> FloatArray:
-    """ROC-AUC from sums by rung; ``tied`` are the negatives with exactly the rung's score, counted half."""
-    above = np.cumsum(fp, axis=-1)
-    negatives = above[..., -1:]
-    won = np.einsum("...k,...k->...", tp, negatives - above + 0.5 * tied)
-    pairs = tp.sum(axis=-1) * negatives[..., 0]
-    return _share(won, pairs)
-
-
 def _thinned(judge: _Judge, block: AnyArray | None, threshold: float, ratio: float | None, seed: int) -> Estimates:
     if ratio is None or judge.y.sum() == 0:
         return {}
@@ -761,34 +650,6 @@ def _thinned(judge: _Judge, block: AnyArray | None, threshold: float, ratio: flo
     resamples = Resamples(len(index), own, judge.config.bootstraps, seed)
     small = _Judge(judge.y[index], judge.score[index], weight, judge.costs.take(index), judge.config, resamples)
     return {**small.ranking(), **small.decisions(small.score >= threshold)[0]}
-
-
-def curves(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> dict[str, dict[str, list[float]]]:
-    """Return the PR and ROC curves, at most 400 points each, evenly along their length."""
-    swept = sweep(y, score, weight)
-    if swept.positives == 0:
-        return {"pr": {"recall": [], "precision": []}, "roc": {"fpr": [], "tpr": []}}
-    recall = swept.tp / swept.positives
-    alerts = swept.tp + swept.fp
-    precision = np.divide(swept.tp, alerts, out=np.ones_like(alerts), where=alerts > 0)
-    if len(precision) > 1:
-        precision[0] = precision[1]
-    pr = _evenly(recall, precision)
-    fpr = swept.fp / swept.negatives if swept.negatives else np.zeros_like(swept.fp)
-    roc = _evenly(fpr, recall)
-    return {
-        "pr": {"recall": recall[pr].tolist(), "precision": precision[pr].tolist()},
-        "roc": {"fpr": fpr[roc].tolist(), "tpr": recall[roc].tolist()},
-    }
-
-
-def _evenly(x: FloatArray, y: FloatArray) -> IntArray:
-    """Index of at most 400 points, evenly along the curve's length; the ends are kept."""
-    if len(x) <= _CURVE_POINTS:
-        return np.arange(len(x))
-    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    wanted = np.linspace(0, length[-1], _CURVE_POINTS)
-    return np.unique(np.minimum(np.searchsorted(length, wanted), len(x) - 1))
 
 
 def calibration_bins(

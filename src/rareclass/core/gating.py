@@ -15,7 +15,8 @@ from rareclass.core.bootstrap import Resamples, as_scores, estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
-from rareclass.core.evaluation import Evaluation, average_precision, bootstrap_average_precision
+from rareclass.core.evaluation import Evaluation
+from rareclass.core.ranking import average_precision, bootstrap_average_precision
 
 Verdict = Literal["approve", "reject", "not enough evidence"]
 Outcome = Literal["pass", "fail", "undecided"]

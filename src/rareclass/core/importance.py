@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rareclass.core.bootstrap import Resamples, estimate
 from rareclass.core.dataset import Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.estimate import Estimate
-from rareclass.core.evaluation import average_precision, bootstrap_average_precision
+from rareclass.core.ranking import average_precision, bootstrap_average_precision
 
 SCORED_ROWS = 400_000
 """Rows scored for all features together: the cost is that of scoring so many, however many rows and features there are."""

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from rareclass.config import MonitorSettings
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
-from rareclass.core.drift import Profile, weighted_ap
 from rareclass.core.estimate import Estimate, normal_quantile
+from rareclass.core.profile import Profile
+from rareclass.core.ranking import BlockRanking, average_precision, estimated_ap
 
 CHUNKS = 12
 """Where a window spans too few days for a bootstrap over them, it is cut into this many stretches of time instead."""
@@ -198,26 +199,6 @@ def learned_delay(frame: pd.DataFrame, now: datetime) -> timedelta | None:
     return timedelta(minutes=math.ceil(float(np.quantile(delays, 0.95))))
 
 
-def estimated_ap(score: FloatArray, weight: FloatArray | None = None) -> float:
-    """Return the average precision that calibrated scores promise without labels; NaN without rows.
-
-    Every row counts as ``score`` positives and ``1 - score`` negatives.
-    Source: confidence-based performance estimation (Garg et al., ICLR 2022, for accuracy), carried over to the ranking.
-    """
-    if not len(score):
-        return math.nan
-    if weight is None or bool((weight == weight[0]).all()):
-        p = np.sort(score)[::-1]
-        found, flagged = np.cumsum(p), np.arange(1, len(p) + 1, dtype=np.float64)
-    else:
-        order = np.argsort(-score)
-        p = score[order]
-        found, flagged = np.cumsum(weight[order] * p), np.cumsum(weight[order])
-    last = np.append(p[1:] != p[:-1], True)  # equal scores are one cut-off
-    found, flagged = found[last], flagged[last]
-    return float((np.diff(found, prepend=0.0) * found / flagged).sum() / found[-1])
-
-
 def paired(
     frame: pd.DataFrame,
     *,
@@ -255,7 +236,7 @@ def paired(
     draws = _draws(len(starts), settings)
     values, resampled = [], []
     for score in (shadow, known.score):
-        ranking = _Ranking.of(y, score, known.weights, starts)
+        ranking = BlockRanking.of(y, score, known.weights, starts)
         values.append(float(ranking.ap()))
         resampled.append(ranking.ap(draws))
     low, high = _widened(
@@ -386,77 +367,6 @@ def _draws(blocks: int, settings: Settings) -> FloatArray:
     return np.asarray(rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=size).T, dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranking:
-    """A ranking cut down to its K distinct scores of positives, best first, with its B blocks kept apart.
-
-    Average precision and the area under the ROC curve look at the rows above each positive only, so (K, B) sums are
-    all that a resample of blocks needs: no row is sorted or touched again.
-    at : positives at a score;  found, alarms : positives and negatives at or above it;  ahead : negatives above it,
-    those tied counted half
-    """
-
-    at: FloatArray
-    found: FloatArray
-    alarms: FloatArray
-    ahead: FloatArray
-    total: FloatArray
-    """(2, B) positives and negatives"""
-
-    @staticmethod
-    def of(y: IntArray, score: FloatArray, weight: FloatArray | None, starts: IntArray) -> _Ranking:
-        cut = np.unique(score[y == 1])[::-1]
-        ends = np.append(starts[1:], len(y))
-        columns = [
-            _by_cut(y[a:b], score[a:b], None if weight is None else weight[a:b], cut)
-            for a, b in zip(starts, ends, strict=True)
-        ]
-        found, alarms, above, positives, negatives = (np.stack(part, axis=-1) for part in zip(*columns, strict=True))
-        at = np.diff(found, axis=0, prepend=0.0)
-        return _Ranking(at, found, alarms, (alarms + above) / 2, np.stack([positives, negatives]))
-
-    def ap(self, draws: FloatArray | None = None, odds: float | None = None) -> Any:
-        """Average precision, of the whole or (R,) of resamples; with ``odds`` at these odds of a positive."""
-        weights = np.ones((self.at.shape[1], 1)) if draws is None else draws
-        result = np.empty(weights.shape[1])
-        for low in range(0, len(result), 32):
-            part = weights[:, low : low + 32]
-            positives, negatives = self.total @ part
-            with np.errstate(divide="ignore", invalid="ignore"):
-                factor = 1.0 if odds is None else positives / (odds * np.maximum(negatives, 1e-12))
-                found, alarms = self.found @ part, (self.alarms @ part) * factor
-                alarms += found
-                np.divide(found, alarms, out=found, where=alarms > 0)
-                result[low : low + 32] = np.einsum("kr,kr->r", self.at @ part, found) / positives
-        return result[0] if draws is None else result
-
-    def roc_auc(self, draws: FloatArray | None = None) -> Any:
-        """Area under the ROC curve, equal scores counting half."""
-        weights = np.ones((self.at.shape[1], 1)) if draws is None else draws
-        positives, negatives = self.total @ weights
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # sum over rungs of positives x negatives ahead, as a form in the block draws: (B, B) is all that is needed
-            form = self.at.T @ self.ahead
-            result = 1 - np.einsum("br,bc,cr->r", weights, form, weights) / (positives * negatives)
-        return result[0] if draws is None else result
-
-
-def _by_cut(y: IntArray, score: FloatArray, weight: FloatArray | None, cut: FloatArray) -> tuple[Any, ...]:
-    """Of one block: positives at or above each cut, negatives at or above, negatives above, and both totals."""
-    sums = []
-    for value, sides in ((1, ("left",)), (0, ("left", "right"))):
-        mine = score[y == value]
-        if weight is None:
-            ranked, below = np.sort(mine), np.arange(len(mine) + 1, dtype=np.float64)
-        else:
-            order = np.argsort(mine)
-            ranked, below = mine[order], np.concatenate([[0.0], np.cumsum(weight[y == value][order])])
-        sums += [below[-1] - below[np.searchsorted(ranked, cut, side=side)] for side in sides]  # type: ignore[call-overload]
-        sums.append(below[-1])
-    found, positives, alarms, above, negatives = sums
-    return found, alarms, above, positives, negatives
-
-
 # --- one window ------------------------------------------------------------------------------------------------------
 
 
@@ -477,7 +387,7 @@ def _window(
             metrics |= _ranked(known, y, starts, draws, profile, settings)
     elif state == "maturing" and settings.monitor.min_positives <= y.sum() < len(y):
         # Shown, never judged, and without an interval: which labels come early is not chance.
-        value = weighted_ap(y, known.score, known.weights)
+        value = average_precision(y, known.score, known.weights)
         metrics["ap"] = Estimate(value, positives=int(y.sum()), rows=len(y))
     delays, total = known.delays, float(rows.sampling.sum())
     days = (end - start) / timedelta(days=1)
@@ -552,7 +462,7 @@ def _ranked(
     known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, profile: Profile | None, settings: Settings
 ) -> dict[str, Estimate]:
     """Average precision as it is and at the reference prevalence, ROC-AUC, and the calibration line."""
-    ranking = _Ranking.of(y, known.score, known.weights, starts)
+    ranking = BlockRanking.of(y, known.score, known.weights, starts)
 
     def estimate(value: float, resampled: FloatArray) -> Estimate:
         low, high = _widened(float(value), resampled, len(starts), settings.confidence, _SHARE)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.core.dataset import AnyArray
-from rareclass.core.learners import check_nodes
+from rareclass.core.fitted import check_nodes
 from rareclass.errors import ModelError
 
 Files = dict[str, bytes]

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.config import Config, ThresholdSettings
-from rareclass.core import calibration, drift, thresholds
+from rareclass.core import calibration, thresholds
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
+from rareclass.core.profile import Profile, reference_profile
+from rareclass.core.ranking import at_prevalence
 
 MIN_JUDGES = 10
 """Positives without which a repair is not judged."""
@@ -118,7 +120,7 @@ def rethreshold(
     if fit.y.sum() < MIN_JUDGES or judge.y.sum() < MIN_JUDGES:
         counts = f"{int(fit.y.sum())} positives to fit on and {int(judge.y.sum())} to judge on, {MIN_JUDGES} needed"
         return Repair(False, counts, "", Estimate(math.nan), prevalence, len(fit), len(judge), before, before)
-    weight = drift.at_prevalence(fit.y, prevalence, fit.weight) if shifted else fit.weight
+    weight = at_prevalence(fit.y, prevalence, fit.weight) if shifted and not fit.y.all() else fit.weight
     points = thresholds.tune_points(
         fit.y, fit.score, settings, costs=fit.costs, days=fit.days, weight=weight, block=fit.block, n_boot=50, seed=seed
     )
@@ -193,10 +195,10 @@ def recalibrated(
         Schema(()), np.empty((len(scored), 0), np.float32), scored.y, np.arange(len(scored), dtype=np.uint64),
         time=scored.time, weight=scored.weight,
     )  # fmt: skip
-    fresh = drift.reference_profile(bare, score, threshold=cut, window=window)
+    fresh = reference_profile(bare, score, threshold=cut, window=window)
     profile: Mapping[str, Any] = fresh.to_json()
     if model.profile:
-        old = drift.Profile.from_json(model.profile)
+        old = Profile.from_json(model.profile)
         profile = replace(
             old, score=fresh.score, threshold=cut, alert_rate=fresh.alert_rate, precision=fresh.precision, recall=fresh.recall,
             score_ratio=fresh.score_ratio, window_alert_rate=fresh.window_alert_rate,
@@ -347,10 +349,10 @@ def choose_history(
 def _compared(
     judge: Rows, scores: Mapping[str, FloatArray], n_boot: int, seed: int
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
-    from rareclass.core import evaluation
+    from rareclass.core import ranking
 
     names: Sequence[str] = list(scores)
-    draws = evaluation.bootstrap_average_precision(
+    draws = ranking.bootstrap_average_precision(
         judge.y,
         np.stack([scores[name] for name in names]),
         block=judge.block(),
@@ -361,7 +363,7 @@ def _compared(
     table, better = {}, {}
     for name, line in zip(names, draws, strict=True):
         low, high = np.nanquantile(line, [0.025, 0.975])
-        value = evaluation.average_precision(judge.y, scores[name], judge.weight)
+        value = ranking.average_precision(judge.y, scores[name], judge.weight)
         table[name] = Estimate(float(value), float(low), float(high), judge.positives, len(judge))
         better[name] = float(np.mean(line > draws[0]))
     return table, better

@@ -12,7 +12,8 @@ from rareclass.config import Config, ResampleStep
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Rows
-from rareclass.core.learners import StopPrecision, never
+from rareclass.core.fit_task import never
+from rareclass.core.ranking import FastPrecision
 from rareclass.core.splitting import Fold
 from rareclass.core.training import Trained, train_candidate
 
@@ -141,7 +142,7 @@ def tune_hyperparameters(
 
 def precision(one: Trained, dev: Rows) -> float:
     """Return the average precision of the scored rows."""
-    return StopPrecision(dev.y[one.scored])(one.oof[one.scored])
+    return FastPrecision(dev.y[one.scored])(one.oof[one.scored])
 
 
 def _space() -> dict[str, Any]:

@@ -18,8 +18,8 @@ from rareclass.config import Config
 from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.estimate import Estimate
-from rareclass.core.evaluation import average_precision, bootstrap_average_precision
-from rareclass.core.learners import StopPrecision, logit
+from rareclass.core.log_odds import logit
+from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
 from rareclass.core.search import leaders
 from rareclass.core.training import Trained, combine
 from rareclass.errors import DataError
@@ -31,7 +31,6 @@ AVERAGING_PAYS = 20
 """Positives from which an ensemble may win without significance."""
 _BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
 _COUNTED = 10
-_POINTS = 200
 _WEIGHT_ROWS = 60_000
 
 
@@ -61,7 +60,7 @@ class Selection:
 
     weights : candidate -> weight of its log-odds; one entry of 1 for a single winner
     oof : (n_dev,) score of the winner on rows not seen, NaN where never scored · scored : (n_dev,) mask of the others
-    curves : name -> precision, recall, fpr, tpr (downsampled) for overlaying
+    curves : name -> both curves, as `ranking.curves` gives them, for overlaying
     """
 
     winner: str
@@ -70,7 +69,7 @@ class Selection:
     oof: FloatArray
     scored: BoolArray
     reasons: tuple[str, ...] = ()
-    curves: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
     crossed: Mapping[str, FloatArray] = field(default_factory=dict)
     """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
 
@@ -143,8 +142,8 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     full = np.full(len(dev), np.nan)
     full[scored] = oof
     shown = {line.name: scores[line.name] for line in table if line.name in scores}
-    curves = {name: curve(ground.y, score) for name, score in ({**shown, best: oof}).items()}
-    return Selection(best, table, weights, full, scored, tuple(reasons), curves, crossed=crossed)
+    drawn = {name: curves(ground.y, score, ground.weight) for name, score in ({**shown, best: oof}).items()}
+    return Selection(best, table, weights, full, scored, tuple(reasons), drawn, crossed=crossed)
 
 
 def _resamples(positives: int, candidates: int) -> int:
@@ -301,7 +300,7 @@ def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> Float
     if positives == 0 or positives == len(y):
         return equal_weights(y, logits)
     y, logits = _enough(y, logits)
-    ap = StopPrecision(y)
+    ap = FastPrecision(y)
     counts, total = np.zeros(len(logits)), np.zeros(logits.shape[1])
     best_value, best_counts = -1.0, counts
     for _ in range(steps):
@@ -362,24 +361,3 @@ def _enough(y: IntArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
     step = int(np.ceil(len(negatives) / _WEIGHT_ROWS))
     index = np.sort(np.concatenate([np.flatnonzero(y == 1), negatives[::step]]))
     return y[index], logits[:, index]
-
-
-# --- curves ------------------------------------------------------------------------------------------------------
-
-
-def curve(y: IntArray, score: FloatArray, points: int = _POINTS) -> dict[str, list[float]]:
-    """Return precision, recall, false and true positive rate at (at most ``points``) cut-offs, the highest first."""
-    order = np.argsort(-score, kind="stable")
-    tp, fp = np.cumsum(y[order]), np.cumsum(1 - y[order])
-    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
-    tp, fp = tp[last], fp[last]
-    positives, negatives = max(1, int(tp[-1])), max(1, int(fp[-1]))
-    # even steps of recall and of the alarm rate: neither picture loses its corner
-    targets = np.linspace(0, 1, points // 2)
-    index = np.unique(
-        np.concatenate([np.searchsorted(tp / positives, targets), np.searchsorted(fp / negatives, targets)])
-    )
-    index = index[index < len(tp)]
-    tp, fp = tp[index], fp[index]
-    found = {"precision": tp / (tp + fp), "recall": tp / positives, "fpr": fp / negatives, "tpr": tp / positives}
-    return {name: [round(float(value), 6) for value in values] for name, values in found.items()}

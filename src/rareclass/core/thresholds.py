@@ -12,39 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rareclass import config
-from rareclass.core.bootstrap import Ladder, Resamples, as_scores, estimate, interval, share_estimate
+from rareclass.core.bootstrap import Resamples, as_scores, estimate, interval, share_estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
+from rareclass.core.ranking import RankingTable
 from rareclass.errors import ConfigError, NoPositivesError, unknown
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """What each cut-off decides: line 0 flags nothing, line i the rows with score >= cutoff[i].
-
-    cutoff : (m + 1,) inf, then the distinct scores, descending
-    tp, fp : (m + 1,) weight of positives and negatives at or above the cut-off
-    """
-
-    cutoff: FloatArray
-    tp: FloatArray
-    fp: FloatArray
-    positives: float
-    negatives: float
-
-
-def sweep(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Sweep:
-    """Return the counts at every distinct cut-off. Raises DataError for labels or scores that cannot be swept."""
-    labels, scores, weights = as_scores(y, score, weight)
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    hit = labels[order] if weights is None else labels[order] * weights[order]
-    every = np.ones(len(order)) if weights is None else weights[order]
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, dtype=np.int64)
-    tp = np.concatenate([[0.0], np.cumsum(hit)[last]])
-    fp = np.concatenate([[0.0], np.cumsum(every)[last]]) - tp
-    return Sweep(np.concatenate([[np.inf], ranked[last]]), tp, fp, float(tp[-1]), float(fp[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,17 +162,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def place(ladder: Ladder) -> FloatArray:
-    """Return the (K + 1,) thresholds behind "flag nothing" and each rung: midway to the next lower score.
+def place(table: RankingTable) -> FloatArray:
+    """Return the (K + 1,) thresholds behind "flag nothing" and each step: midway to the next lower score.
 
-    Decisions on the ladder's own rows are those of the sweep; between rows the cut lies as far from either as it can.
+    Decisions on the table's own rows are those of the sweep; between rows the cut lies as far from either as it can.
     """
-    top = float(ladder.score.max()) if len(ladder.score) else 1.0
+    top = float(table.score.max()) if len(table.score) else 1.0
     nothing = (top + 1) / 2 if top < 1 else np.inf
     nothing = nothing if top < nothing < np.inf else float(np.nextafter(top, np.inf))
-    below = np.where(np.isfinite(ladder.below), ladder.below, np.where(ladder.cut > 0, 0.0, ladder.cut))
-    middle = below + (ladder.cut - below) / 2
-    return np.concatenate([[nothing], np.where((middle > below) & (middle < ladder.cut), middle, ladder.cut)])
+    below = np.where(np.isfinite(table.below), table.below, np.where(table.cut > 0, 0.0, table.cut))
+    middle = below + (table.cut - below) / 2
+    return np.concatenate([[nothing], np.where((middle > below) & (middle < table.cut), middle, table.cut)])
 
 
 @dataclass(frozen=True)
@@ -263,24 +236,24 @@ def tune(
     task = _task(
         objective, beta, {"min_precision": min_precision, "min_recall": min_recall, "max_alerts": max_alerts}, days
     )
-    ladder = Ladder.build(y, score, weight)
-    if ladder.rungs == 0:
+    table = RankingTable.build(y, score, weight)
+    if table.steps == 0:
         raise NoPositivesError(
             "no row of the rare class among the rows that tune the threshold. Give more rows: split.validation"
         )
-    resamples = Resamples(len(ladder.y), block, n_boot, seed)
+    resamples = Resamples(len(table.y), block, n_boot, seed)
     money = (costs or CostArrays()) if objective == "cost" else None
-    exact = _exact(ladder, task, money)
+    exact = _exact(table, task, money)
     chosen = int(task.choose(exact))
-    thresholds = place(ladder)
+    thresholds = place(table)
     drawn: list[FloatArray] = []
-    for counts in _resampled(ladder, resamples, task, money):
+    for counts in _resampled(table, resamples, task, money):
         held = counts.at(chosen)
         values = [task.objective.value(held), held.precision, held.recall]
         drawn.append(np.stack([thresholds[task.choose(counts)], *(v[:, 0] for v in values)]))
     draws = np.concatenate(drawn, axis=1)
     found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
-    positives, rows = int(ladder.y.sum()), len(ladder.y)
+    positives, rows = int(table.y.sum()), len(table.y)
     worth = estimate(float(found[0]), draws[1], confidence, positives, rows)
     precision, recall = (
         share_estimate(float(v), line, size, confidence, positives, rows)
@@ -291,18 +264,18 @@ def tune(
     message = _message(objective, task, exact, chosen, thresholds, feasible)
     value = float(thresholds[chosen])
     alerts = float(exact.alerts[chosen] / task.days)
-    crossed = _crossfitted(ladder, resamples, task, money, confidence, seed)
+    crossed = _crossfitted(table, resamples, task, money, confidence, seed)
     return TunedThreshold(value, low, high, objective, worth, precision, recall, alerts, feasible, message, crossed)
 
 
 def _crossfitted(
-    ladder: Ladder, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float, seed: int
+    table: RankingTable, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float, seed: int
 ) -> dict[str, Estimate]:
     """Precision and recall of rows whose cut-off was tuned on the others, whole units together; empty where that cannot be.
 
     The figures of the cut-off itself are those of the rows it was chosen on, and flatter it where positives are few.
     """
-    y, score, weight = ladder.y, ladder.score, ladder.weight
+    y, score, weight = table.y, table.score, table.weight
     if resamples.unit is None:
         part = _dealt(y, seed)
     else:
@@ -312,7 +285,7 @@ def _crossfitted(
         held, rest = part == fold, part != fold
         if not 0 < y[rest].sum() < rest.sum():
             return {}
-        own = Ladder.build(y[rest], score[rest], None if weight is None else weight[rest])
+        own = RankingTable.build(y[rest], score[rest], None if weight is None else weight[rest])
         less = replace(task, days=task.days * rest.mean())
         chosen = int(less.choose(_exact(own, less, None if costs is None else costs.take(rest))))
         flagged[held] = score[held] >= place(own)[chosen]
@@ -361,7 +334,7 @@ def _task(objective: str, beta: float, constraints: Mapping[str, float | None], 
 
 
 def _cumulated(by_rung: FloatArray) -> FloatArray:
-    """(..., K + 1) sums by rung -> (..., K + 1) sums at "flag nothing" and at each rung."""
+    """(..., K + 1) sums by step -> (..., K + 1) sums at "flag nothing" and at each step."""
     total = np.empty_like(by_rung)
     total[..., 0] = 0
     np.cumsum(by_rung[..., :-1], axis=-1, out=total[..., 1:])
@@ -381,25 +354,25 @@ def _counts(task: _Task, positive: FloatArray, negative: FloatArray, cost: Float
 
 
 def _total_cost(missed: FloatArray, alarmed: FloatArray) -> FloatArray:
-    """Total cost at each cut-off from the costs of missing and of flagging, by rung."""
+    """Total cost at each cut-off from the costs of missing and of flagging, by step."""
     total: FloatArray = missed.sum(axis=-1, keepdims=True) - _cumulated(missed) + _cumulated(alarmed)
     return total
 
 
-def _columns(ladder: Ladder, costs: CostArrays) -> list[tuple[FloatArray, bool]]:
-    n = len(ladder.y)
-    weight = 1.0 if ladder.weight is None else ladder.weight
+def _columns(table: RankingTable, costs: CostArrays) -> list[tuple[FloatArray, bool]]:
+    n = len(table.y)
+    weight = 1.0 if table.weight is None else table.weight
     return [(costs.misses(n) * weight, True), (costs.alarms(n) * weight, False)]
 
 
-def _exact(ladder: Ladder, task: _Task, costs: CostArrays | None) -> Counts:
-    positive, negative = ladder.totals(None, True), ladder.totals(None, False)
+def _exact(table: RankingTable, task: _Task, costs: CostArrays | None) -> Counts:
+    positive, negative = table.totals(None, True), table.totals(None, False)
     cost = None
     if costs is not None:
         if _fixed(costs):
             cost = _total_cost(positive * costs.false_negative, negative * costs.false_positive)
         else:
-            cost = _total_cost(*(ladder.totals(values, is_positive) for values, is_positive in _columns(ladder, costs)))
+            cost = _total_cost(*(table.totals(values, is_positive) for values, is_positive in _columns(table, costs)))
     return _counts(task, positive, negative, cost)
 
 
@@ -407,17 +380,17 @@ def _fixed(costs: CostArrays) -> bool:
     return not (isinstance(costs.false_negative, np.ndarray) or isinstance(costs.false_positive, np.ndarray))
 
 
-def _resampled(ladder: Ladder, resamples: Resamples, task: _Task, costs: CostArrays | None) -> Any:
+def _resampled(table: RankingTable, resamples: Resamples, task: _Task, costs: CostArrays | None) -> Any:
     """Yield the counts of chunks of resamples."""
     if costs is None or _fixed(costs):
-        for positive, negative in ladder.counted(resamples):
+        for positive, negative in table.counted(resamples):
             cost = None
             if costs is not None:
                 cost = _total_cost(positive * costs.false_negative, negative * costs.false_positive)
             yield _counts(task, positive, negative, cost)
         return
-    columns: list[tuple[FloatArray | None, bool]] = [(None, True), (None, False), *_columns(ladder, costs)]
-    for positive, negative, missed, alarmed in ladder.resampled(resamples, columns=columns):
+    columns: list[tuple[FloatArray | None, bool]] = [(None, True), (None, False), *_columns(table, costs)]
+    for positive, negative, missed, alarmed in table.resampled(resamples, columns=columns):
         yield _counts(task, positive, negative, _total_cost(missed, alarmed))
 
 

@@ -26,19 +26,11 @@ from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Rows, concatenate
-from rareclass.core.learners import (
-    BestRound,
-    Fitted,
-    Growing,
-    InterruptedFitError,
-    StopPrecision,
-    Task,
-    Trace,
-    Watched,
-    logit,
-    never,
-    threads_of_a_fit,
-)
+from rareclass.core.early_stopping import BestRound, Growing, Trace, Watched, threads_of_a_fit
+from rareclass.core.fit_task import FitTask, InterruptedFitError, never
+from rareclass.core.fitted import FITTED, Fitted
+from rareclass.core.log_odds import expit, logit
+from rareclass.core.ranking import FastPrecision
 from rareclass.core.splitting import Fold
 from rareclass.core.weighting import weigh
 from rareclass.errors import DataError
@@ -164,26 +156,19 @@ class _Setting:
     ) -> tuple[Fitted, float]:
         """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
         weight, kept = self._weights(rows, costs)
-        made = learners.fit(
-            self.candidate.learner,
-            rows,
-            params=self.params,
-            loss=self.candidate.loss,
-            weight=weight,
-            rounds=rounds,
-            seed=self.seed + 1009 * salt,
-            threads=self.threads,
-            device=self.device,
-            out_of_time=self.out_of_time,
-        )
+        task = self._task(rows, weight, rounds, salt)
+        made = learners.fit(self.candidate.learner, replace(task, out_of_time=self.out_of_time), self.params)
         return made, kept * made.kept
+
+    def _task(self, rows: Rows, weight: FloatArray | None, rounds: int | None, salt: int) -> FitTask:
+        return FitTask(
+            rows, weight, rounds, self.candidate.loss, self.seed + 1009 * salt, self.threads, self.device
+        )  # fmt: skip
 
     def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
         weight, kept = self._weights(part.rows, part.costs)
-        task = Task(
-            part.rows, weight, loss=self.candidate.loss, seed=self.seed + 1009 * salt, threads=self.threads, device=self.device
-        )  # fmt: skip
+        task = self._task(part.rows, weight, None, salt)
         return learners.grow(self.candidate.learner, task, watched, self.params), kept * part.kept
 
 
@@ -224,7 +209,7 @@ def train_candidate(
     def part(k: int) -> _Part:  # its rows are a copy: whoever asks lets go of them before the next
         return _part(dev, folds[k], k, resampled, rule)
 
-    params = learners.settle(candidate.learner, part(0).rows, candidate.params)
+    params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
     hopeless = _Projection(clock, seconds_left)
     trace: Trace = ()
@@ -239,7 +224,7 @@ def train_candidate(
         total[fold.score] += logit(one.score) + (prior_shift(dev, fold) if np.isfinite(one.kept) else 0.0)
         count[fold.score] += 1
     with np.errstate(invalid="ignore"):
-        oof = learners.expit(total / count)
+        oof = expit(total / count)
     return Trained(
         candidate=candidate,
         oof=oof,
@@ -354,13 +339,13 @@ def _together(
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
     scored, count = _scored_rows(folds, len(dev))
-    sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), StopPrecision(dev.y[scored])
+    sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), FastPrecision(dev.y[scored])
     grown, short = 0, False
 
     def step(one: Growing) -> bool:
         if setting.out_of_time() and (grown or not cut):
             return False
-        learners.refused(name, one.grow)
+        learners.as_config_error(name, one.grow)
         return True
 
     hopeless.start()
@@ -440,7 +425,7 @@ class Ensemble:
             only = self.members[0]
             return corrected(only.fitted.score(x), only.kept)
         total = sum(m.weight * logit(corrected(m.fitted.score(x), m.kept)) for m in self.members)
-        return learners.expit(np.asarray(total))
+        return expit(np.asarray(total))
 
     def contributions(self, x: FloatMatrix) -> FloatArray | None:
         """Return (n, n_features) contributions to the log-odds, from the members that have them; None without any."""
@@ -452,7 +437,7 @@ class Ensemble:
         return np.asarray(sum(weight * values for weight, values in known) / whole)
 
 
-SAVED: tuple[type, ...] = (Ensemble, Member, *learners.FITTED)
+SAVED: tuple[type, ...] = (Ensemble, Member, *FITTED)
 """What a version's learner may consist of, for `core.portable`."""
 
 
@@ -460,7 +445,7 @@ def combine(scores: Sequence[FloatArray], weights: Sequence[float]) -> FloatArra
     """Return the score of an ensemble from its members' scores, each (n,)."""
     if len(scores) == 1:
         return scores[0]
-    return learners.expit(np.asarray(sum(w * logit(s) for s, w in zip(scores, weights, strict=True))))
+    return expit(np.asarray(sum(w * logit(s) for s, w in zip(scores, weights, strict=True))))
 
 
 def refit(

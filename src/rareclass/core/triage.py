@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from rareclass.config import GateSettings, MonitorSettings
-from rareclass.core.drift import DriftReport, Profile
+from rareclass.core.drift import DriftReport
 from rareclass.core.estimate import Estimate
 from rareclass.core.liveness import Liveness, Paired, Window
+from rareclass.core.profile import Profile
 
 EXIT_CODES = {"nothing": 0, "rethreshold": 10, "recalibrate": 11, "retrain": 12, "page": 13}
 

@@ -104,7 +104,7 @@ def test_a_served_booster_scores_with_one_thread_and_the_same() -> None:
 
     import xgboost as xgb
 
-    from rareclass.core.learners import Boosted
+    from rareclass.core.fitted import Boosted
     from rareclass.core.training import Ensemble, Member
 
     x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry
     from rareclass.adapters.store import LedgerEntry, Store
     from rareclass.core.dataset import FloatArray, Schema
-    from rareclass.core.drift import DriftReport, FeatureProfile, Profile
+    from rareclass.core.drift import DriftReport
     from rareclass.core.estimate import Estimate
     from rareclass.core.liveness import Liveness, Paired, Settings
     from rareclass.core.model import RareModel
+    from rareclass.core.profile import FeatureProfile, Profile
     from rareclass.core.triage import Snapshot
 
 DRIFT_ROWS = 100_000
@@ -136,7 +137,7 @@ class Monitor:
 
     def known(self) -> dict[str, LoadedVersion]:
         """Return role -> version, loaded once each, with its reference profile."""
-        from rareclass.core.drift import Profile
+        from rareclass.core.profile import Profile
 
         found: dict[str, LoadedVersion] = {}
         for version in self.registry.versions(self.config.name):
@@ -237,7 +238,7 @@ class Monitor:
         self, champion: LoadedVersion, entries: Sequence[LedgerEntry], now: datetime
     ) -> FeatureProfile | None:
         """Describe the scores of the champion's first window of answers; None until that is over."""
-        from rareclass.core import drift
+        from rareclass.core.profile import score_reference
 
         config = self.config
         assert champion.profile is not None
@@ -252,7 +253,7 @@ class Monitor:
             return None
         rows = rows.iloc[:: max(1, -(-len(rows) // DRIFT_ROWS))]
         time = rows["ts"].to_numpy("datetime64[us]")
-        return drift.score_reference(rows["score"].to_numpy(float), time, usual=champion.profile.score.usual_psi)
+        return score_reference(rows["score"].to_numpy(float), time, usual=champion.profile.score.usual_psi)
 
     def _loud(self, champion: LoadedVersion) -> frozenset[str]:
         """Features that the champion leans on: in those, values that no longer occur are damage; in others they are drift."""

@@ -364,16 +364,17 @@ def change_point(monitor: Monitor, champion: LoadedVersion, now: datetime) -> da
 def quick_fit(config: Config) -> Any:
     """Return what fits the default learner on rows and scores others with it; negatives are thinned when there are many."""
     from rareclass.core import learners
+    from rareclass.core.fit_task import FitTask
 
     def fit(rows: Rows) -> Callable[[Any], Any]:
         negatives = np.flatnonzero(rows.y == 0)
         if len(negatives) > QUICK_ROWS:
             kept = np.random.default_rng(config.train.seed).choice(negatives, QUICK_ROWS, replace=False)
             rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
-        fitted = learners.fit(
-            "xgboost", rows, params={"eta": 0.1, "max_depth": 4}, weight=rows.weight, rounds=120,
-            seed=config.train.seed, threads=config.compute.processors(),
+        task = FitTask(
+            rows, rows.weight, 120, seed=config.train.seed, threads=config.compute.processors()
         )  # fmt: skip
+        fitted = learners.fit("xgboost", task, {"eta": 0.1, "max_depth": 4})
         return fitted.score
 
     return fit

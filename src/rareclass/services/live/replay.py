@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rareclass.config import Config, format_duration
-from rareclass.core import operating
+from rareclass.core import operating, ranking
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.training import results
 from rareclass.services.training.steps import Progress, silent
@@ -329,14 +329,14 @@ def _period(
     config: Config, frame: pd.DataFrame, truth: Any, scores: Any, decisions: Any, step: Step, version: str, snapshot: Snapshot, model: RareModel,
 ) -> dict[str, Any]:  # fmt: skip
     """What a step was like, judged with all the labels that ever came."""
-    from rareclass.core import evaluation, liveness
+    from rareclass.core import evaluation
 
     part, score = truth[step.rows], scores[step.rows]
     known = ~np.isnan(part)
     y, s, d = part[known].astype(int), score[known], decisions[step.rows][known]
     block = np.unique(frame["__ts"].iloc[step.rows][known].to_numpy().astype("datetime64[D]"), return_inverse=True)[1]
     ap = (
-        evaluation.estimate_ap(
+        ranking.estimate_ap(
             y, s, block=block if block.max(initial=0) > 2 else None, confidence=config.evaluate.confidence
         )
         if y.sum()
@@ -346,7 +346,7 @@ def _period(
     return {
         "start": step.start.isoformat(), "end": step.end.isoformat(), "rows": len(part), "labelled": int(known.sum()), "positives": int(y.sum()), "version": version,
         "ap": ap.value if ap else None, "ap_low": ap.low if ap else None, "ap_high": ap.high if ap else None,
-        "ap_estimated": liveness.estimated_ap(score) if len(score) else None, "prevalence": float(y.mean()) if len(y) else None,
+        "ap_estimated": ranking.estimated_ap(score) if len(score) else None, "prevalence": float(y.mean()) if len(y) else None,
         "precision": decided.get("precision"), "recall": decided.get("recall"), "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
         "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
     }  # fmt: skip
@@ -479,18 +479,13 @@ def _fit(config: Config, model: RareModel, x: Any, y: Any, index: Any) -> Callab
     """Fit the default learner on some rows, negatives thinned; returns corrected scores."""
     from rareclass.core import calibration, learners
     from rareclass.core.dataset import Rows
+    from rareclass.core.fit_task import FitTask
 
     negatives = index[y[index] == 0]
     kept = min(1.0, PEER_NEGATIVES / max(1, len(negatives)))
     chosen = np.random.default_rng(config.train.seed).choice(negatives, int(len(negatives) * kept), replace=False)
     picked = np.sort(np.concatenate([index[y[index] == 1], chosen]))
     rows = Rows(model.schema, x[picked], y[picked].astype(np.int64), np.zeros(len(picked), dtype=np.uint64))
-    fitted = learners.fit(
-        "xgboost",
-        rows,
-        params={"eta": 0.1, "max_depth": 4},
-        rounds=120,
-        seed=config.train.seed,
-        threads=config.compute.processors(),
-    )
+    task = FitTask(rows, rounds=120, seed=config.train.seed, threads=config.compute.processors())
+    fitted = learners.fit("xgboost", task, {"eta": 0.1, "max_depth": 4})
     return lambda values: calibration.prior_correction(fitted.score(values), kept)

@@ -144,14 +144,14 @@ def compare(
 
 
 def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: EvaluateSettings, seed: int) -> Comparison:
-    from rareclass.core import bootstrap, evaluation
+    from rareclass.core import bootstrap, evaluation, ranking
     from rareclass.core.selection import holm
 
     y, weight = scored.y, scored.weight
-    draws = evaluation.bootstrap_average_precision(
+    draws = ranking.bootstrap_average_precision(
         y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed, weight=weight
     )
-    exact = [evaluation.average_precision(y, score, weight) for score in scored.scores]
+    exact = [ranking.average_precision(y, score, weight) for score in scored.scores]
     p_values = [None, *(float(each) for each in holm([two_sided(each - draws[0]) for each in draws[1:]]))]
 
     def estimate(value: float, resampled: FloatArray) -> Estimate:
@@ -166,7 +166,7 @@ def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: Evaluat
             ap=bootstrap.bounded_estimate(exact[position], draws[position], config.confidence, int(y.sum()), len(y)),
             difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
             p_value=p,
-            roc_auc=evaluation.roc_auc(y, scored.scores[position], weight),
+            roc_auc=ranking.roc_auc(y, scored.scores[position], weight),
             precision=float(found["precision"]),
             recall=float(found["recall"]),
             f1=float(found["f1"]),
@@ -174,9 +174,7 @@ def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: Evaluat
             significant=p is not None and p < 1 - config.confidence,
         )
         lines.append(line)
-    curves = {
-        each.name: evaluation.curves(y, score, weight) for each, score in zip(entrants, scored.scores, strict=True)
-    }
+    curves = {each.name: ranking.curves(y, score, weight) for each, score in zip(entrants, scored.scores, strict=True)}
     pr = {name: (each["pr"]["recall"], each["pr"]["precision"]) for name, each in curves.items()}
     roc = {name: (each["roc"]["fpr"], each["roc"]["tpr"]) for name, each in curves.items()}
     return Comparison(tuple(lines), len(y), int(y.sum()), scored.notes, pr, roc)

@@ -533,7 +533,7 @@ def prequential(
     The recipe was chosen on some of these rows, so the windows tell how steady it is, not how good: that the test says.
     Raises DataError when the rows have no time.
     """
-    from rareclass.core import evaluation, splitting
+    from rareclass.core import ranking, splitting
 
     if not config.split.prequential:
         return []
@@ -543,7 +543,7 @@ def prequential(
         progress("evaluate", f"prequential window {number} of {len(folds)}")
         window = rows.take(fold.score)
         score = fit_recipe(config, trained, chosen, rows.take(fold.train)).score(window.x)
-        ap = evaluation.estimate_ap(
+        ap = ranking.estimate_ap(
             window.y, score, block=window.block(), n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence,
             seed=config.train.seed, weight=window.weight,
         )  # fmt: skip
@@ -563,15 +563,15 @@ def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any
     """Compare on the test rows that the champion was not trained on; empty where they hold no positive."""
     import numpy as np
 
-    from rareclass.core import evaluation
+    from rareclass.core import evaluation, ranking
 
     index = np.flatnonzero(champion.compared)
     fresh, old, new = test.take(index), np.asarray(champion.score)[index], score[index]
     if not fresh.positives or champion.decision is None:
         return {}
     options = {"block": fresh.block(), "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence}
-    ap = evaluation.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
-    difference = evaluation.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
+    ap = ranking.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
+    difference = ranking.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
     decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)
     keys = ("precision", "recall", "f1", "f2", "mcc")
     return {
@@ -597,8 +597,9 @@ def refit(
     import numpy as np
 
     from rareclass import __version__
-    from rareclass.core import dataset, drift
+    from rareclass.core import dataset
     from rareclass.core.model import RareModel
+    from rareclass.core.profile import reference_profile
 
     everything = config.train.refit == "all"
     rest = [] if ingested.rest is None else [ingested.rest]
@@ -608,7 +609,7 @@ def refit(
     learner = fit_recipe(config, trained, chosen, known) if everything else judged.learner
     scored = dataset.concatenate([dev.take(chosen.scored), ingested.test])
     held_out = np.concatenate([tuning.score, judged.score])
-    profile = drift.reference_profile(
+    profile = reference_profile(
         scored,
         held_out,
         threshold=tuning.thresholds[tuning.primary],
