@@ -40,7 +40,7 @@ def messy(draw):
 @settings(max_examples=25, deadline=None)
 def test_every_calibrator_rises_strictly_over_all_single_precision_scores(method, case, kept):
     y, score = case
-    calibrated = fit(y, score, method=method, kept=kept)
+    calibrated = fit(y, score, method=method, negative_sampling_rate=kept)
     rng = np.random.default_rng(0)
     grid = np.unique(np.concatenate([score, rng.random(100), rng.random(100) ** 12]).astype(np.float32))
     grid = grid[(grid == 0) | (grid > 1e-30)]
@@ -71,7 +71,7 @@ def test_distorted_scores_come_back_to_the_truth(method, distort):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_calibrator_survives_its_json(method):
     y, p = world(3000)
-    found = fit(y, p, method=method, kept=0.2)
+    found = fit(y, p, method=method, negative_sampling_rate=0.2)
     again = from_json(json.loads(json.dumps(found.calibrator.to_json())))
     assert again == found.calibrator
     np.testing.assert_array_equal(again(p), found(p))
@@ -93,17 +93,17 @@ def test_prior_correction_undoes_random_under_sampling():
     kept = 0.1
     biased = p / (p + kept * (1 - p))  # the posterior among rows of which a tenth of the negatives is left
     np.testing.assert_allclose(prior_correction(biased, kept), p)
-    assert fit(y, biased, kept=kept).chosen == "none"
-    assert fit(y, biased, kept=kept)(biased).mean() == pytest.approx(y.mean(), rel=0.05)
+    assert fit(y, biased, negative_sampling_rate=kept).chosen == "none"
+    assert fit(y, biased, negative_sampling_rate=kept)(biased).mean() == pytest.approx(y.mean(), rel=0.05)
 
 
 def test_a_factor_that_is_not_known_is_learnt_by_the_calibrator():
     y, p = world(60_000)
     biased = p / (p + 0.05 * (1 - p))
-    found = fit(y, biased, kept=float("nan"))
+    found = fit(y, biased, negative_sampling_rate=float("nan"))
     assert found.chosen != "none"
     assert found(biased).mean() / y.mean() == pytest.approx(1, abs=0.01)
-    assert found.to_json()["kept"] is None
+    assert found.to_json()["negative_sampling_rate"] is None
 
 
 def test_scores_that_are_calibrated_already_are_left_alone():
@@ -167,7 +167,7 @@ def test_pooling_negatives_changes_the_fit_by_less_than_its_noise(method):
     ("arguments", "error", "says"),
     [
         ({"method": "plat"}, ConfigError, "Did you mean 'platt'"),
-        ({"kept": 0.0}, DataError, "above 0"),
+        ({"negative_sampling_rate": 0.0}, DataError, "above 0"),
         ({"score": [0.1, 1.7]}, DataError, r"in \[0, 1\]"),
         ({"y": [0, 0]}, NoPositivesError, "rare class"),
     ],

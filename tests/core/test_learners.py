@@ -182,8 +182,10 @@ def test_a_tree_whose_nodes_point_outside_of_it_is_refused(fitted):
 
 
 def test_the_balanced_forest_knows_its_sampling_factor(fitted):
-    assert fitted["balanced_random_forest"].kept == pytest.approx(TRAIN.positives / (len(TRAIN) - TRAIN.positives))
-    assert fitted["random_forest"].kept == 1.0
+    assert fitted["balanced_random_forest"].negative_sampling_rate == pytest.approx(
+        TRAIN.positives / (len(TRAIN) - TRAIN.positives)
+    )
+    assert fitted["random_forest"].negative_sampling_rate == 1.0
 
 
 def test_weights_change_the_fit():

@@ -14,11 +14,12 @@ from rows_for_learning import fit, make_rows
 
 import small_model
 from rareclass.adapters.registry import save_pyfunc
+from rareclass.core import portable
 from rareclass.core.calibration import Beta, Isotonic
 from rareclass.core.dataset import decode
 from rareclass.core.learners import LEARNERS
 from rareclass.core.model import RareModel
-from rareclass.core.training import Ensemble, Member
+from rareclass.core.training import SAVED, Ensemble, Member
 from rareclass.errors import ModelError
 
 ROWS = make_rows(500, category=True)
@@ -112,3 +113,13 @@ def test_a_version_with_a_pickle_in_it_is_refused_with_what_to_do(tmp_path: Path
     (tmp_path / "sha256.json").write_text(json.dumps(sums))
     with pytest.raises(ModelError, match="Train again"):
         RareModel.load(tmp_path)
+
+
+def test_a_version_with_a_field_by_its_earlier_name_is_read() -> None:
+    ensemble = Ensemble((Member(small_model.model(1).learner, 1.0, 0.25),))
+    files = portable.pack(ensemble, SAVED, "learner")
+    written = files["learner.json"].replace(b'"negative_sampling_rate"', b'"kept"')
+    assert written != files["learner.json"]
+    assert (
+        portable.unpack({**files, "learner.json": written}, SAVED, "learner").members[0].negative_sampling_rate == 0.25
+    )

@@ -105,7 +105,7 @@ def test_the_final_fit_is_the_recipe_that_was_judged_to_the_digit(learner):
                 err_msg=f"{candidate.name}, {weighting}",
             )  # fmt: skip
             member = final.members[0]
-            np.testing.assert_allclose(member.kept, judged.kept, rtol=1e-12)
+            np.testing.assert_allclose(member.negative_sampling_rate, judged.negative_sampling_rate, rtol=1e-12)
             tried += 1
     weightings = len(WEIGHTINGS) + 1 if LEARNERS[learner].weighs else 1
     assert tried == weightings * (len(RESAMPLERS) + 1) * (2 if learner == "xgboost" else 1), "every one that is allowed"

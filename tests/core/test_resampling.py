@@ -138,14 +138,14 @@ def test_chains_apply_in_order_and_say_what_each_step_left():
     assert done.steps[:3] == (("start", 40, 360), ("random_under", 40, 200), ("smote", 100, 200))
     assert done.steps[3][1] == 100
     assert 0 < done.steps[3][2] < 200
-    assert math.isnan(done.kept)
+    assert math.isnan(done.negative_sampling_rate)
 
 
 def test_no_chain_changes_nothing_even_without_positives():
     rows = numeric_rows(20, 0)
     done = resample(rows, [], seed=0)
     assert done.rows is rows
-    assert done.kept == 1
+    assert done.negative_sampling_rate == 1
 
 
 def test_the_sampling_factor_of_random_steps_corrects_the_prior_exactly():
@@ -153,16 +153,16 @@ def test_the_sampling_factor_of_random_steps_corrects_the_prior_exactly():
     for chain in ([step("random_under", ratio=3)], [step("random_over", ratio=3)],
                   [step("random_under", ratio=6), step("random_over", ratio=2)]):  # fmt: skip
         done = resample(rows, chain, seed=0)
-        shifted, b = done.rows.prevalence, done.kept
+        shifted, b = done.rows.prevalence, done.negative_sampling_rate
         assert b * shifted / (b * shifted - shifted + 1) == pytest.approx(rows.prevalence, rel=1e-12)
 
 
 def test_only_a_calibrator_can_learn_the_shift_of_steps_that_are_not_random():
     rows = numeric_rows()
     for name in RESAMPLERS:
-        kept = resample(rows, [step(name)], seed=0).kept
+        kept = resample(rows, [step(name)], seed=0).negative_sampling_rate
         assert math.isnan(kept) == (name not in RANDOM), name
-    assert resample(rows, [step("smote", ratio=100)], seed=0).kept == 1
+    assert resample(rows, [step("smote", ratio=100)], seed=0).negative_sampling_rate == 1
 
 
 def test_synthetic_rows_lie_between_two_rows_of_the_rare_class_that_are_neighbours():

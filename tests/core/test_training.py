@@ -70,16 +70,16 @@ def test_repeats_are_averaged_in_log_odds():
 )
 def test_exact_prior_shifts_are_undone(candidate):
     done = train_candidate(candidate, ROWS, FOLDS, seed=0)
-    assert done.kept < 0.6
+    assert done.negative_sampling_rate < 0.6
     assert 0.4 < done.oof.mean() / ROWS.prevalence < 1.7
 
 
 def test_synthetic_rows_are_brought_near_and_votes_that_are_no_probabilities_are_left_to_the_calibrator():
     smote = train_candidate(SMOTE, ROWS, FOLDS, seed=0)
-    assert smote.kept == pytest.approx(2 * ROWS.prevalence / (1 - ROWS.prevalence), rel=0.01)
+    assert smote.negative_sampling_rate == pytest.approx(2 * ROWS.prevalence / (1 - ROWS.prevalence), rel=0.01)
     assert 0.5 < smote.oof.mean() / ROWS.prevalence < 2
     votes = Candidate("bag", "easy_ensemble", {"n_estimators": 2})
-    assert np.isnan(train_candidate(votes, ROWS, FOLDS, seed=0).kept)
+    assert np.isnan(train_candidate(votes, ROWS, FOLDS, seed=0).negative_sampling_rate)
 
 
 def test_resampling_sees_training_rows_of_its_own_fold_only():

@@ -33,7 +33,7 @@ def test_inverse_propensity_weights_multiply(name):
 def test_the_factor_undoes_what_the_weights_do_to_the_prior(name):
     found = weigh(ROWS, name, COSTS)
     shifted = np.average(ROWS.y, weights=found.weight)  # what a model without features would learn
-    assert prior_correction(np.array([shifted]), found.kept)[0] == pytest.approx(ROWS.prevalence)
+    assert prior_correction(np.array([shifted]), found.negative_sampling_rate)[0] == pytest.approx(ROWS.prevalence)
 
 
 def test_balanced_classes_weigh_the_same_in_all():
@@ -44,7 +44,7 @@ def test_balanced_classes_weigh_the_same_in_all():
 def test_costs_by_row_are_corrected_by_their_mean():
     by_row = CostArrays(np.linspace(1, 9, len(ROWS)), 1.0)
     found = weigh(ROWS, "cost", by_row)
-    assert found.kept == pytest.approx(1 / by_row.false_negative[ROWS.y == 1].mean())
+    assert found.negative_sampling_rate == pytest.approx(1 / by_row.false_negative[ROWS.y == 1].mean())
     positive = np.flatnonzero(ROWS.y)
     assert found.weight[positive[-1]] > found.weight[positive[0]]
 

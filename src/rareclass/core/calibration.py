@@ -53,17 +53,23 @@ def _with_room(z: FloatArray) -> FloatArray:
     return bent
 
 
-def prior_correction(score: ArrayLike, kept: float) -> FloatArray:
+def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatArray:
     """Undo the shift of the prior by sampling or class weights: p = b ps / (b ps - ps + 1).
 
     score : (n,) probability of the rare class as learnt from resampled rows
-    kept : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor on positives)
+    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor on positives)
     Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
     Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
     """
-    if not kept > 0:
-        raise DataError(f"the share of negatives kept is {kept}; it must be above 0. Use 1 where nothing was sampled")
-    return np.asarray(score, dtype=np.float64) if kept == 1 else probability(logit(score) + math.log(kept))
+    if not negative_sampling_rate > 0:
+        raise DataError(
+            f"the share of negatives kept is {negative_sampling_rate}; it must be above 0. Use 1 where nothing was sampled"
+        )
+    return (
+        np.asarray(score, dtype=np.float64)
+        if negative_sampling_rate == 1
+        else probability(logit(score) + math.log(negative_sampling_rate))
+    )
 
 
 class Calibrator(Protocol):
@@ -279,13 +285,13 @@ def _pooled(
         total = np.add.reduceat(weight[low], starts)
         centre = np.add.reduceat(weight[low] * z[low], starts) / np.maximum(total, 1e-300)
         pools.append((centre, total, np.full(cells, k)))
-    kept = np.concatenate(parts)
+    chosen = np.concatenate(parts)
     zeros = np.zeros(sum(len(pool[0]) for pool in pools), dtype=np.int64)
     return (
-        np.concatenate([z[kept], *(pool[0] for pool in pools)]),
-        np.concatenate([y[kept], zeros]),
-        np.concatenate([weight[kept], *(pool[1] for pool in pools)]),
-        np.concatenate([fold[kept], *(pool[2] for pool in pools)]),
+        np.concatenate([z[chosen], *(pool[0] for pool in pools)]),
+        np.concatenate([y[chosen], zeros]),
+        np.concatenate([weight[chosen], *(pool[1] for pool in pools)]),
+        np.concatenate([fold[chosen], *(pool[2] for pool in pools)]),
     )
 
 
@@ -352,20 +358,25 @@ class Calibration:
     """The chosen calibrator (prior correction included) and what it was chosen from.
 
     table : cross-fitted log loss in nats per row, by method
-    kept : the sampling factor that was corrected; NaN where only the calibrator could learn it
+    negative_sampling_rate : the sampling factor that was corrected; NaN where only the calibrator could learn it
     """
 
     calibrator: Calibrator
     chosen: str
     table: dict[str, float]
-    kept: float = 1.0
+    negative_sampling_rate: float = 1.0
 
     def __call__(self, score: ArrayLike) -> FloatArray:
         return self.calibrator(score)
 
     def to_json(self) -> dict[str, Any]:
-        kept = None if math.isnan(self.kept) else self.kept
-        return {"calibrator": self.calibrator.to_json(), "chosen": self.chosen, "table": self.table, "kept": kept}
+        rate = None if math.isnan(self.negative_sampling_rate) else self.negative_sampling_rate
+        return {
+            "calibrator": self.calibrator.to_json(),
+            "chosen": self.chosen,
+            "table": self.table,
+            "negative_sampling_rate": rate,
+        }
 
 
 def fit(
@@ -373,7 +384,7 @@ def fit(
     score: ArrayLike,
     *,
     method: str = "auto",
-    kept: float = 1.0,
+    negative_sampling_rate: float = 1.0,
     weight: ArrayLike | None = None,
     block: NDArray[Any] | None = None,
     seed: int = 0,
@@ -384,7 +395,7 @@ def fit(
     y, score : (n,) labels and raw scores in [0, 1]
     method : auto | none | platt | beta | isotonic. auto takes the lowest cross-fitted log loss; none (the prior correction
         alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not tried
-    kept : b of `prior_correction`; NaN where the resampling has no exact correction, then the calibrator learns it
+    negative_sampling_rate : b of `prior_correction`; NaN where the resampling has no exact correction, then the calibrator learns it
     block : (n,) rows that stay together in cross-fitting
     Raises NoPositivesError without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
     """
@@ -397,7 +408,11 @@ def fit(
         )
     if scores.min() < 0 or scores.max() > 1:
         raise DataError(f"scores run from {scores.min():g} to {scores.max():g}; a calibrator needs them in [0, 1]")
-    offset = 0.0 if math.isnan(kept) or kept == 1 else math.log(_positive(kept))
+    offset = (
+        0.0
+        if math.isnan(negative_sampling_rate) or negative_sampling_rate == 1
+        else math.log(_positive(negative_sampling_rate))
+    )
     mass = np.ones(len(labels)) if weights is None else weights
     fold = _folds(labels, block, folds, seed)
     both = 0 < labels.sum() < len(labels)
@@ -409,13 +424,15 @@ def fit(
     chosen = method if method != "auto" else _simplest_best(table)
     if not both:
         chosen = "none"
-    return Calibration(METHODS[chosen](z, labels, mass, offset), chosen, table, kept)
+    return Calibration(METHODS[chosen](z, labels, mass, offset), chosen, table, negative_sampling_rate)
 
 
-def _positive(kept: float) -> float:
-    if not kept > 0:
-        raise DataError(f"the share of negatives kept is {kept}; it must be above 0. Use 1 where nothing was sampled")
-    return kept
+def _positive(negative_sampling_rate: float) -> float:
+    if not negative_sampling_rate > 0:
+        raise DataError(
+            f"the share of negatives kept is {negative_sampling_rate}; it must be above 0. Use 1 where nothing was sampled"
+        )
+    return negative_sampling_rate
 
 
 def _folds(y: IntArray, block: AnyArray | None, folds: int, seed: int) -> IntArray:

@@ -110,7 +110,9 @@ class Procedure:
 
 def shifts(trained: Sequence[training.Trained], weights: Mapping[str, float]) -> bool:
     """Whether the scores of the chosen candidates are probabilities, on the prevalence of the rows they were fitted on."""
-    return all(bool(np.isfinite(one.kept)) for one in trained if weights.get(one.candidate.name, 0.0) > 0)
+    return all(
+        bool(np.isfinite(one.negative_sampling_rate)) for one in trained if weights.get(one.candidate.name, 0.0) > 0
+    )
 
 
 def cross_fit(

@@ -1,7 +1,7 @@
 """Fitted learners: what scores a matrix and can be written without code (core.portable). Numbers of our own where a few lines
 score with them, the library's object where not.
 
-Scores are raw probabilities; what the learner's own sampling does to them is said in ``Fitted.kept``.
+Scores are raw probabilities; what the learner's own sampling does to them is said in ``Fitted.negative_sampling_rate``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rareclass.errors import ModelError
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted learner. rounds : rounds or epochs used · kept : share of negatives its sampling amounts to (NaN: none)"""
+    """A fitted learner. rounds : rounds or epochs used · negative_sampling_rate : share of negatives its sampling amounts to (NaN: none)"""
 
     learner: str
     rounds: int | None = field(default=None, kw_only=True)
-    kept: float = field(default=1.0, kw_only=True)
+    negative_sampling_rate: float = field(default=1.0, kw_only=True)
 
     def score(self, x: FloatMatrix) -> FloatArray:
         """Return (n,) raw probabilities of the rare class for x (n, n_features) float32."""

@@ -39,6 +39,10 @@ TRUSTED = (
 """What our estimators hold beyond the classes that skops trusts; a partial's function has to be trusted as well."""
 
 
+_RENAMED = {"kept": "negative_sampling_rate"}
+"""Fields by the names that earlier versions of rareclass wrote."""
+
+
 def pack(value: Any, types: Iterable[type], name: str = "value", *, small: bool = True) -> Files:
     """Return ``value`` as files: ``NAME.json``, and ``NAME.npz``, ``NAME-0.ubj``, ``NAME-1.skops`` where there is need.
 
@@ -144,7 +148,7 @@ class _Reader:
     def _made(self, of: type, tree: Mapping[str, Any]) -> Any:
         if not is_dataclass(of):
             return of.model_validate(tree["model"])  # type: ignore[attr-defined]
-        given = {key: self.value(each) for key, each in tree.items() if key != KIND}
+        given = {_RENAMED.get(key, key): self.value(each) for key, each in tree.items() if key != KIND}
         return of(**given)
 
     def _plain(self, kind: str, tree: Mapping[str, Any]) -> Any:

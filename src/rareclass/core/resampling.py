@@ -38,14 +38,14 @@ _KMEANS_ROWS = 50_000
 class Resampled:
     """Rows after a chain.
 
-    kept : share of negatives kept, relative to the share of positives kept (over 1: not possible by dropping negatives
+    negative_sampling_rate : share of negatives kept, relative to the share of positives kept (over 1: not possible by dropping negatives
         alone); the factor b of the prior correction p = b*ps / (b*ps - ps + 1). 1 = classes as they were; NaN when
         rows were not changed at random, so that only a calibrator can learn the shift.
     steps : (name, positives, negatives) before the chain ("start") and after each step
     """
 
     rows: Rows
-    kept: float
+    negative_sampling_rate: float
     steps: tuple[tuple[str, int, int], ...]
 
 
@@ -93,7 +93,7 @@ def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: i
         )
     if any(step.name != "none" for step in chain) and positives == len(rows):
         raise DataError("resampling needs rows of both classes and all are of the rare one. Check data.positive")
-    kept, steps = 1.0, [("start", positives, len(rows) - positives)]
+    rate, steps = 1.0, [("start", positives, len(rows) - positives)]
     for position, step in enumerate(chain):
         before = rows
         task = ResamplingTask(
@@ -102,8 +102,8 @@ def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: i
         rows = RESAMPLERS[step.name](rows, task, **step.params)
         steps.append((step.name, rows.positives, len(rows) - rows.positives))
         if rows is not before:
-            kept *= _factor(before, rows) if step.name in RANDOM else math.nan
-    return Resampled(rows, kept, tuple(steps))
+            rate *= _factor(before, rows) if step.name in RANDOM else math.nan
+    return Resampled(rows, rate, tuple(steps))
 
 
 def check_chain(chain: Sequence[ResampleStep]) -> None:

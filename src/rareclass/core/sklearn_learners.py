@@ -51,12 +51,14 @@ def _forest(
     preparation = Preparation.learn(rows) if balanced and np.isnan(rows.x).any() else None
     x = rows.x if preparation is None else preparation(rows.x)
     estimator.fit(x, rows.y, sample_weight=weight)
-    kept = task.rows.positives / max(1, len(task.rows) - task.rows.positives) if balanced else 1.0
+    rate = task.rows.positives / max(1, len(task.rows) - task.rows.positives) if balanced else 1.0
     mass = np.ones(len(rows)) if weight is None else weight
     means = [mass[rows.y == label].mean() for label in (0, 1)]
     prior = float(means[1] / sum(means)) if balanced else float(np.average(rows.y, weights=weight))
     trees = Trees.of(estimator.estimators_)
-    return Forest(name, kept=kept, trees=trees, preparation=preparation, prior=prior, threads=task.threads)
+    return Forest(
+        name, negative_sampling_rate=rate, trees=trees, preparation=preparation, prior=prior, threads=task.threads
+    )
 
 
 def _trees(rows: int) -> int:
@@ -240,7 +242,7 @@ def _boosting(
         estimator.fit(preparation(rows.x), rows.y, **options)
     if "n_jobs" in estimator.get_params():
         estimator.set_params(n_jobs=1)  # scoring would start processes otherwise
-    return Classified(name, kept=float("nan"), estimator=estimator, preparation=preparation)
+    return Classified(name, negative_sampling_rate=float("nan"), estimator=estimator, preparation=preparation)
 
 
 def _tree(depth: int) -> Any:

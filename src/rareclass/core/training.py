@@ -46,7 +46,7 @@ class Trained:
 
     oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact, and for a prevalence of
         the rows they were fitted on that is not that of all development rows; NaN = never scored
-    kept : share of negatives that training amounted to, already corrected; NaN = scores that are no probabilities, left as
+    negative_sampling_rate : share of negatives that training amounted to, already corrected; NaN = scores that are no probabilities, left as
         they are for the calibrator
     rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
     params : settings as fitted, with the defaults that depend on the number of rows
@@ -55,7 +55,7 @@ class Trained:
 
     candidate: Candidate
     oof: FloatArray
-    kept: float = 1.0
+    negative_sampling_rate: float = 1.0
     rounds: tuple[int, ...] = ()
     fitted_rows: tuple[int, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -149,16 +149,16 @@ class _Setting:
     def _weights(self, rows: Rows, costs: CostArrays | None) -> tuple[FloatArray | None, float]:
         weights = weigh(rows, self.candidate.weighting, costs)
         plain = self.candidate.weighting == "none" and rows.weight is None
-        return None if plain else weights.weight, weights.kept
+        return None if plain else weights.weight, weights.negative_sampling_rate
 
     def fit(
         self, rows: Rows, costs: CostArrays | None, *, rounds: int | None = None, salt: int = 0
     ) -> tuple[Fitted, float]:
         """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
-        weight, kept = self._weights(rows, costs)
+        weight, rate = self._weights(rows, costs)
         task = self._task(rows, weight, rounds, salt)
         made = learners.fit(self.candidate.learner, replace(task, out_of_time=self.out_of_time), self.params)
-        return made, kept * made.kept
+        return made, rate * made.negative_sampling_rate
 
     def _task(self, rows: Rows, weight: FloatArray | None, rounds: int | None, salt: int) -> FitTask:
         return FitTask(
@@ -167,14 +167,14 @@ class _Setting:
 
     def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
-        weight, kept = self._weights(part.rows, part.costs)
+        weight, rate = self._weights(part.rows, part.costs)
         task = self._task(part.rows, weight, None, salt)
-        return learners.grow(self.candidate.learner, task, watched, self.params), kept * part.kept
+        return learners.grow(self.candidate.learner, task, watched, self.params), rate * part.negative_sampling_rate
 
 
-def corrected(score: FloatArray, kept: float) -> FloatArray:
+def corrected(score: FloatArray, rate: float) -> FloatArray:
     """Undo the prior shift; leave scores alone that are no probabilities (NaN): a calibrator has to learn them."""
-    return score if not np.isfinite(kept) or kept == 1.0 else prior_correction(score, kept)
+    return score if not np.isfinite(rate) or rate == 1.0 else prior_correction(score, rate)
 
 
 def train_candidate(
@@ -221,14 +221,16 @@ def train_candidate(
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))
     for one, fold in zip(done, folds, strict=False):
-        total[fold.score] += logit(one.score) + (prior_shift(dev, fold) if np.isfinite(one.kept) else 0.0)
+        total[fold.score] += logit(one.score) + (
+            prior_shift(dev, fold) if np.isfinite(one.negative_sampling_rate) else 0.0
+        )
         count[fold.score] += 1
     with np.errstate(invalid="ignore"):
         oof = expit(total / count)
     return Trained(
         candidate=candidate,
         oof=oof,
-        kept=float(np.mean([one.kept for one in done])) if done else float("nan"),
+        negative_sampling_rate=float(np.mean([one.negative_sampling_rate for one in done])) if done else float("nan"),
         rounds=tuple(one.rounds for one in done if one.rounds is not None),
         fitted_rows=tuple(one.rows for one in done),
         params=params,
@@ -245,14 +247,14 @@ class _Part:
     """Rows that one fold is fitted on; with the factor of leaving out and resampling, and the costs."""
 
     rows: Rows
-    kept: float
+    negative_sampling_rate: float
     costs: CostArrays | None
 
 
 @dataclass(frozen=True)
 class _Scored:
     score: FloatArray
-    kept: float
+    negative_sampling_rate: float
     rounds: int | None
     rows: int
 
@@ -297,9 +299,9 @@ def _one_by_one(
     done: list[_Scored] = []
 
     def scored(k: int, part: _Part) -> _Scored:
-        fitted, kept = setting.fit(part.rows, part.costs, salt=k)
-        kept *= part.kept
-        return _Scored(corrected(fitted.score(dev.x[folds[k].score]), kept), kept, None, len(part.rows))
+        fitted, rate = setting.fit(part.rows, part.costs, salt=k)
+        rate *= part.negative_sampling_rate
+        return _Scored(corrected(fitted.score(dev.x[folds[k].score]), rate), rate, None, len(part.rows))
 
     hopeless.start()
     for k in range(len(folds)):
@@ -335,7 +337,7 @@ def _together(
         return *setting.grow(part, Watched(dev.x, folds[k].score), k), len(part.rows)
 
     growing, factors, sizes = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
-    shifts = [prior_shift(dev, fold) + float(np.log(kept)) for fold, kept in zip(folds, factors, strict=True)]
+    shifts = [prior_shift(dev, fold) + float(np.log(rate)) for fold, rate in zip(folds, factors, strict=True)]
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
     scored, count = _scored_rows(folds, len(dev))
@@ -370,9 +372,9 @@ def _together(
     made = [one.fitted(rounds) for one in growing]
     del growing, first  # the rows they hold
     done = []
-    for fitted, fold, size, kept in zip(made, folds, sizes, factors, strict=True):
+    for fitted, fold, size, rate in zip(made, folds, sizes, factors, strict=True):
         score = fitted.score(dev.x[fold.score])
-        done.append(_Scored(corrected(score, kept), kept, rounds, size))
+        done.append(_Scored(corrected(score, rate), rate, rounds, size))
     return done, best.trace(), {learners.LIMITS[name]: grown} if short else None
 
 
@@ -410,7 +412,7 @@ class Member:
 
     fitted: Fitted
     weight: float
-    kept: float = 1.0
+    negative_sampling_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -423,8 +425,8 @@ class Ensemble:
         """Return (n,) raw scores for x (n, n_features)."""
         if len(self.members) == 1:
             only = self.members[0]
-            return corrected(only.fitted.score(x), only.kept)
-        total = sum(m.weight * logit(corrected(m.fitted.score(x), m.kept)) for m in self.members)
+            return corrected(only.fitted.score(x), only.negative_sampling_rate)
+        total = sum(m.weight * logit(corrected(m.fitted.score(x), m.negative_sampling_rate)) for m in self.members)
         return expit(np.asarray(total))
 
     def contributions(self, x: FloatMatrix) -> FloatArray | None:
@@ -488,7 +490,7 @@ def _refit_one(one: Trained, weight: float, rows: Rows, seed: int, threads: int,
     seeds = max(1, round(weight * seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)))
     with setting.at_once(seeds, len(fit_rows)) as each:
         fits = each(lambda number: setting.fit(part.rows, part.costs, rounds=rounds, salt=number), range(seeds))
-        return [Member(fitted, weight / seeds, kept * part.kept) for fitted, kept in fits]
+        return [Member(fitted, weight / seeds, rate * part.negative_sampling_rate) for fitted, rate in fits]
 
 
 def seeds_worth(learner: str, rows: int, positives: int = 0) -> int:

@@ -19,10 +19,10 @@ from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """weight : (n,) positive, mean 1 over all rows; kept : share of negatives it amounts to, by the mean weights of the classes."""
+    """weight : (n,) positive, mean 1 over all rows; negative_sampling_rate : share of negatives it amounts to, by the mean weights of the classes."""
 
     weight: FloatArray
-    kept: float
+    negative_sampling_rate: float
 
 
 Weighting = Callable[[Rows, "CostArrays | None"], Weights]
@@ -96,8 +96,8 @@ def amount(rows: Rows, costs: CostArrays | None) -> Weights:
 def _positive(rows: Rows, weight: FloatArray) -> Weights:
     """Keep rows of (almost) no amount from vanishing: nothing weighs less than a hundredth of the mean."""
     weight = np.maximum(weight, 0.01 * weight.mean())
-    kept = weight[rows.y == 0].mean() / weight[rows.y == 1].mean()
-    return Weights(weight / weight.mean(), float(kept))
+    rate = weight[rows.y == 0].mean() / weight[rows.y == 1].mean()
+    return Weights(weight / weight.mean(), float(rate))
 
 
 WEIGHTINGS: dict[str, Weighting] = {
@@ -118,4 +118,4 @@ def weigh(rows: Rows, name: str, costs: CostArrays | None = None) -> Weights:
     if name not in WEIGHTINGS:
         raise unknown("weighting", name, WEIGHTINGS, "candidates.weighting")
     found = WEIGHTINGS[name](rows, costs)
-    return found if rows.weight is None else Weights(found.weight * rows.weight, found.kept)
+    return found if rows.weight is None else Weights(found.weight * rows.weight, found.negative_sampling_rate)

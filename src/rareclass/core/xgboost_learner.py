@@ -139,8 +139,8 @@ class GrowingTrees:
         return self.margin.astype(np.float64)
 
     def fitted(self, rounds: int) -> Boosted:
-        kept = self.booster[:rounds]
-        return Boosted("xgboost", rounds=rounds, booster=kept, types=self.types, threads=self.threads)
+        first = self.booster[:rounds]
+        return Boosted("xgboost", rounds=rounds, booster=first, types=self.types, threads=self.threads)
 
 
 def fit_xgboost(task: FitTask, params: Mapping[str, Any]) -> Boosted:

@@ -111,7 +111,7 @@ def test_a_served_booster_scores_with_one_thread_and_the_same() -> None:
     booster = xgb.train({"nthread": 4, "objective": "binary:logistic"}, xgb.DMatrix(x, (x[:, 0] > 0).astype(int)), 3)
     learner = Boosted("xgboost", booster=booster, types=("float", "float"))
     before = learner.score(x)
-    serve._one_thread(Ensemble((Member(fitted=learner, kept=1.0, weight=1.0),)))
+    serve._one_thread(Ensemble((Member(fitted=learner, negative_sampling_rate=1.0, weight=1.0),)))
     assert json.loads(booster.save_config())["learner"]["generic_param"]["nthread"] == "1"
     assert np.array_equal(learner.score(x), before)
 
