@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rareclass.core.calibration import prior_correction
     from rareclass.core.ranking import average_precision, compare, estimate_ap
     from rareclass.core.thresholds import tune as tune_threshold
+    from rareclass.detector import RareDetector
     from rareclass.estimator import RareClassifier
     from rareclass.samplers import ExactEditedNearestNeighbours, ExactTomekLinks
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "RareClassifier": ("rareclass.estimator", "RareClassifier"),
+    "RareDetector": ("rareclass.detector", "RareDetector"),
     "ExactEditedNearestNeighbours": ("rareclass.samplers", "ExactEditedNearestNeighbours"),
     "ExactTomekLinks": ("rareclass.samplers", "ExactTomekLinks"),
     "average_precision": ("rareclass.core.ranking", "average_precision"),
@@ -45,6 +47,7 @@ __all__ = [
     "ExactEditedNearestNeighbours",
     "ExactTomekLinks",
     "RareClassifier",
+    "RareDetector",
     "__version__",
     "average_precision",
     "compare",

@@ -14,6 +14,7 @@ import yaml
 
 from rareclass import cli, config
 from rareclass.core.calibration import METHODS
+from rareclass.core.detectors import DETECTORS
 from rareclass.core.learners import LEARNERS
 from rareclass.core.resampling import RESAMPLERS
 from rareclass.core.thresholds import OBJECTIVES
@@ -26,6 +27,7 @@ REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 FAMILIES = {
     "Resamplers": RESAMPLERS,
     "Learners": LEARNERS,
+    "Detectors": DETECTORS,
     "Weightings": WEIGHTINGS,
     "Objectives of a threshold": OBJECTIVES,
     "Calibrations": METHODS,

@@ -17,6 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from rareclass.core.bootstrap import as_scores
+from rareclass.core.conformal import Conformal
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 from rareclass.errors import DataError, ModelError, NoPositivesError, unknown
@@ -192,6 +193,7 @@ _KINDS: dict[str, Callable[..., Calibrator]] = {
     "platt": Platt,
     "beta": Beta,
     "isotonic": Isotonic,
+    "conformal": Conformal,
 }
 
 

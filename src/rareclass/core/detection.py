@@ -1,0 +1,189 @@
+"""Several detectors as one score, when no label can say which of them is right.
+
+Without labels nothing can be chosen honestly (Ma et al., "A Large-scale Study on Unsupervised Outlier Model Selection",
+arXiv 2104.01422: internal criteria do no better than chance), so the members are fixed, and what is reported is how far they agree. Each member's score is
+read on rows it was not fitted on, as the share of them that score as high; the mean of the logarithms is the score of all
+(Fisher's way to combine p-values, without its distribution: the members are not independent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from rareclass.core import conformal, detectors
+from rareclass.core.conformal import Conformal
+from rareclass.core.dataset import FloatArray, FloatMatrix, Rows
+from rareclass.core.detectors import Detected
+
+MEMBERS = ("ecod", "knn", "dte")
+"""The default ensemble, chosen once on eleven sets (docs/decisions/0034) and never by anybody's data."""
+
+_HELD, _MOST_HELD, _LEAST_HELD = 0.2, 5_000, 40
+_KNOTS = 1_000
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Minus the logarithm of the share of rows that score as high; continued beyond the highest seen, ever more slowly.
+
+    value : (k,) scores, rising · amount : (k,) · beyond : how far the upper tenth of what was seen reaches
+    """
+
+    value: FloatArray
+    amount: FloatArray
+    beyond: float
+
+    @staticmethod
+    def learn(score: FloatArray) -> Surprise:
+        """Learn from (n,) scores of rows that the detector was not fitted on."""
+        ordered = np.sort(score)
+        value, first = np.unique(ordered, return_index=True)
+        amount = -np.log((len(ordered) - first) / (len(ordered) + 1))
+        if len(value) > 2 * _KNOTS:  # every one of the highest, where it matters, and evenly taken others
+            rest = np.linspace(0, len(value) - _KNOTS - 1, _KNOTS).astype(np.int64)
+            keep = np.concatenate([rest, np.arange(len(value) - _KNOTS, len(value))])
+            value, amount = value[keep], amount[keep]
+        reach = float(ordered[-1] - np.quantile(ordered, 0.9))
+        return Surprise(value, amount, max(reach, 1e-9 * abs(float(ordered[-1])), 1e-12))
+
+    def __call__(self, score: FloatArray) -> FloatArray:
+        """Return (n,) surprises, 0 or more."""
+        further = np.log1p(np.maximum(score - self.value[-1], 0) / self.beyond)
+        return np.asarray(np.interp(score, self.value, self.amount) + further)
+
+
+@dataclass(frozen=True)
+class DetectorMember:
+    """A fitted detector and how its scores are read."""
+
+    fitted: Detected
+    surprise: Surprise
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the members say the same of rows they were not fitted on.
+
+    correlation : Spearman's, by pair "a, b" · top : share of the most unusual rows (hundredth) that a pair has in common
+    rows : they were compared on
+    """
+
+    correlation: Mapping[str, float] = field(default_factory=dict)
+    top: Mapping[str, float] = field(default_factory=dict)
+    rows: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"correlation": dict(self.correlation), "top": dict(self.top), "rows": self.rows}
+
+    def line(self) -> str:
+        """One sentence for a report."""
+        if not self.correlation:
+            return "one detector alone: nothing to agree with"
+        found = list(self.correlation.values())
+        return (
+            f"the detectors' rankings of {self.rows:,} rows they were not fitted on correlate {min(found):.2f} to {max(found):.2f} "
+            f"(Spearman), and of the most unusual hundredth a pair shares {min(self.top.values()):.0%} to {max(self.top.values()):.0%}"
+        )
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Fitted detectors that score together; it can stand wherever a fitted learner can.
+
+    learner, rounds, negative_sampling_rate : as a fitted learner says them; its scores are no probabilities
+    """
+
+    members: tuple[DetectorMember, ...]
+    agreement: Agreement = Agreement()
+    learner: str = "detectors"
+    rounds: int | None = None
+    negative_sampling_rate: float = math.nan
+
+    def surprises(self, x: FloatMatrix) -> FloatArray:
+        """Return (n, members) surprises of x (n, n_features)."""
+        return np.stack([each.surprise(each.fitted.score(x)) for each in self.members], axis=1)
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        """Return (n,) in [0, 1): 1 - exp(-mean surprise), which only ranks until it is calibrated (core.conformal)."""
+        return np.asarray(-np.expm1(-self.surprises(x).mean(axis=1)))
+
+    def contributions(self, x: FloatMatrix) -> FloatArray | None:
+        """None: it has none of its own, so a version asks it by occlusion."""
+        return None
+
+
+FITTED: tuple[type, ...] = (Detection, DetectorMember, Surprise, Agreement, *detectors.FITTED)
+"""What a fitted ensemble consists of, for `core.portable`."""
+
+
+def fit(
+    rows: Rows,
+    *,
+    members: Sequence[str] = MEMBERS,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    contamination: float = 0.0,
+    seed: int = 0,
+    threads: int = 1,
+) -> Detection:
+    """Fit the members on ``rows``, whose labels are not looked at.
+
+    params : settings by member · contamination : share of rows that may not be normal, see `detectors.fit`
+    Raises ConfigError for an unknown member or setting, DataError for fewer than two rows.
+    """
+    options: dict[str, Any] = {"seed": seed, "threads": threads, "contamination": contamination}
+    apart = np.random.default_rng(seed).permutation(len(rows))
+    held = min(round(_HELD * len(rows)), _MOST_HELD)
+    learned, judged = (
+        (rows, rows) if held < _LEAST_HELD else (rows.take(np.sort(apart[held:])), rows.take(np.sort(apart[:held])))
+    )
+    scores, found = [], []
+    for name in dict.fromkeys(members):
+        own = (params or {}).get(name)
+        scores.append(detectors.fit(name, learned, params=own, **options).score(judged.x))
+        fitted = detectors.fit(name, rows, params=own, **options)
+        found.append(DetectorMember(fitted, Surprise.learn(scores[-1])))
+    return Detection(tuple(found), _agreement(list(dict.fromkeys(members)), scores))
+
+
+def _agreement(names: Sequence[str], scores: Sequence[FloatArray]) -> Agreement:
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(score) for score in scores]
+    top = max(1, len(ranks[0]) // 100)
+    highest = [set(np.argsort(-rank, kind="stable")[:top].tolist()) for rank in ranks]
+    correlation, shared = {}, {}
+    for a in range(len(names)):
+        for b in range(a + 1, len(names)):
+            pair = f"{names[a]}, {names[b]}"
+            flat = ranks[a].std() == 0 or ranks[b].std() == 0
+            correlation[pair] = 0.0 if flat else float(np.corrcoef(ranks[a], ranks[b])[0, 1])
+            shared[pair] = len(highest[a] & highest[b]) / top
+    return Agreement(correlation, shared, len(ranks[0]))
+
+
+def fit_normal(rows: Rows, **options: Any) -> Detection:
+    """Fit on the rows that are not known to be rare, as `fit` does."""
+    usual = rows.take(rows.y == 0)
+    return fit(replace(usual, y=np.zeros(len(usual), dtype=np.int64)), **options)
+
+
+_FOLDS, _MOST_SCORED = 5, 20_000
+
+
+def fit_calibrated(rows: Rows, *, seed: int = 0, **options: Any) -> tuple[Detection, Conformal]:
+    """Fit on all rows, and calibrate on scores of rows that a fit on four fifths of them had not seen (cross-conformal).
+
+    A fold scores at most 20,000 rows. options : as `fit` takes them
+    """
+    part = np.random.default_rng(seed).permutation(len(rows)) % min(_FOLDS, len(rows) // 2)
+    held: list[FloatArray] = []
+    for fold in range(int(part.max()) + 1) if part.max() else ():
+        made = fit(rows.take(part != fold), seed=seed, **options)
+        held.append(made.score(rows.x[part == fold][:_MOST_SCORED]))
+    whole = fit(rows, seed=seed, **options)
+    return whole, conformal.fit(np.concatenate(held) if held else whole.score(rows.x))
