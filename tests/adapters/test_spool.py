@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rareclass.adapters.spool import Batch, Spool, SpoolReader, _parse, frame
+from rareclass.adapters.spool import Batch, Spool, SpoolReader, _parse, first_waiting, frame
 from rareclass.errors import SpoolError, SpoolFullError
 
 
@@ -310,3 +310,18 @@ def test_an_empty_batch_is_where_the_reader_stands(tmp_path: Path) -> None:
         assert reader.read() == Batch((), 0, 0)
         reader.commit(reader.read())
         assert reader.depth() == 0
+
+
+def test_the_oldest_record_on_its_way_can_be_looked_at_while_others_write_and_read(tmp_path: Path) -> None:
+    assert first_waiting(tmp_path) is None
+    with Spool(tmp_path) as spool:
+        assert first_waiting(tmp_path) is None
+        spool.append([b"old" * 5000, b"old too"])
+        assert first_waiting(tmp_path) == b"old" * 5000
+        with SpoolReader(tmp_path) as reader:
+            batch = reader.read()
+            spool.append([b"new", b"newer"])
+            reader.commit(batch)
+            assert first_waiting(tmp_path) == b"new"
+            reader.commit(reader.read())
+            assert first_waiting(tmp_path) is None

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rareclass.adapters import migrations
-from rareclass.adapters.store import LabelReport, Store
+from rareclass.adapters.store import LabelReport, Store, Tally
 from rareclass.adapters.store.engines import sqlalchemy_url
 from rareclass.adapters.store.tables import HEAD, METADATA
 from rareclass.errors import AlreadyDoneError, StoreError
@@ -472,3 +472,14 @@ def test_a_users_own_query_reads_a_table_or_a_select(store: Store) -> None:
     store.add_predictions(predictions(2))
     assert len(store.query("predictions")) == 2
     assert store.query("SELECT request_id FROM predictions WHERE request_id LIKE '%1'")["request_id"].tolist() == ["r1"]
+
+
+def test_labels_owed_and_rows_left_out_are_counted_where_a_label_can_come(store: Store) -> None:
+    """Eight rows, six hours apart: the first four are due, one of them can never have a label, one of them has one."""
+    store.add_predictions(predictions(8, weight=[1, 1, 10, 1, 1, 1, 1, 1], propensity=[1, 0, 1, 0.5, 1, 1, 1, 1]))
+    store.add_predictions(predictions(3, model="other"))
+    store.add_labels(labels(["r0"], [1], T0 + timedelta(days=1)))
+    counted = store.tally("fraud", T0, T0 + timedelta(days=3), due_before=T0 + timedelta(hours=24))
+    assert counted == Tally(rows=8, left_out=9, due=3, owed=2, owed_since=T0 + timedelta(hours=12))
+    nothing = store.tally("nobody", T0, T0 + timedelta(days=3), due_before=T0)
+    assert nothing == Tally(0, 0, 0, 0, None)

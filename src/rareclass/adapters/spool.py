@@ -129,6 +129,22 @@ def unshipped_bytes(folder: Path) -> int:
     return total
 
 
+def first_waiting(folder: Path) -> bytes | None:
+    """Return the oldest record that was not shipped, None without one. Takes no lock: a server may go on writing."""
+    segment, offset = _checkpoint(folder)
+    for number in segments(folder):
+        if number < segment:
+            continue
+        with contextlib.suppress(FileNotFoundError), _path(folder, number).open("rb") as file:
+            file.seek(offset if number == segment else 0)
+            head = file.read(HEADER.size)
+            length = HEADER.unpack(head)[1] if len(head) == HEADER.size else 0
+            records, _, _ = _parse(head + file.read(min(length, LARGEST_RECORD)), final=True)
+            if records:
+                return records[0]
+    return None
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -245,6 +245,7 @@ def test_metrics_health_and_the_page_are_served(service):
     assert call(f"{service.url}/healthz")[0] == 200
     page = call(service.url)[1]
     assert "version 1 (champion)" in page
+    assert "Columns that moved" in page
     assert json.loads(call(f"{service.url}/snapshot.json")[1])["champion"] == "1"
 
 

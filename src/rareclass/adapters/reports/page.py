@@ -14,16 +14,22 @@ BLUE, GREY, ORANGE, GREEN = "#0d74ce", "#8b8d98", "#e5730a", "#18794e"
 
 def page(template: str, **values: Any) -> str:
     """Render a template with plotly's script inside, so that the page needs nothing from the network."""
-    import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
+
+    script = Markup(f"<script>{get_plotlyjs()}</script>")  # noqa: S704
+    return render(template, **values, plotly=script)
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template; everything in ``values`` that is not Markup is escaped."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rareclass.adapters"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    script = Markup(f"<script>{get_plotlyjs()}</script>")  # noqa: S704
-    return environment.get_template(template).render(**values, plotly=script)
+    return environment.get_template(template).render(**values)
 
 
 def percent(value: float | None) -> str:

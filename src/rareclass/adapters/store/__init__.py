@@ -37,7 +37,7 @@ from rareclass.adapters.store.tables import (
 )
 from rareclass.errors import AlreadyDoneError, StoreError, StoreRefusedError
 
-__all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "micros", "to_micros"]
+__all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "Tally", "micros", "to_micros"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,21 @@ class LedgerEntry:
     reason: str
     payload: dict[str, Any]
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of a stretch of prediction time.
+
+    rows : answers in the store;  left_out : answers that sampling kept out of it, which the others stand for
+    due : rows whose label should be there;  owed : those without one, the oldest of ``owed_since``
+    """
+
+    rows: int
+    left_out: int
+    due: int
+    owed: int
+    owed_since: datetime | None
 
 
 class Store(Database):
@@ -248,6 +263,28 @@ class Store(Database):
         with self.transaction() as connection:
             frame = self.read(connection, query.order_by(s.c.ts))
         return timed(frame, "ts", "label_observed_at").astype(dict.fromkeys(("label", "score", "decision"), "float64"))
+
+    def tally(self, model: str, start: Any, end: Any, *, due_before: Any) -> Tally:
+        """Count the predictions with start <= ts < end and the labels that are owed for them.
+
+        due_before : rows of before it should have their label, where one can come at all (propensity above 0)
+        """
+        p, late = PREDICTIONS.c, to_micros(due_before)
+        due = sa.and_(p.ts < late, p.propensity > 0)
+        owed = sa.and_(due, LABELS.c.label.is_(None))
+        numbers = (
+            sa.func.count(),
+            sa.func.sum(p.weight - 1),
+            sa.func.sum(sa.case((due, 1), else_=0)),
+            sa.func.sum(sa.case((owed, 1), else_=0)),
+            sa.func.min(sa.case((owed, p.ts))),
+        )
+        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        query = sa.select(*numbers).select_from(joined).where(*between(PREDICTIONS, model, start, end, None))
+        with self.transaction() as connection:
+            rows, more, due_rows, owed_rows, since = connection.execute(query).one()
+        counts = (int(value or 0) for value in (rows, round(more or 0), due_rows, owed_rows))
+        return Tally(*counts, to_moment(since))
 
     def counts(self, model: str) -> dict[str, Any]:
         """Return how many predictions, shadow scores, labels and superseded labels a model has, and its first and last

@@ -80,6 +80,7 @@ class Monitor:
         self.registry = registry or Registry(config.tracking.uri)
         self._models: dict[str, RareModel] = {}
         self._leaned_on: dict[str, frozenset[str]] = {}
+        self._drifts: dict[tuple[str, datetime, datetime], DriftReport | None] = {}
         self._delay: tuple[datetime | None, timedelta | None] = None, None
 
     def close(self) -> None:
@@ -233,6 +234,25 @@ class Monitor:
             self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
         )
         return drift, fresh, list(dict.fromkeys([*errors, *late]))
+
+    def drift_of(self, start: datetime, end: datetime, now: datetime) -> DriftReport | None:
+        """Return the drift of a window that is over, of all columns and the score; None without rows to compare.
+
+        A window that is over keeps its features, so what was found once is kept for as long as the window is asked for.
+        """
+        champion = self.known().get("champion")
+        if champion is None or champion.profile is None or champion.model is None:
+            return None
+        key = champion.version, start, end
+        if key not in self._drifts:
+            frame = self.store.window(self.config.name, start, end, features=True)
+            frame = frame[frame["features"].notna()]
+            answered = self._answered(champion, self.store.entries(self.config.name), now)
+            report = self._compared(frame, champion, answered=answered)[0] if len(frame) else None
+            if len(self._drifts) > 4 * self.config.monitor.windows:  # those of past days are asked for no more
+                self._drifts.pop(next(iter(self._drifts)))
+            self._drifts[key] = report
+        return self._drifts[key]
 
     def _answered(
         self, champion: LoadedVersion, entries: Sequence[LedgerEntry], now: datetime

@@ -1,10 +1,10 @@
-"""The monitor as a small HTTP service: /metrics, /healthz, POST /labels and a status page."""
+"""The monitor as a small HTTP service: /metrics, /healthz, POST /labels and the status page."""
 
 from __future__ import annotations
 
 import asyncio
-import html
 import json
+import logging
 import math
 import os
 import threading
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from rareclass.adapters.reports.status import Status
     from rareclass.adapters.store import Store
-    from rareclass.core.estimate import Estimate
     from rareclass.core.triage import Snapshot, Verdict
     from rareclass.services.live.monitor import Monitor
 
@@ -33,6 +33,9 @@ LABEL_BYTES = 1024
 """Bytes of a POST /labels body at most, per label of `labels.max_batch`."""
 STALE_AFTER = 3
 """/healthz fails when this many evaluations in a row are overdue."""
+
+_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+_LOG = logging.getLogger("rareclass.monitor")
 
 
 class Watch:
@@ -44,6 +47,7 @@ class Watch:
         self.config, self.clock, self.timer = config, clock, timer
         self.snapshot: Snapshot | None = None
         self.verdict: Verdict | None = None
+        self.status: Status | None = None
         self.duration = math.nan
         self.failures = 0
         self.error = ""
@@ -52,6 +56,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
         self._monitor: Monitor | None = None
+        self._page: tuple[Status | None, str, str] = None, "", ""
 
     def start(self) -> None:
         self._thread.start()
@@ -67,6 +72,7 @@ class Watch:
         """Evaluate now. A failure is counted and told, and leaves the last snapshot with its old timestamp."""
         from rareclass.services.live import verdict as judgement
         from rareclass.services.live.monitor import Monitor
+        from rareclass.services.live.status import gather
 
         begun = self.timer()
         try:
@@ -76,10 +82,28 @@ class Watch:
             verdict = judgement.triage(self.config, snapshot.now, snapshot=snapshot)
         except Exception as error:
             self.failures += 1
-            self.error = str(error) if isinstance(error, RareclassError) else f"{type(error).__name__}: {error}"
+            self.error = _in_one_line(error)
             return
         self.duration = self.timer() - begun
         self.snapshot, self.verdict, self.error, self.succeeded = snapshot, verdict, "", self.timer()
+        # after the numbers are out: the page may take longer, and may fail without an alert missing its evidence
+        try:
+            self.status = gather(self._monitor, snapshot, verdict)
+        except Exception as error:
+            _LOG.warning("the status page could not be made", exc_info=error)
+            self.error = f"the page is of an earlier evaluation: {_in_one_line(error)}"
+
+    def page(self) -> tuple[str, Mapping[str, str]]:
+        """Return the status page with its headers; it is made once per evaluation, however often it is asked for."""
+        from rareclass.adapters.reports.status import policy, status_page
+
+        error = self.error or ("evaluations are overdue" if self.overdue() else "")
+        status, (made_of, said, text) = self.status, self._page
+        if made_of is not status or said != error or not text:
+            every = self.config.monitor.every.total_seconds()
+            text = status_page(self.config.name, status, error=error, every=every)
+            self._page = status, error, text
+        return text, {**_HEADERS, "Content-Security-Policy": policy(text)}
 
     def overdue(self) -> bool:
         """Whether evaluations stopped succeeding."""
@@ -90,6 +114,10 @@ class Watch:
         while not self._stop.is_set():
             self.once()
             self._stop.wait(self.config.monitor.every.total_seconds())
+
+
+def _in_one_line(error: Exception) -> str:
+    return str(error) if isinstance(error, RareclassError) else f"{type(error).__name__}: {error}"
 
 
 class RateLimit:
@@ -143,7 +171,8 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
         return _error(says, 401, {"WWW-Authenticate": 'Basic realm="rareclass: any user, the token as password"'})
 
     async def status(request: Request) -> Response:
-        return closed(request) or HTMLResponse(page(config, watch))
+        text, headers = watch.page()
+        return closed(request) or HTMLResponse(text, headers=headers)
 
     async def snapshot(request: Request) -> Response:
         found = watch.snapshot
@@ -209,80 +238,6 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 
 def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     return _json({"error": message}, status, headers)
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
-
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.6rem 0 1.4rem}td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}.bad{color:#a40000;font-weight:600}.quiet{color:#777}"""
-
-
-def page(config: Config, watch: Watch) -> str:
-    """Return the status page: verdict, versions and their windows, damaged and drifted columns."""
-    name, found, verdict = html.escape(config.name), watch.snapshot, watch.verdict
-    parts = [f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"]
-    if watch.error:
-        parts.append(f"<p class=bad>The last evaluation failed: {html.escape(watch.error)}</p>")
-    if found is None:
-        return "<!doctype html>" + "".join([*parts, "<p>Nothing evaluated yet.</p>"])
-    parts.append(f"<p class=quiet>evaluated {found.now:%Y-%m-%d %H:%M:%S} UTC</p>")
-    if verdict is not None:
-        mark = "" if verdict.verdict == "nothing" else " class=bad"
-        parts.append(f"<p{mark}>{html.escape(verdict.verdict)}: {html.escape('; '.join(verdict.reasons))}</p>")
-    for version, live in found.live.items():
-        parts.append(f"<h2>version {html.escape(version)} ({html.escape(found.roles.get(version, ''))})</h2>")
-        parts.append(
-            f"<p>reference AP {_number(live.reference_ap)} at prevalence {_number(live.reference_prevalence, 5)}</p>"
-        )
-        heads = (
-            "window",
-            "rows",
-            "labelled",
-            "positives",
-            "prevalence",
-            "AP",
-            "AP at reference",
-            "estimated AP",
-            "precision",
-            "recall",
-            "alerts/day",
-        )
-        rows = "".join(_row(window) for window in live.windows)
-        parts.append(f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{rows}</table>")
-    if found.drift is not None:
-        drifted = [feature for feature in found.drift.features if feature.drifted or feature.broken]
-        lines = "".join(
-            f"<tr><td>{html.escape(f.name)}<td>{_number(f.psi)}<td>{_number(f.ks)}<td>{f.missing:.1%}<td class=bad>{html.escape('; '.join(f.broken))}</tr>"
-            for f in drifted
-        )
-        parts.append(f"<h2>data: {len(drifted)} of {len(found.drift.features)} columns moved</h2>")
-        parts.append(
-            f"<table><tr><th>column<th>PSI<th>KS<th>missing<th>looks damaged</tr>{lines}</table>" if lines else ""
-        )
-    return "<!doctype html>" + "".join(parts)
-
-
-def _row(window: Any) -> str:
-    cells = [
-        f"{window.start:%Y-%m-%d} – {window.end:%Y-%m-%d} {window.state}",
-        f"{window.rows:,}", f"{window.coverage:.0%}" if math.isfinite(window.coverage) else "–", f"{window.positives:,}",
-        _estimate(window.metric("prevalence"), 5), _estimate(window.metric("ap")), _estimate(window.metric("ap_reference")),
-        _number(window.estimated_ap), _estimate(window.metric("precision")), _estimate(window.metric("recall")), f"{window.alerts_per_day:.1f}",
-    ]  # fmt: skip
-    mark = " class=bad" if window.violated else (" class=quiet" if not window.judged else "")
-    return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _estimate(found: Estimate, digits: int = 3) -> str:
-    if math.isnan(found.value):
-        return "–"
-    between = "" if math.isnan(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return f"{found.value:.{digits}f}{between}"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 # --- running it ------------------------------------------------------------------------------------------------------
