@@ -13,7 +13,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= out/demo
 
-.PHONY: help setup packages docs demo replay test check lint types lock pythons layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
+.PHONY: help setup packages docs demo replay test check lint types lock pythons wheel layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,7 +76,10 @@ $(VENV)/.docs: docs/requirements.lock | setup
 	@$(BIN)/uv pip install -q --python $(VENV)/docs/bin/python -r docs/requirements.lock
 	@touch $@
 
-check: lint types layers goldens docs test ## what CI runs
+wheel: setup ## build the wheel, install it in an empty environment and run the demo there, small
+	@tools/wheel
+
+check: lint types layers goldens docs wheel test ## what CI runs
 
 bench: setup ## the short benchmarks; the README's tables are their output
 	@$(BIN)/python -m benchmarks short

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from rareclass import _terminal as terminal
+from rareclass import logs
 from rareclass.errors import ConfigError, RareclassError, nearest
 from rareclass.masking import masked
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rareclass.config import Config
+
+_LOG = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="rareclass", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -42,6 +46,14 @@ MaybeConfig = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=V", help="Override a setting, like `--set search.seconds=30`. May be repeated."),
+]
+LogFormatOption = Annotated[
+    logs.LogFormat | None,
+    typer.Option(
+        "--log-format",
+        metavar="text|json",
+        help="Log as lines of text or as a JSON object a line; default: RARECLASS_LOG_FORMAT, else text.",
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made when absent.")]
 TrackingOption = Annotated[
@@ -335,11 +347,13 @@ def serve(
         int | None,
         typer.Option("--workers", metavar="N", min=1, help="Processes that share the port; default: `serve.workers`."),
     ] = None,
+    log_format: LogFormatOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Serve the champion on this machine (Open Inference Protocol); SIGTERM drains the prediction log."""
     from rareclass.services.serving import serve as service
 
+    logs.configure(log_format)
     if config is None and model is None:
         raise ConfigError("serve needs to know what. Pass -c CONFIG for its champion, or --model URI for one version")
     if await_champion is not None and (config is None or model is not None):
@@ -357,10 +371,11 @@ def serve(
 
 
 @app.command()
-def monitor(config: ConfigOption, overrides: SetOption = None) -> None:
+def monitor(config: ConfigOption, log_format: LogFormatOption = None, overrides: SetOption = None) -> None:
     """Watch live quality and drift; `/metrics`, `/healthz`, `/labels` and a status page."""
     from rareclass.services.live import monitor_app as service
 
+    logs.configure(log_format)
     service.serve(_config(config, overrides))
 
 
@@ -978,7 +993,10 @@ def _failed(error: BaseException, message: str, code: int, debug: bool) -> int:
 
         print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
     one_line = masked(" ".join(message.split()))
-    print(f"error: {one_line}", file=sys.stderr)
+    if logs.asked_for_json():
+        _LOG.error("%s", one_line)
+    else:
+        print(f"error: {one_line}", file=sys.stderr)
     return code
 
 

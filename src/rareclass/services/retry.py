@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 
 def patiently(
@@ -18,7 +20,7 @@ def patiently(
     never: tuple[type[Exception], ...] = (),
     pause: float,
 ) -> T:
-    """Do ``work``, again each ``pause`` seconds while it raises ``over``, for ``seconds``, saying why on stderr.
+    """Do ``work``, again each ``pause`` seconds while it raises ``over``, for ``seconds``, saying why in the log.
 
     never : what is raised at once, though it is an ``over`` too. Raises the last ``over``.
     """
@@ -31,7 +33,7 @@ def patiently(
         except over as error:
             if time.monotonic() >= end:
                 raise
-            print(f"waiting: {error}", file=sys.stderr, flush=True)
+            _LOG.warning("waiting: %s", error)
             time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
 
 

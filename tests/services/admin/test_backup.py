@@ -124,7 +124,7 @@ def test_migrate_waits_for_a_database_and_gives_up_in_one_line(tmp_path: Path) -
 
 
 def test_a_command_waits_for_a_database_that_does_not_answer_yet(
-    own_postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+    own_postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     own_postgres.kill()
     config = configured(own_postgres.url())
@@ -140,7 +140,7 @@ def test_a_command_waits_for_a_database_that_does_not_answer_yet(
 
     assert backup.when_it_answers(ask, wait=120, pause=0.0) == "there"
     assert len(asked) == 3
-    assert capsys.readouterr().err.count("waiting: store postgresql") == 2
+    assert sum(said.startswith("waiting: store postgresql") for said in caplog.messages) == 2
     patient = config.store.model_copy(update={"wait": timedelta(minutes=1)})
     assert backup.ready(config.model_copy(update={"store": patient})).store.wait == timedelta(minutes=1)
 

@@ -16,7 +16,7 @@ from rareclass.adapters.serving.signature import Query
 from rareclass.errors import InputError, RareclassError, SpoolError
 
 INLINE_ROWS = 512
-_LOG = logging.getLogger("rareclass.serving")
+_LOG = logging.getLogger(__name__)
 
 
 class NotReadyError(RareclassError):

@@ -18,7 +18,7 @@ from rareclass.adapters.serving.signature import Signature
 from rareclass.core import operating
 from rareclass.errors import ConfigError
 
-_LOG = logging.getLogger("rareclass.serving")
+_LOG = logging.getLogger(__name__)
 _FILE_SECONDS = 0.5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from rareclass.adapters.serving.http import application
 from rareclass.adapters.serving.refresh import Refresher
 from rareclass.network import bound, taken
 
+_LOG = logging.getLogger(__name__)
 _DRAIN_SECONDS = 20
 _KEEP_ALIVE_SECONDS = 75
 """Longer than the minute after which most clients and proxies drop an idle connection themselves: the side that closes
@@ -93,7 +95,7 @@ class _Http(uvicorn.Server):
 def _http(app: Any) -> _Http:
     return _Http(
         uvicorn.Config(
-            app, access_log=False, log_level="warning", lifespan="off", server_header=False, ws="none",
+            app, access_log=False, log_config=None, log_level="warning", lifespan="off", server_header=False, ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
     )  # fmt: skip
@@ -154,6 +156,15 @@ class InferenceServer:
         self._servers[1].should_exit = True
         await self._serving[1]
         self.batcher.close()
+
+
+def announce(opts: Options, version: str, ports: BoundPorts, more: str = "") -> None:
+    """Log that the model answers, and where."""
+    _LOG.info(
+        "serving %s version %s at http://%s:%d/v2/models/%s/infer (gRPC %d, metrics http://%s:%d%s%s)",
+        opts.name, version, opts.host, ports.http, opts.name, ports.grpc, opts.host, ports.metrics, opts.metrics_path, more,
+        extra={"model": opts.name, "version": version},
+    )  # fmt: skip
 
 
 def listening_on(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:

@@ -30,7 +30,7 @@ from rareclass.adapters.serving.metrics import Metrics
 from rareclass.core import operating
 from rareclass.core.dataset import FloatMatrix, Schema, decode
 
-_LOG = logging.getLogger("rareclass.serving")
+_LOG = logging.getLogger(__name__)
 WAITING_ROWS = 50_000
 STRIKES = 3
 _PAUSE = 0.02

@@ -35,7 +35,7 @@ STALE_AFTER = 3
 """/healthz fails when this many evaluations in a row are overdue."""
 
 _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-_LOG = logging.getLogger("rareclass.monitor")
+_LOG = logging.getLogger(__name__)
 
 
 class Watch:
@@ -263,7 +263,9 @@ class Service:
         self.store.migrate()
         self.watch = Watch(config, clock or (lambda: datetime.now(UTC)))
         application = build(config, self.watch, self.store, env=env)
-        self.server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
+        self.server = uvicorn.Server(
+            uvicorn.Config(application, log_config=None, log_level="warning", access_log=False)
+        )
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
@@ -297,5 +299,7 @@ class Service:
 def serve(config: Config) -> None:
     """Run the service in the foreground and say where it is."""
     service = Service(config)
-    print(f"monitor of '{config.name}' on {service.url} (/metrics, /healthz, /labels)", flush=True)
+    _LOG.info(
+        "monitor of '%s' on %s (/metrics, /healthz, /labels)", config.name, service.url, extra={"model": config.name}
+    )
     service.run()

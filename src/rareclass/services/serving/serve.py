@@ -6,13 +6,13 @@ import contextlib
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass import logs
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
@@ -31,7 +31,7 @@ PIN = "RARECLASS_VERSION"
 HASH_PIN = "RARECLASS_MODEL_HASH"
 """Environment variable with the hash (`rareclass.hash` in the registry) that a version served by its URI must have."""
 DRAIN_SECONDS = 30.0
-_LOG = logging.getLogger("rareclass.serving")
+_LOG = logging.getLogger(__name__)
 
 
 class Releases:
@@ -144,6 +144,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     Raises ModelError without a champion, or when its golden rows score differently here; SpoolError when another server
     uses the spool.
     """
+    from rareclass.adapters.serving.server import announce
     from rareclass.services.serving.workers import serve_workers
 
     env = os.environ if environment is None else environment
@@ -151,7 +152,7 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     if config.serve.workers > 1:
         serve_workers(config, env, listening(config, env), serve_one, model)
     else:
-        serve_one(config, model, env, lambda version, ports: _say(listening(config, env), version, ports))
+        serve_one(config, model, env, lambda version, ports: announce(listening(config, env), version, ports))
 
 
 def listening(config: Config, environment: Mapping[str, str], *, shared: bool = False) -> Options:
@@ -251,14 +252,6 @@ def serve_one(
         shipper.stop()
 
 
-def _say(opts: Options, version: str, ports: BoundPorts) -> None:
-    print(
-        f"serving {opts.name} version {version} at http://{opts.host}:{ports.http}/v2/models/{opts.name}/infer"
-        f" (gRPC {ports.grpc}, metrics http://{opts.host}:{ports.metrics}{opts.metrics_path})",
-        flush=True,
-    )
-
-
 class _Shipping:
     """The shipper's process: started again when it dies, and what it leaves behind is shipped at the end."""
 
@@ -300,7 +293,7 @@ class _Shipping:
         if unshipped_bytes(folder):  # it died, or was stopped before it had begun
             Shipper(folder, self._config.store.url).start().stop(DRAIN_SECONDS)
         if unshipped_bytes(folder):
-            print("not all of the spool could be shipped to the store; the next start ships it", file=sys.stderr)
+            _LOG.warning("not all of the spool could be shipped to the store; the next start ships it")
 
 
 def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> None:
@@ -311,6 +304,7 @@ def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> No
     from rareclass.adapters.spool import Spool
     from rareclass.services.serving.shipping import Shipper, encode
 
+    logs.configure()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(10)

@@ -15,6 +15,7 @@ that failed is null and ``error`` says why.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -29,11 +30,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rareclass import logs
 from rareclass.adapters.spool import Batch, SpoolReader
 from rareclass.adapters.store import Store
 from rareclass.config import Config
 from rareclass.errors import RareclassError, StoreRefusedError
 
+_LOG = logging.getLogger(__name__)
 REJECTED, REUSED = "rejected.jsonl", "reused"
 _PURGE_SECONDS = 60.0
 _BACKOFF = (0.1, 10.0)  # seconds: first and longest pause while the store is down
@@ -191,10 +194,11 @@ def _store(records: Sequence[bytes], folder: Path, store: Store) -> int:
     try:
         fresh = store.add_predictions(decoded.predictions) if len(decoded.predictions) else 0
         if fresh < len(decoded.predictions) and (reused := store.reused(decoded.predictions)):
-            print(
-                f"{reused} rows were not stored: their request id is in the store with other contents. Clients must send a new id with each request",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            _LOG.warning(
+                "%d rows were not stored: their request id is in the store with other contents. "
+                "Clients must send a new id with each request",
+                reused,
+            )
             _count_reused(folder, reused)
         fresh += store.add_shadow_scores(decoded.shadows) if len(decoded.shadows) else 0
     except StoreRefusedError as error:
@@ -336,7 +340,7 @@ class Shipper:
                     known = isinstance(error, RareclassError | OSError)
                     reason = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
                     if reason != self.last_error:  # once, not at every attempt
-                        print(f"the spool is not shipped: {reason}", file=sys.stderr, flush=True)
+                        _LOG.warning("the spool is not shipped: %s", reason)
                     self.last_error = reason
                     if ending and time.monotonic() > self._drain_until:
                         return
@@ -370,6 +374,7 @@ def main(arguments: Sequence[str]) -> int:
     """``python -m rareclass.services.serving.shipping SPOOL [PARENT]`` with the store's URL in RARECLASS_STORE_URL."""
     import signal
 
+    logs.configure()
     spool, parent = arguments[0], int(arguments[1]) if len(arguments) > 1 else None
     shipper = Shipper(spool, os.environ["RARECLASS_STORE_URL"])
     asked = threading.Event()
@@ -377,7 +382,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: asked.set())
     shipper.run(lambda: asked.is_set() or (parent is not None and os.getppid() != parent))
     if shipper.last_error is not None:
-        print(f"error: {shipper.last_error}", file=sys.stderr)
+        _LOG.error("error: %s", shipper.last_error)
         return 1
     return 0
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass import logs
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ConfigError, RareclassError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from rareclass.adapters.serving.server import Options
 
-_LOG = logging.getLogger("rareclass.serving")
+_LOG = logging.getLogger(__name__)
 _AGAIN_SECONDS = 1.0
 _HIGHEST = frozenset(
     {"rareclass_serve_champion_info", "rareclass_serve_threshold_ratio", "python_info", "process_start_time_seconds", "process_max_fds"}
@@ -51,7 +52,7 @@ def serve_workers(
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
-    from rareclass.adapters.serving.server import listening_on
+    from rareclass.adapters.serving.server import BoundPorts, announce, listening_on
 
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("this system cannot share a port between processes. Set serve.workers=1")
@@ -78,11 +79,7 @@ def serve_workers(
         version = group.start(stopping)
         if version is not None:
             scraped, _ = start_http_server(opts.metrics_port, opts.host, registry)
-            print(
-                f"serving {opts.name} version {version} at http://{opts.host}:{http_port}/v2/models/{opts.name}/infer"
-                f" (gRPC {grpc_port}, metrics http://{opts.host}:{scraped.server_port}{opts.metrics_path}, {workers} workers)",
-                flush=True,
-            )
+            announce(opts, version, BoundPorts(http_port, grpc_port, scraped.server_port), f", {workers} workers")
             group.keep(stopping)
     finally:
         group.stop()
@@ -219,6 +216,7 @@ def _work(
     model: str | None,
 ) -> None:
     """What a worker's process runs."""
+    logs.configure()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     config = parse_config({**raw, "serve": {**raw["serve"], "spool": spool}})
     try:
