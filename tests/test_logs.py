@@ -21,7 +21,7 @@ LOG = logging.getLogger("rareclass.tests")
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(logs.FORMAT, raising=False)
+    monkeypatch.setenv(logs.FORMAT, "")  # set, so that it is put back however the test changes it
     root, ours = logging.getLogger(), logging.getLogger("rareclass")
     before, level = list(root.handlers), ours.level
     yield
