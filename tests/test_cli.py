@@ -112,7 +112,7 @@ def test_a_default_of_the_schema_is_written_as_the_parser_reads_it() -> None:
     from rareclass import config
 
     schema = config.schema()
-    assert schema["$defs"]["Monitor"]["properties"]["window"]["default"] == "1w"
+    assert schema["$defs"]["MonitorSettings"]["properties"]["window"]["default"] == "1w"
     for name, section in config.Config.model_fields.items():
         for key, stated in schema["$defs"].get(type(section.default).__name__, {}).get("properties", {}).items():
             if "default" in stated and name not in ("name", "data"):
