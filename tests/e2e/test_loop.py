@@ -104,7 +104,7 @@ class Stream:
             assert len(next(each["data"] for each in answer["outputs"] if each["name"] == "score")) == n
             labels += [f"{name},{row},{label}" for row, label in enumerate(frame["target"])]
             self.until = end
-        script = "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv"
+        script = "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv --set store.wait=1m"
         text = "\n".join(["request_id,row,label", *labels]) + "\n"
         said = kubectl("-n", NAMESPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "sh", "-c", script, given=text)  # fmt: skip
         assert f"{len(labels):,} new" in said, said
@@ -336,7 +336,7 @@ def test_a_recurring_run_of_kubeflow_starts_by_itself(submitted: tuple[Any, Path
     job = said.split()[-1]
     try:
         runs = until(
-            lambda: [each for each in kubeflow("runs", page_size="100", sort_by="created_at desc").get("runs", []) if each.get("recurring_run_id") == job],
+            lambda: [each for each in kubeflow("runs", page_size="100", sort_by="created_at desc").get("runs", []) if each.get("recurring_run_id") == job and "state" in each],
             3 * MINUTES, "a run of the schedule",
         )  # fmt: skip
         assert runs[0]["state"] in ("PENDING", "RUNNING", "SUCCEEDED")
