@@ -235,7 +235,7 @@ def recompute(out: Path) -> Check:
     money(check, details["evaluation"]["money"], test, details)
     pictures(check, details, test)
     slices(check, details["evaluation"]["slices"], test, details)
-    best_of_days(check, details["evaluation"]["top_k"], test)
+    best_of_days(check, details["evaluation"]["top_k"], test, details)
     tried(check, details, heldout)
     tuned(check, details, heldout)
     champion(check, details, test)
@@ -306,18 +306,25 @@ def money(check: Check, said: Mapping[str, Any], test: Rows, details: Mapping[st
         check.estimate(f"evaluation.money.{name}", said[name], own, draws[name], test.frame)
 
 
-def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
-    """Points of the curves lie on scikit-learn's curves; bins of the calibration and the trade-off are computed anew."""
-    evaluation, y, score = details["evaluation"], test.label, test.score
-    precision, recall, _ = sk.precision_recall_curve(y, score, sample_weight=test.weight)
-    fpr, tpr, _ = sk.roc_curve(y, score, sample_weight=test.weight, drop_intermediate=False)
+def curves_lie_on(
+    check: Check, path: str, said: Mapping[str, Any], y: np.ndarray, score: np.ndarray, weight: np.ndarray
+) -> None:
+    """Every point but the first (where nothing is flagged) is one of scikit-learn's."""
+    precision, recall, _ = sk.precision_recall_curve(y, score, sample_weight=weight)
+    fpr, tpr, _ = sk.roc_curve(y, score, sample_weight=weight, drop_intermediate=False)
     own = {"pr": ({"recall": recall, "precision": precision}), "roc": {"fpr": fpr, "tpr": tpr}}
     for name, axes in own.items():
-        line, (across, up) = evaluation["curves"][name], list(axes.values())
+        line, (across, up) = said[name], list(axes.values())
         for k, point in enumerate(zip(*(line[axis] for axis in axes), strict=True)):
             nearest = np.min(np.abs(across - point[0]) + np.abs(up - point[1])) if k else 0.0
             for axis in axes:
-                check.same(f"evaluation.curves.{name}.{axis}.{k}", nearest, 0.0)
+                check.same(f"{path}.{name}.{axis}.{k}", nearest, 0.0)
+
+
+def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
+    """Points of the curves lie on scikit-learn's curves; bins of the calibration and the trade-off are computed anew."""
+    evaluation, y, score = details["evaluation"], test.label, test.score
+    curves_lie_on(check, "evaluation.curves", evaluation["curves"], y, score, test.weight)
     rare = score[y == 1]
     bins = min(10, len(rare) // 5)
     edges = np.unique(np.quantile(rare, np.arange(1, bins) / bins, method="inverted_cdf")) if bins > 1 else []
@@ -362,12 +369,19 @@ def slices(check: Check, said: list[dict[str, Any]], test: Rows, details: Mappin
             check.estimate(f"evaluation.slices.{k}.{name}", each[name], exact[name], draws[name], part.frame)
 
 
-def best_of_days(check: Check, said: Mapping[str, Any], test: Rows) -> None:
+def best_of_days(check: Check, said: Mapping[str, Any], test: Rows, details: Mapping[str, Any]) -> None:
+    """Precision of the best k rows of a day; where only a share of its rows was scored, of that share of k, less half of
+    what is left out of one row."""
+    by_time = details["data_card"]["split"]["kind"] == "time"
+    share = 1.0 if by_time else details["config"]["split"]["test"]
     for k, each in said.items():
         frame = test.frame.assign(day=test.frame["ts"].dt.floor("D"))
         frame["expected"] = frame.groupby(["day", "score"])["label"].transform("mean")
-        best = frame.sort_values(["day", "score"], ascending=[True, False], kind="stable").groupby("day").head(int(k))
-        days = best.groupby("day")["expected"].mean().to_numpy()
+        means = []
+        for _, day in frame.sort_values("score", ascending=False, kind="stable").groupby("day"):
+            best = len(day) if len(day) / share <= int(k) else int(k) * share - (1 - share) / 2
+            means.append(np.average(day["expected"], weights=np.clip(best - np.arange(len(day)), 0, 1)))
+        days = np.array(means)
         rng = np.random.default_rng(1)
         draws = np.array([rng.choice(days, len(days)).mean() for _ in range(DRAWS)])
         check.estimate(f"evaluation.top_k.{k}", each, days.mean(), draws, test.frame)
@@ -385,28 +399,45 @@ def tried(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
     for k, line in enumerate(table):
         name, path = line["name"], f"selection.table.{k}"
         check.estimate(f"{path}.ap", line["ap"], exact[name], draws[name], heldout.frame)
+        compared = (
+            1 if name.startswith("ensemble-") else max(1, sum(not each.startswith("ensemble-") for each in names) - 1)
+        )
         gain = draws[name] - draws[names[0]]
-        check.estimate(f"{path}.difference", line["difference"], exact[name] - exact[names[0]], gain, heldout.frame)
+        difference(
+            check, f"{path}.difference", line["difference"], exact[name] - exact[names[0]], gain, heldout, compared
+        )
+        if line["significant"] != (line["difference"]["low"] > 0):
+            check.wrong.append(
+                f"{path}: significant {line['significant']} beside an interval from {line['difference']['low']}"
+            )
     for name, both in details["selection"]["curves"].items():
-        for kind, line in both.items():
-            for axis, values in line.items():
-                for k, value in enumerate(values):
-                    check.same(f"selection.curves.{name}.{kind}.{axis}.{k}", value, np.clip(value, 0, 1))
+        winner = name == details["selection"]["winner"]
+        score = heldout.score if winner else heldout.frame[f"candidate {name}"].to_numpy()
+        curves_lie_on(check, f"selection.curves.{name}", both, y, score, heldout.weight)
     advice = details["summary"]["should_resample"]
     if advice["difference"] is not None:
         a, b = advice["resampled"], advice["against"]
-        level = 1 - (1 - details["config"]["evaluate"]["confidence"]) / advice["compared"]
-        low, high = (advice["difference"][end] for end in ("low", "high"))
-        check.same("summary.should_resample.difference.value", advice["difference"]["value"], exact[a] - exact[b])
-        check.same("summary.should_resample.difference.rows", advice["difference"]["rows"], len(y))
-        check.same("summary.should_resample.difference.positives", advice["difference"]["positives"], y.sum())
-        mine = np.nanquantile(draws[a] - draws[b], [(1 - level) / 2, (1 + level) / 2])
-        check.same("summary.should_resample.difference.low", low, mine[0], 0.5 * (mine[1] - mine[0]))
-        check.same("summary.should_resample.difference.high", high, mine[1], 0.5 * (mine[1] - mine[0]))
+        path, low = "summary.should_resample.difference", advice["difference"]["low"]
+        difference(
+            check, path, advice["difference"], exact[a] - exact[b], draws[a] - draws[b], heldout, advice["compared"]
+        )
         if (advice["answer"] == "yes") != (low > 0):
             check.wrong.append(f"summary.should_resample: '{advice['answer']}' beside an interval from {low}")
     resampled_names = [each["candidate"]["name"] for each in details["trials"]["trials"] if each["complete"] and each["candidate"]["resample"]]  # fmt: skip
     check.same("summary.should_resample.compared", advice["compared"], len(resampled_names))
+
+
+def difference(
+    check: Check, path: str, said: Mapping[str, Any], own: float, draws: np.ndarray, rows: Rows, compared: int
+) -> None:
+    """A paired difference, with Student's interval at the level at which all that were compared hold together."""
+    positives = int(rows.label.sum())
+    check.same(f"{path}.value", said["value"], own)
+    check.same(f"{path}.rows", said["rows"], len(rows.frame))
+    check.same(f"{path}.positives", said["positives"], positives)
+    wide = stats.t.ppf(1 - 0.05 / compared / 2, max(positives - 1, 1)) * np.nanstd(draws, ddof=1)
+    check.same(f"{path}.low", said["low"], own - wide, 0.35 * wide + 1e-9)
+    check.same(f"{path}.high", said["high"], own + wide, 0.35 * wide + 1e-9)
 
 
 def tuned(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
@@ -508,6 +539,13 @@ def cross_fitted(check: Check, details: Mapping[str, Any], frame: pd.DataFrame) 
         exact = {name: float(np.mean([line[0][name] for line in lines])) for name in lines[0][0]}
         return exact, {name: np.concatenate([line[1][name] for line in lines]) for name in exact}
 
+    for k, each in enumerate(said["slices"]):
+        inside = Rows.of(frame[frame[f"slice {each['column']}"] == each["level"]].reset_index(drop=True))
+        exact, draws = pooled(inside)
+        check.same(f"cross_fitting.slices.{k}.rows", each["rows"], len(inside.frame))
+        check.same(f"cross_fitting.slices.{k}.positives", each["positives"], inside.label.sum())
+        for name in ("ap", "recall", "precision"):
+            check.estimate(f"cross_fitting.slices.{k}.{name}", each[name], exact[name], draws[name], inside.frame)
     exact, draws = pooled(part)
     for name in said["metrics"]:
         check.estimate(f"cross_fitting.metrics.{name}", said["metrics"][name], exact[name], draws[name], frame)

@@ -8,6 +8,7 @@ import pytest
 from rareclass.config import EvaluateSettings, GateSettings
 from rareclass.core import crossfitting, evaluation
 from rareclass.core.costs import CostArrays
+from rareclass.core.dataset import Feature, Rows, Schema
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,12 @@ def test_repeats_that_disagree_widen_the_interval() -> None:
     )
     apart = np.stack([1 / (1 + np.exp(-(rng.normal(size=1500) + pull * y))) for pull in (1.0, 2.0, 3.0)])
     costs = CostArrays(10.0, 1.0)
+    rows = Rows(
+        Schema((Feature("v"),)), np.zeros((1500, 1), np.float32), y.astype(np.int64), np.arange(1500, dtype=np.uint64)
+    )
 
     def width(score: np.ndarray) -> float:
-        ap = evaluation.pooled(y, score, score > 0.5, costs=costs, config=EvaluateSettings()).metrics["ap"]
+        ap = evaluation.pooled(rows, score, score > 0.5, costs=costs, config=EvaluateSettings()).metrics["ap"]
         assert ap.low < ap.value < ap.high
         return ap.high - ap.low
 

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from rareclass.config import EvaluateSettings
 from rareclass.core import evaluation as ev
 from rareclass.core import ranking
-from rareclass.core.bootstrap import Resamples
+from rareclass.core.bootstrap import Bootstrap, Resamples
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.errors import ConfigError, DataError
@@ -172,6 +172,27 @@ def test_precision_at_k_per_day_is_the_mean_over_days_with_ties_shared():
     assert ev.precision_at_k_per_day(y, score, time, 9).value == pytest.approx(0.5)
 
 
+def test_precision_at_k_of_a_share_of_the_rows_is_that_of_whole_days():
+    """A random fifth of the rows of a day: its best row is about the fifth of the whole day."""
+    rng = np.random.default_rng(0)
+    days, rows = 300, 400
+    score = rng.random((days, rows))
+    y = (rng.random((days, rows)) < score**40).astype(np.int64)
+    time = np.repeat(np.datetime64("2025-01-01", "us") + np.arange(days) * np.timedelta64(1, "D"), rows).reshape(
+        days, -1
+    )
+    kept = rng.random((days, rows)) < 0.2
+    for k in (10, 30, 100):
+        whole = ev.precision_at_k_per_day(y.ravel(), score.ravel(), time.ravel(), k)
+        part = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], k, share=0.2)
+        naive = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], k)
+        assert part.value == pytest.approx(whole.value, abs=0.05)
+        assert part.low <= whole.value <= part.high
+        assert naive.value < 0.5 * whole.value
+    everything = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], 5000, share=0.2)
+    assert everything.value == pytest.approx(ev.precision_at_k_per_day(y[kept], score[kept], time[kept], 5000).value)
+
+
 def test_money_adds_up_per_row():
     y, decision = np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])
     costs = CostArrays(np.array([100.0, 40.0, 9.0, 9.0]), 5.0, "EUR")
@@ -195,7 +216,7 @@ def table(y, rng):
 def test_slices_split_all_rows_of_a_column_and_count_positives():
     y, score, _ = world()
     rows = table(y, np.random.default_rng(0))
-    found = ev.slices(rows, score, 0.2, ["city", "age"], n_boot=50)
+    found = ev.slices(rows, score, score >= 0.2, ["city", "age"], bootstrap=Bootstrap(50))
     city = [part for part in found if part.column == "city"]
     assert {part.level for part in city} == {"Bonn", "Ulm", "missing"}
     for column in ("city", "age"):
@@ -205,9 +226,9 @@ def test_slices_split_all_rows_of_a_column_and_count_positives():
     mask = rows.x[:, 0] == 0
     assert bonn.recall.value == pytest.approx(sk.recall_score(y[mask], score[mask] >= 0.2))
     assert bonn.ap.value == pytest.approx(sk.average_precision_score(y[mask], score[mask]))
-    assert {part.column for part in ev.slices(rows, score, 0.2, n_boot=50)} == {"city"}
+    assert {part.column for part in ev.slices(rows, score, score >= 0.2, bootstrap=Bootstrap(50))} == {"city"}
     with pytest.raises(ConfigError, match="Did you mean 'city'"):
-        ev.slices(rows, score, 0.2, ["citi"])
+        ev.slices(rows, score, score >= 0.2, ["citi"])
 
 
 def test_an_evaluation_reports_everything_with_intervals():

@@ -293,6 +293,9 @@ def test_precision_by_round_is_the_average_precision_of_scikit_learn():
     for ties in (1000, 5):
         y, score = rng.integers(0, 2, 200), np.floor(rng.random(200) * ties)
         assert FastPrecision(y)(score) == pytest.approx(average_precision_score(y, score))
+        weight = rng.random(len(y)) + 0.1
+        expected = average_precision_score(y, score, sample_weight=weight)
+        assert FastPrecision(y, weight)(score) == pytest.approx(expected)
 
 
 def test_a_lonely_peak_is_not_mistaken_for_the_best_round():

@@ -6,14 +6,14 @@ from rows_for_learning import make_rows
 from sklearn.metrics import average_precision_score
 
 from rareclass.config import parse
+from rareclass.core import selection
 from rareclass.core.candidates import Candidate
 from rareclass.core.log_odds import expit, logit
+from rareclass.core.ranking import FastPrecision
 from rareclass.core.selection import (
     ENSEMBLES,
     equal_weights,
     greedy_weights,
-    holm,
-    one_sided,
     select,
     stacked_weights,
 )
@@ -178,15 +178,26 @@ def test_the_same_seed_gives_the_same_table_and_it_is_json():
     assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
 
 
-def test_holm_adjusts_as_published():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    assert len(holm([])) == 0
-    assert one_sided(np.full(99, 0.1)) == pytest.approx(0.01)
-    assert one_sided(np.full(99, -0.1)) == 1.0
+@pytest.mark.parametrize("learn", [greedy_weights, stacked_weights])
+def test_a_row_that_stands_for_three_counts_as_three(learn):
+    rows = ROWS.take(np.arange(600))
+    logits = np.stack([logit(scored(f"c{i}", 1.5 + i, seed=i, rows=rows).oof) for i in range(3)])
+    times = np.random.default_rng(0).integers(1, 4, len(rows))
+    index = np.repeat(np.arange(len(rows)), times)
+    weighted = learn(rows.y, logits, times.astype(np.float64))
+    room = (
+        0.03 if learn is stacked_weights else 0.1
+    )  # copies are more evidence than there is, so the pull to equal is less
+    np.testing.assert_allclose(weighted, learn(rows.y[index], logits[:, index]), atol=room)
+    assert not np.allclose(weighted, learn(rows.y, logits), atol=1e-6)
 
 
-def test_a_gain_beyond_all_resamples_survives_many_comparisons():
-    sure = np.random.default_rng(0).normal(0.05, 0.01, 1000)
-    assert one_sided(sure) < 1e-4
-    unsure = np.random.default_rng(0).normal(0.01, 0.01, 1000)
-    assert one_sided(unsure) == pytest.approx(np.mean(unsure <= 0), abs=0.002)
+def test_negatives_that_are_left_out_for_speed_are_stood_for(monkeypatch):
+    monkeypatch.setattr("rareclass.core.selection._WEIGHT_ROWS", 500)
+    logits = np.stack([logit(scored(f"c{i}", 2.0 + i, seed=i).oof) for i in range(2)])
+    y, thinned, weight = selection._enough(ROWS.y, logits, None)
+    assert len(y) < len(ROWS)
+    assert y.sum() == ROWS.positives
+    assert weight[y == 0].sum() == pytest.approx((ROWS.y == 0).sum(), rel=0.02)
+    fast = FastPrecision(y, weight)(thinned[0])
+    assert fast == pytest.approx(FastPrecision(ROWS.y)(logits[0]), rel=0.1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.core.bootstrap import estimate
 from rareclass.core.dataset import Rows
+from rareclass.core.differences import judge_difference
 from rareclass.core.estimate import Estimate
 from rareclass.core.ranking import average_precision, bootstrap_average_precision
 from rareclass.core.training import Trained
@@ -69,16 +69,18 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
             strict=True,
         )
     )  # fmt: skip
-    level = 1 - (1 - confidence) / len(pairs)
     found = []
     for one, plain in pairs:
         a, b = one.candidate.name, plain.candidate.name
-        difference = estimate(values[a] - values[b], drawn[a] - drawn[b], level, rows.positives, len(rows))
-        found.append((a, b, difference))
+        difference = judge_difference(
+            values[a] - values[b], drawn[a] - drawn[b],
+            confidence=confidence, compared=len(pairs), positives=rows.positives, rows=len(rows),
+        )  # fmt: skip
+        found.append((a, b, difference.estimate))
     a, b, best = max(found, key=lambda each: each[2].value)
     negligible = all(each.high < WORTH * values[plain] for _, plain, each in found)
     answer = YES if best.low > 0 else NO if negligible else UNKNOWN
-    return Advice(answer, _sentence(answer, a, b, best, len(found), level), a, b, best, len(found))
+    return Advice(answer, _sentence(answer, a, b, best, len(found)), a, b, best, len(found))
 
 
 def _plain(one: Trained, done: Sequence[Trained]) -> list[Trained]:
@@ -91,7 +93,7 @@ def _recipe(one: Trained) -> tuple[Any, ...]:
     return made.learner, sorted(made.params.items()), made.weighting, made.loss
 
 
-def _sentence(answer: str, name: str, against: str, difference: Estimate, compared: int, level: float) -> str:
+def _sentence(answer: str, name: str, against: str, difference: Estimate, compared: int) -> str:
     number = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     best = f"{name}, the best of {compared} resampled candidates," if compared > 1 else name
     measured = f"{best} differs from {against} by {number} average precision on the same held-out rows ({difference.positives:,} positives)"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rareclass.config import EvaluateSettings
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, wilson
 from rareclass.errors import DataError
@@ -60,6 +61,20 @@ def as_scores(
     if weights.shape != labels.shape or not np.isfinite(weights).all() or bool((weights < 0).any()):
         raise DataError("weights must be finite, not negative, and one per label. Mend data.propensity")
     return labels, scores, weights
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are made: from so many resamples, at a confidence, with draws that a seed repeats."""
+
+    resamples: int = 200
+    confidence: float = 0.95
+    seed: int = 0
+
+    @staticmethod
+    def of(config: EvaluateSettings, seed: int) -> Bootstrap:
+        """Return what the configuration asks for."""
+        return Bootstrap(config.bootstraps, config.confidence, seed)
 
 
 @dataclass(frozen=True, eq=False)

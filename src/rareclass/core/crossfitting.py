@@ -55,7 +55,7 @@ class CrossFitting:
         return {
             "reason": self.reason, "repeats": self.repeats, "folds": self.folds,
             "rows": len(self.rows), "positives": int(found.counts["positives"]), "prevalence": found.counts["prevalence"],
-            "notes": list(found.notes), "metrics": {name: each.to_json() for name, each in found.metrics.items()}, "money": found.money.to_json(),
+            "notes": list(found.notes), "slices": [each.to_json() for each in found.slices], "metrics": {name: each.to_json() for name, each in found.metrics.items()}, "money": found.money.to_json(),
         }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def cross_fit(
         raise DataError("no positive lies in a window that could be calibrated on earlier ones")
     score, flagged, judged = whole[:, index], np.stack(flags)[:, index], rows.take(index)
     found = evaluation.pooled(
-        judged.y, score, flagged, costs=procedure.costs(judged), config=config, block=judged.block(), weight=judged.weight, seed=seed
+        judged, score, flagged, costs=procedure.costs(judged), config=config, seed=seed
     )  # fmt: skip
     count = sum(bool(np.isin(fold.score, index).any()) for fold in repeats[0])
     return CrossFitting(index, score, flagged, count, found, reason(len(judged), count))

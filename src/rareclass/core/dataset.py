@@ -317,6 +317,11 @@ class Rows:
         """Share of the rare class; NaN without rows."""
         return float(self.y.mean()) if len(self.y) else float("nan")
 
+    @property
+    def weighted_prevalence(self) -> float:
+        """Share of the rare class among the rows that these stand for; NaN without rows."""
+        return float(np.average(self.y, weights=self.weight)) if len(self.y) else float("nan")
+
     def take(self, index: AnyArray) -> Rows:
         """Return the rows at an index or mask; these rows themselves where a mask leaves none out."""
         if isinstance(index, np.ndarray) and index.dtype == np.bool_ and index.all():

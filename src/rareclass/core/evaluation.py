@@ -14,6 +14,7 @@ from scipy.special import xlogy
 
 from rareclass import config
 from rareclass.core.bootstrap import (
+    Bootstrap,
     Resamples,
     as_scores,
     bounded_estimate,
@@ -31,7 +32,6 @@ from rareclass.core.ranking import (
     average_precision,
     bootstrap_average_precision,
     curves,
-    estimate_ap,
 )
 from rareclass.errors import ConfigError, DataError, nearest
 
@@ -222,18 +222,30 @@ def _money(
     )
 
 
+def ranks_of_best(k: int, share: float) -> float:
+    """Return how many of the first rows of a random ``share`` stand for the best k of all.
+
+    ``share`` of the k, less half of what is left out of one row: the row of rank r among them is of rank r / share among all
+    only on average, and as many as share * k would reach further down where the rate of positives falls with the rank. Less
+    than 1 says that so few rows cannot be told.
+    """
+    return share * k - (1 - share) / 2
+
+
 def precision_at_k_per_day(
     y: ArrayLike,
     score: ArrayLike,
     time: NDArray[np.datetime64],
     k: int,
     *,
+    share: float = 1.0,
     n_boot: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
     """Return the mean over days of the precision among the k best rows of each day (all rows on days with fewer).
 
+    share : of all rows of a day that these are, drawn at random (`ranks_of_best`)
     Rows that tie for the last places count with their expected precision. Days are resampled.
     Source: Le Borgne et al., Fraud Detection Handbook, 2022 (card precision top-k, here on rows).
     """
@@ -247,7 +259,9 @@ def precision_at_k_per_day(
     expected = (np.bincount(tie, hit) / np.bincount(tie))[tie]
     size = np.bincount(day)
     rank = np.arange(len(day)) - np.repeat(np.cumsum(size) - size, size)
-    by_day = np.bincount(day[rank < k], expected[rank < k], len(size)) / np.minimum(size, k)
+    best = np.where(size / share <= k, size, ranks_of_best(k, share))  # a day may have no more than k rows
+    counts = np.clip(best[day] - rank, 0.0, 1.0)
+    by_day = np.bincount(day, expected * counts, len(size)) / np.bincount(day, counts, len(size))
     drawn = Resamples(len(by_day), None, n_boot, seed).sums(by_day) / len(by_day)
     found = estimate(float(by_day.mean()), drawn, confidence, int(labels.sum()), len(labels))
     return found if len(by_day) > 1 else Estimate(found.value, positives=found.positives, rows=found.rows)
@@ -275,35 +289,38 @@ class SliceResult:
 def slices(
     rows: Rows,
     score: ArrayLike,
-    threshold: float,
+    flagged: ArrayLike,
     columns: Sequence[str] = (),
     *,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),  # it is frozen
 ) -> list[SliceResult]:
     """Return AP, recall and precision by level of each column (default: up to three categories of the schema).
 
+    score, flagged : (n,) scores and decisions, or (repeats, n) of cross-fitting; then values are means of the repeats, and
+        intervals those of the resamples of all of them
     Numbers are cut at their quartiles; of a category the 20 most frequent levels are shown; missing is a level.
     Raises ConfigError for a column that is no feature.
     """
     names = (
         list(columns) or [f.name for f in rows.schema.features if f.kind == "categorical" and len(f.categories) > 1][:3]
     )
-    scores = np.asarray(score, dtype=np.float64)
-    results = []
+    lines, decided = np.atleast_2d(np.asarray(score, dtype=np.float64)), np.atleast_2d(np.asarray(flagged, dtype=bool))
+    block, results = rows.block(), []
     for name in names:
         if name not in rows.schema.names:
             raise ConfigError(
                 f"evaluate.slices: '{name}' is no feature.{nearest(name, rows.schema.names)} Set it to features of the model"
             )
         for level, mask in levels(rows, name):
-            own = None if block is None else block[mask]
-            weight = None if rows.weight is None else rows.weight[mask]
-            results.append(
-                _slice(name, level, rows.y[mask], scores[mask], threshold, own, weight, n_boot, confidence, seed)
+            own = Resamples(
+                int(mask.sum()), None if block is None else block[mask], bootstrap.resamples, bootstrap.seed
             )
+            weight = None if rows.weight is None else rows.weight[mask]
+            ap, recall, precision = _slice(
+                rows.y[mask], lines[:, mask], decided[:, mask], weight, own, bootstrap.confidence
+            )
+            positives = int(rows.y[mask].sum())
+            results.append(SliceResult(name, level, int(mask.sum()), positives, ap, recall, precision))
     return results
 
 
@@ -333,31 +350,35 @@ def levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:
 
 
 def _slice(
-    name: str,
-    level: str,
     y: IntArray,
     score: FloatArray,
-    threshold: float,
-    block: AnyArray | None,
+    flagged: BoolArray,
     weight: FloatArray | None,
-    n_boot: int,
+    resamples: Resamples,
     confidence: float,
-    seed: int,
-) -> SliceResult:
-    mass = np.ones(len(y)) if weight is None else weight
-    yes, rare = score >= threshold, y == 1
-    columns = np.stack([mass * (yes & rare), mass * rare, mass * yes], axis=1)
-    total, drawn = columns.sum(axis=0), Resamples(len(y), block, n_boot, seed).sums(columns)
-    positives, size = int(rare.sum()), len(y)
-    counts = (0.0, float(rare.sum()), float(yes.sum()))
-    recall, precision = (
-        share_estimate(
-            float(_share(total[0], total[i])), _share(drawn[:, 0], drawn[:, i]), counts[i], confidence, positives, size
-        )
-        for i in (1, 2)
+) -> tuple[Estimate, Estimate, Estimate]:
+    """AP, recall and precision of the rows of one level; score, flagged : (repeats, n)"""
+    mass, rare = np.ones(len(y)) if weight is None else weight, y == 1
+    options = (confidence, int(rare.sum()), len(y))
+    shares: list[tuple[FloatArray, FloatArray]] = []
+    for yes in flagged:
+        columns = np.stack([mass * (yes & rare), mass * rare, mass * yes], axis=1)
+        total, drawn = columns.sum(axis=0), resamples.sums(columns)
+        shares.append((_share(np.repeat(total[0], 2), total[1:]), _share(drawn[:, [0, 0]], drawn[:, 1:])))
+    exact, drawn = np.stack([each for each, _ in shares]), np.concatenate([each for _, each in shares])
+    sizes = (float(rare.sum()), float(flagged.sum(axis=1).mean()))
+    recall, precision = (share_estimate(_mean_of(exact[:, i]), drawn[:, i], sizes[i], *options) for i in (0, 1))
+    ap = [average_precision(y, line, weight) for line in score]
+    spread = bootstrap_average_precision(
+        y, score, block=resamples.block, n_boot=resamples.n_boot, seed=resamples.seed, weight=weight
     )
-    ap = estimate_ap(y, score, block=block, n_boot=n_boot, confidence=confidence, seed=seed, weight=weight)
-    return SliceResult(name, level, size, positives, ap, recall, precision)
+    return bounded_estimate(_mean_of(np.array(ap)), spread.ravel(), *options), recall, precision
+
+
+def _mean_of(values: FloatArray) -> float:
+    """Mean of the repeats that could be judged; NaN without any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -430,6 +451,7 @@ def evaluate(
     time: NDArray[np.datetime64] | None = None,
     rows: Rows | None = None,
     weight: ArrayLike | None = None,
+    share: float = 1.0,
     seed: int = 0,
 ) -> Evaluation:
     """Return everything that is reported about calibrated scores and their operating points.
@@ -437,7 +459,7 @@ def evaluate(
     y, score : (n,) labels and deployed scores of rows never used before
     thresholds : operating points by name; ``primary`` is the one that decides
     block : (n,) rows that are resampled together (days, entities); time : (n,) for precision@k per day
-    rows : the rows themselves, for slices
+    rows : the rows themselves, for slices · share : of all rows of their days that these are, for precision@k
     Raises DataError without rows, ConfigError when ``primary`` is not among the thresholds.
     """
     labels, scores, weights = as_scores(y, score, weight)
@@ -461,10 +483,16 @@ def evaluate(
         money=moneys[primary],
         thresholds=dict(thresholds),
         primary=primary,
-        slices=tuple(slices(rows, scores, thresholds[primary], config.slices, block=block, **shared))
+        slices=tuple(
+            slices(rows, scores, scores >= thresholds[primary], config.slices, bootstrap=Bootstrap.of(config, seed))
+        )
         if rows is not None
         else (),
-        top_k={k: precision_at_k_per_day(labels, scores, time, k, **shared) for k in config.top_k}
+        top_k={
+            k: precision_at_k_per_day(labels, scores, time, k, share=share, **shared)
+            for k in config.top_k
+            if ranks_of_best(k, share) >= 1
+        }
         if time is not None
         else {},
         thinned=_thinned(judge, block, thresholds[primary], config.test_ratio, seed),
@@ -476,28 +504,38 @@ def evaluate(
             "prevalence": _mean(labels.astype(np.float64), weights),
             "blocks": judge.resamples.units,
         },
-        notes=() if judge.resamples.few_blocks is None else (judge.resamples.few_blocks,),
+        notes=tuple(note for note in (judge.resamples.few_blocks, _best_untold(config, time, share)) if note),
+    )
+
+
+def _best_untold(config: config.EvaluateSettings, time: Any, share: float) -> str | None:
+    """What is to be said where the best k rows of a day are less than one of those that were scored."""
+    untold = [k for k in config.top_k if ranks_of_best(k, share) < 1]
+    if time is None or not untold:
+        return None
+    return (
+        f"precision of the best {', '.join(map(str, untold))} of a day is not told: only {share:.0%} of the rows of a day were scored, "
+        "too few to say which were the best of it"
     )
 
 
 def pooled(
-    y: ArrayLike,
+    rows: Rows,
     score: FloatArray,
     flagged: BoolArray,
     *,
     costs: CostArrays,
     config: config.EvaluateSettings,
-    block: NDArray[Any] | None = None,
-    weight: ArrayLike | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Return what repeated scores of the same rows say together: the mean of the repeats, and an interval that holds the
     spread over the rows and that between the repeats, because it is that of the resamples of all of them.
 
     score, flagged : (repeats, n) calibrated scores and decisions
-    Only what a gate asks for: average precision, mean score / prevalence, recall, precision and the money.
+    Only what a gate asks for: average precision, mean score / prevalence, recall, precision, the money, and the slices.
     """
-    labels, _, weights = as_scores(y, score[0], weight)
+    labels, _, weights = as_scores(rows.y, score[0], rows.weight)
+    block = rows.block()
     resamples = Resamples(len(labels), block, config.bootstraps, seed)
     mass, rare = np.ones(len(labels)) if weights is None else weights, labels == 1
     drawn_ap = bootstrap_average_precision(
@@ -531,6 +569,7 @@ def pooled(
         money=_money(total[:, :4].mean(axis=0), drawn[:, :4], costs, *options),
         thresholds={},
         primary="",
+        slices=tuple(slices(rows, score, flagged, config.slices, bootstrap=Bootstrap.of(config, seed))),
         counts={
             "rows": len(labels), "positives": int(labels.sum()), "prevalence": _mean(labels.astype(np.float64), weights), "blocks": resamples.units,
         },

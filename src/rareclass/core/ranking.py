@@ -226,14 +226,28 @@ def auc_of_sums(tp: FloatArray, fp: FloatArray, tied: FloatArray) -> FloatArray:
 class FastPrecision:
     """Average precision of labelled rows: exact, ties grouped, without a sort of all rows (called in every step)."""
 
-    def __init__(self, y: IntArray) -> None:
+    def __init__(self, y: IntArray, weight: FloatArray | None = None) -> None:
         self.positive, self.negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+        self.weight = weight
 
     def __call__(self, score: Any) -> float:
-        hits, rest = np.sort(score[self.positive]), np.sort(score[self.negative])
-        tp = len(hits) - np.searchsorted(hits, hits, side="left")
-        fp = len(rest) - np.searchsorted(rest, hits, side="left")
-        return float(np.mean(tp / (tp + fp)))
+        hits, rest = score[self.positive], score[self.negative]
+        if self.weight is None:
+            hits, rest = np.sort(hits), np.sort(rest)
+            tp = len(hits) - np.searchsorted(hits, hits, side="left")
+            fp = len(rest) - np.searchsorted(rest, hits, side="left")
+            return float(np.mean(tp / (tp + fp)))
+        hits, hit_mass, own = _weight_above(hits, self.weight[self.positive])
+        rest, alarm_mass, _ = _weight_above(rest, self.weight[self.negative])
+        found, alarms = hit_mass[np.searchsorted(hits, hits)], alarm_mass[np.searchsorted(rest, hits)]
+        return float(np.average(found / (found + alarms), weights=own))
+
+
+def _weight_above(score: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return scores in ascending order, the (n + 1,) weight of those from each one up, and their own weights."""
+    order = np.argsort(score, kind="stable")
+    ranked = weight[order]
+    return score[order], np.append(np.cumsum(ranked[::-1])[::-1], 0.0), ranked
 
 
 def estimated_ap(score: FloatArray, weight: FloatArray | None = None) -> float:

@@ -142,7 +142,8 @@ def tune_hyperparameters(
 
 def precision(one: Trained, dev: Rows) -> float:
     """Return the average precision of the scored rows."""
-    return FastPrecision(dev.y[one.scored])(one.oof[one.scored])
+    weight = None if dev.weight is None else dev.weight[one.scored]
+    return FastPrecision(dev.y[one.scored], weight)(one.oof[one.scored])
 
 
 def _space() -> dict[str, Any]:

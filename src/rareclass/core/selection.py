@@ -1,7 +1,7 @@
 """Compare candidates on the same rows none of them has seen, and decide whether a combination is worth more.
 
-Candidate 0 wins ties: another one must be better in a paired bootstrap, at a level that allows for how many were
-compared (Holm, 1979). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
+Candidate 0 wins ties: another one must be better in a paired bootstrap, by an interval that allows for how many were
+compared (core.differences). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
 than it is judged on. It has to be significantly better where positives are very few; elsewhere an average of unlike learners
 is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
 """
@@ -17,6 +17,7 @@ import numpy as np
 from rareclass.config import Config
 from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
+from rareclass.core.differences import Difference, judge_difference
 from rareclass.core.estimate import Estimate
 from rareclass.core.log_odds import logit
 from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
@@ -30,14 +31,13 @@ EVIDENCE = 100.0
 AVERAGING_PAYS = 20
 """Positives from which an ensemble may win without significance."""
 _BOOTSTRAPS, _LEAST_BOOTSTRAPS, _BOOTSTRAP_WORK = 1000, 200, 3e7
-_COUNTED = 10
 _WEIGHT_ROWS = 60_000
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (one-sided; of candidates adjusted
-    for their number) are against candidate 0."""
+    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (of candidates adjusted for their number)
+    are against candidate 0; ``significant`` says that the interval of the difference lies above 0."""
 
     name: str
     ap: Estimate
@@ -102,10 +102,10 @@ class _Ground:
     def bounded(self, value: float, draws: FloatArray) -> Estimate:
         return bounded_estimate(float(value), draws, self.confidence, int(self.y.sum()), len(self.y))
 
-    def estimate(self, value: float, draws: FloatArray) -> Estimate:
-        tail = (1 - self.confidence) / 2
-        low, high = np.nanquantile(draws, [tail, 1 - tail]) if np.isfinite(draws).any() else (np.nan, np.nan)
-        return Estimate(float(value), float(low), float(high), int(self.y.sum()), len(self.y))
+    def difference(self, value: float, draws: FloatArray, *, compared: int = 1) -> Difference:
+        return judge_difference(
+            float(value), draws, confidence=self.confidence, compared=compared, positives=int(self.y.sum()), rows=len(self.y)
+        )  # fmt: skip
 
 
 def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) -> Selection:
@@ -154,47 +154,22 @@ def _resamples(positives: int, candidates: int) -> int:
 # --- single candidates -------------------------------------------------------------------------------------------
 
 
-def holm(p_values: Sequence[float]) -> FloatArray:
-    """Return p-values adjusted for how many there are. Source: Holm, 1979."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    out = np.empty(len(p))
-    out[order] = np.minimum(adjusted, 1.0)
-    return out
-
-
-def one_sided(difference: FloatArray) -> float:
-    """Return the p-value of "not better": the share of resamples without a gain.
-
-    Where hardly any is, the normal tail beyond zero instead: a share of 0 in 1000 could not survive 30 comparisons.
-    """
-    from scipy.stats import norm
-
-    finite = difference[np.isfinite(difference)]
-    against = np.count_nonzero(finite <= 0)
-    spread = float(finite.std()) if len(finite) else 0.0
-    if against >= _COUNTED or spread < 1e-12:
-        return float((1 + against) / (1 + len(finite)))
-    return float(norm.sf(finite.mean() / spread))
-
-
 def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]) -> tuple[CandidateResult, ...]:
     """Return a line per candidate."""
     draws = ground.boot(list(scores.values()))
     values = [ground.ap(score) for score in scores.values()]
-    p_values = [1.0, *holm([one_sided(line - draws[0]) for line in draws[1:]])]
     lines = []
-    for position, (one, p) in enumerate(zip(done, p_values, strict=True)):
-        difference = ground.estimate(values[position] - values[0], draws[position] - draws[0])
-        significant = bool(position > 0 and p < 1 - ground.confidence and difference.value > 0)
+    for position, one in enumerate(done):
+        found = ground.difference(
+            values[position] - values[0], draws[position] - draws[0], compared=max(len(done) - 1, 1)
+        )
         lines.append(
             CandidateResult(
                 one.candidate.name,
                 ground.bounded(values[position], draws[position]),
-                difference,
-                float(p),
-                significant,
+                found.estimate,
+                found.p_value,
+                found.better,
                 one.fit_seconds,
                 one.candidate.reason,
             )
@@ -247,7 +222,7 @@ def _ensemble(
     logits = np.stack([logit(scores[name]) for name in pool])
     kind = "weighted" if config.search.ensemble == "auto" else config.search.ensemble
     learn = ENSEMBLES[kind]
-    weights = learn(ground.y, logits)
+    weights = learn(ground.y, logits, ground.weight)
     crossed = _cross_fitted(ground, logits, learn)
     kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
     if len(kept) < 2:
@@ -256,20 +231,29 @@ def _ensemble(
     zero = next(iter(scores))
     draws, best_draws, zero_draws = ground.boot([crossed, scores[best], scores[zero]])  # one call: paired resamples
     value = ground.ap(crossed)
-    p = one_sided(draws - best_draws)
-    gain = ground.estimate(value - ground.ap(scores[best]), draws - best_draws)
-    sure = bool(p < 1 - ground.confidence and gain.value > 0)
-    difference = ground.estimate(value - ground.ap(scores[zero]), draws - zero_draws)
-    against_zero = one_sided(draws - zero_draws)  # a single comparison, not the best of many
-    significant = bool(against_zero < 1 - ground.confidence and difference.value > 0)
+    gain = ground.difference(value - ground.ap(scores[best]), draws - best_draws)
+    against_zero = ground.difference(value - ground.ap(scores[zero]), draws - zero_draws)  # one, not the best of many
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
     line = CandidateResult(
-        f"ensemble-{kind}", ground.bounded(value, draws), difference, against_zero, significant, seconds, reason
+        f"ensemble-{kind}",
+        ground.bounded(value, draws),
+        against_zero.estimate,
+        against_zero.p_value,
+        against_zero.better,
+        seconds,
+        reason,
     )
-    verdict = "beats" if sure else "does not beat"
-    return line, kept, combined, sure, f"the {kind} ensemble {verdict} {best}: {gain} AP (p = {p:.3g})", crossed
+    verdict = "beats" if gain.better else "does not beat"
+    return (
+        line,
+        kept,
+        combined,
+        gain.better,
+        f"the {kind} ensemble {verdict} {best}: {gain.estimate} AP (p = {gain.p_value:.3g})",
+        crossed,
+    )
 
 
 def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray:
@@ -281,17 +265,18 @@ def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray
     out = np.empty(len(ground.y))
     for number in range(4):
         inside = part == number
-        learned = learn(ground.y[~inside], logits[:, ~inside])
+        weight = None if ground.weight is None else ground.weight[~inside]
+        learned = learn(ground.y[~inside], logits[:, ~inside], weight)
         out[inside] = learned @ logits[:, inside]
     return np.asarray(1 / (1 + np.exp(-np.clip(out, -500, 500))))
 
 
-def equal_weights(y: IntArray, logits: FloatArray) -> FloatArray:
+def equal_weights(y: IntArray, logits: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     """Voting: every member counts the same. logits : (m, n)"""
     return np.full(len(logits), 1 / len(logits))
 
 
-def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> FloatArray:
+def greedy_weights(y: IntArray, logits: FloatArray, weight: FloatArray | None = None, *, steps: int = 25) -> FloatArray:
     """Return weights by forward selection with replacement, by AP. Source: Caruana et al., ICML 2004.
 
     Shrunk towards equal weights of the members near the best: with few positives the best weights here are mostly luck.
@@ -299,8 +284,8 @@ def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> Float
     positives = int(y.sum())
     if positives == 0 or positives == len(y):
         return equal_weights(y, logits)
-    y, logits = _enough(y, logits)
-    ap = FastPrecision(y)
+    y, logits, weight = _enough(y, logits, weight)
+    ap = FastPrecision(y, weight)
     counts, total = np.zeros(len(logits)), np.zeros(logits.shape[1])
     best_value, best_counts = -1.0, counts
     for _ in range(steps):
@@ -318,7 +303,7 @@ def greedy_weights(y: IntArray, logits: FloatArray, *, steps: int = 25) -> Float
     return _without_crumbs(weights)
 
 
-def stacked_weights(y: IntArray, logits: FloatArray) -> FloatArray:
+def stacked_weights(y: IntArray, logits: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     """Return weights of a nonnegative logistic regression on the log-odds. Source: Wolpert, 1992; Breiman, 1996.
 
     A ridge pulls them towards equal weights, the more the fewer positives there are.
@@ -328,14 +313,14 @@ def stacked_weights(y: IntArray, logits: FloatArray) -> FloatArray:
     if int(y.sum()) in (0, len(y)):
         return equal_weights(y, logits)
     m, sign = len(logits), np.where(y == 1, 1.0, -1.0)
-    pull = 10.0
+    pull, mass = 10.0, np.ones(len(y)) if weight is None else weight / weight.mean()
 
     def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-        weight, shift = parameters[:m], parameters[m]
-        margin = sign * (weight @ logits + shift)
-        slope = -sign / (1 + np.exp(np.clip(margin, -500, 500)))
-        away = weight - 1 / m
-        value = float(np.logaddexp(0, -margin).sum() + pull * (away @ away))
+        share, shift = parameters[:m], parameters[m]
+        margin = sign * (share @ logits + shift)
+        slope = -sign * mass / (1 + np.exp(np.clip(margin, -500, 500)))
+        away = share - 1 / m
+        value = float(mass @ np.logaddexp(0, -margin) + pull * (away @ away))
         return value, np.append(logits @ slope + 2 * pull * away, slope.sum())
 
     start = np.append(equal_weights(y, logits), 0.0)
@@ -353,11 +338,14 @@ def _without_crumbs(weights: FloatArray, least: float = 0.03) -> FloatArray:
     return np.asarray(kept / kept.sum(), dtype=np.float64)
 
 
-def _enough(y: IntArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Thin the negatives evenly where rows are very many: weights do not need them all."""
+def _enough(
+    y: IntArray, logits: FloatArray, weight: FloatArray | None
+) -> tuple[IntArray, FloatArray, FloatArray | None]:
+    """Thin the negatives evenly where rows are very many: weights do not need them all. Those left stand for the others."""
     if len(y) <= _WEIGHT_ROWS:
-        return y, logits
+        return y, logits, weight
     negatives = np.flatnonzero(y == 0)
     step = int(np.ceil(len(negatives) / _WEIGHT_ROWS))
     index = np.sort(np.concatenate([np.flatnonzero(y == 1), negatives[::step]]))
-    return y[index], logits[:, index]
+    mass = (np.ones(len(y)) if weight is None else weight)[index] * np.where(y[index] == 1, 1.0, float(step))
+    return y[index], logits[:, index], mass

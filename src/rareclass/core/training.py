@@ -341,7 +341,8 @@ def _together(
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
     scored, count = _scored_rows(folds, len(dev))
-    sign, precision = np.where(dev.y[scored] == 1, -1.0, 1.0), FastPrecision(dev.y[scored])
+    sign, weight = np.where(dev.y[scored] == 1, -1.0, 1.0), None if dev.weight is None else dev.weight[scored]
+    precision = FastPrecision(dev.y[scored], weight)
     grown, short = 0, False
 
     def step(one: Growing) -> bool:
@@ -366,7 +367,7 @@ def _together(
             for margin, fold, shift in zip(margins, folds, shifts, strict=True):
                 total[fold.score] += margin + shift
             z = total[scored] / count[scored]
-            if best.add(precision(z), float(np.logaddexp(0, sign * z).mean())):
+            if best.add(precision(z), float(np.average(np.logaddexp(0, sign * z), weights=weight))):
                 break
     rounds = min(best.rounds(), first.most)
     made = [one.fitted(rounds) for one in growing]

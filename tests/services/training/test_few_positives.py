@@ -24,6 +24,7 @@ def table(path: Path, positives: int, *, signal: float = 2.0, n: int = 1200, see
     y = np.zeros(n, dtype=int)
     y[rng.choice(n, positives, replace=False)] = 1
     frame = pd.DataFrame({"a": rng.normal(size=n) + signal * y, "b": rng.normal(size=n), "target": y})
+    frame["shop"] = np.where(rng.random(n) < 0.5, "a", "b")
     frame["when"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(n), unit="h")
     frame.to_parquet(path)
     return path
@@ -42,10 +43,13 @@ def settings(folder: Path, path: Path, **sections: Any) -> Config:
 
 
 def test_a_hundred_positives_are_judged_by_default_and_everything_says_how(tmp_path: Path) -> None:
-    config = settings(tmp_path, table(tmp_path / "rows.parquet", 100))
+    config = settings(tmp_path, table(tmp_path / "rows.parquet", 100), gate={"max_slice_recall_gap": 0.5})
     summary = run.run(config, tmp_path / "out")
     assert summary["positives"]["test"] < config.gate.min_positives
     assert summary["gate"]["verdict"] == "approve"
+    assert "no slice of 2 has a recall significantly more than 0.5 below the whole" in " ".join(
+        summary["gate"]["reasons"]
+    )
     assert summary["version"] == "1"
     assert summary["judged_by"] == "cross_fitting"
     found = summary["cross_fitting"]
@@ -99,6 +103,9 @@ def test_by_time_only_later_windows_are_judged_and_a_champion_is_compared_on_the
     recompute.cross_fitted(check, details, rows)
     recompute.gate(check, details)
     assert check.wrong == []
+    assert [(each["column"], each["level"]) for each in found["slices"]] == [("shop", "b"), ("shop", "a")], (
+        "the commonest first"
+    )
     assert {*recompute.numbers({"cross_fitting": details["cross_fitting"]})} <= check.seen
     assert {"gate.numbers.champion.loss_high", "gate.numbers.champion_cost.low"} <= check.seen
     assert summary["cross_fitting"] == details["cross_fitting"]

@@ -53,6 +53,7 @@ def training_report(details: Details) -> str:
         ranking_lines=_metric_lines(evaluation["metrics"], {**_RANKING, **_PROBABILITIES}),
         decision_head=[*evaluation["points"], "untuned 0.5"],
         decision_lines=_decision_lines(evaluation),
+        slices=(summary["cross_fitting"] or evaluation)["slices"],
         thinned_lines=_thinned_lines(details),
         config_text=json.dumps(details["config"], indent=1),
         percent=percent, count=count, interval=interval, estimate=estimate, precise=precise,
@@ -149,7 +150,7 @@ def _judged_by(crossed: Details) -> str:
     reason, ap = crossed["reason"], estimate(crossed["metrics"]["ap"])
     return (
         f"{reason[0].upper()}{reason[1:]} hold {count(crossed['positives'])} positives, and their average precision is {ap}. The recipe was "
-        "chosen on part of these rows, which flatters a little. The other figures of this page are those of the test rows."
+        "chosen on part of these rows, which flatters a little. The slices are of these rows too; the other figures of this page are those of the test rows."
     )
 
 

@@ -40,8 +40,8 @@ class Entrant:
 class Line:
     """One model on the common rows.
 
-    difference : its AP less the first one's, paired · p_value : two-sided, Holm-corrected
-    significant : p_value below 1 - `evaluate.confidence`
+    difference : its AP less the first one's, paired; its interval and the two-sided p_value allow for the number of models
+    significant : that interval leaves 0 out
     """
 
     name: str
@@ -145,47 +145,41 @@ def compare(
 
 def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: EvaluateSettings, seed: int) -> Comparison:
     from rareclass.core import bootstrap, evaluation, ranking
-    from rareclass.core.selection import holm
+    from rareclass.core.differences import judge_difference
 
     y, weight = scored.y, scored.weight
     draws = ranking.bootstrap_average_precision(
         y, list(scored.scores), block=scored.block, n_boot=config.bootstraps, seed=seed, weight=weight
     )
     exact = [ranking.average_precision(y, score, weight) for score in scored.scores]
-    p_values = [None, *(float(each) for each in holm([two_sided(each - draws[0]) for each in draws[1:]]))]
-
-    def estimate(value: float, resampled: FloatArray) -> Estimate:
-        return bootstrap.estimate(value, resampled, config.confidence, int(y.sum()), len(y))
+    counts = {"compared": len(entrants) - 1, "positives": int(y.sum()), "rows": len(y)}
+    differences = [
+        judge_difference(value - exact[0], drawn - draws[0], confidence=config.confidence, **counts)
+        for value, drawn in zip(exact, draws, strict=True)
+    ]
 
     lines = []
     for position, entrant in enumerate(entrants):
-        found, p = evaluation.decision_metrics(y, scored.decisions[position], weight), p_values[position]
+        found = evaluation.decision_metrics(y, scored.decisions[position], weight)
+        against = differences[position] if position else None
         line = Line(
             name=entrant.name,
             uri=entrant.uri,
             ap=bootstrap.bounded_estimate(exact[position], draws[position], config.confidence, int(y.sum()), len(y)),
-            difference=estimate(exact[position] - exact[0], draws[position] - draws[0]) if position else None,
-            p_value=p,
+            difference=against and against.estimate,
+            p_value=against and against.p_value,
             roc_auc=ranking.roc_auc(y, scored.scores[position], weight),
             precision=float(found["precision"]),
             recall=float(found["recall"]),
             f1=float(found["f1"]),
             alerts=int(scored.decisions[position].sum()),
-            significant=p is not None and p < 1 - config.confidence,
+            significant=against is not None and against.significant,
         )
         lines.append(line)
     curves = {each.name: ranking.curves(y, score, weight) for each, score in zip(entrants, scored.scores, strict=True)}
     pr = {name: (each["pr"]["recall"], each["pr"]["precision"]) for name, each in curves.items()}
     roc = {name: (each["roc"]["fpr"], each["roc"]["tpr"]) for name, each in curves.items()}
     return Comparison(tuple(lines), len(y), int(y.sum()), scored.notes, pr, roc)
-
-
-def two_sided(differences: FloatArray) -> float:
-    """Return the p-value of "no difference": twice the smaller share of resamples beyond zero, and the normal tail where hardly
-    any is, so that it is not the number of resamples that keeps ten models from ever differing significantly."""
-    from rareclass.core.selection import one_sided
-
-    return min(1.0, 2 * min(one_sided(differences), one_sided(-differences)))
 
 
 def _entrant(uri: str, tracking_uri: str | None) -> Entrant:

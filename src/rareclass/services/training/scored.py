@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.core.dataset import FloatArray, Rows
+    from rareclass.core.evaluation import Evaluation
     from rareclass.services.training.steps import Run
 
 CANDIDATE = "candidate "
@@ -18,18 +19,12 @@ _MOST_VALUES = 20_000_000
 
 def test_rows(run: Run) -> pd.DataFrame:
     """Return the test rows: label, score, decision, costs, block of the bootstrap, levels of slices, the champion's score."""
-    import numpy as np
-
-    from rareclass.core import evaluation, gating
+    from rareclass.core import gating
 
     test, judged = run.ingested.test, run.judged
     frame = _common(run, test, judged.score)
     frame.insert(3, "decision", (judged.score >= run.tuning.thresholds[run.tuning.primary]).astype(int))
-    for column in dict.fromkeys(each.column for each in judged.evaluation.slices):
-        level = np.full(len(test), None, dtype=object)
-        for name, inside in evaluation.levels(test, column):
-            level[inside] = name
-        frame[SLICE + column] = level
+    _add_levels(frame, test, judged.evaluation)
     champion = run.ingested.incumbent
     if isinstance(champion, gating.Champion):
         frame["champion_score"], frame["champion_compared"] = champion.score, champion.compared
@@ -62,6 +57,7 @@ def cross_fitted_rows(run: Run) -> pd.DataFrame | None:
     frame = _common(run, rows, crossed.score.mean(axis=0))
     for number, (score, flagged) in enumerate(zip(crossed.score, crossed.flagged, strict=True)):
         frame[f"score {number}"], frame[f"decision {number}"] = score, flagged.astype(int)
+    _add_levels(frame, rows, crossed.evaluation)
     champion = run.ingested.incumbent_everywhere
     if champion is not None:
         there = champion.take(crossed.rows)
@@ -70,13 +66,26 @@ def cross_fitted_rows(run: Run) -> pd.DataFrame | None:
     return frame
 
 
+def _add_levels(frame: pd.DataFrame, rows: Rows, evaluation: Evaluation) -> None:
+    """Add a column for each that the rows were cut by into slices, with the level of each row."""
+    import numpy as np
+
+    from rareclass.core.evaluation import levels
+
+    for column in dict.fromkeys(each.column for each in evaluation.slices):
+        level = np.full(len(rows), None, dtype=object)
+        for name, inside in levels(rows, column):
+            level[inside] = name
+        frame[SLICE + column] = level
+
+
 def _common(run: Run, rows: Rows, score: FloatArray) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    from rareclass.core import costs
+    from rareclass.services.training.steps import costs_of
 
-    money = costs.cost_arrays(run.config.costs, run.dev.prevalence, rows.amount)
+    money = costs_of(run.config, run.dev, rows)
     block = rows.block()
     frame = pd.DataFrame({"row_id": rows.row_id, "label": rows.y, "score": score})
     if rows.time is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
     from rareclass.core.calibration import Calibration
     from rareclass.core.candidates import Candidate
+    from rareclass.core.costs import CostArrays
     from rareclass.core.crossfitting import CrossFitting
     from rareclass.core.dataset import FloatArray, Rows
     from rareclass.core.diagnosis import Diagnosis
@@ -200,14 +201,14 @@ def train(
     progress: Progress = silent,
 ) -> list[Trained]:
     """Fit the candidates of one group on every fold, until the budget is spent; the first one is always finished."""
-    from rareclass.core import costs, search
+    from rareclass.core import search
 
     found = search.train_group(
         members,
         dev,
         folds,
         config=config,
-        costs=costs.cost_arrays(config.costs, dev.prevalence, dev.amount),
+        costs=costs_of(config, dev, dev),
         resampled=resampled,
         seconds=seconds,
         threads=config.compute.processors(),
@@ -216,6 +217,13 @@ def train(
         progress=lambda message: progress("train", message),
     )
     return list(found)
+
+
+def costs_of(config: Config, dev: Rows, rows: Rows) -> CostArrays:
+    """Return the costs of mistakes on ``rows``; those that were not set follow from the prevalence that ``dev`` rows stand for."""
+    from rareclass.core import costs
+
+    return costs.cost_arrays(config.costs, dev.weighted_prevalence, rows.amount)
 
 
 def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Progress = silent) -> Selection:
@@ -228,7 +236,7 @@ def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Prog
 
 def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progress = silent) -> Tuning:
     """Calibrate and tune the operating points on out-of-fold scores, which are on the natural prevalence already."""
-    from rareclass.core import calibration, costs, thresholds
+    from rareclass.core import calibration, thresholds
 
     progress("tune_threshold", "calibrate, then sweep every distinct score")
     rows = dev.take(chosen.scored)
@@ -246,7 +254,7 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
         rows.y,
         score,
         config.threshold,
-        costs=costs.cost_arrays(config.costs, rows.prevalence, rows.amount),
+        costs=costs_of(config, dev, rows),
         days=days(rows, share_of_all(config, dev, (1 - config.split.test) * len(rows) / len(dev))),
         weight=rows.weight,
         block=rows.block(),
@@ -422,14 +430,14 @@ def evaluate(
     champion : on the test rows · everywhere : on development and test rows, for cross-fitting
     looks : runs that were judged on these very test rows before, by the ledger
     """
-    from rareclass.core import costs, evaluation, gating, importance, tradeoff
     from rareclass.core import dataset as tables
+    from rareclass.core import evaluation, gating, importance, tradeoff
     from rareclass.core.bootstrap import Resamples
 
     progress("evaluate", f"the test rows, once: {len(test)} rows, {test.positives} positives")
     learner = fit_recipe(config, trained, chosen, dev)
     score = tuning.calibration.calibrator(learner.score(test.x))
-    money = costs.cost_arrays(config.costs, dev.prevalence, test.amount)
+    money = costs_of(config, dev, test)
     found = evaluation.evaluate(
         test.y,
         score,
@@ -441,6 +449,7 @@ def evaluate(
         time=test.time,
         rows=test,
         weight=test.weight,
+        share=share_of_all(config, test, config.split.test),
         seed=config.train.seed,
     )
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
@@ -458,7 +467,7 @@ def evaluate(
         other = champion if everywhere is None else everywhere.take(crossed.rows)
         decision = gating.judge(
             crossed.evaluation, judges.y, crossed.score, other, config.gate, flagged=crossed.flagged, where=crossed.reason,
-            costs=costs.cost_arrays(config.costs, dev.prevalence, judges.amount), weight=judges.weight, block=judges.block(), **shared,
+            costs=costs_of(config, dev, judges), weight=judges.weight, block=judges.block(), **shared,
         )  # fmt: skip
     windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
     progress("evaluate", "what drives the scores")
@@ -497,7 +506,7 @@ def cross_fitting(
 
     Returns None where the test rows judge all the same, and then why, where cross-fitting could not be done.
     """
-    from rareclass.core import costs, crossfitting, dataset
+    from rareclass.core import crossfitting, dataset
 
     unable = unjudged(config, [dev, test])
     if unable != "":
@@ -507,7 +516,7 @@ def cross_fitting(
         fit=lambda part, seed: fit_recipe(config, trained, chosen, part, seed),
         shifts=crossfitting.shifts(trained, chosen.weights),
         threshold=config.threshold,
-        costs=lambda part: costs.cost_arrays(config.costs, dev.prevalence, part.amount),
+        costs=lambda part: costs_of(config, dev, part),
         days=lambda part, share: days(part, share_of_all(config, part, share)),
     )
     delay, seed = config.data.label_delay, config.train.seed
@@ -623,7 +632,7 @@ def refit(
         "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
         "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
         "selected": chosen.winner, "members": dict(chosen.weights), "calibration": tuning.calibration.chosen, "metrics": metrics,
-        "prevalence": scored.prevalence, "typical": _typical(final), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+        "prevalence": scored.weighted_prevalence, "typical": _typical(final), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
     }  # fmt: skip
     model = RareModel(
         schema=ingested.schema,
