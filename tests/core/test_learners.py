@@ -1,8 +1,11 @@
 import copy
 import dataclasses
+import gc
+import importlib.util
 import io
 import json
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.metrics import average_precision_score
 from xgboost import XGBClassifier
 
-from rareclass.core import portable
+from rareclass.core import planning, portable
+from rareclass.core.candidates import Candidate
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.early_stopping import BestRound, Watched
 from rareclass.core.fit_task import FitTask, InterruptedFitError
@@ -25,13 +29,15 @@ from rareclass.core.planning import AS_IT_COMES
 from rareclass.core.preprocessing import Preparation
 from rareclass.core.ranking import FastPrecision
 from rareclass.core.sklearn_learners import thin
-from rareclass.errors import ConfigError, ModelError
+from rareclass.errors import ConfigError, MissingExtraError, ModelError
 
 TRAIN, TEST = make_rows(700, category=True), make_rows(800, seed=2, category=True)
 WATCHED = Watched(TEST.x, np.arange(1, len(TEST), 3))
 GROWING = [name for name, each in LEARNERS.items() if each.grow is not None]
 QUICK = {
     "xgboost": {"rounds": 60},
+    "lightgbm": {"rounds": 60},
+    "catboost": {"rounds": 40},
     "random_forest": {"n_estimators": 40},
     "balanced_random_forest": {"n_estimators": 40},
     "extra_trees": {"n_estimators": 40},
@@ -132,7 +138,7 @@ def test_flattened_trees_score_as_scikit_learn_does(kind):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_is_written_without_a_pickle_or_a_process(name, fitted):
     files = portable.pack(fitted[name], FITTED)
-    assert {Path(file).suffix for file in files} <= {".json", ".npz", ".ubj", ".skops"}
+    assert {Path(file).suffix for file in files} <= {".json", ".npz", ".ubj", ".skops", ".lgb", ".cbm"}
     assert getattr(getattr(fitted[name], "estimator", None), "n_jobs", 1) in (1, None)
 
 
@@ -368,3 +374,85 @@ def test_a_booster_scores_the_same_from_many_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda part: _margins(booster, part), parts))
     assert all(np.array_equal(found, _margins(booster, part)) for found, part in zip(together, parts, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, each in LEARNERS.items() if each.extra])
+def test_a_learner_whose_library_is_not_installed_is_refused_with_the_name_of_its_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)  # what makes an import of it fail
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else find(module))
+    with pytest.raises(MissingExtraError, match=rf"learner '{name}' needs .* pip install 'rareclass\[{name}\]'"):
+        planning.check_recipe(Candidate("c", name))
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "said"),
+    [
+        ("left_child", "0", "outside of the tree"),
+        ("right_child", "999", "outside of the tree"),
+        ("left_child", "-9999", "outside of the tree"),
+        ("split_feature", "77", "not there"),
+        ("leaf_value", None, "leaves"),
+        ("cat_boundaries", "5", "categories"),
+    ],
+)
+def test_a_tree_of_lightgbm_that_points_outside_of_itself_is_not_loaded(line, wrong, said, fitted):
+    files = portable.pack(fitted["lightgbm"], FITTED)
+    (name,) = [file for file in files if file.endswith(".lgb")]
+    lines = files[name].decode().splitlines()
+    trees = "\n".join(lines).index("Tree=")
+    at = next(at for at, text in enumerate(lines) if text.startswith(f"{line}=") and len("\n".join(lines[:at])) > trees)
+    key, values = lines[at].split("=")
+    rest = values.split()[1:]
+    lines[at] = f"{key}=" + " ".join(rest if wrong is None else [wrong, *rest])
+    with pytest.raises(ModelError, match=said):
+        portable.unpack(files | {name: "\n".join(lines).encode()}, FITTED)
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "catboost"])
+def test_contributions_of_other_boosted_trees_add_up_as_well(name, fitted):
+    score = fitted[name].score(TEST.x)
+    shares = fitted[name].contributions(TEST.x)
+    assert shares.shape == TEST.x.shape
+    rest = logit(score) - shares.sum(axis=1)
+    np.testing.assert_allclose(rest, rest[0], atol=1e-3)
+    assert np.abs(shares[:, 0]).mean() > np.abs(shares[:, 3]).mean(), "the column that matters, in its own place"
+
+
+def test_a_fit_of_catboost_that_nobody_asks_to_go_on_ends():
+    growing = grow("catboost", FitTask(TRAIN), WATCHED, QUICK["catboost"])
+    growing.grow()
+    thread = growing._thread
+    assert thread.is_alive()
+    del growing
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_cut_points_of_lightgbm_lie_where_positives_are():
+    """Positives live in a thousandth of one column, in a band that quantiles of all rows do not part."""
+    rng = np.random.default_rng(0)
+    n = 30_000
+    x = rng.uniform(0, 1, (n, 1)).astype(np.float32)
+    rare = rng.choice(n, 60, replace=False)
+    x[rare, 0] = rng.uniform(0.5002, 0.5006, 60)
+    y = np.zeros(n, dtype=np.int64)
+    y[rare] = 1
+    rows = Rows(Schema((Feature("x"),)), x, y, np.arange(n, dtype=np.uint64))
+    by_classes, by_rows = (
+        average_precision_score(
+            y, fit("lightgbm", rows, params={"rounds": 30, "max_bin": 64, "cut_points": cut}).score(x)
+        )
+        for cut in ("classes", "rows")
+    )
+    assert by_classes > by_rows + 0.2
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("lightgbm", {"num_leaves": 1}), ("catboost", {"depth": 40})])
+def test_a_parameter_that_the_library_refuses_is_one_line(name, wrong):
+    with pytest.raises(ConfigError, match=f"{name} refused a parameter: .* Mend candidates.params") as refused:
+        fit(name, TRAIN, params=QUICK[name] | wrong)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ConfigError, match="Did you mean"):
+        fit(name, TRAIN, params={"learning_rat": 0.1})

@@ -25,6 +25,8 @@ from rareclass.errors import ModelError
 ROWS = make_rows(500, category=True)
 SMALL = {
     "xgboost": {"rounds": 20},
+    "lightgbm": {"rounds": 20},
+    "catboost": {"rounds": 20},
     "hist_gradient_boosting": {"max_iter": 20},
     "logistic_regression": {},
     "mlp": {"epochs": 5},
@@ -92,7 +94,7 @@ def test_every_learner_and_blend_is_loaded_and_scores_to_the_digit_where_nothing
     for name, model in versions.items():
         np.testing.assert_array_equal(scores[name], model.score(decode(ROWS.x[:40], ROWS.schema)), err_msg=name)
     suffixes = {path.suffix for name in versions for path in (tmp_path / name / "data" / "rareclass").iterdir()}
-    assert suffixes == {".json", ".npz", ".ubj", ".skops"}
+    assert suffixes == {".json", ".npz", ".ubj", ".lgb", ".cbm", ".skops"}
 
 
 def test_a_version_whose_hash_is_not_the_registered_one_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from rareclass.errors import ConfigError
 
 TINY = {
     "xgboost": {"rounds": 2, "max_depth": 2, "patience": 2},
+    "lightgbm": {"rounds": 2, "num_leaves": 4, "patience": 2, "min_data_in_leaf": 2},
+    "catboost": {"rounds": 2, "depth": 2, "patience": 2},
     "random_forest": {"n_estimators": 2, "max_depth": 3},
     "balanced_random_forest": {"n_estimators": 2, "max_depth": 3},
     "extra_trees": {"n_estimators": 2, "max_depth": 3},

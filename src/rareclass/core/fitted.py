@@ -276,5 +276,76 @@ class Classified(Fitted):
         return np.asarray(self.estimator.predict_proba(made)[:, 1], dtype=np.float64)
 
 
-FITTED: tuple[type, ...] = (Boosted, Forest, Trees, Logistic, Network, Classified, Preparation)
+_WORTH_A_SECOND_THREAD = 2_000
+"""Rows from which scoring with more than one thread pays for waking it."""
+
+
+@dataclass(frozen=True)
+class LightTrees(Fitted):
+    """Trees of LightGBM. threads : it scores many rows with"""
+
+    trees: Any = None
+    threads: int = 1
+
+    def _predict(self, x: FloatMatrix, **what: bool) -> FloatArray:
+        threads = self.threads if len(x) >= _WORTH_A_SECOND_THREAD else 1
+        return np.asarray(self.trees.predict(np.ascontiguousarray(x), num_threads=threads, **what), dtype=np.float64)
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        return expit(self._predict(x, raw_score=True))
+
+    def contributions(self, x: FloatMatrix) -> FloatArray | None:
+        return self._predict(x, pred_contrib=True)[:, :-1]
+
+
+@dataclass(frozen=True)
+class CatTrees(Fitted):
+    """Trees of CatBoost. levels : categories of each column, 0 for a number · threads : it scores many rows with"""
+
+    trees: Any = None
+    levels: tuple[int, ...] = ()
+    threads: int = 1
+
+    def score(self, x: FloatMatrix) -> FloatArray:
+        threads = self.threads if len(x) >= _WORTH_A_SECOND_THREAD else 1
+        rows = catboost_rows(x, self.levels)
+        return expit(np.atleast_1d(np.asarray(self.trees.predict(rows, "RawFormulaVal", thread_count=threads))))
+
+    def contributions(self, x: FloatMatrix) -> FloatArray | None:
+        from catboost import EFstrType, Pool
+
+        shares = self.trees.get_feature_importance(
+            Pool(catboost_rows(x, self.levels)), EFstrType.ShapValues, thread_count=self.threads
+        )
+        categories = np.asarray(self.levels) > 0
+        order = np.argsort(np.concatenate([np.flatnonzero(~categories), np.flatnonzero(categories)]))
+        return np.asarray(shares, dtype=np.float64)[:, :-1][:, order]
+
+
+def catboost_rows(x: FloatMatrix, levels: tuple[int, ...]) -> Any:
+    """Return rows as CatBoost takes them without a Python object per number: numbers first, then categories as bytes.
+
+    levels : categories of each column, 0 for a number. A missing category is a level of its own, and so are all that
+    training did not know.
+    """
+    from catboost import FeaturesData
+
+    counts = np.asarray(levels)
+    numbers, categories = np.flatnonzero(counts == 0), np.flatnonzero(counts > 0)
+    values = np.ascontiguousarray(x[:, numbers], dtype=np.float32) if len(numbers) else None
+    if not len(categories):
+        return FeaturesData(num_feature_data=values)
+    texts = np.empty((len(x), len(categories)), dtype=object)
+    for place, column in enumerate(categories):
+        names = np.array([b"%d" % code for code in range(counts[column])] + [b"unknown", b"missing"], dtype=object)
+        code, count = x[:, column], counts[column]
+        missing = np.isnan(code)
+        known = np.where(missing, 0, code).astype(np.int64)
+        texts[:, place] = names[np.where(missing, count + 1, np.where((known < 0) | (known >= count), count, known))]
+    return FeaturesData(num_feature_data=values, cat_feature_data=texts)
+
+
+FITTED: tuple[type, ...] = (
+    Boosted, LightTrees, CatTrees, Forest, Trees, Logistic, Network, Classified, Preparation
+)  # fmt: skip
 """What a fitted learner consists of, for `core.portable`."""

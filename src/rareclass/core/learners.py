@@ -5,14 +5,17 @@ All of them take rows with missing values and category codes as they are.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rareclass.core.catboost_learner import GrowingSymmetricTrees, catboost_defaults, fit_catboost
 from rareclass.core.dataset import Rows
 from rareclass.core.early_stopping import Growing, Watched
 from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Fitted
+from rareclass.core.lightgbm_learner import GrowingLeaves, fit_lightgbm, lightgbm_defaults
 from rareclass.core.sklearn_learners import (
     GrowingHistograms,
     GrowingNetwork,
@@ -28,7 +31,7 @@ from rareclass.core.sklearn_learners import (
     hist_defaults,
 )
 from rareclass.core.xgboost_learner import GrowingTrees, canonical, fit_xgboost, xgboost_defaults
-from rareclass.errors import ConfigError, unknown
+from rareclass.errors import ConfigError, MissingExtraError, unknown
 
 _T = TypeVar("_T")
 
@@ -41,6 +44,7 @@ class Learner:
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
     apart : fits of it do not disturb each other, so that several may go on at once
     weighs : a weighting changes what it learns; one that draws the classes alike and takes no weights refuses them
+    extra : of this package and the library that it brings, where it is not installed anyway
     """
 
     fit: Callable[[FitTask, Mapping[str, Any]], Fitted]
@@ -49,10 +53,17 @@ class Learner:
     apart: bool = False
     weighs: bool = True
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
+    extra: str | None = None
 
 
 LEARNERS: dict[str, Learner] = {
     "xgboost": Learner(fit_xgboost, grow=GrowingTrees, seeds=True, apart=True, defaults=xgboost_defaults),
+    "lightgbm": Learner(
+        fit_lightgbm, grow=GrowingLeaves, seeds=True, apart=True, defaults=lightgbm_defaults, extra="lightgbm"
+    ),
+    "catboost": Learner(
+        fit_catboost, grow=GrowingSymmetricTrees, seeds=True, apart=True, defaults=catboost_defaults, extra="catboost"
+    ),
     "random_forest": Learner(fit_random_forest),
     "balanced_random_forest": Learner(fit_balanced_random_forest),
     "extra_trees": Learner(fit_extra_trees),
@@ -65,7 +76,13 @@ LEARNERS: dict[str, Learner] = {
     "rusboost": Learner(fit_rusboost),
     "easy_ensemble": Learner(fit_easy_ensemble, weighs=False),
 }
-LIMITS = {"xgboost": "rounds", "hist_gradient_boosting": "max_iter", "mlp": "epochs"}
+LIMITS = {
+    "xgboost": "rounds",
+    "lightgbm": "rounds",
+    "catboost": "rounds",
+    "hist_gradient_boosting": "max_iter",
+    "mlp": "epochs",
+}
 """The parameter that says how far a learner grows at most."""
 
 
@@ -112,6 +129,9 @@ def _member(name: str, loss: str) -> Learner:
         raise ConfigError(
             f"loss '{loss}' works with learner 'xgboost' only, not with '{name}'. Set candidates.loss: logistic"
         )
+    extra = LEARNERS[name].extra
+    if extra is not None and importlib.util.find_spec(extra) is None:
+        raise MissingExtraError(extra, extra, f"learner '{name}'")
     return LEARNERS[name]
 
 
@@ -119,12 +139,12 @@ def as_config_error(name: str, work: Callable[[], _T]) -> _T:
     """Return what ``work`` returns; a parameter that the library refuses becomes a ConfigError of one line."""
     try:
         return work()
-    except ValueError as error:
-        if "worse than random" in str(error):
+    except Exception as error:
+        if isinstance(error, ValueError) and "worse than random" in str(error):
             raise ConfigError(
                 f"{name} found nothing better than chance in its first steps. Leave it out of search.candidates, or set its params"
             ) from error
-        if type(error).__name__ not in {"InvalidParameterError", "XGBoostError"}:
+        if type(error).__name__ not in {"InvalidParameterError", "XGBoostError", "LightGBMError", "CatBoostError"}:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{name} refused a parameter: {reason}. Mend candidates.params") from error

@@ -35,6 +35,8 @@ AS_IT_COMES = {
 _SECONDS_PER_VALUE = 5e-6
 _COST = {
     "xgboost": 1.0,
+    "lightgbm": 0.8,
+    "catboost": 4.0,
     "hist_gradient_boosting": 1.0,
     "extra_trees": 1.5,
     "random_forest": 3.0,

@@ -6,6 +6,7 @@ numbers but cannot run anything (docs/decisions/0021). Nothing in here reads a p
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -19,7 +20,7 @@ import numpy as np
 
 from rareclass.core.dataset import AnyArray
 from rareclass.core.fitted import check_nodes
-from rareclass.errors import ModelError
+from rareclass.errors import MissingExtraError, ModelError
 
 Files = dict[str, bytes]
 
@@ -114,6 +115,10 @@ class _Writer:
         module = type(value).__module__.partition(".")[0]
         if module == "xgboost":
             return self._file("ubj", bytes(value.save_raw("ubj")))
+        if module == "lightgbm":
+            return self._file("lgb", value.model_to_string().encode())
+        if module == "catboost":
+            return self._file("cbm", value._serialize_model())
         if module in ("sklearn", "imblearn"):
             import skops.io
 
@@ -166,6 +171,10 @@ class _Reader:
             return datetime.fromisoformat(tree["value"])
         if kind == "ubj":
             return _booster(self._files[tree["file"]])
+        if kind == "lgb":
+            return _leaves(self._files[tree["file"]])
+        if kind == "cbm":
+            return _symmetric_trees(self._files[tree["file"]])
         if kind == "skops":
             return _estimator(self._files[tree["file"]])
         raise ValueError(f"unknown kind '{kind}'")
@@ -178,6 +187,74 @@ def _booster(content: bytes) -> Any:
         return xgb.Booster(model_file=bytearray(content))
     except xgb.core.XGBoostError as error:
         raise ValueError(str(error).splitlines()[-1][:200]) from None
+
+
+def _leaves(content: bytes) -> Any:
+    """A booster of LightGBM, after a look at every tree: its compiled code follows the numbers that a file gives it."""
+    if importlib.util.find_spec("lightgbm") is None:
+        raise MissingExtraError("lightgbm", "lightgbm", "this model")
+    import lightgbm as lgb
+
+    text = content.decode("utf-8")
+    head, *trees = text.partition("\nend of trees")[0].split("\nTree=")
+    features = 1 + int(_fields(head)["max_feature_idx"])
+    for tree in trees:
+        _check_leaves(_fields(tree), features)
+    try:
+        return lgb.Booster(model_str=text)
+    except lgb.basic.LightGBMError as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def _fields(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _check_leaves(tree: Mapping[str, str], features: int) -> None:
+    """Raise ModelError where a tree of LightGBM points outside of itself: a child is a later node or, negative, a leaf."""
+
+    def numbers(name: str) -> AnyArray:
+        return np.array(tree.get(name, "").split(), dtype=np.float64).astype(np.int64)
+
+    leaves = int(tree["num_leaves"])
+    left, right, kind = numbers("left_child"), numbers("right_child"), numbers("decision_type")
+    if len(tree["leaf_value"].split()) != leaves or leaves < 1 or (leaves == 1 and len(left)):
+        raise ModelError("a tree does not have the leaves that it says: the model is damaged. Train again")
+    if leaves == 1:
+        return
+    if not len(left) == len(right) == len(kind) == len(numbers("split_feature")) == leaves - 1:
+        raise ModelError("a tree does not have the nodes that it says: the model is damaged. Train again")
+    for child in (left, right):
+        if (child < -leaves).any():
+            raise ModelError("a tree's node points outside of the tree: the model is damaged. Train again")
+    inner = np.arange(leaves - 1)
+    for child in (left, right):
+        later = child[child >= 0]
+        if not ((later > inner[child >= 0]) & (later < leaves - 1)).all():
+            raise ModelError("a tree's node points outside of the tree: the model is damaged. Train again")
+    if not ((numbers("split_feature") >= 0) & (numbers("split_feature") < features)).all():
+        raise ModelError("a tree's node asks for a column that is not there: the model is damaged. Train again")
+    sets = numbers("threshold")[kind & 1 == 1]
+    ends = numbers("cat_boundaries")
+    if len(sets) and not (
+        len(ends) == int(tree["num_cat"]) + 1
+        and ((sets >= 0) & (sets < len(ends) - 1)).all()
+        and (np.diff(ends) >= 0).all()
+        and ends[0] == 0
+        and ends[-1] <= len(numbers("cat_threshold"))
+    ):
+        raise ModelError("a tree asks for categories that are not there: the model is damaged. Train again")
+
+
+def _symmetric_trees(content: bytes) -> Any:
+    if importlib.util.find_spec("catboost") is None:
+        raise MissingExtraError("catboost", "catboost", "this model")
+    from catboost import CatBoost, CatBoostError
+
+    try:
+        return CatBoost().load_model(blob=content)
+    except CatBoostError as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def _estimator(content: bytes) -> Any:

@@ -147,6 +147,7 @@ def test_mean_score_is_the_prevalence_whatever_rows_are_drawn_or_made(chain, kee
 
 
 FEW = {
+    "lightgbm": {"rounds": 30, "num_leaves": 4, "learning_rate": 0.3}, "catboost": {"rounds": 30, "depth": 2, "learning_rate": 0.3},
     "xgboost": {"rounds": 30, "max_depth": 2, "eta": 0.3}, "random_forest": {"n_estimators": 10, "min_samples_leaf": 10},
     "balanced_random_forest": {"n_estimators": 10, "min_samples_leaf": 10}, "extra_trees": {"n_estimators": 10, "min_samples_leaf": 10},
     "hist_gradient_boosting": {"max_iter": 12, "learning_rate": 0.3}, "mlp": {"epochs": 12, "hidden_layer_sizes": 8, "batch_size": 64}, "adaboost": {"n_estimators": 10},
