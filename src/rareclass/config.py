@@ -59,6 +59,43 @@ Duration = Annotated[
     PlainSerializer(format_duration, return_type=str),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+_SIZES = {
+    "": 1,
+    "K": 1000,
+    "M": 1000**2,
+    "G": 1000**3,
+    "T": 1000**4,
+    "Ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+}
+
+
+def parse_size(value: object) -> object:
+    """Turn ``4GiB``, ``4Gi`` or ``4000M`` into bytes; leave numbers alone. Raises ValueError otherwise."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*((?:[KMGT]i?)?)B?\s*", str(value))
+    if match is None:
+        raise ValueError(f"'{value}' is not a size; write a number and a unit, like 4GiB, 512MiB or 2.5GB")
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
+def format_size(value: int) -> str:
+    """Write bytes in the largest unit that keeps them whole, as Kubernetes reads it: ``4Gi``."""
+    for unit, size in sorted(_SIZES.items(), key=lambda item: -item[1]):
+        if value and value % size == 0:
+            return f"{value // size}{unit}"
+    return str(value)
+
+
+Size = Annotated[
+    int,
+    Field(gt=0),
+    BeforeValidator(parse_size, json_schema_input_type=str),
+    PlainSerializer(format_size, return_type=str),
+]
 
 
 def _texts(value: object) -> object:
@@ -286,7 +323,10 @@ class ComputeSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of XGBoost")
     threads: int | None = Field(None, ge=1, description="Threads; default: the processors this process may use")
     cpu: str = Field("2", description="CPU request of a pipeline step on Kubernetes")
-    memory: str = Field("4Gi", description="Memory of a pipeline step on Kubernetes (request and limit)")
+    memory: Size | None = Field(
+        None,
+        description="Most memory that a command takes, like 4GiB; a table that needs more is read as a stream and trained on a sample of its negatives. Default: .8 of what the process may use. On Kubernetes also the request and limit of a pipeline step (4Gi unless set)",
+    )
 
     def processors(self) -> int:
         """Threads to use: what is configured, else the processors this process may run on."""

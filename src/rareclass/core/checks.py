@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -56,6 +56,23 @@ def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) 
     return enforce(found)
 
 
+def check_counted(
+    names: Sequence[str], rows: int, *, infinite: AnyArray, filled: AnyArray, repeated: tuple[int, int], by_time: bool, data: DataSettings
+) -> list[Finding]:  # fmt: skip
+    """The same checks of rows whose features were only counted; which features give the target away is seen in a sample.
+
+    infinite, filled : (n_features,) how many values are infinite, and how many there are
+    repeated : rows that equal another one in every feature, and how many of these have a twin of the other label
+    Returns the warnings. Raises DataError as ``check_rows`` does.
+    """
+    checks = data.checks
+    found = [*_infinite(((name, int(n)) for name, n in zip(names, infinite, strict=True) if n), rows, checks)]
+    found += _all_missing((name for name, n in zip(names, filled, strict=True) if not n), checks)
+    enforce(found)
+    found += _identical(*repeated, rows, by_time, checks)
+    return enforce(found)
+
+
 def _finding(checks: ChecksSettings, check: str, column: str | None, message: str) -> Iterator[Finding]:
     severity = getattr(checks, check)
     if severity != "off":
@@ -86,9 +103,13 @@ def check_ids(ids: pd.Series[Any], data: DataSettings) -> list[Finding]:
     repeated = ids.duplicated(keep=False)
     if data.checks.duplicate_ids == "off" or not repeated.any():
         return []
-    first = ids[repeated].iloc[0]
+    return check_repeated_ids(int(repeated.sum()), len(ids), ids[repeated].iloc[0], data)
+
+
+def check_repeated_ids(repeated: int, rows: int, first: object, data: DataSettings) -> list[Finding]:
+    """Report so many rows of all whose id is another row's, too; first : one of these ids."""
     message = (
-        f"column '{data.id}' (the id) repeats in {int(repeated.sum()):,} of {len(ids):,} rows, like {first!r}. "
+        f"column '{data.id}' (the id) repeats in {repeated:,} of {rows:,} rows, like {first!r}. "
         "Set data.id to a column that differs on every row, or data.checks.duplicate_ids: warning"
     )
     return enforce(list(_finding(data.checks, "duplicate_ids", data.id, message)))
@@ -116,11 +137,14 @@ def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: DataSettings) 
 
 def check_infinite(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     """Columns with plus or minus infinity, also from numbers too large for float32."""
-    if checks.infinite_values == "off":
-        return
-    for name, count in _counts(rows, np.isinf):
+    if checks.infinite_values != "off":
+        yield from _infinite(_counts(rows, np.isinf), len(rows), checks)
+
+
+def _infinite(counts: Iterable[tuple[str, int]], rows: int, checks: ChecksSettings) -> Iterator[Finding]:
+    for name, count in counts:
         message = (
-            f"column '{name}' is infinite (or beyond 3.4e38) in {count:,} of {len(rows):,} rows. "
+            f"column '{name}' is infinite (or beyond 3.4e38) in {count:,} of {rows:,} rows. "
             "Make those values missing, or drop it with data.drop, or set data.checks.infinite_values: warning"
         )
         yield from _finding(checks, "infinite_values", name, message)
@@ -128,10 +152,13 @@ def check_infinite(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
 
 def check_all_missing(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     """Columns without any value."""
-    for name, count in _counts(rows, np.isnan):
-        if count == len(rows):
-            message = f"column '{name}' has no value in any row; it is left out. Fill it, or take it out with data.drop"
-            yield from _finding(checks, "all_missing", name, message)
+    yield from _all_missing((name for name, count in _counts(rows, np.isnan) if count == len(rows)), checks)
+
+
+def _all_missing(names: Iterable[str], checks: ChecksSettings) -> Iterator[Finding]:
+    for name in names:
+        message = f"column '{name}' has no value in any row; it is left out. Fill it, or take it out with data.drop"
+        yield from _finding(checks, "all_missing", name, message)
 
 
 def _counts(rows: Rows, what: Callable[[FloatMatrix], BoolArray]) -> list[tuple[str, int]]:
@@ -147,14 +174,32 @@ def check_identical(rows: Rows, checks: ChecksSettings, content: AnyArray | None
     if checks.identical_rows == "off" or len(rows) < 2:
         return
     index, group = _repeated(rows.x, content)
-    if not len(index):
+    torn = _torn(group, rows.y[index]) if len(index) else 0
+    yield from _identical(len(index), torn, len(rows), rows.time is not None, checks)
+
+
+def _torn(group: IntArray, y: AnyArray) -> int:
+    """Return how many rows are in a group of both labels."""
+    positives, size = np.bincount(group, y), np.bincount(group)
+    return int(size[(positives > 0) & (positives < size)].sum())
+
+
+def repeated(content: AnyArray, y: AnyArray) -> tuple[int, int]:
+    """Return how many rows equal another one, and how many of these have a twin of the other label.
+
+    content : (n,) hashes that are equal where rows are equal in every feature
+    """
+    index, group = _repeated(np.empty((len(content), 0), dtype=np.float32), content)
+    return len(index), _torn(group, y[index]) if len(index) else 0
+
+
+def _identical(repeats: int, torn: int, rows: int, by_time: bool, checks: ChecksSettings) -> Iterator[Finding]:
+    if not repeats:
         return
-    positives, size = np.bincount(group, rows.y[index]), np.bincount(group)
-    torn = int(size[(positives > 0) & (positives < size)].sum())
     both = f", {torn:,} of them with both labels: no model can tell these apart" if torn else ""
-    kept = "They stay on one side of every split" if rows.time is None else "Their times make them events of their own"
+    kept = "Their times make them events of their own" if by_time else "They stay on one side of every split"
     message = (
-        f"{len(index):,} of {len(rows):,} rows equal another one in every feature{both}. "
+        f"{repeats:,} of {rows:,} rows equal another one in every feature{both}. "
         f"{kept}; remove repeats in the source if they are not meant"
     )
     yield from _finding(checks, "identical_rows", None, message)
@@ -185,10 +230,13 @@ def check_leaks(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
     if checks.leak == "off" or not 0 < rows.positives < len(rows):
         return
     index, weight = _screen(rows.y)
+    natural = rows.natural
+    if natural is not None:  # drawn from a larger table: what a negative stands for
+        weight = weight * natural[index]
     for feature, column in _columns(rows):
         value, how = _alone(column[index], rows.y[index], weight, feature)
         if value >= checks.leak_ap - _SCREEN_SLACK and len(index) < len(rows):
-            value, how = _alone(column, rows.y, np.ones(len(rows)), feature)
+            value, how = _alone(column, rows.y, np.ones(len(rows)) if natural is None else natural, feature)
         if value >= checks.leak_ap:
             message = (
                 f"column '{feature.name}' ({how}) alone reaches an average precision of {value:.3f}: it may be known only "

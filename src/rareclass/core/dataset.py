@@ -292,6 +292,8 @@ class Rows:
     weight : (n,) inverse-propensity weight, 1 = an ordinary row
     fold : (n,) int, fold of a resampled row (-1: the fit on all rows)
     keep : (n,) False where `train.filter` or `train.majority_quantile` keeps a fit from the row; None: nothing is kept from it
+    drawn : (n,) probability with which the row was drawn from a table larger than memory, by its class; ``weight`` holds its
+        inverse already, so that whatever is estimated with it is on the natural prevalence. None: the rows are all there are
     """
 
     schema: Schema
@@ -304,6 +306,7 @@ class Rows:
     weight: FloatArray | None = None
     fold: IntArray | None = None
     keep: BoolArray | None = None
+    drawn: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -314,8 +317,18 @@ class Rows:
 
     @property
     def prevalence(self) -> float:
-        """Share of the rare class; NaN without rows."""
-        return float(self.y.mean()) if len(self.y) else float("nan")
+        """Share of the rare class, among the rows that these were drawn from where they were; NaN without rows."""
+        return float(np.average(self.y, weights=self.natural)) if len(self.y) else float("nan")
+
+    @property
+    def natural(self) -> FloatArray | None:
+        """(n,) how many rows each one stands for; None where each stands for itself."""
+        return None if self.drawn is None else 1.0 / self.drawn
+
+    @property
+    def represented(self) -> int:
+        """How many rows these stand for: their number, where they are all there are."""
+        return len(self) if self.drawn is None else round(float((1.0 / self.drawn).sum()))
 
     @property
     def weighted_prevalence(self) -> float:
@@ -333,6 +346,14 @@ class Rows:
     def learnable(self) -> Rows:
         """Return the rows that a fit may see; these rows themselves where that is all of them."""
         return self if self.keep is None else self.take(self.keep)
+
+    def as_drawn(self) -> Rows:
+        """Return the rows as a fit takes them: those that were drawn count as they are, and the fit is corrected for that."""
+        if self.drawn is None:
+            return self
+        weight = None if self.weight is None else self.weight * self.drawn
+        plain = weight is None or np.allclose(weight, 1.0)
+        return replace(self, drawn=None, weight=None if plain else weight)
 
     def block(self) -> NDArray[np.int64] | None:
         """(n,) bootstrap block: the day where there is time, else the entity, else None (rows are independent)."""
@@ -354,8 +375,11 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     arrays: dict[str, Any] = {}
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
-        if name == "keep" and any(array is not None for array in found):  # parts without one are kept whole
-            found = [np.ones(len(part), dtype=bool) if part.keep is None else part.keep for part in parts]
+        if name in ("keep", "drawn") and any(array is not None for array in found):  # parts without one are kept whole
+            kind = bool if name == "keep" else np.float64
+            found = [
+                np.ones(len(part), dtype=kind) if one is None else one for part, one in zip(parts, found, strict=True)
+            ]
         arrays[name] = None if any(array is None for array in found) else _joined(found)
     return Rows(schema=first.schema, **arrays)
 

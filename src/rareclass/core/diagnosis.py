@@ -10,6 +10,7 @@ import numpy as np
 
 from rareclass.config import Config, RegimeSettings
 from rareclass.core.dataset import IntArray, Rows
+from rareclass.core.drawn import natural_sample
 from rareclass.core.estimate import Estimate, share_of
 from rareclass.core.periods import monday
 
@@ -128,17 +129,18 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
     """
     confidence = config.evaluate.confidence
     threads = config.compute.processors()
-    negatives = len(rows) - rows.positives
+    count = rows.represented
+    negatives = count - rows.positives
     kinds, overlap, asked, reference = point_types(rows, seed=config.train.seed, threads=threads)
     found = Diagnosis(
-        rows=len(rows),
+        rows=count,
         positives=rows.positives,
-        prevalence=share_of(rows.positives, len(rows), confidence=confidence),
+        prevalence=share_of(rows.positives, count, confidence=confidence),
         ratio=negatives / rows.positives if rows.positives else float("inf"),
         regime=regime(rows.positives, config.regime),
         features=len(rows.schema.features),
         categorical=int(rows.schema.categorical.sum()),
-        missing=_missing_share(rows),
+        missing=_missing_share(natural_sample(rows)),
         by_period=prevalence_by_period(rows, confidence=confidence),
         by_segment=prevalence_by_segment(rows, config.evaluate.slices, confidence=confidence),
         point_types=kinds,
@@ -169,7 +171,7 @@ def prevalence_by_period(rows: Rows, *, confidence: float = 0.95) -> dict[str, E
         if len(np.unique(unit)) <= _MAX_PERIODS:
             break
     names, group = np.unique(period, return_inverse=True)
-    return _by_group([str(name) for name in names], group, rows.y, confidence)
+    return _by_group([str(name) for name in names], group, rows, confidence)
 
 
 def prevalence_by_segment(
@@ -185,21 +187,24 @@ def prevalence_by_segment(
             continue
         codes = rows.x[:, position]
         group = np.where(np.isnan(codes), len(feature.categories), codes).astype(np.int64)
-        size = np.bincount(group, minlength=len(feature.categories) + 1)
+        size = np.bincount(group, rows.natural, minlength=len(feature.categories) + 1)
         largest = [int(level) for level in np.argsort(-size, kind="stable")[:_MAX_LEVELS] if size[level]]
         names = [*feature.categories, "(missing)"]
-        every = _by_group(names, group, rows.y, confidence)
+        every = _by_group(names, group, rows, confidence)
         found[feature.name] = {names[level]: every[names[level]] for level in largest}
         if not columns and len(found) == _MAX_SEGMENTS:
             break
     return found
 
 
-def _by_group(names: Sequence[str], group: IntArray, y: IntArray, confidence: float) -> dict[str, Estimate]:
-    size = np.bincount(group, minlength=len(names))
-    positives = np.bincount(group, y, minlength=len(names))
+def _by_group(names: Sequence[str], group: IntArray, rows: Rows, confidence: float) -> dict[str, Estimate]:
+    natural = rows.natural
+    each = rows.y if natural is None else rows.y * natural
+    size = np.bincount(group, natural, minlength=len(names))
+    positives = np.bincount(group, each, minlength=len(names))
     return {
-        name: share_of(int(p), int(n), confidence=confidence) for name, p, n in zip(names, positives, size, strict=True)
+        name: share_of(round(float(p)), round(float(n)), confidence=confidence)
+        for name, p, n in zip(names, positives, size, strict=True)
     }
 
 
@@ -214,6 +219,7 @@ def point_types(rows: Rows, *, seed: int = 0, threads: int = 1) -> tuple[dict[st
     """
     from rareclass.core.neighbours import distance_space, kneighbors_excluding_self
 
+    rows = natural_sample(rows)
     if min(rows.positives, len(rows) - rows.positives) <= NEIGHBOURS:
         return {}, float("nan"), 0, 0
     rng = np.random.default_rng(seed)

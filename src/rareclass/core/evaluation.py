@@ -23,7 +23,7 @@ from rareclass.core.bootstrap import (
     unbiased_estimate,
 )
 from rareclass.core.costs import CostArrays
-from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows
+from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate, wilson
 from rareclass.core.ranking import (
     RankingTable,
@@ -301,16 +301,10 @@ def slices(
     Numbers are cut at their quartiles; of a category the 20 most frequent levels are shown; missing is a level.
     Raises ConfigError for a column that is no feature.
     """
-    names = (
-        list(columns) or [f.name for f in rows.schema.features if f.kind == "categorical" and len(f.categories) > 1][:3]
-    )
+    names = sliced(rows.schema, columns)
     lines, decided = np.atleast_2d(np.asarray(score, dtype=np.float64)), np.atleast_2d(np.asarray(flagged, dtype=bool))
     block, results = rows.block(), []
     for name in names:
-        if name not in rows.schema.names:
-            raise ConfigError(
-                f"evaluate.slices: '{name}' is no feature.{nearest(name, rows.schema.names)} Set it to features of the model"
-            )
         for level, mask in levels(rows, name):
             own = Resamples(
                 int(mask.sum()), None if block is None else block[mask], bootstrap.resamples, bootstrap.seed
@@ -322,6 +316,16 @@ def slices(
             positives = int(rows.y[mask].sum())
             results.append(SliceResult(name, level, int(mask.sum()), positives, ap, recall, precision))
     return results
+
+
+def sliced(schema: Schema, columns: Sequence[str] = ()) -> list[str]:
+    """Return the columns that are reported by: those asked for, else up to three categories. Raises ConfigError for no feature."""
+    for name in columns:
+        if name not in schema.names:
+            raise ConfigError(
+                f"evaluate.slices: '{name}' is no feature.{nearest(name, schema.names)} Set it to features of the model"
+            )
+    return list(columns) or [f.name for f in schema.features if f.kind == "categorical" and len(f.categories) > 1][:3]
 
 
 def levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:

@@ -93,7 +93,7 @@ def resample_folds(
 
     parts = []
     for k, fold in enumerate(folds):
-        made = resample(dev.take(fold.train).learnable(), chain, seed=seed + k, threads=threads).rows
+        made = resample(dev.take(fold.train).learnable().as_drawn(), chain, seed=seed + k, threads=threads).rows
         parts.append(replace(made, fold=np.full(len(made), k, dtype=np.int64)))
     return concatenate(parts)
 
@@ -272,6 +272,7 @@ def _part(dev: Rows, fold: Fold, k: int, resampled: Rows | None, rule: CostArray
 
 def _fitted_on(known: Rows, rows: Rows, rule: CostArrays | None) -> _Part:
     """What a fit is given of the rows that are ``known`` to it: the same for a fold and for the final fit."""
+    rows = rows.as_drawn()
     return _Part(rows, sampling_factor(known, rows), None if rule is None else rule.of(rows.amount))
 
 
@@ -459,19 +460,20 @@ def refit(
     seed: int,
     threads: int = 1,
     device: str = "cpu",
+    once: bool = False,
 ) -> Ensemble:
     """Fit the chosen candidates on all ``rows``, rounds scaled up to their number, and weight them.
 
     weights : candidate name -> weight of its log-odds, as ``Selection.weights``
     What the folds were trained with holds here too: what `train.filter` leaves out, the resampling chain, the weighting and
-    the costs, by amount where there is one. Several seeds are averaged where that is cheap. The same arguments give the
-    same scores.
+    the costs, by amount where there is one. Several seeds are averaged where that is cheap, unless ``once``. The same
+    arguments give the same scores.
     """
     members: list[Member] = []
     for one in trained:
         if weights.get(one.candidate.name, 0.0) <= 0:
             continue
-        members += _refit_one(one, weights[one.candidate.name], rows, seed, threads, device)
+        members += _refit_one(one, weights[one.candidate.name], rows, seed, threads, device, once)
     if not members:
         raise DataError(
             f"none of the chosen candidates {', '.join(weights)} was trained. Pass the candidates that selection saw"
@@ -479,16 +481,19 @@ def refit(
     return Ensemble(tuple(members))
 
 
-def _refit_one(one: Trained, weight: float, rows: Rows, seed: int, threads: int, device: str) -> list[Member]:
+def _refit_one(
+    one: Trained, weight: float, rows: Rows, seed: int, threads: int, device: str, once: bool
+) -> list[Member]:
     candidate, fit_rows = one.candidate, rows.learnable()
     if candidate.group != "none":
         from rareclass.core.resampling import resample
 
-        fit_rows = resample(fit_rows, candidate.resample, seed=seed, threads=threads).rows
+        fit_rows = resample(fit_rows.as_drawn(), candidate.resample, seed=seed, threads=threads).rows
     part = _fitted_on(rows, fit_rows, one.costs)
     rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
     setting = _Setting(candidate, one.params, seed, threads, device, never)
-    seeds = max(1, round(weight * seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)))
+    worth = 1 if once else seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)
+    seeds = max(1, round(weight * worth))
     with setting.at_once(seeds, len(fit_rows)) as each:
         fits = each(lambda number: setting.fit(part.rows, part.costs, rounds=rounds, salt=number), range(seeds))
         return [Member(fitted, weight / seeds, rate * part.negative_sampling_rate) for fitted, rate in fits]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rareclass.adapters.tables.files import frame_of
+from rareclass.adapters.tables.columns import frame_of
 from rareclass.adapters.tables.ingest import open_data
 from rareclass.adapters.tables.reader import Reader, ReadPlan
 from rareclass.adapters.tables.sources import Source

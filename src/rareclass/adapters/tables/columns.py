@@ -245,3 +245,17 @@ def times(column: pa.Array, reading: TimeReading) -> tuple[AnyArray, pd.Series[A
     found, _ = reading.read(series_of(column))
     bad = np.isnat(found)
     return found, column.filter(pa.array(bad)).to_pandas() if bad.any() else pd.Series([], dtype=object)
+
+
+def frame_of(batch: pa.RecordBatch) -> pd.DataFrame:
+    """Return a batch as a frame: integers keep all digits beside missing values, text is text also where all is missing."""
+    columns = {name: _column(batch.column(place)) for place, name in enumerate(batch.schema.names)}
+    return pd.DataFrame(columns) if columns else pd.DataFrame(index=range(batch.num_rows))
+
+
+def _column(column: pa.Array) -> pd.Series[Any]:
+    if pa.types.is_string(column.type) and column.null_count == len(column):
+        return pd.Series([pd.NA] * len(column), dtype="string")
+    if pa.types.is_date(column.type):
+        return column.to_pandas()
+    return series_of(column)

@@ -17,7 +17,7 @@ from rareclass.core.hashing import MISSING, HashArray, combine, number_hash, tex
 from rareclass.core.reading import Reading, plain_text, reading_of
 from rareclass.errors import DataError
 
-_GROWTH = 1 << 26  # bytes by which a matrix of unknown length grows
+_GROWTH = 1 << 26  # bytes by which a matrix of unknown length grows at most
 _MAX_LEVELS = 200_000
 _PARTS = 4  # in which the columns of a batch are written at once
 _WORDS = 4  # mean number of words from which text is prose
@@ -31,14 +31,17 @@ class Grown:
     def __init__(self, dtype: Any, width: int | None = None, rows: int | None = None) -> None:
         self.shape = () if width is None else (width,)
         self.array: AnyArray = np.empty((rows or 0, *self.shape), dtype=dtype)
-        self.step = max(BATCH, _GROWTH // max(1, self.array.itemsize * (width or 1)))
+        self.most = _GROWTH // max(1, self.array.itemsize * (width or 1))
         self.length = 0
 
     def room(self, count: int) -> AnyArray:
         """Return a writable view of ``count`` new rows."""
         needed = self.length + count
         if needed > len(self.array):
-            self.array.resize((max(needed, len(self.array) + self.step), *self.shape), refcheck=False)
+            step = max(
+                BATCH, min(self.most, len(self.array) // 4)
+            )  # what is not used is filled with zeros all the same
+            self.array.resize((max(needed, len(self.array) + step), *self.shape), refcheck=False)
         view = self.array[self.length : needed]
         self.length = needed
         return view
@@ -111,6 +114,7 @@ class Encoder:
         self.names = list(names)
         self.readings = readings
         self.levels: list[Levels | None] = []
+        self.final: list[AnyArray | None] = []
         for name in self.names:
             kind = kind_of(types[name])
             if kind == "time":
@@ -155,12 +159,15 @@ class Encoder:
             if hashed is not None:
                 combine(hashed, levels.hash(codes, valid), name)
 
-    def check_levels(self, x: FloatMatrix, max_categories: int) -> None:
-        """Raise DataError for text that is prose or differs on most rows: no category can be learned from it."""
+    def check_levels(self, x: FloatMatrix, max_categories: int, counted: AnyArray | None = None) -> None:
+        """Raise DataError for text that is prose or differs on most rows: no category can be learned from it.
+
+        counted : (n_features,) values that are not missing, where they were counted already
+        """
         for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True)):
             if levels is None or len(levels.code) <= max_categories:
                 continue
-            filled = int(np.count_nonzero(~np.isnan(x[:, position])))
+            filled = int(np.count_nonzero(~np.isnan(x[:, position])) if counted is None else counted[position])
             prose = _words(levels) >= _WORDS and len(levels.code) > 0.1 * filled
             if prose or len(levels.code) > 0.5 * filled:
                 raise self._too_many(name, levels, filled)
@@ -180,12 +187,34 @@ class Encoder:
 
     def finish(self, x: FloatMatrix, train: AnyArray | slice, max_categories: int) -> list[Feature]:
         """Return the features and rewrite the codes in ``x`` in place: most frequent level of the training rows first."""
-        return [
-            Feature(name, reading=self.readings.features[name])
-            if levels is None
-            else _settle(name, levels, x[:, position], train, max_categories)
-            for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True))
-        ]
+        features = []
+        for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True)):
+            if levels is None:
+                features.append(Feature(name, reading=self.readings.features[name]))
+                self.final.append(None)
+            else:
+                feature, final = _settle(name, levels, x[train, position], max_categories)
+                features.append(feature)
+                self.final.append(final)
+        self.settle(x)
+        return features
+
+    def settle(self, x: FloatMatrix) -> None:
+        """Rewrite the codes of rows in place, as ``finish`` put the categories into order."""
+        for position, final in enumerate(self.final):
+            if final is None:
+                continue
+            column = x[:, position]
+            for start in range(0, len(column), BATCH):
+                part = column[start : start + BATCH]
+                part[:] = final[np.where(np.isnan(part), len(final) - 1, part).astype(np.int64)]
+
+    def grown(self) -> bool:
+        """Whether levels were met since ``finish``: the rows are not those that were read first."""
+        settled = zip(self.levels, self.final, strict=True)
+        return any(
+            final is not None and levels is not None and len(levels.code) >= len(final) for levels, final in settled
+        )
 
 
 def _words(levels: Levels) -> float:
@@ -193,8 +222,9 @@ def _words(levels: Levels) -> float:
     return float(np.mean([len(value.split()) for value in sample])) if sample else 0.0
 
 
-def _settle(name: str, levels: Levels, column: AnyArray, train: AnyArray | slice, max_categories: int) -> Feature:
-    texts, codes = levels.texts(), column[train]
+def _settle(name: str, levels: Levels, codes: AnyArray, max_categories: int) -> tuple[Feature, AnyArray]:
+    """Return the feature, and its final codes by the codes of the reading, the last one for missing values."""
+    texts = levels.texts()
     met = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(texts))
     counts: dict[str, int] = {}
     for text, count in zip(texts, met.tolist(), strict=True):
@@ -206,10 +236,8 @@ def _settle(name: str, levels: Levels, column: AnyArray, train: AnyArray | slice
     final = np.full(len(levels.code) + 1, len(kept) if pooled else np.nan, dtype=np.float32)
     final[:-1] = [kept.get(text, final[0]) for text in texts]
     final[-1] = np.nan
-    for start in range(0, len(column), BATCH):
-        part = column[start : start + BATCH]
-        part[:] = final[np.where(np.isnan(part), len(levels.code), part).astype(np.int64)]
-    return Feature(name, "categorical", (*kept, *((OTHER,) if pooled else ())), levels.reading())
+    feature = Feature(name, "categorical", (*kept, *((OTHER,) if pooled else ())), levels.reading())
+    return feature, final
 
 
 def reorder(array: AnyArray, order: AnyArray) -> None:

@@ -18,7 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rareclass.adapters.tables.columns import format_of, series_of
+from rareclass.adapters.tables.columns import format_of, frame_of
 from rareclass.adapters.tables.csv_files import Format
 from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column, open_source
 from rareclass.config import DataSettings
@@ -33,7 +33,7 @@ _META = b"rareclass_schema"
 _ARRAYS = {
     "y": pa.int64(), "row_id": pa.uint64(), "time": pa.timestamp("us"), "entity": pa.uint64(),
     "amount": pa.float64(), "weight": pa.float64(), "fold": pa.int64(),
-    "keep": pa.bool_(),
+    "keep": pa.bool_(), "drawn": pa.float64(),
 }  # fmt: skip
 
 
@@ -191,20 +191,6 @@ def _opened(
 def _given(*names: str | None) -> list[str]:
     """Return the names that there are."""
     return [name for name in names if name is not None]
-
-
-def frame_of(batch: pa.RecordBatch) -> pd.DataFrame:
-    """Return a batch as a frame: integers keep all digits beside missing values, text is text also where all is missing."""
-    columns = {name: _column(batch.column(place)) for place, name in enumerate(batch.schema.names)}
-    return pd.DataFrame(columns) if columns else pd.DataFrame(index=range(batch.num_rows))
-
-
-def _column(column: pa.Array) -> pd.Series[Any]:
-    if pa.types.is_string(column.type) and column.null_count == len(column):
-        return pd.Series([pd.NA] * len(column), dtype="string")
-    if pa.types.is_date(column.type):
-        return column.to_pandas()
-    return series_of(column)
 
 
 def read_frame(

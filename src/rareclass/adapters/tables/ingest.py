@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rareclass.adapters.tables import card
+from rareclass.adapters.tables import card, streaming
 from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
+from rareclass.adapters.tables.room import Room
 from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column, open_source
 from rareclass.config import Config, DataSettings, OutliersSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
+from rareclass.core.drawn import natural_sample
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.times import TimeReading
@@ -41,6 +43,7 @@ class Ingested:
     incumbent_everywhere : what it says to training, validation and test rows, where all of them judge (core.crossfitting)
     rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known entities;
         the final fit takes them, too
+    beyond : of a table that is larger than memory, all validation and test rows; the parts are a weighted sample then
     """
 
     train: Rows
@@ -56,6 +59,7 @@ class Ingested:
     incumbent: Champion | NotComparable | None = None
     rest: Rows | None = None
     incumbent_everywhere: Champion | None = None
+    beyond: streaming.Beyond | None = None
 
 
 def location(data: DataSettings) -> str:
@@ -81,20 +85,27 @@ def time_reading(data: DataSettings) -> TimeReading:
 
 
 def ingest(config: Config, progress: Progress | None = None) -> Ingested:
-    """Read the source once, streamed, and return its rows checked, encoded and split.
+    """Read the source once, in batches, and return its rows checked, encoded and split.
 
     Numbers become float32, texts and booleans categories learned from the training rows. The three parts are views of
-    one matrix. Raises DataError, ConfigError or NoPositivesError with one line.
+    one matrix. Of a table that needs more than `compute.memory` they are a weighted sample, read in a second pass, and
+    ``beyond`` reads all validation and test rows. Raises DataError, ConfigError or NoPositivesError with one line.
     """
     say = progress or (lambda message: None)
-    source = open_data(config.data)
-    raw = _read(config, source, say)
-    say(f"{len(raw.y):,} rows read; splitting")
-    return _settled(config, source, raw)
-
-
-def _read(config: Config, source: Source, say: Progress) -> Raw:
+    source, room = open_data(config.data), Room.of(config)
     plan = ReadPlan.of(config, source)
+    raw = _read(config, source, plan, room, say)
+    say(f"{len(raw.y):,} rows read; splitting")
+    if raw.counts is not None and room is not None:
+        return _streamed(config, source, plan, raw, room, say)
+    warnings = _checked(config, raw)
+    content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
+    parts = _split(config, raw)
+    raw.content = None
+    return _settled(config, raw, parts, warnings, content_hash)
+
+
+def _read(config: Config, source: Source, plan: ReadPlan, room: Room | None, say: Progress) -> Raw:
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
 
     def use(batch: pa.RecordBatch) -> None:
@@ -103,11 +114,18 @@ def _read(config: Config, source: Source, say: Progress) -> Raw:
             say(f"{reader.read:,} rows read")
 
     with ThreadPoolExecutor(config.compute.processors()) as pool:
-        reader = Reader(config, source, plan, pool.map)
+        reader = Reader(config, source, plan, pool.map, room=room)
         for batch in source.scan(plan.names, plan.filter, plan.extra):
             use(batch)
     pa.default_memory_pool().release_unused()
     return reader.done()
+
+
+def _split(config: Config, raw: Raw) -> splitting.Split:
+    return splitting.split(
+        y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
+        label_delay=config.data.label_delay, seed=config.train.seed,
+    )  # fmt: skip
 
 
 def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list[Finding]]:
@@ -115,12 +133,20 @@ def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list
 
     Categories are learned from all rows, so nothing may be trained on these. Raises as `ingest` does.
     """
-    raw = _read(config, open_data(config.data), progress or (lambda message: None))
-    warnings = _checked(config, raw)
+    say = progress or (lambda message: None)
+    source, room = open_data(config.data), Room.of(config)
+    plan = ReadPlan.of(config, source)
+    raw = _read(config, source, plan, room, say)
+    if raw.counts is not None and room is not None:
+        place = np.zeros(len(raw.y), dtype=np.int8)
+        raw, warnings, _ = _sampled(config, source, plan, raw, place, room, say)
+    else:
+        warnings = _checked(config, raw)
     features = raw.encoder.finish(raw.x, slice(None), config.data.max_categories)
     schema = Schema(tuple(features), raw.roles(config.data))
     y = raw.y.astype(np.int64)
-    return Rows(schema, raw.x, y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight), warnings
+    rows = Rows(schema, raw.x, y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, drawn=raw.drawn)
+    return rows, warnings
 
 
 def _checked(config: Config, raw: Raw) -> list[Finding]:
@@ -130,15 +156,60 @@ def _checked(config: Config, raw: Raw) -> list[Finding]:
     return warnings
 
 
-def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
-    data = config.data
-    warnings = _checked(config, raw)
-    content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
-    parts = splitting.split(
-        y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
-        label_delay=data.label_delay, seed=config.train.seed,
-    )  # fmt: skip
+def _sampled(
+    config: Config, source: Source, plan: ReadPlan, raw: Raw, place: AnyArray, room: Room, say: Progress
+) -> tuple[Raw, list[Finding], streaming.Drawn]:
+    """Check what was counted of a table that is larger than memory, and return a sample of it; marks it in ``place``."""
+    counts, data = raw.counts, config.data
+    assert counts is not None
+    repeated = (0, 0) if raw.content is None else checks.repeated(raw.content, raw.y)
+    warnings = [
+        *raw.findings,
+        *checks.check_counted(
+            raw.encoder.names, len(raw.y), infinite=counts.infinite, filled=counts.filled, repeated=repeated,
+            by_time=raw.time is not None, data=data,
+        ),
+    ]  # fmt: skip
     raw.content = None
+    drawn = streaming.draw(raw, place, room, config.train.seed)
+    say(drawn.in_words())
+    sample = streaming.take(config, source, plan, raw, place, drawn)
+    provisional = Rows(
+        Schema(tuple(_provisional(raw.encoder))), sample.x, sample.y, sample.row_id, sample.time, drawn=sample.drawn
+    )
+    warnings += checks.enforce(list(checks.check_leaks(provisional, data.checks)))
+    warnings.append(Finding("larger_than_memory", "warning", None, drawn.in_words()))
+    _clean(sample)
+    return sample, warnings, drawn
+
+
+def _streamed(config: Config, source: Source, plan: ReadPlan, raw: Raw, room: Room, say: Progress) -> Ingested:
+    """Split a table that is larger than memory, and bring a sample of it into the shape of one that is not."""
+    content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
+    parts = _split(config, raw)
+    place = streaming.place_of(len(raw.y), parts)
+    parts = replace(parts, train=place[:0], validation=place[:0], test=place[:0])  # 8 bytes a row, all in ``place`` now
+    sample, warnings, drawn = _sampled(config, source, plan, raw, place, room, say)
+    whole = streaming.by_part(raw, place)
+    there = place[place >= streaming.DRAWN] - streaming.DRAWN
+    own = {name: np.flatnonzero(there == code) for name, code in streaming.PARTS.items()}
+    found = _settled(config, sample, replace(parts, **own), warnings, content_hash)
+    named = list(whole.items())
+    data_card = found.card | {
+        "rows": {name: len(rows) for name, rows in named} | {"dropped": found.dropped},
+        "parts": splitting.describe(named), "prevalence": {name: rows.prevalence for name, rows in named},
+        "by_time": card.by_time(named), "drawn": drawn.to_json(),
+    }  # fmt: skip
+    del named, whole["train"]
+    for name in ("row_id", "time", "entity", "amount", "weight", "keep"):
+        setattr(raw, name, None)  # what is left of it is in ``whole``
+    beyond = streaming.Beyond(config, source, plan, raw, place, found.schema, drawn, whole)
+    return replace(found, card=data_card, beyond=beyond)
+
+
+def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Finding], content_hash: str) -> Ingested:
+    """Arrange the rows by the parts of their split, learn the categories and make the data card."""
+    data = config.data
     kept, left_out = _kept_for_training(config, raw, parts.train)
     dropped = {**raw.dropped, **{name: count for name, count in parts.dropped.items() if count}, **left_out}
     rest = np.ones(len(raw.y), dtype=bool)
@@ -151,8 +222,9 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
     _arrange(raw, order, bounds)
     del order
     whole = Rows(
-        schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, keep=raw.keep
-    )
+        schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, keep=raw.keep,
+        drawn=raw.drawn,
+    )  # fmt: skip
     *parts_of, others = [whole.take(where) for where in bounds]
     named = list(zip(("train", "validation", "test"), (parts_of[0].learnable(), *parts_of[1:]), strict=True))
     data_card = {
@@ -160,7 +232,7 @@ def _settled(config: Config, source: Source, raw: Raw) -> Ingested:
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
         "parts": splitting.describe(named), "split": boundaries, "train_kept": kept,
         "prevalence": {name: rows.prevalence for name, rows in named},
-        "by_time": card.by_time(named), "features": card.described(named), "content_hash": content_hash,
+        "by_time": card.by_time(named), "features": card.described([("train", natural_sample(named[0][1]))]), "content_hash": content_hash,
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
     return Ingested(
@@ -200,15 +272,19 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
     if raw.keep is None and config.train.majority_quantile == 1 and not config.train.outliers:
         return 1.0, {}
     keep = np.ones(len(raw.y), dtype=bool) if raw.keep is None else raw.keep.astype(bool)
-    left_out = {} if raw.keep is None else {"train_filter": int((~keep[train]).sum())}
+
+    def rows(marked: BoolArray) -> int:  # of the table that these were drawn from
+        return int(marked.sum()) if raw.drawn is None else round(float((1.0 / raw.drawn[train][marked]).sum()))
+
+    left_out = {} if raw.keep is None else {"train_filter": rows(~keep[train])}
     if config.train.majority_quantile < 1:
         outlying = _outlying(raw, train[keep[train]], config.train.majority_quantile) & keep
-        left_out["majority_outliers"] = int(outlying[train].sum())
+        left_out["majority_outliers"] = rows(outlying[train])
         keep &= ~outlying
     for rule in config.train.outliers:
         outlying = _outlying_in(raw, train[keep[train]], rule) & keep
         name = f"outliers of {rule.column}"
-        left_out[name] = left_out.get(name, 0) + int(outlying[train].sum())
+        left_out[name] = left_out.get(name, 0) + rows(outlying[train])
         keep &= ~outlying
     raw.keep = keep
     shares = [keep[train][raw.y[train] == label].mean() for label in (0, 1)]
@@ -267,7 +343,7 @@ def _arrange(raw: Raw, order: AnyArray, bounds: Sequence[slice]) -> None:
     """
     for bound in bounds:
         _sort(raw, order[bound])
-    for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, raw.keep):
+    for array in (raw.x, raw.y, raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, raw.keep, raw.drawn):
         if array is not None:
             reorder(array, order)
 

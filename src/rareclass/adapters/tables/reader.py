@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from rareclass.adapters.tables.columns import Readings, decide, series_of, times
 from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map
-from rareclass.adapters.tables.sources import INDEX, Source, conditions, expression, kind_of, missing_column
+from rareclass.adapters.tables.room import Room
+from rareclass.adapters.tables.sources import BATCH, INDEX, Source, conditions, expression, kind_of, missing_column
 from rareclass.config import Config, DataSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
@@ -86,6 +87,13 @@ class Raw:
     dropped: dict[str, int]
     digest: dict[bool, SetHash]
     """by class: every value that was read of its rows, in whatever order"""
+    drawn: AnyArray | None = None
+    counts: ColumnCounts | None = None
+    """of a table that is larger than memory: its features were counted and let go, ``x`` has no rows"""
+    rare: AnyArray | None = None
+    """by code of the target, whether that value is the rare class"""
+    levels: Levels | None = None
+    """the values of the target, by code"""
 
     def roles(self, data: DataSettings) -> Roles:
         """The columns with a part of their own, as a version keeps them."""
@@ -94,20 +102,42 @@ class Raw:
         )
 
 
+class ColumnCounts:
+    """What the checks ask of features that are not kept: how many values there are, and how many infinite ones, by column."""
+
+    def __init__(self, width: int) -> None:
+        self.filled, self.infinite = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
+
+    def add(self, x: FloatMatrix) -> None:
+        """Count some rows."""
+        self.filled += len(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            odd = np.flatnonzero(~np.isfinite(x.sum(axis=0)))  # most columns are whole, and a sum is the quickest look
+        self.filled[odd] -= np.isnan(x[:, odd]).sum(axis=0)
+        self.infinite[odd] += np.isinf(x[:, odd]).sum(axis=0)
+
+
 class Reader:
     """Collects batches.
 
     at_once : the `map` of an executor whose threads encode the columns
+    room : what may be kept; of a table that is larger the features are let go. None: everything is kept
+    readings : where it is known how the columns are read
     """
 
-    def __init__(self, config: Config, source: Source, plan: ReadPlan, at_once: Map = map) -> None:
+    def __init__(
+        self, config: Config, source: Source, plan: ReadPlan, at_once: Map = map, *, room: Room | None = None, readings: Readings | None = None
+    ) -> None:  # fmt: skip
         self.config, self.data, self.source, self.plan, self.at_once = config, config.data, source, plan, at_once
         # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
         data, rows = self.data, source.rows
-        self.readings: Readings = decide(data, source, plan.features, plan.filter)
+        self.room, self.counts = room, None
+        self.readings: Readings = readings or decide(data, source, plan.features, plan.filter)
         self.read = 0
+        self.hashed = True
+        """whether what is read is hashed as a whole, too: once is enough"""
         self.encoder: Encoder | None = None
         self._check_filtered_time()
         self.digest: dict[int, SetHash] = {}
@@ -146,7 +176,7 @@ class Reader:
         if self.encoder is None:
             types = dict(zip(batch.schema.names, batch.schema.types, strict=True))
             self.encoder = Encoder(self.plan.features, types, self.readings)
-            self.x = Grown(np.float32, len(self.plan.features), self.source.rows)
+            self.x = Grown(np.float32, len(self.plan.features), self._expected())
         assert self.x is not None
         target, labelled = self.targets.encode(batch.column(self.data.target))
         if len(self.targets.code) > _MAX_TARGETS:
@@ -169,11 +199,30 @@ class Reader:
         if batch.num_rows:
             self._append(batch, target, time)
 
-    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
+    def _expected(self) -> int | None:
+        """Rows to make room for at once: as many as there are, but no more than are kept."""
+        rows = self.source.rows
+        return rows if rows is None or self.room is None else min(rows, self.room.rows(len(self.plan.features)))
+
+    def _features(self, count: int) -> FloatMatrix:
+        """Return where the features of so many rows are written: at the end of those kept, or for the moment only."""
         assert self.x is not None
+        width = len(self.plan.features)
+        if self.counts is None and self.room is not None and self.x.length + count > self.room.rows(width):
+            self.counts, kept = ColumnCounts(width), self.x.done()
+            for start in range(0, len(kept), BATCH):
+                self.counts.add(kept[start : start + BATCH])
+            self.x = Grown(np.float32, width)
+        return self.x.room(count) if self.counts is None else np.empty((count, width), dtype=np.float32)
+
+    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
         count, data = batch.num_rows, self.data
         self.y.room(count)[:] = target
-        content, entity, ids = self._identified(batch, self.x.room(count), time)
+        x = self._features(count)
+        content, entity, ids = self._identified(batch, x, time)
+        if self.counts is not None and self.room is not None:
+            self.counts.add(x)
+            self.room.check(self.y.length, self._bytes_of_a_row())
         if self.time is not None and time is not None:
             self.time.room(count)[:] = time
         if self.entity is not None:
@@ -192,9 +241,16 @@ class Reader:
         if self.keep is not None:
             keep = self.keep.room(count)
             keep[:] = pc.fill_null(batch.column(_KEEP), False).to_numpy(zero_copy_only=False)
+        if not self.hashed:
+            return
         rows = rows_hash(content, id=row_id, time=time, entity=entity, amount=amount, weight=weight, keep=keep)
         for code in np.unique(target):
             self.digest.setdefault(int(code), SetHash()).add(rows[target == code])
+
+    def _bytes_of_a_row(self) -> int:
+        """What is kept of a row besides its features."""
+        kept = (self.y, self.row_id, self.content, self.time, self.entity, self.amount, self.weight, self.keep)
+        return sum(each.array.itemsize for each in kept if each is not None)
 
     def _identified(
         self, batch: pa.RecordBatch, x: FloatMatrix, time: AnyArray | None
@@ -202,7 +258,7 @@ class Reader:
         """Encode the features into ``x``; return the hashes of content and entity, and the ids."""
         assert self.encoder is not None
         content = np.zeros(batch.num_rows, dtype=np.uint64)
-        self.encoder.write(batch, x, content, self.at_once)
+        self.encoder.write(batch, x, content if self.hashed or self.data.id is None else None, self.at_once)
         entity = text_hash(_series(batch, self.data.entity)) if self.data.entity else None
         return content, entity, self._ids(batch, content, time, entity)
 
@@ -236,16 +292,18 @@ class Reader:
         findings = [*self.readings.findings, *self._target_findings(), *self._time_findings()]
         if not self.y.length:
             raise DataError(f"every row of '{masked(data.path)}' was left out: {self._lost()}. Mend the source")
-        codes, x = self.y.done(), self.x.done()
+        codes, x, counts = self.y.done(), self.x.done(), self.counts
         target, values = self._target(codes)
         rare = np.array([text == target.positive for text in self.targets.texts()])
         y = rare[codes].astype(np.int8)  # 64 bits when all else is done
-        self.encoder.check_levels(x, data.max_categories)
+        filled = counts.filled if counts is not None else None
+        self.encoder.check_levels(x, data.max_categories, filled)
         raw = Raw(
             self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
             target=target, values=values, findings=findings,
             dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
             digest={is_rare: SetHash.joined(one for code, one in self.digest.items() if bool(rare[code]) is is_rare) for is_rare in (True, False)},
+            counts=counts, rare=rare, levels=self.targets,
         )  # fmt: skip
         if raw.time is not None and self.readings.time is not None:
             check_span(str(data.time), raw.time, self.readings.time)
@@ -286,9 +344,17 @@ class Reader:
         if self.data.checks.duplicate_ids == "off" or not (ordered[1:] == ordered[:-1]).any():
             return []
         # only now the values themselves are needed, for the message
-        batches = self.source.scan([str(self.data.id)], [], {})
-        ids = pd.concat([_series(batch, str(self.data.id)) for batch in batches], ignore_index=True)
-        return checks.check_ids(ids, self.data)
+        again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        del ordered
+        count, rows, example = 0, 0, None
+        for batch in self.source.scan([str(self.data.id)], [], {}):
+            ids = _series(batch, str(self.data.id))
+            rows += len(ids)
+            repeated = np.isin(text_hash(ids), again)
+            if repeated.any() and not count:
+                example = ids[repeated].iloc[0]
+            count += int(repeated.sum())
+        return checks.check_repeated_ids(count, rows, example, self.data)
 
     def _target(self, codes: AnyArray) -> tuple[Target, dict[str, int]]:
         """Return how the target is read, with its rare class, and the rows of each of its values."""

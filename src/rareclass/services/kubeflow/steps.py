@@ -14,7 +14,7 @@ import pkgutil
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,7 @@ def ingest(
 
     def read() -> Any:
         rows = _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
+        rows = replace(rows, beyond=None)  # the other steps have files of rows: they judge on the weighted sample
         return steps.with_incumbent(settings, rows, run.champion(settings))
 
     found = _timed(ingested_path, "ingest", read)

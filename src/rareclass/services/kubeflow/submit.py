@@ -12,7 +12,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, SecretEnv, dump, environment_names
+from rareclass.config import Config, SecretEnv, dump, environment_names, format_size
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services.training.steps import Progress, silent
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rareclass.services.live.ledger import Action
 
 IMAGE = "rareclass/pipeline"
+STEP_MEMORY = "4Gi"
 _CRON_FIELDS = 6
 
 
@@ -104,7 +105,7 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
     placement = Placement(
         image=cluster.image or f"{IMAGE}:{installed('rareclass')}",
         cpu=config.compute.cpu,
-        memory=config.compute.memory,
+        memory=format_size(config.compute.memory) if config.compute.memory else STEP_MEMORY,
         env=cluster.env,
         secrets=_secrets(cluster.secrets),
         cache=version is not None,

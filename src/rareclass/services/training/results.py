@@ -162,7 +162,7 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
     ):
         logged.dataset(
             f"{run.config.name}-{context}", source=public(run.config)["data"]["path"], digest=card["content_hash"], context=context,
-            profile={"rows": len(rows), "positives": rows.positives},
+            profile={"rows": rows.represented, "positives": rows.positives},
         )  # fmt: skip
     results = {each.name: each for each in run.chosen.table}
     for one in run.trained:
@@ -221,6 +221,7 @@ def _periods(run: Run) -> dict[str, Any] | None:
     from rareclass.core import periods
 
     parts = {"train": run.ingested.train, "validation": run.ingested.validation, "test": run.ingested.test}
+    weights = [rows.natural for rows in parts.values()]
     times = [rows.time for rows in parts.values() if rows.time is not None]
     if len(times) < len(parts):
         return None
@@ -228,6 +229,7 @@ def _periods(run: Run) -> dict[str, Any] | None:
         np.concatenate(times),
         np.concatenate([rows.y for rows in parts.values()]),
         np.repeat(list(parts), [len(rows) for rows in parts.values()]),
+        natural=None if weights[0] is None else np.concatenate(weights),
         confidence=run.config.evaluate.confidence,
     )
     return {"unit": unit, "periods": [each.to_json() for each in found]}
@@ -249,8 +251,8 @@ def summarise(run: Run) -> dict[str, Any]:
         for name in ("ap", "roc_auc", "brier", "ece", "precision", "recall", "f1", "f2", "mcc", "cost")
     }
     ap = evaluation.metrics["ap"]
-    rows = {"train": run.ingested.train.learnable(), "validation": run.ingested.validation, "test": run.ingested.test}
-    everything = sum(len(part) for part in rows.values())
+    sizes, positives, prevalence = _sizes(run)
+    everything = sum(sizes.values())
     return clean({
         "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
         "forced": run.config.search.only is not None,
@@ -271,13 +273,27 @@ def summarise(run: Run) -> dict[str, Any]:
         "champion_left_out": judged.champion_left_out,
         "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons), "next": list(judged.decision.next_steps)},
         "judged_by": "test" if judged.crossed is None else "cross_fitting", "cross_fitting": _crossed(run),
-        "rows": {**{name: len(part) for name, part in rows.items()}, "refit": run.model.meta["trained"]["rows"]},
-        "positives": {name: part.positives for name, part in rows.items()},
-        "prevalence": {**{name: part.prevalence for name, part in rows.items()}, "all": sum(part.positives for part in rows.values()) / everything},
+        "rows": {**sizes, "refit": run.model.meta["trained"]["rows"]},
+        "positives": positives,
+        "prevalence": {**prevalence, "all": sum(positives.values()) / everything},
+        "drawn": None if run.drawn is None else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
         "regime": run.plan.diagnosis.regime,
         "data_hash": run.ingested.card["content_hash"],
         "seconds": dict(run.seconds), "peak_memory_bytes": peak_memory(),
     })  # fmt: skip
+
+
+def _sizes(run: Run) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
+    """Return rows, positives and prevalence by part: of the table, where the run trained on a sample of it."""
+    if "drawn" in run.ingested.card:
+        parts = run.ingested.card["parts"].items()
+        return tuple({name: part[key] for name, part in parts} for key in ("rows", "positives", "prevalence"))  # type: ignore[return-value]
+    rows = {"train": run.ingested.train.learnable(), "validation": run.ingested.validation, "test": run.ingested.test}
+    return (
+        {name: len(part) for name, part in rows.items()},
+        {name: part.positives for name, part in rows.items()},
+        {name: part.prevalence for name, part in rows.items()},
+    )
 
 
 def peak_memory() -> int | None:

@@ -125,7 +125,19 @@ def fit(
     with watch("select"):
         chosen = steps.select(config, dev, trained, progress)
     with watch("tune_threshold"):
-        tuning = steps.tune_threshold(config, dev, chosen, progress)
+        scored = None
+        if ingested.beyond is not None:
+            from rareclass.core import crossfitting
+            from rareclass.services.training import beyond
+
+            scored = beyond.score(
+                config, ingested, dev, folds, lambda rows, once: steps.fit_recipe(config, trained, chosen, rows, once=once),
+                shifts=crossfitting.shifts(trained, chosen.weights),
+                progress=lambda message: progress("tune_threshold", message),
+            )  # fmt: skip
+        tuning = steps.tune_threshold(
+            config, dev, chosen, progress, held_out=None if scored is None else scored.held_out
+        )
     with watch("evaluate"):
         judged = steps.evaluate(
             config,
@@ -137,11 +149,15 @@ def fit(
             champion=ingested.incumbent,
             everywhere=ingested.incumbent_everywhere,
             looks=looks(ingested.test),
+            beyond=scored,
             progress=progress,
         )
     with watch("refit"):
-        model = steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now, progress=progress)
-    return steps.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds)
+        model = steps.refit(
+            config, ingested, dev, trained, chosen, tuning, judged, now=now, beyond=scored, progress=progress
+        )
+    cost = None if scored is None else scored.half
+    return steps.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds, cost)
 
 
 def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:

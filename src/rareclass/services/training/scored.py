@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rareclass.core.dataset import FloatArray, Rows
+    from rareclass.core.dataset import AnyArray, FloatArray, Rows
     from rareclass.core.evaluation import Evaluation
     from rareclass.services.training.steps import Run
 
@@ -18,24 +18,36 @@ _MOST_VALUES = 20_000_000
 
 
 def test_rows(run: Run) -> pd.DataFrame:
-    """Return the test rows: label, score, decision, costs, block of the bootstrap, levels of slices, the champion's score."""
+    """Return the test rows, or a sample with weights of a table larger than memory: label, score, decision, costs, block of the bootstrap, levels of slices, the champion's score."""
     from rareclass.core import gating
 
     test, judged = run.ingested.test, run.judged
-    frame = _common(run, test, judged.score)
-    frame.insert(3, "decision", (judged.score >= run.tuning.thresholds[run.tuning.primary]).astype(int))
+    score = judged.score if judged.sampled is None else judged.sampled
+    frame = _common(run, test, score)
+    frame.insert(3, "decision", (score >= run.tuning.thresholds[run.tuning.primary]).astype(int))
     _add_levels(frame, test, judged.evaluation)
     champion = run.ingested.incumbent
     if isinstance(champion, gating.Champion):
+        if judged.sampled is not None and run.ingested.beyond is not None:
+            champion = champion.take(_places(run.ingested.beyond.rows["test"].row_id, test.row_id))
         frame["champion_score"], frame["champion_compared"] = champion.score, champion.compared
     return frame
+
+
+def _places(among: AnyArray, wanted: AnyArray) -> AnyArray:
+    """Return where each of the wanted ids stands."""
+    import numpy as np
+
+    order = np.argsort(among)
+    return np.asarray(order[np.searchsorted(among, wanted, sorter=order)])
 
 
 def heldout_rows(run: Run) -> pd.DataFrame:
     """Return the rows that the folds held out: label, calibrated score of the winner, what each candidate said."""
     chosen = run.chosen
     rows = run.dev.take(chosen.scored)
-    frame = _common(run, rows, run.tuning.score)
+    tuning = run.tuning
+    frame = _common(run, rows, tuning.score if tuning.sampled is None else tuning.sampled)
     done = [one for one in run.trained if one.complete]
     if len(done) * len(rows) > _MOST_VALUES:
         done = [one for k, one in enumerate(done) if k == 0 or one.candidate.name in chosen.weights]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rareclass.core.crossfitting import CrossFitting
     from rareclass.core.dataset import FloatArray, Rows
     from rareclass.core.diagnosis import Diagnosis
+    from rareclass.core.estimate import Estimate
     from rareclass.core.evaluation import Evaluation
     from rareclass.core.gating import Champion, GateDecision, NotComparable
     from rareclass.core.importance import Importance
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rareclass.core.selection import Selection
     from rareclass.core.thresholds import TunedThreshold
     from rareclass.core.training import Trained
+    from rareclass.services.training.beyond import ScoredBeyond, ScoredPart
 
 Progress = Callable[[str, str], None]
 """Called with the step and what it is doing."""
@@ -68,6 +70,8 @@ class Tuning:
     primary: str
     score: FloatArray
     """(n_scored,) calibrated out-of-fold scores, in the order of the scored development rows"""
+    sampled: FloatArray | None = None
+    """of a table that is larger than memory: (n,) the same of the sample's scored development rows; ``score`` is of all"""
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -95,6 +99,8 @@ class Judgement:
     """cost and alerts at every threshold, on the test rows"""
     learner: Any = None
     """the very fit that was judged, on the development rows: what ``train.refit: none`` serves"""
+    sampled: FloatArray | None = None
+    """of a table that is larger than memory: (n,) the same of the sample's test rows; ``score`` is of all test rows"""
     crossed: CrossFitting | None = None
     """what the gate judged instead of the test rows, which hold too few positives; None where the test rows judged"""
 
@@ -113,6 +119,8 @@ class Run:
     judged: Judgement
     model: RareModel
     seconds: Mapping[str, float]
+    drawn: Estimate | None = None
+    """of a table that is larger than memory: what half as many negatives to train on would cost in average precision"""
 
 
 def ingest(config: Config, progress: Progress = silent) -> Ingested:
@@ -234,13 +242,19 @@ def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Prog
     return selection.select(trained, dev, config=config, seed=config.train.seed)
 
 
-def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progress = silent) -> Tuning:
-    """Calibrate and tune the operating points on out-of-fold scores, which are on the natural prevalence already."""
+def tune_threshold(
+    config: Config, dev: Rows, chosen: Selection, progress: Progress = silent, *, held_out: ScoredPart | None = None
+) -> Tuning:
+    """Calibrate and tune the operating points on out-of-fold scores, which are on the natural prevalence already.
+
+    held_out : all held-out rows of a table that is larger than memory, of which ``dev`` is a sample
+    """
     from rareclass.core import calibration, thresholds
 
     progress("tune_threshold", "calibrate, then sweep every distinct score")
-    rows = dev.take(chosen.scored)
-    raw = chosen.oof[chosen.scored]
+    sample = dev.take(chosen.scored), chosen.oof[chosen.scored]
+    rows, raw = sample if held_out is None else (held_out.rows, held_out.raw)
+    share = rows.represented / dev.represented if held_out is None else 1.0
     fitted = calibration.fit(
         rows.y,
         raw,
@@ -255,14 +269,15 @@ def tune_threshold(config: Config, dev: Rows, chosen: Selection, progress: Progr
         score,
         config.threshold,
         costs=costs_of(config, dev, rows),
-        days=days(rows, share_of_all(config, dev, (1 - config.split.test) * len(rows) / len(dev))),
+        days=days(rows, share_of_all(config, dev, (1 - config.split.test) * share)),
         weight=rows.weight,
         block=rows.block(),
         n_boot=config.evaluate.bootstraps,
         confidence=config.evaluate.confidence,
         seed=config.train.seed,
     )
-    return Tuning(fitted, points, next(iter(points)), score)
+    sampled = None if held_out is None else fitted.calibrator(sample[1])
+    return Tuning(fitted, points, next(iter(points)), score, sampled)
 
 
 def share_of_all(config: Config, rows: Rows, spread: float) -> float:
@@ -285,9 +300,17 @@ def days(rows: Rows, share: float = 1.0) -> float | None:
 
 
 def fit_recipe(
-    config: Config, trained: Sequence[Trained], chosen: Selection, rows: Rows, seed: int | None = None
+    config: Config,
+    trained: Sequence[Trained],
+    chosen: Selection,
+    rows: Rows,
+    seed: int | None = None,
+    once: bool = False,
 ) -> Any:
-    """Fit the selected recipe (one candidate or an ensemble) on the given rows. seed : ``train.seed`` where it is not given"""
+    """Fit the selected recipe (one candidate or an ensemble) on the given rows.
+
+    seed : ``train.seed`` where it is not given · once : without an average of several seeds
+    """
     from rareclass.core import training
 
     members = [one for one in trained if one.candidate.name in chosen.weights]
@@ -298,6 +321,7 @@ def fit_recipe(
         seed=config.train.seed if seed is None else seed,
         threads=config.compute.processors(),
         device=config.compute.device,
+        once=once,
     )
 
 
@@ -314,7 +338,9 @@ def with_incumbent(
 
     parts = [ingested.train, ingested.validation, ingested.test]
     everywhere, crossed = None, unjudged(config, parts) == ""
-    judges = dataset.concatenate(parts) if crossed else ingested.test
+    if ingested.beyond is not None:
+        parts[-1] = replace(ingested.beyond.rows["test"], schema=ingested.schema)
+    judges = dataset.concatenate(parts) if crossed else parts[-1]
     incumbent = _incumbent(config, ingested, judges, found, progress)
     if config.gate.mode == "enabled" and (hopeless := undecidable(config, parts, judges, incumbent)):
         progress("gate", f"warning: {hopeless}")
@@ -336,6 +362,8 @@ def unjudged(config: Config, parts: Sequence[Rows]) -> str | None:
 
     if config.gate.mode == "disabled" or parts[-1].positives >= config.gate.min_positives:
         return None
+    if any(part.drawn is not None for part in parts):
+        return "cross-fitting over all rows is left out for a table that is larger than compute.memory"
     positives, rows = sum(part.positives for part in parts), sum(len(part) for part in parts)
     return crossfitting.why_not(positives, rows, config.gate, config.evaluate.cross_fitting_repeats) or ""
 
@@ -390,21 +418,28 @@ def _incumbent(
         )
     progress("ingest", f"{name} scores the rows that judge")
     try:
-        return _on_own_columns(config, rows, name, model, fresh)
+        return _on_own_columns(config, ingested, rows, name, model, fresh)
     except RareclassError as error:
         return NotComparable(name, " ".join(str(error).split()))
 
 
-def _on_own_columns(config: Config, test: Rows, name: str, model: RareModel, fresh: Any) -> Champion:
+def _on_own_columns(
+    config: Config, ingested: Ingested, test: Rows, name: str, model: RareModel, fresh: Any
+) -> Champion:
     import numpy as np
 
     from rareclass.adapters import tables
     from rareclass.core.gating import Champion
 
-    there, table = tables.table_for(config, test, model.schema)
-    score, decision = np.full(len(test), np.nan), np.zeros(len(test), dtype=bool)
-    score[there] = model.score(table)
-    decision[there] = model.decide(score[there])
+    if ingested.beyond is not None:
+        from rareclass.services.training import beyond
+
+        score, decision = beyond.champion_scores(ingested.beyond, model)
+    else:
+        there, table = tables.table_for(config, test, model.schema)
+        score, decision = np.full(len(test), np.nan), np.zeros(len(test), dtype=bool)
+        score[there] = model.score(table)
+        decision[there] = model.decide(score[there])
     only = [column for column in model.schema.names if column not in test.schema.names]
     note = f"{name} also reads {', '.join(map(repr, only[:5]))}, which this run does not" if only else ""
     mask = np.isin(np.arange(len(test)), fresh)
@@ -422,21 +457,26 @@ def evaluate(
     champion: Champion | NotComparable | None = None,
     everywhere: Champion | None = None,
     looks: int = 0,
+    beyond: ScoredBeyond | None = None,
     progress: Progress = silent,
 ) -> Judgement:
     """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge; where the test
     rows hold too few positives, judge by cross-fitting over all rows.
 
     champion : on the test rows · everywhere : on development and test rows, for cross-fitting
+    beyond : all test rows of a table that is larger than memory, with the fit that scored them; ``test`` is a sample of them
     looks : runs that were judged on these very test rows before, by the ledger
     """
     from rareclass.core import dataset as tables
     from rareclass.core import evaluation, gating, importance, tradeoff
     from rareclass.core.bootstrap import Resamples
 
+    sample = test
+    if beyond is not None:
+        test = beyond.test.rows
     progress("evaluate", f"the test rows, once: {len(test)} rows, {test.positives} positives")
-    learner = fit_recipe(config, trained, chosen, dev)
-    score = tuning.calibration.calibrator(learner.score(test.x))
+    learner = fit_recipe(config, trained, chosen, dev) if beyond is None else beyond.learner
+    score = tuning.calibration.calibrator(learner.score(test.x) if beyond is None else beyond.test.raw)
     money = costs_of(config, dev, test)
     found = evaluation.evaluate(
         test.y,
@@ -453,7 +493,7 @@ def evaluate(
         seed=config.train.seed,
     )
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
-    crossed, unless = cross_fitting(config, dev, test, trained, chosen, progress)
+    crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
     shared: dict[str, Any] = {
         "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence, "looks": looks, "seed": config.train.seed
@@ -463,19 +503,19 @@ def evaluate(
             found, test.y, score, champion, config.gate, costs=money, weight=test.weight, block=test.block(), unless=unless, **shared
         )  # fmt: skip
     else:
-        judges = tables.concatenate([dev, test]).take(crossed.rows)
+        judges = tables.concatenate([dev, sample]).take(crossed.rows)
         other = champion if everywhere is None else everywhere.take(crossed.rows)
         decision = gating.judge(
             crossed.evaluation, judges.y, crossed.score, other, config.gate, flagged=crossed.flagged, where=crossed.reason,
             costs=costs_of(config, dev, judges), weight=judges.weight, block=judges.block(), **shared,
         )  # fmt: skip
-    windows = prequential(config, tables.concatenate([dev, test]), trained, chosen, progress)
+    windows = prequential(config, tables.concatenate([dev, sample]), trained, chosen, progress)
     progress("evaluate", "what drives the scores")
     drives = importance.permutation_importance(
-        test,
+        sample,
         lambda x: tuning.calibration.calibrator(learner.score(x)),
         repeats=config.evaluate.importance_repeats,
-        block=test.block(),
+        block=sample.block(),
         n_boot=config.evaluate.bootstraps,
         confidence=config.evaluate.confidence,
         seed=config.train.seed,
@@ -491,7 +531,8 @@ def evaluate(
     )
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
-    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner, crossed)
+    sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
+    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner, sampled, crossed)
 
 
 def cross_fitting(
@@ -600,13 +641,14 @@ def refit(
     judged: Judgement,
     *,
     now: datetime,
+    beyond: ScoredBeyond | None = None,
     progress: Progress = silent,
 ) -> RareModel:
     """Fit the recipe on every labelled row, or take the judged fit (``train.refit``), and wrap it with all a version carries."""
     import numpy as np
 
     from rareclass import __version__
-    from rareclass.core import dataset
+    from rareclass.core import dataset, drawn
     from rareclass.core.model import RareModel
     from rareclass.core.profile import reference_profile
 
@@ -617,14 +659,19 @@ def refit(
     progress("refit", f"{chosen.winner} on {len(final)} rows")
     learner = fit_recipe(config, trained, chosen, known) if everything else judged.learner
     scored = dataset.concatenate([dev.take(chosen.scored), ingested.test])
-    held_out = np.concatenate([tuning.score, judged.score])
-    profile = reference_profile(
-        scored,
-        held_out,
-        threshold=tuning.thresholds[tuning.primary],
-        window=config.monitor.window,
-        weight=scored.weight,
+    held_out = np.concatenate(
+        [one.score if one.sampled is None else one.sampled for one in (tuning, judged)]  # of the rows at hand
     )
+    usual = drawn.natural_mask(scored)
+    limits: dict[str, Any] = {"threshold": tuning.thresholds[tuning.primary], "window": config.monitor.window}
+    reference = scored.take(usual)
+    profile = reference_profile(reference, held_out[usual], weight=reference.weight, **limits)
+    if beyond is not None:  # of the scores and decisions on all rows; the features are those of the sample
+        from rareclass.services.training.beyond import scored_rows
+
+        reference, score = scored_rows(beyond, (tuning.score, judged.score))
+        of_all = reference_profile(reference, score, weight=reference.weight, **limits)
+        profile = replace(of_all, features=profile.features)
     metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
     span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
     meta = {
@@ -632,7 +679,7 @@ def refit(
         "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
         "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
         "selected": chosen.winner, "members": dict(chosen.weights), "calibration": tuning.calibration.chosen, "metrics": metrics,
-        "prevalence": scored.weighted_prevalence, "typical": _typical(final), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+        "prevalence": scored.weighted_prevalence, "typical": _typical(drawn.natural_sample(final)), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
     }  # fmt: skip
     model = RareModel(
         schema=ingested.schema,

@@ -1,0 +1,307 @@
+"""A table that is larger than memory: read twice before training, and once more when the chosen recipe scores it.
+
+The first reading keeps what tells rows apart (target, id, time, entity) and counts the rest; the split is made of that, so it
+is the one that the whole table would get. The second one takes every row of the rare class and a share of the others, drawn
+by the hash of their ids: the same rows again whatever else the table holds. ``Rows.drawn`` says with which probability, and
+``Rows.weight`` what each row stands for. The third streams all validation and test rows through the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import floor, log10
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rareclass.adapters.tables.columns import frame_of
+from rareclass.adapters.tables.encoding import Grown, Map
+from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
+from rareclass.adapters.tables.room import LEAST, Room, in_words
+from rareclass.adapters.tables.sources import Source
+from rareclass.config import Config
+from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Rows, Schema
+from rareclass.core.hashing import CHUNK, unit
+from rareclass.core.splitting import Split
+from rareclass.errors import DataError
+
+TRAIN, VALIDATION, TEST, REST = range(4)
+PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+DRAWN = 4  # added to the part of a row that is in the sample
+_SALT = 611_953
+_PROBES = 256  # rows of a batch whose ids are compared when the table is read again
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What was taken of the table.
+
+    memory : bytes that this process should stay below · rows, positives : in the table; sampled : of them in the sample
+    positives_rate, negatives_rate : share of each class in the sample
+    """
+
+    memory: int
+    rows: int
+    positives: int
+    sampled: int
+    positives_rate: float
+    negatives_rate: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "memory_bytes": self.memory, "rows": self.rows, "positives": self.positives, "sampled": self.sampled,
+            "positives_rate": self.positives_rate, "negatives_rate": self.negatives_rate,
+        }  # fmt: skip
+
+    def in_words(self) -> str:
+        """One sentence for a person."""
+        positives = "all" if self.positives_rate == 1 else f"{self.positives_rate:.3g} of the"
+        return (
+            f"{self.rows:,} rows are more than {in_words(self.memory)} of memory hold: trained on {self.sampled:,} of them, "
+            f"{positives} {self.positives:,} of the rare class and {self.negatives_rate:.3g} of the others, by hash; "
+            "all validation and test rows are scored"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows of a part. at : their place among the part's rows · table : the columns that were asked for, as they are
+    written"""
+
+    part: str
+    at: slice
+    x: FloatMatrix
+    table: pd.DataFrame | None
+
+
+def rates(rows: int, positives: int, most: int) -> tuple[float, float]:
+    """Return the share of positives and of negatives to take so that about ``most`` rows are: all positives where they take
+    up to half of it. Rounded down to three digits, so that about equal memories draw equal samples."""
+    negatives = rows - positives
+    if positives <= most / 2:
+        return 1.0, _three_digits((most - positives) / max(1, negatives))
+    return _three_digits(most / 2 / positives), _three_digits(most / 2 / max(1, negatives))
+
+
+def _three_digits(share: float) -> float:
+    if share >= 1:
+        return 1.0
+    scale = 10.0 ** (2 - floor(log10(share)))
+    return floor(share * scale) / scale
+
+
+def place_of(count: int, parts: Split) -> AnyArray:
+    """Return (n,) int8, the part of each row."""
+    place = np.full(count, REST, dtype=np.int8)
+    for name, code in PARTS.items():
+        place[getattr(parts, name)] = code
+    return place
+
+
+def draw(raw: Raw, place: AnyArray, room: Room, seed: int) -> Drawn:
+    """Mark the rows of the sample in ``place``. Raises DataError when it would be too small to learn from."""
+    rows, positives = len(raw.y), int(np.count_nonzero(raw.y))
+    beside = _bytes_beside(raw, place)
+    most = room.rows(len(raw.encoder.names), beside)
+    if most < LEAST:
+        raise DataError(
+            f"{rows:,} rows leave no room for a sample to train on below {in_words(room.memory)} (compute.memory; default: .8 of what the "
+            "process may use). Set compute.memory higher, or keep fewer rows with data.filter"
+        )
+    of_positives, of_negatives = rates(rows, positives, most)
+    sampled = 0
+    for start in range(0, rows, CHUNK):
+        part = slice(start, start + CHUNK)
+        drawn = unit(raw.row_id[part], seed * 1_000_003 + _SALT) < np.where(
+            raw.y[part] == 1, of_positives, of_negatives
+        )
+        place[part] += np.where(drawn, DRAWN, 0).astype(np.int8)
+        sampled += int(np.count_nonzero(drawn))
+    return Drawn(room.memory, rows, positives, sampled, of_positives, of_negatives)
+
+
+def _bytes_beside(raw: Raw, place: AnyArray) -> int:
+    """What stays of validation and test rows while candidates are trained, and what judging them takes, in bytes."""
+    kept = sum(
+        array.itemsize for array in (raw.row_id, raw.time, raw.entity, raw.amount, raw.weight) if array is not None
+    )
+    judged = int(np.count_nonzero((place == VALIDATION) | (place == TEST)))
+    return len(place) + judged * (kept + 8 + 8)  # label and score
+
+
+def by_part(raw: Raw, place: AnyArray) -> dict[str, Rows]:
+    """Return everything that is kept of the rows of each part but their features; of the training rows what the card shows."""
+    found, nothing = {}, Schema(())
+    for name, code in PARTS.items():
+        here = np.flatnonzero((place & (DRAWN - 1)) == code).astype(np.uint32 if len(place) < 2**32 else np.int64)
+        if code == TRAIN and raw.keep is not None:
+            here = here[raw.keep[here]]
+        given = {
+            name: None if array is None else array[here]
+            for name, array in (("time", raw.time), *(() if code == TRAIN else _others(raw)))
+        }
+        y = raw.y[here] if code == TRAIN else raw.y[here].astype(np.int64)
+        row_id = np.empty(0, dtype=np.uint64) if code == TRAIN else raw.row_id[here]
+        found[name] = Rows(nothing, np.empty((len(here), 0), dtype=np.float32), y, row_id, **given)
+    return found
+
+
+def _others(raw: Raw) -> tuple[tuple[str, AnyArray | None], ...]:
+    return (("entity", raw.entity), ("amount", raw.amount), ("weight", raw.weight))
+
+
+class _Again(Reader):
+    """Reads the same rows in the same order again."""
+
+    def __init__(self, config: Config, source: Source, plan: ReadPlan, first: Raw, at_once: Map) -> None:
+        super().__init__(config, source, plan, at_once, readings=first.encoder.readings)
+        self.first, self.at = first, 0
+        self.encoder, self.targets = first.encoder, first.levels
+        self.grouped = self.hashed = False
+        self.content = None
+        self.x = Grown(np.float32, len(plan.features))
+
+    def _same(self, batch: pa.RecordBatch, target: AnyArray) -> slice:
+        """Return the places of a batch's rows. Raises DataError where they are not those of the first reading."""
+        here = slice(self.at, self.at + batch.num_rows)
+        self.at = here.stop
+        rare = self.first.rare
+        assert rare is not None
+        known = int(target.max(initial=0)) < len(rare)
+        if here.stop > len(self.first.y) or not known or not np.array_equal(rare[target], self.first.y[here] == 1):
+            raise changed(self.source)
+        return here
+
+
+def changed(source: Source) -> DataError:
+    """The error for a table that is not what it was when it was read first."""
+    return DataError(
+        f"'{source.label}' gave other rows, or in another order, when it was read again: it changed meanwhile, or it is a query without an "
+        "order. Add ORDER BY to data.query, read from a copy, or set compute.memory so that one reading is enough"
+    )
+
+
+def _scan(source: Source, names: Sequence[str], plan: ReadPlan) -> Iterator[pa.RecordBatch]:
+    """Read again. Raises DataError also where a file is no longer the one that was opened."""
+    try:
+        yield from source.scan(names, plan.filter, plan.extra)
+    except (pa.ArrowException, OSError):
+        raise changed(source) from None
+
+
+class _Taking(_Again):
+    """Keeps the rows of the sample."""
+
+    def __init__(self, *arguments: Any, chosen: BoolArray) -> None:
+        super().__init__(*arguments)
+        self.chosen = chosen
+
+    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
+        chosen = self.chosen[self._same(batch, target)]
+        if chosen.any():
+            taken = batch.filter(pa.array(chosen)) if not chosen.all() else batch
+            super()._append(taken, target[chosen], None if time is None else time[chosen])
+
+
+def take(config: Config, source: Source, plan: ReadPlan, first: Raw, place: AnyArray, drawn: Drawn) -> Raw:
+    """Return the sample: the marked rows with their features, in the order of the source. Raises DataError when it changed."""
+    chosen = place >= DRAWN
+    with ThreadPoolExecutor(config.compute.processors()) as pool:
+        reader = _Taking(config, source, plan, first, pool.map, chosen=chosen)
+        for batch in _scan(source, plan.names, plan):
+            reader.take(batch)
+    assert reader.x is not None
+    if reader.at != len(first.y) or not np.array_equal(reader.row_id.done(), first.row_id[chosen]):
+        raise changed(source)
+    y = first.y[chosen]
+    probability = np.where(y == 1, drawn.positives_rate, drawn.negatives_rate)
+    weight = 1.0 / probability if reader.weight is None else reader.weight.done() / probability
+    given = {name: getattr(reader, name) for name in ("time", "entity", "amount", "keep")}
+    return replace(
+        first, x=reader.x.done(), y=y, row_id=reader.row_id.done(), content=None, weight=weight, drawn=probability, counts=None,
+        **{name: None if grown is None else grown.done() for name, grown in given.items()},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Beyond:
+    """All validation and test rows of a table that is larger than memory; they are read whenever they are asked for.
+
+    rows : by part, everything of them but their features, in the order of the source
+    """
+
+    config: Config
+    source: Source
+    plan: ReadPlan
+    first: Raw
+    place: AnyArray
+    schema: Schema
+    drawn: Drawn
+    rows: Mapping[str, Rows]
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns of the source."""
+        return list(self.source.columns)
+
+    def pieces(
+        self, parts: Sequence[str], columns: Sequence[str] = (), progress: Callable[[str], None] | None = None
+    ) -> Iterator[Piece]:
+        """Read the table and yield the rows of the parts, encoded with the schema. Raises DataError when it changed."""
+        names = list(dict.fromkeys([*self.plan.names, *columns]))
+        with ThreadPoolExecutor(self.config.compute.processors()) as pool:
+            reader = _Judged(self, parts, columns, pool.map)
+            for batch in _scan(self.source, names, self.plan):
+                reader.take(batch)
+                if progress is not None and reader.read % 1_000_000 < batch.num_rows:
+                    progress(f"{reader.read:,} rows read")
+                yield from reader.pieces
+                reader.pieces.clear()
+        if reader.at != len(self.place):
+            raise changed(self.source)
+
+
+class _Judged(_Again):
+    """Encodes the rows of parts, with the categories that the sample taught."""
+
+    def __init__(self, beyond: Beyond, parts: Sequence[str], columns: Sequence[str], at_once: Map) -> None:
+        super().__init__(beyond.config, beyond.source, beyond.plan, beyond.first, at_once)
+        self.beyond, self.columns = beyond, list(columns)
+        self.pieces: list[Piece] = []
+        self.place = beyond.place & (DRAWN - 1)
+        self.done_of = dict.fromkeys(parts, 0)
+
+    def _append(self, batch: pa.RecordBatch, target: AnyArray, time: AnyArray | None) -> None:
+        here = self.place[self._same(batch, target)]
+        for part, done in self.done_of.items():
+            chosen = here == PARTS[part]
+            if not chosen.any():
+                continue
+            taken = batch.filter(pa.array(chosen)) if not chosen.all() else batch
+            at = slice(done, done + taken.num_rows)
+            self.done_of[part] = at.stop
+            self._probe(part, at, taken, None if time is None else time[chosen])
+            assert self.encoder is not None
+            x = np.empty((taken.num_rows, len(self.encoder.names)), dtype=np.float32)
+            self.encoder.write(taken, x, None, self.at_once)
+            if self.encoder.grown():
+                raise changed(self.source)
+            x[np.isinf(x)] = np.nan
+            self.encoder.settle(x)
+            table = frame_of(taken.select(self.columns)) if self.columns else None
+            self.pieces.append(Piece(part, at, x, table))
+
+    def _probe(self, part: str, at: slice, batch: pa.RecordBatch, time: AnyArray | None) -> None:
+        """Compare the ids of a few rows, or the times of all, with those of the first reading."""
+        known = self.beyond.rows[part]
+        same = known.time is None or time is None or np.array_equal(known.time[at], time)
+        if self.data.id is not None and same:
+            few = batch.slice(0, _PROBES)
+            ids = self._ids(few, np.empty(0, dtype=np.uint64), None, None)
+            same = np.array_equal(ids, known.row_id[at][: len(ids)])
+        if not same:
+            raise changed(self.source)
