@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from rareclass.adapters.store import LabelReport, Store
+from rareclass.adapters.tables.sources import BATCH
 from rareclass.config import Config, parse
 from rareclass.errors import DataError, InputError, StoreError
 from rareclass.services.live.labels import import_labels, receive_labels, resolve_missing
@@ -310,3 +311,17 @@ def test_a_file_with_all_features_is_history_and_a_feature_called_label_is_none_
     file = write(tmp_path / "l.csv", "key,label,row,outcome\n001,0,7,Yes\n002,1,9,No\n")
     assert import_labels(registered, file, NOW) == LabelReport(inserted=2)
     assert labelled(registered) == {("001", 0): 1, ("002", 0): 0}
+
+
+def test_a_file_longer_than_a_batch_is_imported_in_parts_and_a_wrong_line_at_its_end_leaves_nothing(
+    tmp_path: Path, config: Config
+) -> None:
+    count = BATCH + 100
+    lines = [f"p{at},{at % 50 == 0:d}" for at in range(count)]
+    file = tmp_path / "long.csv"
+    file.write_text("\n".join(["request_id,label", *lines[:-1], f"p{count},maybe", ""]))
+    with pytest.raises(DataError, match="1 labels that are not 0 or 1, like 'maybe'"):
+        import_labels(config, file, NOW)
+    file.write_text("\n".join(["request_id,label", *lines, ""]))
+    assert import_labels(config, file, NOW) == LabelReport(inserted=count, unknown=count)
+    assert import_labels(config, file, NOW) == LabelReport(unchanged=count, unknown=count)

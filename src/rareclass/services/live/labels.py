@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 def import_labels(config: Config, path: str | Path, now: datetime, *, store: Store | None = None) -> LabelReport:
-    """Read a label file into the store; doing it again changes nothing.
+    """Read a label file into the store, some rows at a time; doing it again changes nothing.
 
     path : CSV or Parquet (a file or an object like ``s3://bucket/labels.csv``) with the columns ``request_id`` and ``label``, or a SQL URL followed by ``#`` and a table or a
         SELECT (``postgresql://host/db#SELECT request_id, label FROM chargebacks``). Instead of ``label`` the file may
@@ -33,9 +35,25 @@ def import_labels(config: Config, path: str | Path, now: datetime, *, store: Sto
         without a label are labels that have not come.
     Raises DataError in one line when the file does not fit.
     """
-    where = _shown(path)
-    versions = Versions(config)
-    frame = _read(str(path), config)
+    where, versions = _shown(path), Versions(config)
+
+    def parts() -> Iterator[pd.DataFrame]:
+        return (_rows_of(frame, config, versions, where) for frame in _read(str(path), config))
+
+    first, *more = itertools.islice(parts(), 2)
+    if not more:
+        return _add(config, first, now, store, where)
+    for rows in parts():  # a wrong line at the end of a long file is found before the first one is stored
+        _moments(rows, now, where)
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            store = stack.enter_context(Store(config.store.url))
+            store.migrate()
+        return sum((_add(config, rows, now, store, where) for rows in parts()), LabelReport())
+
+
+def _rows_of(frame: pd.DataFrame, config: Config, versions: Versions, where: str) -> pd.DataFrame:
+    """Return the labels among some rows of a label file. Raises DataError where they do not fit."""
     own = _own_names(frame, config, versions)
     labels = _labels_of(frame, own, config, versions, where)
     known = labels.notna()
@@ -46,7 +64,7 @@ def import_labels(config: Config, path: str | Path, now: datetime, *, store: Sto
         raise DataError(
             f"label file '{where}' has {int(rows['request_id'].isna().sum())} labels without a request_id. Every label needs the id of its prediction"
         )
-    return _add(config, rows, now, store, where)
+    return rows
 
 
 class Versions:
@@ -150,16 +168,7 @@ def _of_text(position: int, label: str, versions: Versions) -> float:
 def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None, where: str) -> LabelReport:
     if rows.empty:
         return LabelReport()
-    current = to_micros(now)
-    given = rows["observed_at"].notna()
-    observed = pd.Series(current, index=rows.index, dtype="int64")
-    if given.any():
-        try:
-            # a clock that runs ahead must not make a label win over every later correction
-            observed[given] = micros(rows.loc[given, "observed_at"].rename("observed_at")).clip(upper=current)
-        except StoreError as error:
-            raise DataError(f"labels of {where}: {error}") from None
-    rows = rows.assign(observed_at=observed, received_at=current)
+    rows = rows.assign(observed_at=_moments(rows, now, where), received_at=to_micros(now))
     if store is not None:
         return store.add_labels(rows, model=config.name)
     with Store(config.store.url) as opened:
@@ -167,8 +176,21 @@ def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None,
         return opened.add_labels(rows, model=config.name)
 
 
-def _read(path: str, config: Config) -> pd.DataFrame:
-    """Read a label file with ids as text: '007' is not 7. Files are read like the history, and so are written like it."""
+def _moments(rows: pd.DataFrame, now: datetime, where: str) -> pd.Series[Any]:
+    """Return when each label was known, now where it does not say. Raises DataError for what is no time."""
+    current, given = to_micros(now), rows["observed_at"].notna()
+    observed = pd.Series(current, index=rows.index, dtype="int64")
+    if given.any():
+        try:
+            # a clock that runs ahead must not make a label win over every later correction
+            observed[given] = micros(rows.loc[given, "observed_at"].rename("observed_at")).clip(upper=current)
+        except StoreError as error:
+            raise DataError(f"labels of {where}: {error}") from None
+    return observed
+
+
+def _read(path: str, config: Config) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a label file, at least one frame, with ids as text: '007' is not 7. Files are read like the history, and so are written like it."""
     if "://" in path and path.partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "postgres"):
         url, _, statement = path.partition("#")
         if not statement.strip():
@@ -178,14 +200,19 @@ def _read(path: str, config: Config) -> pd.DataFrame:
             )
         try:
             with Store(url) as source:
-                return source.query(statement)
+                yield source.query(statement)
+                return
         except StoreError as error:
             reason = str(error).partition(". ")[0].removeprefix("store ")
             raise DataError(f"labels cannot be read: {reason}. Check the URL and what follows its #") from None
     from rareclass.adapters import tables
 
     try:
-        return tables.read_frame(path, text=("request_id", "label", "source", "observed_at"), data=config.data)
+        exact = ("request_id", "label", "source", "observed_at")
+        frames = tables.read_frames(path, text=exact, data=config.data)
+        first = next(frames, None)
+        yield tables.read_frame(path, text=exact, data=config.data) if first is None else first
+        yield from frames
     except DataError as error:
         reason = str(error).replace("data.path '", "'").partition(" Set data.path")[0]
         if "does not exist" in reason or "has no files" in reason:
