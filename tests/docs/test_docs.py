@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import typer
 import yaml
 
+import rareclass
 from rareclass import cli, config
 from rareclass.core.calibration import METHODS
 from rareclass.core.detectors import DETECTORS
@@ -193,3 +195,14 @@ def test_every_decision_is_numbered_once() -> None:
     assert len(set(numbers)) == len(numbers) > 0
     for each, number in zip(decisions, numbers, strict=True):
         assert each.read_text(encoding="utf-8").startswith(f"# {number}. "), f"{each.name} has another number inside"
+
+
+def test_the_python_page_documents_every_public_name_where_it_lives() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^::: (\S+)", page, flags=re.MULTILINE))
+    homes = {f"{module}.{name}" for module, name in rareclass._HOME.values()}
+    assert homes - documented == set()
+    for each in sorted(documented):
+        module, _, name = each.rpartition(".")
+        home = importlib.import_module(module)
+        assert getattr(home, name).__module__ == module, f"{each} lives elsewhere"
