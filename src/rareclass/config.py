@@ -141,9 +141,13 @@ class DataSettings(Section):
     """Where the labelled history is and what its columns mean."""
 
     path: str = Field(
-        description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), SQL URL (sqlite:// postgresql://) or demo:NAME"
+        description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), table of a lake (delta:// iceberg://), "
+        "SQL URL (sqlite:// postgresql:// snowflake:// bigquery://) or demo:NAME"
     )
-    query: str | None = Field(None, description="SELECT statement, when `path` is a SQL URL")
+    query: str | None = Field(
+        None,
+        description="SELECT statement of a SQL URL, or over the table `data` of what else `path` names (extra `duckdb`)",
+    )
     target: str = Field(description="Column with the truth")
     positive: Any = Field(
         None, description="Value of the target that is the rare class; default: the rarer of two values"

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from rareclass.adapters.tables.columns import format_of, frame_of
 from rareclass.adapters.tables.csv_files import Format
-from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column, open_source
+from rareclass.adapters.tables.opening import open_source
+from rareclass.adapters.tables.sources import BATCH, Source, _filesystem, conditions, missing_column
 from rareclass.config import DataSettings
 from rareclass.core.dataset import AnyArray, Rows, Schema, decode, encode
 from rareclass.core.reading import plain_text

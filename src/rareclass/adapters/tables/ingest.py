@@ -14,9 +14,10 @@ from rareclass.adapters.tables import card, streaming
 from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
+from rareclass.adapters.tables.opening import open_source
 from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import Room
-from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column, open_source
+from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column
 from rareclass.config import Config, DataSettings, OutliersSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding

@@ -1,8 +1,9 @@
-"""Open anything that holds rows: Parquet, CSV, folders, globs, object stores, SQL, demo data; scan it in batches."""
+"""What holds rows, scanned in batches: Parquet, CSV, folders, globs, object stores, SQL; filters as conditions."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,24 +53,7 @@ class Source:
     notes: Sequence[str] = ()
 
 
-def open_source(path: str, query: str | None = None, *, text: Sequence[str] = (), form: Format | None = None) -> Source:
-    """Open what ``data.path`` names. ``text`` are columns of a CSV that stay text (ids, categories, the target).
-
-    Raises DataError with one line when it is not there or cannot be read.
-    """
-    try:
-        if re.match(r"^(sqlite|postgres|postgresql)(\+\w+)?://", path):
-            return _sql(path, query)
-        if query is not None:
-            raise ConfigError(
-                f"data.query needs a database. Set data.path to sqlite:///FILE or postgresql://..., not '{path}'"
-            )
-        return _files(path, tuple(text), form or Format())
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str, error: BaseException) -> DataError:
+def unreadable(path: str, error: BaseException) -> DataError:
     # pyarrow repeats the path in each layer of its message; what was wrong stands behind the last of them
     reason = " ".join(str(error).split()).rsplit("': Invalid: ", 1)[-1]
     return DataError(f"'{masked(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
@@ -151,7 +135,7 @@ def _wrong_filter(error: BaseException) -> DataError:
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def _files(path: str, text: tuple[str, ...], form: Format) -> Source:
+def files(path: str, text: tuple[str, ...], form: Format) -> Source:
     filesystem, names = _locate(path)
     packed = tuple(end + pack for end in SUFFIXES for pack in ("", *PACKED))
     if all(name.lower().endswith(packed) for name in names):
@@ -179,7 +163,7 @@ def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source
     }
     columns = dict(zip(data.schema.names, data.schema.types, strict=True))
     if all(list(types.items()) == list(seen[pieces[0].path].items()) for types in seen.values()):
-        return Source(path, columns, data.count_rows(), _scan_dataset(data))
+        return Source(path, columns, data.count_rows(), scan_dataset(data))
     for types in seen.values():
         for column, kind in types.items():
             columns[column] = united(columns[column], kind) if column in columns else kind
@@ -192,12 +176,12 @@ def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source
             scanner = piece.scanner(schema=own, columns=present, batch_size=BATCH, batch_readahead=2)
             for batch in scanner.to_batches():
                 if batch.num_rows:
-                    yield _conformed(batch, wanted, columns)
+                    yield conformed(batch, wanted, columns)
 
-    return Source(path, columns, data.count_rows(), _scan_batches(batches, columns), differences(seen))
+    return Source(path, columns, data.count_rows(), scan_batches(batches, columns), differences(seen))
 
 
-def _conformed(batch: pa.RecordBatch, wanted: Sequence[str], columns: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+def conformed(batch: pa.RecordBatch, wanted: Sequence[str], columns: Mapping[str, pa.DataType]) -> pa.RecordBatch:
     """Bring the columns of a batch to the types of the whole source; absent ones are null."""
     arrays = []
     for name in wanted:
@@ -218,7 +202,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     return pc.cast(column, kind, safe=False)
 
 
-def _scan_batches(batches: Callable[[Sequence[str]], Batches], columns: Mapping[str, pa.DataType]) -> Scan:
+def scan_batches(batches: Callable[[Sequence[str]], Batches], columns: Mapping[str, pa.DataType]) -> Scan:
     """Filter and project batches that were read whole."""
 
     def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
@@ -325,7 +309,7 @@ def _neighbour(filesystem: pafs.FileSystem, inside: str) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def _scan_dataset(data: ds.Dataset) -> Scan:
+def scan_dataset(data: ds.Dataset) -> Scan:
     def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
         columns = {name: ds.field(name) for name in names} | dict(extra)
         try:
@@ -345,22 +329,20 @@ def _scan_dataset(data: ds.Dataset) -> Scan:
 
 def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[str, ...], form: Format) -> Source:
     files = CsvFiles(path, filesystem, names, text, form)
-    return Source(path, files.types, None, _scan_batches(files.batches, files.types), files.notes)
+    return Source(path, files.types, None, scan_batches(files.batches, files.types), files.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- SQL
 
 
-def _sql(path: str, query: str | None) -> Source:
+def database(path: str, query: str | None) -> Source:
     if not query:
         raise ConfigError(f"data.path '{masked(path)}' is a database. Set data.query to a SELECT statement")
     body = query.strip().rstrip(";")
     schema = _run_sql(path, f"SELECT * FROM ({body}) AS source LIMIT 1000", lambda reader: reader.schema)  # noqa: S608
 
     def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
-        chosen = ", ".join(_quoted(name) for name in names)
-        where = f" WHERE {_where(groups)}" if groups else ""
-        statement = f"SELECT {chosen} FROM ({body}) AS source{where}"  # noqa: S608
+        statement = select(names, body, groups, _DIALECTS.get(_scheme(path), ANSI))
         columns = {name: ds.field(name) for name in names} | dict(extra)
         with _connect(path) as connection, connection.cursor() as cursor:
             try:
@@ -371,6 +353,31 @@ def _sql(path: str, query: str | None) -> Source:
                 raise _query_failed(path, error) from None
 
     return Source(masked(path), dict(zip(schema.names, schema.types, strict=True)), None, scan)
+
+
+def _scheme(path: str) -> str:
+    return path.partition("://")[0].partition("+")[0]
+
+
+DRIVERS = {
+    "sqlite": "sqlite", "postgresql": "postgresql", "postgres": "postgresql", "snowflake": "snowflake", "bigquery": "bigquery",
+}  # fmt: skip
+EXTRAS = {"snowflake": "snowflake", "bigquery": "bigquery"}
+"""Extra that brings the driver of a scheme; default: ``sql``."""
+
+
+def _address(kind: str, url: str) -> str:
+    """Return a URL as its driver takes it: Snowflake's is written without a scheme."""
+    return url.removeprefix("snowflake://") if kind == "snowflake" else url
+
+
+def _bigquery(path: str) -> dict[str, Any]:
+    """Return how ``bigquery://PROJECT/DATASET`` is asked for; who asks is what Google's environment says."""
+    project, _, dataset = path.removeprefix("bigquery://").partition("/")
+    if not project or not dataset or "/" in dataset:
+        raise ConfigError(f"data.path '{masked(path)}' names no data set. Set data.path to bigquery://PROJECT/DATASET")
+    names = {"adbc.bigquery.sql.project_id": project, "adbc.bigquery.sql.dataset_id": dataset}
+    return {"db_kwargs": names | {"adbc.bigquery.sql.auth_type": "adbc.bigquery.sql.auth_type.auth_bigquery"}}
 
 
 def _database_errors() -> type[BaseException]:
@@ -401,15 +408,13 @@ def _execute(path: str, cursor: Any, statement: str) -> pa.RecordBatchReader:
 
 def _connect(path: str) -> Any:
     """Open a database for reading. Raises MissingExtraError or DataError."""
-    kind = re.match(r"\w+", path)[0]  # type: ignore[index]
+    kind = _scheme(path)
+    driver = f"adbc_driver_{DRIVERS[kind]}"
     try:
-        if kind == "sqlite":
-            from adbc_driver_sqlite import dbapi
-        else:
-            from adbc_driver_postgresql import dbapi
+        dbapi = importlib.import_module(f"{driver}.dbapi")
     except ImportError:
         raise MissingExtraError(
-            f"adbc-driver-{'sqlite' if kind == 'sqlite' else 'postgresql'}", "sql", f"data.path '{kind}://...'"
+            driver.replace("_", "-"), EXTRAS.get(kind, "sql"), f"data.path '{kind}://...'"
         ) from None
     plain = re.sub(r"^(\w+)\+\w+://", r"\1://", path)
     if kind == "sqlite":
@@ -419,33 +424,55 @@ def _connect(path: str) -> Any:
                 f"the database file '{plain}' does not exist. Set data.path to sqlite:///FILE (four slashes for an absolute path)"
             )
     try:
-        return dbapi.connect(plain)
+        return dbapi.connect(**_bigquery(path)) if kind == "bigquery" else dbapi.connect(_address(kind, plain))
     except _database_errors() as error:
         raise DataError(
             f"the database '{masked(path)}' cannot be reached: {' '.join(str(error).split())[:200]}. Set data.path"
         ) from None
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a database writes names and texts. quote : around a name · escape : what stands before a quote inside of either"""
+
+    quote: str = '"'
+    escape: str = ""
+
+    def name(self, text: str) -> str:
+        return self._between(text, self.quote)
+
+    def literal(self, value: Any) -> str:
+        if isinstance(value, bool):
+            return "TRUE" if value else "FALSE"
+        if isinstance(value, int | float):
+            return repr(value)
+        return self._between(str(value), "'")
+
+    def _between(self, text: str, mark: str) -> str:
+        if self.escape:
+            text = text.replace(self.escape, 2 * self.escape)
+        return mark + text.replace(mark, (self.escape or mark) + mark) + mark
 
 
-def _where(groups: list[list[tuple[str, str, Any]]]) -> str:
-    return " OR ".join("(" + " AND ".join(_clause(*each) for each in group) + ")" for group in groups)
+ANSI = Dialect()
+_DIALECTS = {"bigquery": Dialect("`", "\\"), "snowflake": Dialect()}
 
 
-def _clause(column: str, operator: str, value: Any) -> str:
+def select(
+    names: Sequence[str], body: str, groups: Sequence[Sequence[tuple[str, str, Any]]], dialect: Dialect = ANSI
+) -> str:
+    """Return the SELECT of some columns of a query, for the rows that meet the conditions."""
+    either = [" AND ".join(_clause(each, dialect) for each in group) for group in groups]
+    where = " WHERE " + " OR ".join(f"({each})" for each in either) if either else ""
+    return f"SELECT {', '.join(map(dialect.name, names))} FROM ({body}) AS source{where}"  # noqa: S608
+
+
+def _clause(condition: tuple[str, str, Any], dialect: Dialect) -> str:
+    column, operator, value = condition
     if operator in ("in", "not in"):
-        return f"{_quoted(column)} {operator.upper()} ({', '.join(map(_literal, value))})"
-    return f"{_quoted(column)} {'=' if operator == '==' else '<>' if operator == '!=' else operator} {_literal(value)}"
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return "TRUE" if value else "FALSE"
-    if isinstance(value, int | float):
-        return repr(value)
-    return "'" + str(value).replace("'", "''") + "'"
+        return f"{dialect.name(column)} {operator.upper()} ({', '.join(map(dialect.literal, value))})"
+    sign = {"==": "=", "!=": "<>"}.get(operator, operator)
+    return f"{dialect.name(column)} {sign} {dialect.literal(value)}"
 
 
 def kind_of(kind: pa.DataType) -> str:

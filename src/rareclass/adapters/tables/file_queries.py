@@ -1,0 +1,69 @@
+"""SQL over files, by DuckDB: the rows of ``data.path`` are its table ``data``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from rareclass.adapters.tables.sources import BATCH, Batches, Source, select
+from rareclass.errors import DataError, MissingExtraError
+from rareclass.masking import masked
+
+TABLE = "data"
+
+
+def queried(source: Source, query: str) -> Source:
+    """Return what a SELECT says of a source, whose rows it finds in the table ``data``, read as they are without a query.
+
+    The query sees nothing else: no file, no network, no extension. Raises MissingExtraError, DataError.
+    """
+    if importlib.util.find_spec("duckdb") is None:
+        raise MissingExtraError("duckdb", "duckdb", "data.query on files")
+    body = query.strip().rstrip(";")
+    # no row is read for the names: an empty table of the same types stands for the rows
+    empty = pa.schema(list(source.columns.items())).empty_table()
+    with _told(source, query), _connection() as connection:
+        connection.register(TABLE, empty)
+        schema = connection.sql(f"SELECT * FROM ({body}) AS source").to_arrow_table().schema  # noqa: S608
+
+    def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+        rows = pa.RecordBatchReader.from_batches(empty.schema, source.scan(list(source.columns), [], {}))
+        columns = {name: ds.field(name) for name in names} | dict(extra)
+        with _told(source, query), _connection() as connection:
+            connection.register(TABLE, rows)
+            reader = connection.sql(select(names, body, groups)).to_arrow_reader(BATCH)
+            for batch in ds.Scanner.from_batches(reader, columns=columns, batch_size=BATCH).to_batches():
+                yield from (batch.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+
+    return Source(source.label, dict(zip(schema.names, schema.types, strict=True)), None, scan, source.notes)
+
+
+@contextmanager
+def _connection() -> Iterator[Any]:
+    import duckdb
+
+    # one thread: the groups of an aggregation come in the same order each time, and so does the model
+    settings = {"threads": 1, "enable_external_access": False, "autoinstall_known_extensions": False}
+    connection = duckdb.connect(":memory:", config=settings)
+    try:
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _told(source: Source, query: str) -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:250]
+        near = f"The rows are the table '{TABLE}', like SELECT * FROM {TABLE}"  # noqa: S608 (no statement)
+        raise DataError(f"data.query on '{masked(source.label)}' was refused: {reason}. {near}") from None
