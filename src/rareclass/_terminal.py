@@ -45,6 +45,11 @@ def lines(texts: Sequence[str]) -> None:
         console().print(masked(text), markup=False)
 
 
+def status(name: str, text: str) -> None:
+    """Print one line of something that runs beside others, with its name in front; at once, also into a pipe."""
+    print(f"{name:<9} {masked(text)}", flush=True)
+
+
 def dump(value: Any) -> None:
     """Print JSON, for other programs."""
     sys.stdout.write(json.dumps(masked_values(value), indent=1, default=str) + "\n")

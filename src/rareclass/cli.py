@@ -380,6 +380,58 @@ def monitor(config: ConfigOption, log_format: LogFormatOption = None, overrides:
 
 
 @app.command()
+def up(
+    config: ConfigOption,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="Only this: serve, monitor, labels, triage, retention or backup. May be repeated.",
+        ),
+    ] = None,
+    systemd: Annotated[
+        Path | None,
+        typer.Option("--systemd", metavar="DIR", help="Run nothing: write systemd units and timers to DIR."),
+    ] = None,
+    compose: Annotated[
+        Path | None, typer.Option("--compose", metavar="FILE", help="Run nothing: write a compose file.")
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Run everything live on this machine: server, monitor, label import, turns, retention, backup (`up` settings).
+
+    What ends is started again; Ctrl-C stops everything in order, a second one kills what is left.
+    """
+    from rareclass.services.admin import units as files
+    from rareclass.services.admin import up as service
+
+    for name in only or ():
+        if name not in (*service.SERVICES, *service.JOBS):
+            known = (*service.SERVICES, *service.JOBS)
+            raise ConfigError(
+                f"--only '{name}' is nothing that runs.{nearest(name, known)} Choose from: {', '.join(known)}"
+            )
+    settings = _stored(config, overrides)
+    path = str(Path(config).resolve()) if systemd is not None else config
+    chosen = service.units(settings, path, overrides or (), only or ())
+    if not chosen:
+        raise ConfigError("nothing of that is set up. Set up.labels to what is imported, up.backup to where backups go")
+    if systemd is not None:
+        written = files.write_systemd(settings, chosen, systemd)
+        link = f"systemctl --user link {systemd.resolve()}/*.service {systemd.resolve()}/*.timer {systemd.resolve()}/*.target"
+        start = f"systemctl --user start rareclass-{settings.name}.target"
+        terminal.lines([*map(str, written), f"then: {link} && {start}"])
+    if compose is not None:
+        written_file = files.write_compose(settings, chosen, path, compose)
+        terminal.lines([str(written_file), f"then: docker compose -f {written_file} up -d"])
+    if systemd is not None or compose is not None:
+        return
+    service.check_ports(settings, chosen)
+    raise typer.Exit(service.run(settings, chosen, say=terminal.status))
+
+
+@app.command()
 def migrate(
     config: ConfigOption,
     wait: Annotated[

@@ -618,6 +618,27 @@ class GovernorSettings(Section):
     loop_guard: int = Field(2, ge=1, description="Retrains in a row that did not help before a person must act")
 
 
+class UpSettings(Section):
+    """What `rareclass up` runs beside the server and the monitor, and how often."""
+
+    labels: str | None = Field(
+        None, description="Label file, folder, glob, object or SQL URL#TABLE that is imported; null: no import"
+    )
+    labels_every: Duration = Field(timedelta(minutes=15), description="How often labels are imported")
+    triage_every: Duration = Field(timedelta(minutes=30), description="How often a turn is taken: `triage --act`")
+    retention_every: Duration = Field(timedelta(days=1), description="How often predictions past `store.retention` go")
+    backup: str | None = Field(None, description="Folder or object-store prefix of backups; null: none")
+    backup_every: Duration = Field(timedelta(days=1), description="How often a backup is made")
+    backup_keep: int = Field(7, ge=1, description="Backups that stay, the newest")
+
+    @model_validator(mode="after")
+    def _not_too_often(self) -> UpSettings:
+        for name in ("labels_every", "triage_every", "retention_every", "backup_every"):
+            if getattr(self, name) < timedelta(seconds=1):
+                raise ValueError(f"{name} must be 1s or longer")
+        return self
+
+
 class ReplaySettings(Section):
     """History through the whole loop on a virtual clock."""
 
@@ -661,6 +682,7 @@ class Config(Section):
     retrain: RetrainSettings = RetrainSettings()
     governor: GovernorSettings = GovernorSettings()
     replay: ReplaySettings = ReplaySettings()
+    up: UpSettings = UpSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
