@@ -18,15 +18,16 @@ from rareclass.adapters.tables.opening import open_source
 from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import Room
 from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column
-from rareclass.config import Config, DataSettings, OutliersSettings
+from rareclass.config import Config, DataSettings
 from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.drawn import natural_sample
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
+from rareclass.core.outliers import column_of, outlying_in_column, outlying_majority
 from rareclass.core.times import TimeReading
-from rareclass.errors import ConfigError, DataError, nearest
+from rareclass.errors import DataError
 from rareclass.masking import masked
 
 Progress = Callable[[str], None]
@@ -278,12 +279,15 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
         return int(marked.sum()) if raw.drawn is None else round(float((1.0 / raw.drawn[train][marked]).sum()))
 
     left_out = {} if raw.keep is None else {"train_filter": rows(~keep[train])}
+    numeric = [at for at, levels in enumerate(raw.encoder.levels) if levels is None]
     if config.train.majority_quantile < 1:
-        outlying = _outlying(raw, train[keep[train]], config.train.majority_quantile) & keep
+        fitted = train[keep[train]]
+        outlying = outlying_majority(raw.x, raw.y, numeric, fitted, config.train.majority_quantile) & keep
         left_out["majority_outliers"] = rows(outlying[train])
         keep &= ~outlying
     for rule in config.train.outliers:
-        outlying = _outlying_in(raw, train[keep[train]], rule) & keep
+        at = raw.encoder.names.index(column_of(rule, [raw.encoder.names[each] for each in numeric]))
+        outlying = outlying_in_column(raw.x[:, at], raw.y, train[keep[train]], rule) & keep
         name = f"outliers of {rule.column}"
         left_out[name] = left_out.get(name, 0) + rows(outlying[train])
         keep &= ~outlying
@@ -295,39 +299,6 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
             f"train.filter, train.majority_quantile and train.outliers leave no {what} in the training rows. Set them so that both classes are left"
         )
     return float(shares[0] / shares[1]), left_out
-
-
-def _outlying_in(raw: Raw, index: AnyArray, rule: OutliersSettings) -> BoolArray:
-    """(n,) True for rows of one class with a value outside its quantiles among that class's rows of ``index``; missing stays.
-
-    Raises ConfigError when the column is no numeric feature.
-    """
-    numeric = [name for name, levels in zip(raw.encoder.names, raw.encoder.levels, strict=True) if levels is None]
-    if rule.column not in numeric:
-        raise ConfigError(
-            f"train.outliers: '{rule.column}' is no numeric feature.{nearest(rule.column, numeric)} Set column to one of: {', '.join(numeric)}"
-        )
-    label = int(rule.of == "rare")
-    column = raw.x[:, raw.encoder.names.index(rule.column)]
-    known = column[index[raw.y[index] == label]]
-    known = known[~np.isnan(known)]
-    outlying = np.zeros(len(raw.y), dtype=bool)
-    if len(known) and rule.above is not None:
-        outlying |= column > np.quantile(known, rule.above)
-    if len(known) and rule.below is not None:
-        outlying |= column < np.quantile(known, rule.below)
-    return outlying & (raw.y == label)
-
-
-def _outlying(raw: Raw, index: AnyArray, quantile: float) -> BoolArray:
-    """(n,) True for majority rows with a numeric feature above its quantile among the majority rows of ``index``."""
-    majority = index[raw.y[index] == 0]
-    outlying = np.zeros(len(raw.y), dtype=bool)
-    for position, levels in enumerate(raw.encoder.levels):
-        values = raw.x[majority, position]
-        if levels is None and not np.isnan(values).all():
-            outlying |= raw.x[:, position] > np.nanquantile(values, quantile)
-    return outlying & (raw.y == 0)
 
 
 def _order(count: int, parts: Sequence[AnyArray]) -> tuple[AnyArray, list[slice]]:

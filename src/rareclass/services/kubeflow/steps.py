@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, parse, with_environment
+from rareclass.services import promotion
 from rareclass.services.training import results, run, steps
 
 if TYPE_CHECKING:
@@ -258,6 +259,8 @@ def evaluate(
     judgement_path: str,
 ) -> dict[str, float]:
     """Touch the test rows once and judge; returns the metrics."""
+    from rareclass.core import hashing
+
     settings = _settings(config)
     chosen, trained = _load(selection_path).value
     dev, _ = steps.development(settings, _rows(train_path), _rows(validation_path))
@@ -274,6 +277,7 @@ def evaluate(
             tuning,
             champion=ingested.incumbent,
             everywhere=ingested.incumbent_everywhere,
+            looks=promotion.looks(settings, hashing.of_rows(test.row_id, test.y)),
         ),
     )
     found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}

@@ -14,6 +14,7 @@ from rareclass.core import operating
 from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
+from rareclass.services.live.learnable import mark_filtered, mark_outlying
 from rareclass.services.live.ledger import ACTOR, Action
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
     weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
     amount = config.data.amount
     name = frame["request_id"].astype(str) + ":" + frame["row"].astype(str)
-    return dataset.Rows(
+    rows = dataset.Rows(
         schema=model.schema,
         x=dataset.encode(readable, model.schema),
         y=frame["label"].to_numpy(np.int64),
@@ -290,6 +291,7 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
         amount=NUMBER.numbers(table[amount])[0] if amount in table else None,
         weight=weight,
     )
+    return mark_filtered(config, rows, readable, model.meta.get("positive"))
 
 
 def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Rows:
@@ -318,7 +320,7 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
         if past is None:
             raise DataError(f"'{config.data.path}' has no row before {mature}. Set retrain.source: store")
         return past
-    return served if past is None else concatenate([past, _like(served, past)])
+    return mark_outlying(config, served if past is None else concatenate([past, _like(served, past)]))
 
 
 def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | None:
