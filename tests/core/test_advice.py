@@ -11,7 +11,7 @@ from rareclass.config import ResampleStep
 from rareclass.core.advice import NO, UNKNOWN, YES, should_resample
 from rareclass.core.candidates import Candidate
 from rareclass.core.dataset import Feature, Rows, Schema
-from rareclass.core.evaluation import average_precision
+from rareclass.core.ranking import average_precision
 from rareclass.core.training import Trained
 
 UNDER = (ResampleStep(name="random_under", ratio=5.0),)

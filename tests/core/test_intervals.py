@@ -10,7 +10,9 @@ import pytest
 from rareclass.config import EvaluateSettings
 from rareclass.core.bootstrap import Resamples, share_estimate, unbiased_estimate
 from rareclass.core.costs import CostArrays
-from rareclass.core.evaluation import average_precision, estimate_ap, evaluate
+from rareclass.core.differences import judge_difference
+from rareclass.core.evaluation import evaluate
+from rareclass.core.ranking import average_precision, bootstrap_average_precision, estimate_ap
 from rareclass.core.thresholds import tune
 
 TRUTH = 400_000
@@ -48,6 +50,28 @@ def test_intervals_of_average_precision_cover_as_often_as_they_say(positives, dr
             y, score = drawn(5 * positives, apart, 1000 * positives + number)
             found = estimate_ap(y, score, seed=number)
             covered.append(found.low <= truth <= found.high)
+    assert promised(float(np.mean(covered)), draws)
+
+
+@pytest.mark.parametrize(("positives", "draws"), [(10, 200), (20, 200), (50, 150), (200, 80)])
+def test_intervals_of_paired_differences_cover_as_often_as_they_say(positives, draws):
+    def pair(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        y = (rng.random(n) < 0.2).astype(int)
+        shared = rng.normal(size=n) + 1.6 * y
+        return y, np.stack([shared + blur * rng.normal(size=n) for blur in (0.5, 0.7)])
+
+    y, scores = pair(TRUTH, 1)
+    truth = average_precision(y, scores[0]) - average_precision(y, scores[1])
+    covered = []
+    for number in range(draws):
+        y, scores = pair(5 * positives, 1000 * positives + number)
+        value = average_precision(y, scores[0]) - average_precision(y, scores[1])
+        resampled = bootstrap_average_precision(y, scores, seed=number)
+        found = judge_difference(
+            value, resampled[0] - resampled[1], confidence=0.95, compared=1, positives=int(y.sum()), rows=len(y)
+        ).estimate
+        covered.append(found.low <= truth <= found.high)
     assert promised(float(np.mean(covered)), draws)
 
 

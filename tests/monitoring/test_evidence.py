@@ -15,7 +15,7 @@ from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
 from rareclass.core.dataset import decode
-from rareclass.core.evaluation import average_precision
+from rareclass.core.ranking import average_precision
 from rareclass.errors import DataError, ModelError
 from rareclass.services import promotion
 from rareclass.services.live import evidently_report

@@ -94,7 +94,7 @@ def _pr_auc_type() -> type:
     from evidently.core.report import Context  # noqa: F401  (the base class resolves it)
     from evidently.legacy.renderers.html_widgets import CounterData, WidgetSize, counter
 
-    from rareclass.core.evaluation import average_precision
+    from rareclass.core.ranking import average_precision
 
     class PrAuc(SingleValueMetric):
         """Average precision, exact, as `rareclass` computes it everywhere."""
