@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from rareclass.api import diagnose, evaluate, load_demo, load_version, score
     from rareclass.core.calibration import prior_correction
+    from rareclass.core.partitions import count_partition, cut_points
     from rareclass.core.ranking import average_precision, compare, estimate_ap
     from rareclass.core.thresholds import tune as tune_threshold
     from rareclass.detector import RareDetector
@@ -32,6 +33,8 @@ _HOME = {
     "ExactTomekLinks": ("rareclass.samplers", "ExactTomekLinks"),
     "average_precision": ("rareclass.core.ranking", "average_precision"),
     "compare": ("rareclass.core.ranking", "compare"),
+    "count_partition": ("rareclass.core.partitions", "count_partition"),
+    "cut_points": ("rareclass.core.partitions", "cut_points"),
     "diagnose": ("rareclass.api", "diagnose"),
     "estimate_ap": ("rareclass.core.ranking", "estimate_ap"),
     "evaluate": ("rareclass.api", "evaluate"),
@@ -51,6 +54,8 @@ __all__ = [
     "__version__",
     "average_precision",
     "compare",
+    "count_partition",
+    "cut_points",
     "diagnose",
     "estimate_ap",
     "evaluate",
