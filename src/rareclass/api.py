@@ -15,6 +15,7 @@ from rareclass.core.dataset import Rows, encode, infer_schema
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
 from rareclass.errors import DataError
+from rareclass.frames import as_pandas
 
 
 def load_version(uri: str, *, tracking_uri: str | None = None) -> RareModel:
@@ -42,26 +43,27 @@ def load_version(uri: str, *, tracking_uri: str | None = None) -> RareModel:
     return load_model(uri, tracking_uri)
 
 
-def score(model: RareModel | str, rows: pd.DataFrame, *, point: str | None = None) -> pd.DataFrame:
+def score(model: RareModel | str, rows: Any, *, point: str | None = None) -> pd.DataFrame:
     """Score rows and decide them at an operating point.
 
     Parameters
     ----------
     model : RareModel or str
         What `load_version` returns, or what it takes.
-    rows : DataFrame of shape (n, columns)
-        The features by name; other columns are ignored.
+    rows : table of shape (n, columns)
+        The features by name, in pandas, polars or Arrow; other columns are ignored.
     point : str, optional
         Operating point; default: the one that decides.
 
     Returns
     -------
     DataFrame of shape (n, 2)
-        ``score`` (calibrated probability of the rare class) and ``decision`` (0 or 1), with the index of ``rows``.
+        ``score`` (calibrated probability of the rare class) and ``decision`` (0 or 1), with the index that ``rows`` has in pandas.
     """
     loaded = load_version(model) if isinstance(model, str) else model
-    found = loaded.score(rows)
-    return pd.DataFrame({"score": found, "decision": loaded.decide(found, point).astype(np.int64)}, index=rows.index)
+    frame = as_pandas(rows)
+    found = loaded.score(frame)
+    return pd.DataFrame({"score": found, "decision": loaded.decide(found, point).astype(np.int64)}, index=frame.index)
 
 
 def load_demo(name: str = "flights") -> pd.DataFrame:
@@ -87,16 +89,17 @@ def load_demo(name: str = "flights") -> pd.DataFrame:
     return DEMOS[name]()
 
 
-def diagnose(X: pd.DataFrame, y: ArrayLike) -> diagnosis.Diagnosis:
+def diagnose(X: Any, y: ArrayLike) -> diagnosis.Diagnosis:
     """Say how rare and how hard a problem is: prevalence, regime, kinds of rare rows, overlap of the classes.
 
     Parameters
     ----------
-    X : DataFrame of shape (n, n_features)
+    X : table of shape (n, n_features), in pandas, polars or Arrow
     y : array-like of shape (n,)
         1 for the rare class, 0 otherwise.
     """
-    frame, labels = pd.DataFrame(X), _binary(y, len(X))
+    frame = pd.DataFrame(as_pandas(X))
+    labels = _binary(as_pandas(y), len(frame))
     schema = infer_schema(frame)
     rows = Rows(schema, encode(frame, schema), labels, np.arange(len(labels), dtype=np.uint64))
     return diagnosis.diagnose(rows, _config())

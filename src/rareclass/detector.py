@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
+from rareclass.frames import as_pandas
 
 
 class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -73,7 +74,7 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n, n_features)
+        X : array-like or table of shape (n, n_features)
             Features of at least two rows.
         y : ignored
             Not looked at; there so that it fits into pipelines.
@@ -122,6 +123,7 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _frame(self, X: Any) -> pd.DataFrame:
+        X = as_pandas(X)
         if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(kind) for kind in X.dtypes):
             validate_data(self, X, skip_check_array=True)
             return X.set_axis([str(name) for name in X.columns], axis=1)
@@ -130,6 +132,7 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return pd.DataFrame(values, columns=[str(name) for name in names])
 
     def _matrix(self, X: Any) -> FloatMatrix:
+        X = as_pandas(X)
         if isinstance(X, pd.DataFrame) and self._schema.categorical.any():
             validate_data(self, X, skip_check_array=True, reset=False)
             return encode(X.set_axis([str(name) for name in X.columns], axis=1), self._schema)

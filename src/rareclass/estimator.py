@@ -17,6 +17,7 @@ from rareclass import config as settings
 from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
 from rareclass.core.hashing import content_groups, text_hash
+from rareclass.frames import as_pandas
 
 _TIE = 0.05  # rows decided otherwise, per positive, up to which two thresholds are taken as equally good
 
@@ -145,8 +146,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n, n_features)
-            Features. Rows that are equal in every one of them stay on one side of a fold, as in a run.
+        X : array-like or table of shape (n, n_features)
+            Features: an array, or a table of pandas, polars, Arrow or another library that narwhals knows. Rows that are equal in every one of them stay on one side of a fold, as in a run.
         y : array-like of shape (n,)
             Labels of two classes.
         sample_weight : array-like of shape (n,), default=None
@@ -211,6 +212,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # --- what fit is made of ---
 
     def _rows(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Rows:
+        X, y, sample_weight, groups = (as_pandas(each) for each in (X, y, sample_weight, groups))
         if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(kind) for kind in X.dtypes):
             validate_data(self, X, skip_check_array=True)
             labels = _labels(y, len(X))
@@ -250,6 +252,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.classes_[list(self.classes_).index(self.positive)]
 
     def _matrix(self, X: Any) -> FloatMatrix:
+        X = as_pandas(X)
         if isinstance(X, pd.DataFrame) and self._schema.categorical.any():
             validate_data(self, X, skip_check_array=True, reset=False)
             return encode(X.set_axis([str(name) for name in X.columns], axis=1), self._schema)
