@@ -684,6 +684,11 @@ class Config(Section):
     replay: ReplaySettings = ReplaySettings()
     up: UpSettings = UpSettings()
 
+    @property
+    def missing_negative_after(self) -> timedelta | None:
+        """The age from which a label that never came counts as 0; None: it stays unknown."""
+        return self.labels.horizon if self.labels.missing == "negative" else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         data = self.data

@@ -227,3 +227,13 @@ def test_between_window_spread_of_the_reference_widens_the_difference(frame, ref
     quiet = evaluate(frame, replace(reference, window_ap=(0.2, 0.2, 0.2, 0.2))).latest.metric("difference")
     noisy = evaluate(frame, replace(reference, window_ap=(0.05, 0.35, 0.05, 0.35))).latest.metric("difference")
     assert noisy.high - noisy.low > quiet.high - quiet.low
+
+
+def test_a_label_that_never_came_is_a_negative_only_where_it_could_have_come_and_the_horizon_is_over():
+    now = datetime(2026, 3, 20)
+    ts = np.datetime64(now, "us") - np.array([100, 91, 89, 91, 91], "timedelta64[D]")
+    label, propensity = np.array([1.0, np.nan, np.nan, np.nan, np.nan]), np.array([1, 1, 1, 0.05, 0])
+    found = liveness.assumed(ts, label, propensity, now.replace(tzinfo=UTC), timedelta(days=90))
+    np.testing.assert_array_equal(found, [1, 0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(liveness.assumed(ts, label, propensity, now, None), label)
+    assert np.isnan(label[1])  # the caller's own are left alone

@@ -141,6 +141,29 @@ def test_old_predictions_are_deleted_by_the_schedule_and_the_ledger_says_so(answ
     assert sql("SELECT count(*) FROM ledger WHERE kind = 'retention'") == "1"
 
 
+def test_what_is_erased_is_gone_from_database_and_spools_and_the_ledger_proves_it(answered: list[str]) -> None:
+    marker, tables = answered[0], ("predictions", "prediction_keys", "shadow_scores", "labels", "label_history")
+    before = int(sql("SELECT count(*) FROM ledger WHERE kind = 'erasure'"))
+    assert int(sql(f"SELECT count(*) FROM predictions WHERE request_id = '{marker}'")) > 0
+    forget = ("rareclass", "forget", "-c", "/config/config.yaml", "--request-id", marker)
+    assert " erased" in kubectl("-n", SPACE, "exec", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", *forget)
+    left = {table: sql(f"SELECT count(*) FROM {table} WHERE request_id = '{marker}'") for table in tables}
+    assert left == dict.fromkeys(tables, "0")
+    assert int(sql("SELECT count(*) FROM ledger WHERE kind = 'erasure'")) == before + 1
+    assert sql(f"SELECT count(*) FROM ledger WHERE reason LIKE '%{marker}%' OR payload LIKE '%{marker}%'") == "0"
+    look = f"import pathlib; print(sum({marker.encode()!r} in each.read_bytes() for each in pathlib.Path('/spool').rglob('*') if each.is_file()))"  # fmt: skip
+    servers = got("-n", SPACE, "pods", "-l", "app.kubernetes.io/component=serving")["items"]
+    places = [(each["metadata"]["name"], each["spec"]["containers"][0]["name"]) for each in servers]
+
+    def clean() -> bool:
+        said = [
+            kubectl("-n", SPACE, "exec", pod, "-c", name, "--", "python", "-c", look).strip() for pod, name in places
+        ]
+        return set(said) == {"0"}
+
+    until(clean, 150, "spools without the erased request")  # a segment is closed after a minute, and goes once shipped
+
+
 # --- the plain backend -----------------------------------------------------------------------------------------------
 
 

@@ -185,6 +185,19 @@ def boundaries(now: datetime, delay: timedelta, limits: MonitorSettings) -> list
     return past + maturing
 
 
+def assumed(
+    ts: NDArray[np.datetime64], label: FloatArray, propensity: FloatArray, now: datetime, after: timedelta | None
+) -> FloatArray:
+    """Return the (n,) labels with 0 where none came within ``after`` although one could have come (None: it stays unknown).
+
+    A row of a propensity below 1 may have been blocked: that it has no label says nothing of its truth.
+    """
+    if after is None:
+        return label
+    overdue = (ts <= np.datetime64(_naive(now) - after, "us")) & (propensity >= 1)
+    return np.where(np.isnan(label) & overdue, 0.0, label)
+
+
 def learned_delay(frame: pd.DataFrame, now: datetime) -> timedelta | None:
     """Return the 95th percentile of the delays of labels that came by ``now``, whole minutes; None before the first one.
 
@@ -335,9 +348,7 @@ def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings:
     observed = _times(frame["label_observed_at"])[index]
     label, propensity = number("label")[index], number("propensity", 1.0)[index]
     label = np.where(observed > moment, np.nan, label)
-    if settings.missing_negative_after is not None:
-        old = ts[index] <= np.datetime64(now - settings.missing_negative_after, "us")
-        label = np.where(old & np.isnan(label) & (propensity >= 1), 0.0, label)
+    label = assumed(ts[index], label, propensity, now, settings.missing_negative_after)
     return _Live(
         index,
         ts[index],

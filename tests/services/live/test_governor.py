@@ -308,6 +308,27 @@ def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | No
     return found
 
 
+@pytest.mark.parametrize("owner", [None, "workflow"])
+def test_a_crash_is_recorded_unless_the_repair_has_an_owner_that_takes_it_up_again(folder, monkeypatch, owner):
+    """Both ways into a repair end in one function; what differs is who else could finish it."""
+    config = make(folder, f"crash-{owner or 'nobody'}", None)
+    with Monitor(config) as monitor:
+        found = Verdict("rethreshold", ("why",), {}, "1", "f")
+        number, _ = governor._reserve(config, found, END, monitor.store, owner)
+
+        def stopped(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(repair, "rethreshold", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            governor.repair(config, number, END, monitor=monitor)
+        outcomes = monitor.store.entries(config.name, "outcome")
+        assert [entry.payload["outcome"] for entry in outcomes] == ([] if owner else ["failed"])
+        monkeypatch.undo()
+        held = governor._reserve(config, found, END, monitor.store)[1]
+        assert "one at a time" in held.reason if owner else "handled already" in held.reason
+
+
 def test_every_caller_decides_with_the_same_cutoffs_after_every_repair(folder, tmp_path):
     base = live_rows.model()
     made = replace(

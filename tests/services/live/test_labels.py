@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,7 +13,7 @@ from rareclass.adapters.store import LabelReport, Store
 from rareclass.adapters.tables.sources import BATCH
 from rareclass.config import Config, parse
 from rareclass.errors import DataError, InputError, StoreError
-from rareclass.services.live.labels import import_labels, receive_labels, resolve_missing
+from rareclass.services.live.labels import import_labels, receive_labels
 
 NOW = datetime(2026, 3, 20, tzinfo=UTC)
 ALWAYS = (NOW - timedelta(days=300), NOW + timedelta(days=1))
@@ -210,39 +209,6 @@ def test_an_unreachable_store_is_not_the_payloads_fault() -> None:
     config = make_config("postgresql://u:p@127.0.0.1:9/none")
     with pytest.raises(StoreError, match="cannot be reached"):
         receive_labels(config, [{"request_id": "1", "label": 1}], NOW)
-
-
-def window(**columns: list[Any]) -> pd.DataFrame:
-    frame = pd.DataFrame({"label": [np.nan] * 4, "propensity": [1.0] * 4, "weight": [1.0] * 4} | columns)
-    days = [100, 91, 89, 1]
-    return frame.assign(ts=[np.datetime64("2026-03-20", "us") - np.timedelta64(day, "D") for day in days])
-
-
-def test_missing_labels_stay_unknown_unless_the_configuration_says_negative(config: Config) -> None:
-    assert resolve_missing(window(), config, NOW)["label"].isna().all()
-    negative = make_config(config.store.url, labels={"missing": "negative", "horizon": "90d"})
-    found = resolve_missing(window(label=[1, np.nan, np.nan, np.nan]), negative, NOW)["label"]
-    np.testing.assert_array_equal(found, [1, 0, np.nan, np.nan])
-
-
-def test_a_blocked_row_without_a_label_is_not_a_negative(config: Config) -> None:
-    negative = make_config(config.store.url, labels={"missing": "negative", "horizon": "1d"})
-    found = resolve_missing(window(propensity=[1, 0.05, 0, 1]), negative, NOW)
-    np.testing.assert_array_equal(found["label"], [0, np.nan, np.nan, 0])
-    assert found["judgeable"].tolist() == [True, True, False, True]
-
-
-def test_inverse_propensity_weights_make_a_control_group_speak_for_all() -> None:
-    rng = np.random.default_rng(1)
-    score = rng.random(200_000)
-    truth = rng.random(200_000) < score**3
-    propensity = np.where(score > 0.8, 0.1, 1.0)
-    seen = rng.random(200_000) < propensity
-    frame = pd.DataFrame({"label": np.where(seen, truth, np.nan), "propensity": propensity, "weight": 1.0})
-    found = resolve_missing(frame, make_config("sqlite:///x.db"), NOW).dropna(subset=["label"])
-    naive, weighted = found["label"].mean(), np.average(found["label"], weights=found["ipw"])
-    assert abs(naive / truth.mean() - 1) > 0.2
-    assert abs(weighted / truth.mean() - 1) < 0.02
 
 
 @pytest.fixture

@@ -37,24 +37,15 @@ def govern(
     config: Config, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None
 ) -> tuple[Verdict, list[Action]]:
     """One whole turn: judge a probation, let a challenger win, triage, and act. Safe to run twice, and by two at once."""
-    from rareclass.services.live import repair
-    from rareclass.services.live.monitor import Monitor
-
-    own = monitor or Monitor(config)
+    own, close = _monitor(config, monitor)
     try:
-        repair.follow(own)
-        actions = [
-            action
-            for action in (probation(config, now, monitor=own), challenge(config, now, monitor=own))
-            if action is not None
-        ]
+        actions = _moves(config, now, own)
         verdict = triage(config, now, monitor=own)
         if verdict.verdict != "nothing":
             actions.append(act(config, verdict, now, monitor=own, progress=progress))
         return verdict, actions
     finally:
-        if monitor is None:
-            own.close()
+        close()
 
 
 def act(
@@ -69,45 +60,73 @@ def act(
 
     A page is recorded once per cause. A repair that fails leaves the champion as it is.
     """
-    from rareclass.services.live import repair
-    from rareclass.services.live.monitor import Monitor
-
-    version = verdict.version or None
     if verdict.verdict == "nothing":
-        return Action(now, "nothing", version, None, "done", "; ".join(verdict.reasons))
-    own = monitor or Monitor(config)
+        return Action(now, "nothing", verdict.version or None, None, "done", "; ".join(verdict.reasons))
+    own, close = _monitor(config, monitor)
     try:
-        store = own.store
         if verdict.verdict == "page":
-            return _page(config, verdict, now, store)
-        allowed, why = permitted(
-            config.governor, verdict, store.entries(config.name), now, window=config.monitor.window
-        )
-        if not allowed:
-            return Action(now, verdict.verdict, version, None, "refused", why)
-        number = _start(config, verdict, now, store)
+            return _page(config, verdict, now, own.store)
+        number, held = _reserve(config, verdict, now, own.store)
         if number is None:
-            return Action(now, verdict.verdict, version, None, "already", "another governor is at it")
-        try:
-            doing = {"rethreshold": repair.rethreshold, "recalibrate": repair.recalibrate, "retrain": repair.retrain}
-            action = doing[verdict.verdict](config, verdict, now, monitor=own, progress=progress)
-        except RareclassError as error:
-            action = Action(now, verdict.verdict, version, None, "failed", str(error))
-        except BaseException as error:
-            _finish(
-                config,
-                Action(now, verdict.verdict, version, None, "failed", repr(error)[:200]),
-                verdict,
-                now,
-                store,
-                number,
-            )
-            raise
-        _finish(config, action, verdict, now, store, number)
-        return action
+            return held
+        return _carry_out(config, number, verdict, now, monitor=own, progress=progress)
     finally:
-        if monitor is None:
-            own.close()
+        close()
+
+
+def _moves(config: Config, now: datetime, own: Monitor) -> list[Action]:
+    """What comes before a verdict: tags follow the ledger, a probation and a challenger are judged."""
+    from rareclass.services.live import repair as repairing
+
+    repairing.follow(own)
+    moves = [probation(config, now, monitor=own), challenge(config, now, monitor=own)]
+    return [action for action in moves if action is not None]
+
+
+def _reserve(
+    config: Config, verdict: Verdict, now: datetime, store: Store, owner: str | None = None
+) -> tuple[int | None, Action]:
+    """Reserve a repair where the brakes allow it; return its number, or None with the action that says why not."""
+    allowed, why = permitted(config.governor, verdict, store.entries(config.name), now, window=config.monitor.window)
+    number = _start(config, verdict, now, store, owner) if allowed else None
+    outcome, reason = ("refused", why) if not allowed else ("already", "another governor is at it")
+    return number, Action(now, verdict.verdict, verdict.version or None, None, outcome, reason)
+
+
+def _carry_out(
+    config: Config, number: int, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Callable[[str, str], None] | None,
+    retrain: Callable[[Verdict], Action] | None = None,
+) -> Action:  # fmt: skip
+    """Do a reserved repair, unless an earlier attempt got as far as the promotion, and record how it ended.
+
+    What the repair itself says is wrong is recorded as failed. A crash is recorded too where the repair has no owner, since
+    nobody would take it up again; one with an owner stays open for it, until ``close`` ends it.
+    """
+    from rareclass.services.live import repair as repairing
+
+    doing: dict[str, Callable[..., Action]] = {
+        "rethreshold": repairing.rethreshold, "recalibrate": repairing.recalibrate, "retrain": repairing.retrain,
+    }  # fmt: skip
+    store, version = monitor.store, verdict.version or None
+    entries = store.entries(config.name)
+    try:
+        done = _taken_over(entries, number, verdict)
+        if done is not None:
+            why = "an earlier attempt got as far as the promotion"
+            action = Action(now, verdict.verdict, version, done, "done", why)
+        elif verdict.verdict == "retrain" and retrain is not None:
+            action = retrain(verdict)
+        else:
+            action = doing[verdict.verdict](config, verdict, now, monitor=monitor, progress=progress)
+    except RareclassError as error:
+        action = Action(now, verdict.verdict, version, None, "failed", str(error))
+    except BaseException as error:
+        if _begun(entries, number).payload.get("owner") is None:
+            crash = Action(now, verdict.verdict, version, None, "failed", repr(error)[:200])
+            _finish(config, crash, verdict, now, store, number)
+        raise
+    _finish(config, action, verdict, now, store, number)
+    return action
 
 
 # --- the same in steps, each a process of its own --------------------------------------------------------------------
@@ -153,27 +172,19 @@ def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None
     owner : who reserves. A repair that the same owner reserved and never finished is taken up again, so that what was
     killed at any step goes on there. Owners see to it that one works at a time.
     """
-    from rareclass.services.live import repair as repairing
-
     own, close = _monitor(config, monitor)
     try:
-        repairing.follow(own)
-        moves = [probation(config, now, monitor=own), challenge(config, now, monitor=own)]
-        actions = [action for action in moves if action is not None]
-        entries = own.store.entries(config.name)
-        left = _unfinished(entries, owner, now)
+        actions = _moves(config, now, own)
+        left = _unfinished(own.store.entries(config.name), owner, now)
         if left is not None:
             verdict = _reserved(left)
             return Turn(verdict.verdict, left.payload["number"], verdict, actions)
         verdict = triage(config, now, monitor=own)
         if verdict.verdict in REPAIRS:
-            allowed, why = permitted(config.governor, verdict, entries, now, window=config.monitor.window)
-            number = _start(config, verdict, now, own.store, owner) if allowed else None
+            number, held = _reserve(config, verdict, now, own.store, owner)
             if number is not None:
                 return Turn(verdict.verdict, number, verdict, actions)
-            why = why or "another governor is at it"
-            refused = Action(now, verdict.verdict, verdict.version or None, None, "refused", why)
-            return Turn("nothing", None, verdict, [*actions, refused])
+            return Turn("nothing", None, verdict, [*actions, held])
         if verdict.verdict == "page":
             actions.append(_page(config, verdict, now, own.store))
         return Turn(verdict.verdict, None, verdict, actions)
@@ -190,29 +201,12 @@ def repair(
     retrain : does a retrain somewhere else; default: in this process
     A repair that fails is recorded as failed and leaves the champion as it is.
     """
-    from rareclass.services.live import repair as repairing
-
     own, close = _monitor(config, monitor)
     try:
         verdict, ended = _numbered(config, own.store, number)
         if ended is not None:
             return ended
-        doing: dict[str, Callable[..., Action]] = {
-            "rethreshold": repairing.rethreshold, "recalibrate": repairing.recalibrate, "retrain": repairing.retrain,
-        }  # fmt: skip
-        try:
-            done = _taken_over(own.store.entries(config.name), number, verdict)
-            if done is not None:
-                why = "an earlier attempt got as far as the promotion"
-                action = Action(now, verdict.verdict, verdict.version or None, done, "done", why)
-            elif verdict.verdict == "retrain" and retrain is not None:
-                action = retrain(verdict)
-            else:
-                action = doing[verdict.verdict](config, verdict, now, monitor=own, progress=progress)
-        except RareclassError as error:
-            action = Action(now, verdict.verdict, verdict.version or None, None, "failed", str(error))
-        _finish(config, action, verdict, now, own.store, number)
-        return action
+        return _carry_out(config, number, verdict, now, monitor=own, progress=progress, retrain=retrain)
     finally:
         close()
 
@@ -258,12 +252,16 @@ def _reserved(entry: LedgerEntry) -> Verdict:
 
 def _taken_over(entries: Sequence[LedgerEntry], number: int, verdict: Verdict) -> str | None:
     """The version that took over from the one that was to be repaired, since the repair began."""
-    begun = next(entry.id for entry in entries if entry.kind == "repair" and entry.payload["number"] == number)
-    moves = [entry for entry in entries if entry.id > begun and entry.kind == "promote" and entry.actor == ACTOR]
+    begun = _begun(entries, number)
+    moves = [entry for entry in entries if entry.id > begun.id and entry.kind == "promote" and entry.actor == ACTOR]
     for move in moves:
         if move.payload["role"] == "champion" and move.payload["before"]["champion"] == verdict.version:
             return str(move.payload["version"])
     return None
+
+
+def _begun(entries: Sequence[LedgerEntry], number: int) -> LedgerEntry:
+    return next(entry for entry in entries if entry.kind == "repair" and entry.payload["number"] == number)
 
 
 def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:

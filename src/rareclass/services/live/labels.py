@@ -1,4 +1,4 @@
-"""Late truth: label files and POST /labels into the store, and what a label that never came means."""
+"""Late truth: label files and POST /labels into the store."""
 
 from __future__ import annotations
 
@@ -296,23 +296,3 @@ def _request_fields(frame: pd.DataFrame, own: Mapping[str, str], where: str) -> 
         },
         index=frame.index,
     )
-
-
-def resolve_missing(frame: pd.DataFrame, config: Config, now: datetime) -> pd.DataFrame:
-    """Return a copy of ``Store.window`` rows with ``labels.missing`` applied and two columns more.
-
-    label : with ``labels.missing: negative``, 0 where none came within ``labels.horizon``, but only where it could have
-        come at all (propensity 1): a blocked transaction without a label is not a negative
-    ipw : inverse-propensity weight times the sampling weight, 0 where the propensity is 0
-    judgeable : False where the propensity is 0: no label can ever come, so nothing can be said about such rows
-    """
-    propensity = frame["propensity"].to_numpy(dtype=np.float64)
-    weight = frame["weight"].to_numpy(dtype=np.float64)
-    judgeable = propensity > 0
-    ipw = np.divide(weight, propensity, out=np.zeros_like(weight), where=judgeable)
-    label = frame["label"].astype("float64")
-    if config.labels.missing == "negative":
-        limit = np.datetime64(to_micros(now) - round(config.labels.horizon.total_seconds() * 1e6), "us")
-        overdue = (frame["ts"].to_numpy("datetime64[us]") <= limit) & (propensity >= 1)
-        label = label.mask(label.isna() & overdue, 0.0)
-    return frame.assign(label=label, ipw=ipw, judgeable=judgeable)

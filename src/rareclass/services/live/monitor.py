@@ -182,7 +182,7 @@ class Monitor:
             expected=self._learned(now) is not None,
             beta=config.threshold.beta,
             confidence=config.evaluate.confidence,
-            missing_negative_after=config.labels.horizon if config.labels.missing == "negative" else None,
+            missing_negative_after=config.missing_negative_after,
             false_negative=math.nan if costs is None else float(costs.false_negative),
             false_positive=math.nan if costs is None else float(costs.false_positive),
             seed=config.train.seed,

@@ -242,12 +242,11 @@ def matured_rows(
 
 def settled(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
     """Rows whose truth can be learned from: labelled, or unlabelled for longer than the horizon where that means 0."""
-    seen = frame["propensity"].to_numpy(float) > 0
-    label = frame["label"].to_numpy(float).copy()
-    if config.labels.missing == "negative":
-        old = (frame["ts"] <= watching._naive(now - config.labels.horizon)).to_numpy()
-        label[old & np.isnan(label) & (frame["propensity"].to_numpy(float) >= 1)] = 0.0
-    known = seen & ~np.isnan(label) & frame["features"].notna().to_numpy()
+    from rareclass.core import liveness
+
+    propensity, ts = frame["propensity"].to_numpy(float), frame["ts"].to_numpy("datetime64[us]")
+    label = liveness.assumed(ts, frame["label"].to_numpy(float), propensity, now, config.missing_negative_after)
+    known = (propensity > 0) & ~np.isnan(label) & frame["features"].notna().to_numpy()
     return frame.assign(label=label)[known].sort_values("ts", kind="stable")
 
 
