@@ -224,7 +224,7 @@ def test_promote_rollback_and_history_tell_what_happened(
     )
     assert call("history", "-c", str(file)) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"promote +1 +champion +alice +first", shown)
+    assert re.search(r"promote +1 +champion +alice \(said by .*first", shown)
     assert re.search(r"rollback +1 +champion +\w+ +worse", shown)
     assert shown.endswith("now: champion is version 1\n")
     assert call("history", "-c", str(file), "--kind", "rollback", "--json") == 0

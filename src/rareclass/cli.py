@@ -17,6 +17,7 @@ from rareclass import _terminal as terminal
 from rareclass import logs
 from rareclass.errors import ConfigError, RareclassError, nearest
 from rareclass.masking import masked
+from rareclass.services.actor import named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,12 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, o
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the ledger.")]
 ActorOption = Annotated[
-    str | None, typer.Option("--actor", metavar="NAME", help="Who; default: the user of this process.")
+    str | None,
+    typer.Option(
+        "--actor",
+        metavar="NAME",
+        help="Who; default: the account of this process, which is recorded beside a name that is given.",
+    ),
 ]
 
 
@@ -604,7 +610,12 @@ def promote(
     from rareclass.services import promotion as service
 
     move = service.promote(
-        _stored(config, overrides), version, now=_now(), mode=service.checked_mode(mode), actor=actor, reason=reason
+        _stored(config, overrides),
+        version,
+        now=_now(),
+        mode=service.checked_mode(mode),
+        actor=named(actor),
+        reason=reason,
     )
     terminal.lines([str(move)])
 
@@ -616,7 +627,7 @@ def rollback(
     """Make the previous version champion again: model, threshold and calibrator together."""
     from rareclass.services import promotion as service
 
-    terminal.lines([str(service.rollback(_stored(config, overrides), now=_now(), actor=actor, reason=reason))])
+    terminal.lines([str(service.rollback(_stored(config, overrides), now=_now(), actor=named(actor), reason=reason))])
 
 
 @app.command()
@@ -634,7 +645,7 @@ def approve(
     from rareclass.services import approval as service
 
     settings = _stored(config, overrides)
-    said = service.answer(settings, version, reason=reason, now=_now(), actor=actor, decline=decline)
+    said = service.answer(settings, version, reason=reason, now=_now(), actor=named(actor), decline=decline)
     terminal.lines([said])
 
 
@@ -674,7 +685,9 @@ def retire(
     from rareclass.services import promotion as service
 
     chosen = service.checked_role(role)
-    terminal.lines([str(service.retire(_stored(config, overrides), chosen, now=_now(), actor=actor, reason=reason))])
+    terminal.lines(
+        [str(service.retire(_stored(config, overrides), chosen, now=_now(), actor=named(actor), reason=reason))]
+    )
 
 
 @app.command()

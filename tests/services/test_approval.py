@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rareclass import cli
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, NotAllowedError
-from rareclass.services import approval, promotion
+from rareclass.services import actor, approval, promotion
 from rareclass.services.live import governor, repair
 from rareclass.services.training import results
 
@@ -39,14 +41,35 @@ def register(config: Config, *slopes: float, actor: str = "ann") -> list[str]:
     ]
 
 
+def test_a_pods_account_is_read_from_its_token_and_a_name_that_was_given_says_by_whom(tmp_path, monkeypatch):
+    def token(**claims: object) -> Path:
+        body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+        (tmp_path / "token").write_text(f"header.{body}.signature\n")
+        return tmp_path / "token"
+
+    account = "system:serviceaccount:shop:flights-turn"
+    assert actor.service_account(token(sub=account, iss="x")) == account
+    for wrong in (token(sub="alice"), token(sub=3), token(), tmp_path / "absent"):
+        assert actor.service_account(wrong) is None
+    for broken in ("", "a", "a.b.c", "a.\u00e9.c"):
+        (tmp_path / "token").write_text(broken)
+        assert actor.service_account(tmp_path / "token") is None
+    monkeypatch.setattr(actor, "ACCOUNT_TOKEN", token(sub=account))
+    assert actor.me() == actor.named(None) == actor.named(account) == account
+    assert actor.named("bob") == f"bob (said by {account})"
+    assert actor.name_of(actor.named("bob")) == "bob"
+    assert actor.name_of(account) == account
+
+
 def test_a_first_version_answers_only_after_somebody_else_approved_it(config: Config) -> None:
     register(config, 1)
     assert results.promote(config, "1", now=NOW, actor="ann") is None
     assert promotion.state(config)["champion"] is None
     with pytest.raises(NeedsApprovalError, match="rareclass approve"):
         promotion.promote(config, 1, now=NOW, mode="immediate", actor="ann")
-    with pytest.raises(NotAllowedError, match="trained by 'ann'"):
-        approval.answer(config, 1, reason="mine", now=NOW, actor="ann")
+    for herself in ("ann", "ann (said by root)"):
+        with pytest.raises(NotAllowedError, match="trained by 'ann'"):
+            approval.answer(config, 1, reason="mine", now=NOW, actor=herself)
     assert promotion.state(config)["champion"] is None
     assert "champion" in approval.answer(config, reason="looked at the slices", now=NOW, actor="bob")
     assert promotion.state(config)["champion"] == "1"
@@ -108,6 +131,7 @@ def test_the_commands_tell_a_workflow_by_their_exit_codes(config: Config, tmp_pa
     code, said = run("approval", "--wait", "0.01")
     assert (code, "waits for approval" in said) == (20, True)
     assert run("approve", "--reason", "fine", "--actor", "bob")[0] == 0
+    assert promotion.history(config)[-1].actor == f"bob (said by {actor.me()})"
     assert run("approval", "1")[0] == 0
     results.promote(config, "2", now=NOW, actor="ann")
     assert run("approve", "2", "--decline", "--reason", "no", "--actor", "bob")[0] == 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ConfigError, ModelError, NotAllowedError
 from rareclass.services import promotion
-from rareclass.services.actor import me
+from rareclass.services.actor import me, name_of
 
 if TYPE_CHECKING:
     from rareclass.adapters.store import LedgerEntry
@@ -102,14 +102,14 @@ def _champion(config: Config, version: str, reason: str, who: str, now: datetime
 
 
 def _other_eyes(entries: Sequence[LedgerEntry], version: str, who: str) -> None:
-    trained = [e.actor for e in entries if e.kind == "register" and str(e.payload.get("version")) == version]
+    trained = [name_of(e.actor) for e in entries if e.kind == "register" and str(e.payload.get("version")) == version]
     if who == "unknown":
         raise NotAllowedError(
             "promotion.four_eyes asks who approves, and this process has no user name. Pass --actor NAME"
         )
-    if who in trained:
+    if name_of(who) in trained:
         raise NotAllowedError(
-            f"version {version} was trained by '{who}', who may not approve it too (promotion.four_eyes). Let somebody else look at it"
+            f"version {version} was trained by '{name_of(who)}', who may not approve it too (promotion.four_eyes). Let somebody else look at it"
         )
 
 
