@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rareclass.adapters.tables import streaming
 from rareclass.adapters.tables.ingest import Ingested
 from rareclass.adapters.tables.room import BASE
 from rareclass.config import Config, parse
+from rareclass.core.dataset import concatenate
 from rareclass.errors import DataError
 
 SMALL, LARGE = BASE + (3 << 20), "8GiB"
@@ -185,7 +187,8 @@ def test_memory_that_holds_no_sample_is_refused_with_what_to_set(source: Path) -
 
 
 def test_a_survey_of_a_table_larger_than_memory_is_a_weighted_sample(source: Path) -> None:
-    rows, _ = tables.survey(config(source, SMALL))
+    rows, warnings = tables.survey(config(source, SMALL))
+    assert "described by" in warnings[-1].message
     assert rows.drawn is not None
     assert rows.represented == pytest.approx(ROWS, rel=0.02)
 
@@ -209,3 +212,30 @@ def test_a_drawn_row_is_drawn_with_a_smaller_share_too_so_samples_are_nested(sou
     counts = Counter(larger.train.row_id.tolist())
     assert len(smaller.train) < len(larger.train)
     assert all(counts[row] for row in smaller.train.row_id.tolist())
+
+
+def test_an_export_holds_all_validation_and_test_rows_and_the_weighted_sample_that_a_fit_sees(
+    source: Path, tmp_path: Path
+) -> None:
+    whole, streamed = both(source, "time")
+    written = tables.export(streamed, str(tmp_path))
+    expected = tables.export(whole, str(tmp_path / "whole"))
+    for part in ("validation", "test"):
+        ours, theirs = (pd.read_parquet(each[part]).sort_values("row_id") for each in (written, expected))
+        assert ours["row_id"].tolist() == theirs["row_id"].tolist()
+        assert np.array_equal(ours["f3"], theirs["f3"])
+        assert ours["target"].sum() == theirs["target"].sum()
+    train = pd.read_parquet(written["train"])
+    assert len(train) == len(streamed.train) < len(whole.train)
+    assert train["weight"].sum() == pytest.approx(len(whole.train), rel=0.05)
+
+
+def test_a_sample_beside_rows_without_weights_keeps_its_own(source: Path) -> None:
+    whole, streamed = both(source, "time")
+    fresh = whole.test.take(slice(0, 50))
+    fresh = replace(fresh, schema=streamed.schema)
+    joined = concatenate([streamed.train, fresh])
+    assert joined.weight is not None
+    assert joined.weight[-50:].tolist() == [1.0] * 50
+    assert joined.represented == streamed.train.represented + 50
+    assert streamed.judging.positives == whole.judging.positives == whole.test.positives

@@ -373,9 +373,11 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if any(part.schema != first.schema for part in parts):
         raise DataError("rows of different schemas cannot be stacked; encode both with the schema of the training rows")
     arrays: dict[str, Any] = {}
+    drawn = any(part.drawn is not None for part in parts)
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
-        if name in ("keep", "drawn") and any(array is not None for array in found):  # parts without one are kept whole
+        # parts without these are kept whole; what was drawn from a larger table has weights, and others count as they are
+        if (name in ("keep", "drawn") and any(array is not None for array in found)) or (name == "weight" and drawn):
             kind = bool if name == "keep" else np.float64
             found = [
                 np.ones(len(part), dtype=kind) if one is None else one for part, one in zip(parts, found, strict=True)

@@ -117,7 +117,8 @@ def _dtype(name: str) -> Any:
 def export(ingested: Ingested, destination: str, *, format: str = "parquet") -> dict[str, str]:
     """Write train, validation and test to a folder or an object store; return the file of each.
 
-    Of ``train`` only what `train.filter` and `train.majority_quantile` leave, which is what a fit sees.
+    Of ``train`` only what `train.filter` and `train.majority_quantile` leave, which is what a fit sees; of a table that is
+    larger than memory the weighted sample that a fit sees, while validation and test rows are all there, read as a stream.
     The features are decoded; ``target`` (0 or 1), ``row_id`` and what else the rows have stand behind them.
     Raises ConfigError for an unknown format.
     """
@@ -125,14 +126,23 @@ def export(ingested: Ingested, destination: str, *, format: str = "parquet") -> 
         raise ConfigError(f"unknown format '{format}'. Set it to one of: csv, parquet")
     written = {}
     for name in ("train", "validation", "test"):
-        rows: Rows = getattr(ingested, name)
-        rows = rows.learnable() if name == "train" else rows
         path = f"{destination.rstrip('/')}/{name}.{format}"
-        write_frames(
-            path, (_plain_frame(rows.take(slice(at, at + BATCH))) for at in range(0, max(1, len(rows)), BATCH))
-        )
+        write_frames(path, map(_plain_frame, _parts(ingested, name)))
         written[name] = path
     return written
+
+
+def _parts(ingested: Ingested, name: str) -> Iterator[Rows]:
+    """Yield the rows of a part of the split, some at a time."""
+    beyond = ingested.beyond
+    if beyond is not None and name != "train":
+        for piece in beyond.pieces([name]):
+            yield replace(beyond.rows[name].take(piece.at), schema=ingested.schema, x=piece.x)
+        return
+    rows: Rows = getattr(ingested, name)
+    rows = rows.learnable() if name == "train" else rows
+    for at in range(0, max(1, len(rows)), BATCH):
+        yield rows.take(slice(at, at + BATCH))
 
 
 def _plain_frame(rows: Rows) -> pd.DataFrame:

@@ -63,6 +63,11 @@ class Ingested:
     incumbent_everywhere: Champion | None = None
     beyond: streaming.Beyond | None = None
 
+    @property
+    def judging(self) -> Rows:
+        """All rows of the test part; without their features where the table is larger than memory."""
+        return self.test if self.beyond is None else self.beyond.rows["test"]
+
 
 def location(data: DataSettings) -> str:
     """Return where the rows are: ``data.path``, or the file of ``demo:NAME`` (made when it is not there)."""
@@ -141,7 +146,7 @@ def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list
     raw = _read(config, source, plan, room, say)
     if raw.counts is not None and room is not None:
         place = np.zeros(len(raw.y), dtype=np.int8)
-        raw, warnings, _ = _sampled(config, source, plan, raw, place, room, say)
+        raw, warnings, _ = _sampled(config, source, plan, raw, place, room, say, judged=False)
     else:
         warnings = _checked(config, raw)
     features = raw.encoder.finish(raw.x, slice(None), config.data.max_categories)
@@ -159,7 +164,14 @@ def _checked(config: Config, raw: Raw) -> list[Finding]:
 
 
 def _sampled(
-    config: Config, source: Source, plan: ReadPlan, raw: Raw, place: AnyArray, room: Room, say: Progress
+    config: Config,
+    source: Source,
+    plan: ReadPlan,
+    raw: Raw,
+    place: AnyArray,
+    room: Room,
+    say: Progress,
+    judged: bool = True,
 ) -> tuple[Raw, list[Finding], streaming.Drawn]:
     """Check what was counted of a table that is larger than memory, and return a sample of it; marks it in ``place``."""
     counts, data = raw.counts, config.data
@@ -174,13 +186,13 @@ def _sampled(
     ]  # fmt: skip
     raw.content = None
     drawn = streaming.draw(raw, place, room, config.train.seed)
-    say(drawn.in_words())
+    say(drawn.in_words(judged))
     sample = streaming.take(config, source, plan, raw, place, drawn)
     provisional = Rows(
         Schema(tuple(_provisional(raw.encoder))), sample.x, sample.y, sample.row_id, sample.time, drawn=sample.drawn
     )
     warnings += checks.enforce(list(checks.check_leaks(provisional, data.checks)))
-    warnings.append(Finding("larger_than_memory", "warning", None, drawn.in_words()))
+    warnings.append(Finding("larger_than_memory", "warning", None, drawn.in_words(judged)))
     _clean(sample)
     return sample, warnings, drawn
 

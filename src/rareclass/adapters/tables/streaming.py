@@ -57,13 +57,13 @@ class Drawn:
             "positives_rate": self.positives_rate, "negatives_rate": self.negatives_rate,
         }  # fmt: skip
 
-    def in_words(self) -> str:
-        """One sentence for a person."""
+    def in_words(self, judged: bool = True) -> str:
+        """One sentence for a person. judged : whether all validation and test rows are scored, as in a run"""
         positives = "all" if self.positives_rate == 1 else f"{self.positives_rate:.3g} of the"
+        does, rest = ("trained on", "; all validation and test rows are scored") if judged else ("described by", "")
         return (
-            f"{self.rows:,} rows are more than {in_words(self.memory)} of memory hold: trained on {self.sampled:,} of them, "
-            f"{positives} {self.positives:,} of the rare class and {self.negatives_rate:.3g} of the others, by hash; "
-            "all validation and test rows are scored"
+            f"{self.rows:,} rows are more than {in_words(self.memory)} of memory hold: {does} {self.sampled:,} of them, "
+            f"{positives} {self.positives:,} of the rare class and {self.negatives_rate:.3g} of the others, by hash{rest}"
         )
 
 

@@ -129,9 +129,10 @@ def _reference(config: Config, model: RareModel) -> tuple[pd.DataFrame, pd.DataF
 
     from rareclass.adapters import tables
     from rareclass.core.dataset import concatenate, decode
+    from rareclass.core.drawn import natural_sample
 
     known = tables.ingest(config)
-    rows = concatenate([known.validation, known.test])
+    rows = natural_sample(concatenate([known.validation, known.test]))
     rows = rows.take(_thinned(pd.DataFrame(index=range(len(rows)))).index.to_numpy())
     there, table = tables.table_for(config, rows, model.schema)
     frame = decode(model.matrix(table), model.schema)

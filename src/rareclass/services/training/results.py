@@ -131,7 +131,7 @@ def _params(config: Config) -> dict[str, Any]:
 def _evidence(run: Run) -> dict[str, Any]:
     from rareclass.core import hashing
 
-    trained, test = run.model.meta["trained"], run.ingested.test
+    trained, test = run.model.meta["trained"], run.ingested.judging
     return {
         **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
         "data_hash": run.ingested.card["content_hash"], "test_rows": hashing.of_rows(test.row_id, test.y), "trained": trained, "gate": dict(run.judged.decision.numbers),

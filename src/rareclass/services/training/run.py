@@ -148,7 +148,7 @@ def fit(
             tuning,
             champion=ingested.incumbent,
             everywhere=ingested.incumbent_everywhere,
-            looks=looks(ingested.test),
+            looks=looks(ingested.judging),
             beyond=scored,
             progress=progress,
         )
