@@ -281,7 +281,7 @@ def test_batch_scores_are_logged_once(home: Path, tmp_path: Path, capsys: pytest
 
 
 SUMMARY = {
-    "model": "small", "version": "3", "role": "champion", "status": "champion", "selected": "forest", "forced": False, "regime": "scarce",
+    "model": "small", "version": "3", "role": "champion", "status": "champion", "selected": "forest", "selected_by": "AP", "forced": False, "regime": "scarce",
     "rows": {"train": 1000, "test": 500}, "positives": {"train": 20, "test": 10}, "prevalence": {"train": 0.02, "test": 0.02, "all": 0.02},
     "metrics": {"ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "roc_auc": 0.9, "threshold": 0.1234, "recall": 0.7, "precision": 0.5, "f1": 0.58, "f2": None, "cost": 80.0},
     "should_resample": {"sentence": "Should I resample? No: a gain of 2% or more is ruled out."},

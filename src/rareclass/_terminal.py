@@ -187,7 +187,7 @@ def _won(found: Mapping[str, Any]) -> str:
         return f"{name}, candidate 0" + ("" if len(tried) == 1 else ": no other is significantly better")
     difference = winner.get("difference") or {}
     sure = "significantly" if winner.get("significant") else "not significantly"
-    return f"{name}: {_signed(difference)} AP against candidate 0, {sure} better. {winner.get('reason', '')}".rstrip()
+    return f"{name}: {_signed(difference)} {found.get('selected_by', 'AP')} against candidate 0, {sure} better. {winner.get('reason', '')}".rstrip()
 
 
 def _details(details: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -318,6 +318,10 @@ class SearchSettings(Section):
     ensemble: Literal["auto", "none", "voting", "weighted", "stacking"] = Field(
         "auto", description="Combination of fitted candidates"
     )
+    metric: Literal["average_precision", "cost", "recall_at_precision"] = Field(
+        "average_precision",
+        description="What decides between candidates: how they rank, what the best threshold saves (`costs`), or the recall within reach at `threshold.min_precision`",
+    )
     replay: str | None = Field(None, description="A recorded trials.json: fit exactly what it lists, in its order")
 
 
@@ -699,6 +703,10 @@ class Config(Section):
         if self.split.kind == "grouped" and data.entity is None:
             raise ValueError(
                 "split.kind is 'grouped' but there is no entity column. Set data.entity, or split.kind: stratified"
+            )
+        if self.search.metric == "recall_at_precision" and self.threshold.min_precision is None:
+            raise ValueError(
+                "search.metric: recall_at_precision needs the precision. Set threshold.min_precision, like 0.7"
             )
         if data.decimal == data.thousands:
             raise ValueError(f"data.decimal and data.thousands are both '{data.decimal}'. Set one of them otherwise")

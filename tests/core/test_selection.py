@@ -17,8 +17,9 @@ from rareclass.core.selection import (
     select,
     stacked_weights,
 )
+from rareclass.core.selection_metrics import metric_of
 from rareclass.core.training import Trained
-from rareclass.errors import DataError
+from rareclass.errors import ConfigError, DataError
 
 ROWS = make_rows(4000, shift=-2.5)
 
@@ -201,3 +202,62 @@ def test_negatives_that_are_left_out_for_speed_are_stood_for(monkeypatch):
     assert weight[y == 0].sum() == pytest.approx((ROWS.y == 0).sum(), rel=0.02)
     fast = FastPrecision(y, weight)(thinned[0])
     assert fast == pytest.approx(FastPrecision(ROWS.y)(logits[0]), rel=0.1)
+
+
+# --- what decides --------------------------------------------------------------------------------------------------------
+
+
+def brute_saving(rows, score, miss, alarm):
+    flagged = [score >= cut for cut in [np.inf, *np.unique(score)]]
+    saved = [(miss * (flag & (rows.y == 1)) - alarm * (flag & (rows.y == 0))).sum() for flag in flagged]
+    return 1000 * max(saved) / len(rows)
+
+
+def test_the_saving_and_the_recall_that_decide_are_those_of_the_best_of_all_thresholds():
+    rows = ROWS.take(np.arange(300))
+    score = scored("a", 3.0, rows=rows).oof
+    given = parse({"name": "t", "data": {"path": "p", "target": "y"}, "costs": {"false_negative": 7, "false_positive": 2}, "search": {"metric": "cost"}})  # fmt: skip
+    found = metric_of(given, rows)
+    assert found.judge(rows, [score], 5, 0)[0][0] == pytest.approx(brute_saving(rows, score, 7, 2))
+    floor = parse({"name": "t", "data": {"path": "p", "target": "y"}, "threshold": {"min_precision": 0.6}, "search": {"metric": "recall_at_precision"}})  # fmt: skip
+    recalls = []
+    for cut in np.unique(score):
+        flag = score >= cut
+        if rows.y[flag].mean() >= 0.6:
+            recalls.append(rows.y[flag].sum() / rows.positives)
+    assert metric_of(floor, rows).judge(rows, [score], 5, 0)[0][0] == pytest.approx(max(recalls))
+    assert metric_of(floor, rows).words == "recall at precision 0.6"
+
+
+def test_what_is_asked_for_decides_and_not_the_ranking_as_a_whole():
+    """One candidate finds half of the rare rows without a mistake, the other ranks all of them a little."""
+    rng = np.random.default_rng(0)
+    half = (ROWS.y == 1) & (rng.random(len(ROWS)) < 0.5)
+    sharp = expit(np.where(half, 5.0, 0.0) + 0.3 * rng.normal(size=len(ROWS)) - 2)
+    broad = expit(2.4 * ROWS.y + rng.normal(size=len(ROWS)) - 2)
+    members = [
+        Trained(Candidate(name, "xgboost"), oof, complete=True) for name, oof in (("sharp", sharp), ("broad", broad))
+    ]
+    raw = {"name": "t", "data": {"path": "p", "target": "y"}}
+
+    def winner(search, **sections):
+        return select(
+            members, ROWS, config=parse({**raw, "search": {"ensemble": "none", **search}, **sections}), seed=0
+        )
+
+    cheap = {"costs": {"false_negative": 100, "false_positive": 1}}
+    assert average_precision_score(ROWS.y, broad) > average_precision_score(ROWS.y, sharp)
+    by_cost = winner({"metric": "cost"}, **cheap)
+    assert by_cost.winner == "broad"
+    assert "saved per 1,000 rows" in by_cost.reasons[0]
+    by_recall = winner({"metric": "recall_at_precision"}, threshold={"min_precision": 0.97})
+    assert by_recall.winner == "sharp"
+    assert winner({}).winner == "broad"
+    line = by_cost.table[1]
+    assert line.significant is bool(line.difference.low > 0)
+    assert line.difference.value == pytest.approx(line.value - by_cost.table[0].value)
+
+
+def test_recall_at_a_precision_needs_the_precision():
+    with pytest.raises(ConfigError, match=r"Set threshold\.min_precision"):
+        config(metric="recall_at_precision")

@@ -22,6 +22,7 @@ from rareclass.core.estimate import Estimate
 from rareclass.core.log_odds import logit
 from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
 from rareclass.core.search import leaders
+from rareclass.core.selection_metrics import SelectionMetric, metric_of
 from rareclass.core.training import Trained, combine
 from rareclass.errors import DataError
 
@@ -46,6 +47,8 @@ class CandidateResult:
     significant: bool
     fit_seconds: float
     reason: str = ""
+    value: float = float("nan")
+    """of `search.metric`, which decides"""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,8 +85,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Ground:
-    """The rows everything is compared on, and how."""
+    """The rows everything is compared on, and how. metric : what decides"""
 
+    rows: Rows
+    metric: SelectionMetric
     y: IntArray
     block: IntArray | None
     weight: FloatArray | None
@@ -99,6 +104,12 @@ class _Ground:
     def ap(self, score: FloatArray) -> float:
         return average_precision(self.y, score, self.weight)
 
+    def judge(self, scores: Sequence[FloatArray]) -> tuple[list[float], Any]:
+        """Return what decides of each score, and its paired resamples."""
+        if self.metric.name == "average_precision":
+            return [self.ap(score) for score in scores], self.boot(scores)
+        return self.metric.judge(self.rows, scores, self.n_boot, self.seed)
+
     def bounded(self, value: float, draws: FloatArray) -> Estimate:
         return bounded_estimate(float(value), draws, self.confidence, int(self.y.sum()), len(self.y))
 
@@ -109,7 +120,7 @@ class _Ground:
 
 
 def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) -> Selection:
-    """Choose a candidate or a combination of some by AP on the rows that all finished candidates scored.
+    """Choose a candidate or a combination of some, by `search.metric` on the rows that all finished candidates scored.
 
     trained : in the order of the plan, candidate 0 first; those that did not finish are left out
     Raises DataError when none was finished.
@@ -120,12 +131,19 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     scored = np.logical_and.reduce([one.scored for one in done])
     rows = dev.take(scored)
     ground = _Ground(
-        rows.y, rows.block(), rows.weight, _resamples(rows.positives, len(done)), config.evaluate.confidence, seed
+        rows,
+        metric_of(config, rows),
+        rows.y,
+        rows.block(),
+        rows.weight,
+        _resamples(rows.positives, len(done)),
+        config.evaluate.confidence,
+        seed,
     )
     scores = {one.candidate.name: one.oof[scored] for one in done}
     table = _compare(ground, done, scores)
     best = _winner(table)
-    reasons = [_why_single(table, best)]
+    reasons = [_why_single(table, best, ground.metric.words)]
     weights, oof, crossed = {best: 1.0}, scores[best], {}
     if config.search.ensemble != "none" and len(done) > 1:
         line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, config)
@@ -133,7 +151,7 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
         if line is not None:
             crossed = {line.name: judged}
             table = (*table, line)
-            if adopted(line, sure, ground.ap(scores[best]), rows, config.search.ensemble):
+            if adopted(line, sure, ground.judge([scores[best]])[0][0], rows, config.search.ensemble):
                 if not sure:
                     reasons.append(
                         f"{line.name} is taken all the same: ahead, and averages of unlike learners are safer"
@@ -157,21 +175,22 @@ def _resamples(positives: int, candidates: int) -> int:
 def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]) -> tuple[CandidateResult, ...]:
     """Return a line per candidate."""
     draws = ground.boot(list(scores.values()))
-    values = [ground.ap(score) for score in scores.values()]
+    values, judged = ground.judge(list(scores.values()))
     lines = []
     for position, one in enumerate(done):
         found = ground.difference(
-            values[position] - values[0], draws[position] - draws[0], compared=max(len(done) - 1, 1)
+            values[position] - values[0], judged[position] - judged[0], compared=max(len(done) - 1, 1)
         )
         lines.append(
             CandidateResult(
                 one.candidate.name,
-                ground.bounded(values[position], draws[position]),
+                ground.bounded(ground.ap(scores[one.candidate.name]), draws[position]),
                 found.estimate,
                 found.p_value,
                 found.better,
                 one.fit_seconds,
                 one.candidate.reason,
+                values[position],
             )
         )
     return tuple(lines)
@@ -180,13 +199,13 @@ def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, Floa
 def _winner(table: Sequence[CandidateResult]) -> str:
     """The best of those significantly better than candidate 0, else candidate 0."""
     better = [line for line in table if line.significant]
-    return max(better, key=lambda line: line.ap.value).name if better else table[0].name
+    return max(better, key=lambda line: line.value).name if better else table[0].name
 
 
-def _why_single(table: Sequence[CandidateResult], best: str) -> str:
+def _why_single(table: Sequence[CandidateResult], best: str, words: str) -> str:
     line = next(each for each in table if each.name == best)
     if line is not table[0]:
-        return f"{best} beats {table[0].name} by {line.difference} AP (p = {line.p_value:.3g}, adjusted for {len(table) - 1} comparisons)"
+        return f"{best} beats {table[0].name} by {line.difference} {words} (p = {line.p_value:.3g}, adjusted for {len(table) - 1} comparisons)"
     others = len(table) - 1
     if not others:
         return f"{best} was the only candidate finished"
@@ -197,14 +216,14 @@ def _why_single(table: Sequence[CandidateResult], best: str) -> str:
 
 
 def adopted(line: CandidateResult, sure: bool, alone: float, rows: Rows, asked: str) -> bool:
-    """Whether the ensemble of ``line`` replaces the best single candidate, whose AP is ``alone``.
+    """Whether the ensemble of ``line`` replaces the best single candidate, whose `search.metric` is ``alone``.
 
-    Always when ``sure``, significantly better than that one. With ``search.ensemble: auto`` also when its AP is higher and
+    Always when ``sure``, significantly better than that one. With ``search.ensemble: auto`` also when it is higher and
     positives are enough: measured on held-out tests, it then won more often than it lost (docs/decisions/0013, 0017).
     """
     if sure:
         return True
-    return asked == "auto" and rows.positives >= AVERAGING_PAYS and line.ap.value > alone
+    return asked == "auto" and rows.positives >= AVERAGING_PAYS and line.value > alone
 
 
 def _ensemble(
@@ -229,21 +248,22 @@ def _ensemble(
         return None, {}, scores[best], False, f"the {kind} ensemble puts all its weight on one candidate", crossed
     combined = combine([scores[name] for name in kept], list(kept.values()))
     zero = next(iter(scores))
-    draws, best_draws, zero_draws = ground.boot([crossed, scores[best], scores[zero]])  # one call: paired resamples
-    value = ground.ap(crossed)
-    gain = ground.difference(value - ground.ap(scores[best]), draws - best_draws)
-    against_zero = ground.difference(value - ground.ap(scores[zero]), draws - zero_draws)  # one, not the best of many
+    values, judged = ground.judge([crossed, scores[best], scores[zero]])  # one call: paired resamples
+    gain = ground.difference(values[0] - values[1], judged[0] - judged[1])
+    against_zero = ground.difference(values[0] - values[2], judged[0] - judged[2])  # one, not the best of many
+    ap, draws = ground.ap(crossed), ground.boot([crossed])[0]
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
     line = CandidateResult(
         f"ensemble-{kind}",
-        ground.bounded(value, draws),
+        ground.bounded(ap, draws),
         against_zero.estimate,
         against_zero.p_value,
         against_zero.better,
         seconds,
         reason,
+        values[0],
     )
     verdict = "beats" if gain.better else "does not beat"
     return (
@@ -251,7 +271,7 @@ def _ensemble(
         kept,
         combined,
         gain.better,
-        f"the {kind} ensemble {verdict} {best}: {gain.estimate} AP (p = {gain.p_value:.3g})",
+        f"the {kind} ensemble {verdict} {best}: {gain.estimate} {ground.metric.words} (p = {gain.p_value:.3g})",
         crossed,
     )
 

@@ -178,7 +178,7 @@ def selection_sentence(summary: Details) -> str:
     if winner is None or winner["name"] == summary["candidates"][0]["name"]:
         return f"{tried}Nothing beat candidate 0, {summary['selected']}, significantly, so it is kept."
     return tried + (
-        f"{summary['selected']} was selected; against candidate 0 its AP differs by "
+        f"{summary['selected']} was selected; against candidate 0 its {summary['selected_by']} differs by "
         f"{interval(winner['difference']['value'], winner['difference']['low'], winner['difference']['high'])}"
         f" ({'significant' if winner['significant'] else 'not significant'}, corrected for the number compared)."
     )

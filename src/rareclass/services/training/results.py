@@ -244,6 +244,7 @@ def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | No
 def summarise(run: Run) -> dict[str, Any]:
     """Return the stable keys that other tools rely on."""
     from rareclass.core import advice
+    from rareclass.core.selection_metrics import metric_of
 
     evaluation, judged = run.judged.evaluation, run.judged
     metrics = {
@@ -255,7 +256,7 @@ def summarise(run: Run) -> dict[str, Any]:
     everything = sum(sizes.values())
     return clean({
         "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
-        "forced": run.config.search.only is not None,
+        "forced": run.config.search.only is not None, "selected_by": metric_of(run.config, run.dev).words,
         "candidates": [
             {"name": each.name, "ap": each.ap.value, "ap_low": each.ap.low, "ap_high": each.ap.high, "fit_seconds": each.fit_seconds,
              "difference": each.difference.to_json(), "significant": each.significant, "reason": each.reason}
