@@ -50,7 +50,12 @@ lint: setup
 LOCK := $(BIN)/uv pip compile -q --no-header --universal --python-version 3.11 --generate-hashes
 lock: setup ## bring the locks to pyproject.toml; versions that still fit stay (UPGRADE="-P NAME" moves one)
 	@$(LOCK) pyproject.toml --all-extras --group dev -o requirements.lock $(UPGRADE)
-	@for image in serving pipeline; do $(LOCK) components/$$image.in -c requirements.lock -o components/$$image.lock; done
+	@for image in serving pipeline; do \
+	  own=$$(sed -nE 's/^([a-z0-9-]+)[<>=].*/\1/p' components/$$image.in | paste -sd'|'); \
+	  sed -nE 's/ *\\$$//; /^[a-z0-9]/p' requirements.lock | grep -vE "^($${own:-none})==" >$(VENV)/$$image.constraints; \
+	  $(LOCK) components/$$image.in -c $(VENV)/$$image.constraints -o components/$$image.lock; \
+	  sed -i 's|$(VENV)/'$$image'.constraints|requirements.lock|' components/$$image.lock; \
+	done
 
 pythons: setup ## run the fast tests on every other supported Python that is installed
 	@tools/pythons
