@@ -281,3 +281,64 @@ def test_the_same_data_a_second_time_come_from_the_cache_but_for_what_acts(
     assert not any(done for task, done in found.items() if task in ("ingest", "resample", "train", "select")), found
     assert all(done for task, done in found.items() if task in ("register", "promote")), found
     assert {"ingest", "train", "register"} <= set(found)
+
+
+# --- a person's word ---------------------------------------------------------------------------------------------------
+
+_COPY = """
+import datetime, sys
+from rareclass.adapters.registry import Registry
+from rareclass.adapters.tracking import Tracker
+from rareclass.config import load
+from rareclass.services import promotion
+from rareclass.services.training import results
+config = load("/config/config.yaml", ["promotion.mode=manual", "promotion.four_eyes=true"])
+registry, now = Registry(config.tracking.uri), datetime.datetime.now(datetime.UTC)
+model = registry.load(registry.at(config.name, "champion"))
+run = Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts).start("a copy")
+made = promotion.register(config, model, run.id, now=now, actor="ann", reason="a copy of the champion")
+run.end()
+results.promote(config, made.version, now=now, actor="ann")
+print("version", made.version)
+"""
+
+
+@pytest.fixture
+def manual() -> Iterator[None]:
+    """The release with `promotion.mode: manual`, and as it was afterwards."""
+    before = json.loads(helm("history", RELEASE, "-n", SPACE, "-o", "json").stdout)[-1]["revision"]
+    settings = ("--set", "config.promotion.mode=manual", "--set", "config.promotion.four_eyes=true")
+    done = helm("upgrade", RELEASE, str(CHART), "-n", SPACE, "--reuse-values", *settings, "--wait", "--timeout", "5m")
+    assert done.returncode == 0, done.stderr
+    try:
+        ready()
+        yield
+    finally:
+        helm("rollback", RELEASE, str(before), "-n", SPACE, "--wait", "--timeout", "5m")
+
+
+def test_a_turn_stays_suspended_until_another_person_than_the_trainer_approves(manual: None) -> None:
+    execute = ("-n", SPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--")
+    version = kubectl(*execute, "python", "-", given=_COPY).split("version ")[1].split()[0]
+    spec = {"entrypoint": "ask", "workflowTemplateRef": {"name": f"{RELEASE}-turn"}}
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{RELEASE}-ask-", "namespace": SPACE}, "spec": spec}  # fmt: skip
+    name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
+
+    def status() -> dict[str, Any]:
+        return dict(got("-n", SPACE, "workflow", name).get("status", {}))
+
+    def suspended() -> bool:
+        nodes = status().get("nodes", {}).values()
+        return any(node["displayName"] == "await-approval" and node["phase"] == "Running" for node in nodes)
+
+    until(suspended, 240, "a turn that waits for a person")
+    approve = ("rareclass", "approve", "-c", "/config/config.yaml", version, "--reason", "looked at it", "--actor")
+    refused = kubectl(*execute, *approve, "ann", check=False)
+    assert "approved" not in refused
+    assert suspended()
+    assert "approved" in kubectl(*execute, *approve, "bob")
+    line = sql(f"SELECT actor FROM ledger WHERE kind = 'approve' AND key = 'approve:{version}'")
+    assert line.startswith("bob")
+    resumed = {"status": {"nodes": {each: {**node, "phase": "Succeeded"} for each, node in status()["nodes"].items() if node["displayName"] == "await-approval"}}}  # fmt: skip
+    kubectl("-n", SPACE, "patch", "workflow", name, "--type=merge", "-p", json.dumps(resumed))
+    assert until(lambda: status().get("phase") in ("Succeeded", "Failed", "Error") and status()["phase"], 120, "its end") == "Succeeded"  # fmt: skip
