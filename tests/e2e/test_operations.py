@@ -342,3 +342,72 @@ def test_a_turn_stays_suspended_until_another_person_than_the_trainer_approves(m
     resumed = {"status": {"nodes": {each: {**node, "phase": "Succeeded"} for each, node in status()["nodes"].items() if node["displayName"] == "await-approval"}}}  # fmt: skip
     kubectl("-n", SPACE, "patch", "workflow", name, "--type=merge", "-p", json.dumps(resumed))
     assert until(lambda: status().get("phase") in ("Succeeded", "Failed", "Error") and status()["phase"], 120, "its end") == "Succeeded"  # fmt: skip
+
+
+# --- thresholds by name ------------------------------------------------------------------------------------------------
+
+_MOVE = """
+import datetime, json
+from rareclass.config import load
+from rareclass.core.dataset import decode
+from rareclass.services.live import repair
+from rareclass.services.live.monitor import Monitor
+config, now = load("/config/config.yaml"), datetime.datetime.now(datetime.UTC)
+with Monitor(config) as monitor:
+    champion = monitor.known()["champion"]
+    model = champion.model
+    moved = {name: value * SCALE for name, value in model.thresholds.items()}
+    payload = {"version": champion.version, "thresholds": moved}
+    monitor.store.append(config.name, f"rethreshold:e2e:{now.isoformat()}", "rethreshold", "e2e", "moved by a test", payload, now)
+    repair.follow(monitor)
+    table = decode(model.golden if hasattr(model.golden, "dtype") else model.matrix(model.golden), model.schema)
+    inputs = []
+    for feature in model.schema.features:
+        values = table[feature.name].tolist()
+        text = feature.kind == "categorical"
+        data = [("" if value is None else str(value)) if text else float(value) for value in values]
+        inputs.append({"name": feature.name, "shape": [len(values)], "datatype": "BYTES" if text else "FP64", "data": data})
+    print(json.dumps({"thresholds": moved, "primary": model.primary, "inputs": inputs}))
+"""
+_ASK = """
+import json, urllib.request
+given = json.loads(GIVEN)
+found = {}
+for name in [None, *given["thresholds"]]:
+    body = {"inputs": given["inputs"], "parameters": {} if name is None else {"operating_point": name}}
+    url = "http://127.0.0.1:9000/v2/models/MODEL/infer"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=30) as answer:
+        said = json.load(answer)
+    columns = {each["name"]: each["data"] for each in said["outputs"]}
+    found[name or ""] = {"threshold": said["parameters"]["threshold"], "score": columns["score"], "decision": columns["decision"]}
+print(json.dumps(found))
+"""
+
+
+def test_after_a_repair_the_pods_decide_with_the_moved_threshold_of_every_name() -> None:
+    """A line of the ledger moves every cut-off; then, whichever point a request names, the pod decides with that one."""
+    execute = ("-n", SPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "python", "-")
+    assert turn(RELEASE, 600) == "Succeeded"  # the pods are pinned to the champion
+    servers = got("-n", SPACE, "pods", "-l", "app.kubernetes.io/component=serving")["items"]
+    places = [
+        (each["metadata"]["name"], each["spec"]["containers"][0]["name"])
+        for each in servers
+        if each["status"]["phase"] == "Running" and "deletionTimestamp" not in each["metadata"]
+    ]
+    for scale in ("0.5", "2.0"):  # moved, and back to where it was
+        given = kubectl(*execute, given=_MOVE.replace("SCALE", scale)).strip().splitlines()[-1]
+        wanted = json.loads(given)
+        script = _ASK.replace("GIVEN", repr(given)).replace("MODEL", model())
+
+        def decided(script: str = script, wanted: dict[str, Any] = wanted) -> bool:
+            for pod, container in places:
+                said = json.loads(kubectl("-n", SPACE, "exec", "-i", pod, "-c", container, "--", "python", "-", given=script))  # fmt: skip
+                for name, answer in said.items():
+                    cut = wanted["thresholds"][name or wanted["primary"]]
+                    if abs(answer["threshold"] - cut) > 1e-9:
+                        return False
+                    assert answer["decision"] == [int(score >= cut) for score in answer["score"]]
+            return True
+
+        assert places
+        until(decided, 120, "pods that decide with the moved thresholds")
