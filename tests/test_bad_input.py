@@ -120,7 +120,7 @@ def _with(**columns: Any) -> Damage:
 
 
 DATA: dict[str, tuple[Damage, str]] = {
-    "a target of one class": (_with(fraud=0), "fraud"),
+    "a target of one class": (_with(fraud="ok"), "fraud"),
     "a target of three values": (lambda r: r.assign(fraud=r.index % 3), "data.positive"),
     "a target that is not there": (lambda r: r.rename(columns={"fraud": "fraude"}), "Did you mean 'fraude'?"),
     "a target that is missing in places": (lambda r: r.assign(fraud=r["fraud"].astype("Int64").mask(r.index < 9)), "fraud"),

@@ -105,7 +105,12 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
     counts = ", ".join(
         f"{name} {rows[name]:,}" + (f" ({positives[name]:,} rare)" if name in positives else "") for name in rows
     )
+    point = found["operating_points"]["default"] if found.get("detection") else None
     facts = [
+        ("regime", _regime(found)), ("rows", counts), ("alerts", point["message"]), ("agreement", found["detection"]["agreement_line"]),
+        ("exchange", found["detection"]["uniformity_line"]),
+        *([("AP", _interval(metrics, "ap"))] if metrics.get("ap") is not None else []),
+    ] if point is not None else [
         ("rare", f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}"),
         ("rows", counts),
         ("tried", _tried(found)),
@@ -157,6 +162,12 @@ def replayed(replay: Mapping[str, Any]) -> None:
             less = f"{abs(saved):,.2f} {money['currency']} {'saved' if saved >= 0 else 'lost'}"
             said.append(f"against {words} ({money[peer]:,.2f}): {less}")
     lines(said)
+
+
+def _regime(found: Mapping[str, Any]) -> str:
+    known = sum(found["positives"][part] for part in ("train", "validation", "test"))
+    labels = f"{known} known row(s) of the rare class" if found["labelled"] else "no row is labelled"
+    return f"{found['regime']}: {labels}; a fixed ensemble of detectors ({', '.join(found['detection']['members'])}), chosen by no label"
 
 
 def _flat(ap: Mapping[str, Any]) -> dict[str, Any]:

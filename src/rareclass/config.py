@@ -148,7 +148,7 @@ class DataSettings(Section):
         None,
         description="SELECT statement of a SQL URL, or over the table `data` of what else `path` names (extra `duckdb`)",
     )
-    target: str = Field(description="Column with the truth")
+    target: str | None = Field(description="Column with the truth; null: no row is labelled, and a detector is trained")
     positive: Any = Field(
         None, description="Value of the target that is the rare class; default: the rarer of two values"
     )
@@ -186,6 +186,10 @@ class DataSettings(Section):
     propensity: str | None = Field(
         None,
         description="Column with the probability that a row's label could be observed (1 = always, control groups < 1)",
+    )
+    contamination: Literal["none", "unknown"] | Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        "unknown",
+        description="Share of the rows that detectors learn from which may not be normal: a number, none, or unknown (2 % of rows without labels, none of labelled ones)",
     )
     private: tuple[str, ...] = Field((), description="Columns never written to the prediction store")
     max_categories: int = Field(
@@ -396,7 +400,7 @@ class OperatingPoint(Section):
     name: str = Field(description="Name of the operating point")
     objective: str = Field(
         "cost",
-        description="A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, alerts_per_day",
+        description="A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, alerts_per_day, false_alarm_rate",
     )
     beta: float = Field(1.0, gt=0, description="beta of fbeta")
     min_precision: Share | None = Field(None, description="Constraint: precision at least this")
@@ -404,16 +408,25 @@ class OperatingPoint(Section):
     max_alerts_per_day: float | None = Field(
         None, gt=0, description="Constraint: at most this many decisions 1 a day (capacity)"
     )
+    max_false_alarm_rate: float | None = Field(
+        None, gt=0, lt=1, description="Constraint: at most this share of normal rows is decided 1"
+    )
 
 
 class ThresholdSettings(Section):
     """What the decision is tuned for. The first operating point is the one that decides."""
 
-    objective: str = Field("auto", description="auto: cost where costs are given, else f1")
+    objective: str = Field(
+        "auto",
+        description="auto: cost where costs are given, else f1; without a row of the rare class alerts_per_day where max_alerts_per_day is set, else false_alarm_rate",
+    )
     beta: float = Field(1.0, gt=0, description="beta of fbeta")
     min_precision: Share | None = Field(None, description="Constraint: precision at least this")
     min_recall: Share | None = Field(None, description="Constraint: recall at least this")
     max_alerts_per_day: float | None = Field(None, gt=0, description="Constraint: at most this many decisions 1 a day")
+    max_false_alarm_rate: float | None = Field(
+        None, gt=0, lt=1, description="Constraint: at most this share of normal rows is decided 1"
+    )
     points: tuple[OperatingPoint, ...] = Field((), description="Further named operating points")
     fixed: float | None = Field(
         None, gt=0, lt=1, description="A threshold set by hand, judged beside the tuned ones as the point `fixed`; it never decides"
@@ -467,6 +480,10 @@ class GateSettings(Section):
     )
     max_calibration_error: float = Field(
         0.5, gt=0, description="|mean score / prevalence - 1| at most this, where its interval excludes 1"
+    )
+    without_labels: Literal["register", "insufficient"] = Field(
+        "register",
+        description="What becomes of a detector that no label can judge, where no champion was ever judged by labels: it is registered all the same, or not",
     )
     max_slice_recall_gap: Share | None = Field(None, description="Recall of any slice at most this below the whole")
 
@@ -725,6 +742,10 @@ class Config(Section):
             raise ValueError(
                 "alerts a day need days, and data.time_unit: order tells no calendar. Set data.time_unit to what the numbers count, or another objective"
             )
+        if data.target is None and data.positive is not None:
+            raise ValueError(
+                "data.positive is a value of a target. Set data.target to its column, or take data.positive out"
+            )
         if self.split.entities_apart and data.entity is None:
             raise ValueError("split.entities_apart needs to know whose rows they are. Set data.entity to that column")
         if self.costs.amount_share is not None and data.amount is None:
@@ -733,7 +754,7 @@ class Config(Section):
             raise ValueError(
                 "costs.amount_share and costs.false_negative are two ways to say the same. Keep one of them"
             )
-        if data.target in (data.time, data.entity, data.id, data.amount):
+        if data.target is not None and data.target in (data.time, data.entity, data.id, data.amount):
             raise ValueError(
                 f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount to other columns"
             )
@@ -741,7 +762,7 @@ class Config(Section):
             raise ValueError(
                 f"data.filter may not see the target '{data.target}', because it holds at serving too. Use train.filter"
             )
-        if data.columns is not None and data.target in data.columns:
+        if data.target is not None and data.columns is not None and data.target in data.columns:
             raise ValueError(f"data.columns lists the target '{data.target}' as a feature. Take it out")
         names = [point.name for point in self.threshold.points]
         if len(set(names)) < len(names) or "default" in names:

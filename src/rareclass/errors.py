@@ -26,6 +26,10 @@ class DataError(RareclassError):
     """The rows cannot be used as they are."""
 
 
+class NoLabelsError(DataError):
+    """The target has no value in any row."""
+
+
 class NoPositivesError(DataError):
     """No row of the rare class: only one-class methods could work, and they are not part of this recipe."""
 

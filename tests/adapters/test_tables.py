@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from rareclass.adapters import tables
 from rareclass.config import parse
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema, decode, encode, infer_schema
-from rareclass.errors import ConfigError, DataError, NoPositivesError, RareclassError
+from rareclass.errors import ConfigError, DataError, RareclassError
 
 
 def history(n=3000, seed=0):
@@ -494,12 +494,11 @@ BAD = {
     "target": (bad(), {"target": "frauds"}, r"column 'frauds' \(data\.target\) is not in the data. Did you mean 'fraud'"),
     "drop": (bad(), {"drop": ["idd"]}, "Did you mean 'id'"),
     "time": (bad(), {"time": "amout"}, "Did you mean 'amount'"),
-    "one class": (bad(fraud=0), {}, "one class only: 0 .600."),
+    "one class": (bad(fraud="ok"), {}, "one class only: ok .600.*Set data.positive to the value that the rare class has"),
     "no such positive": (bad(), {"positive": "2"}, r"Set data\.positive to one of: 0 .*, 1 "),
     "many values": (bad(fraud=[i % 3 for i in range(N)]), {}, r"has 3 values: 0 \(200\), 1 \(200\), 2 \(200\)"),
     "number target": (bad(fraud=np.arange(N) / 7), {}, r"has 600 values: .*\.\.\.\. Set data\.positive"),
     "missing target": (bad(fraud=[None, *[0, 1] * 299, 1]), {}, "missing in 1 of 600 rows"),
-    "no target": (bad(fraud=None), {}, "no value in any of 600 rows"),
     "time text": (bad(when=["2024-01-01"] * (N - 1) + ["soon"]), {"time": "when"}, "is not a time, like 'soon'"),
     "time number": (bad(), {"time": "count", "drop": ["id", "when"]}, "no times by themselves. Set data.time_unit"),
     "time missing": (bad(when=[None, *["2024-01-01"] * (N - 1)]), {"time": "when"}, "is missing in 1 of 600"),
@@ -562,9 +561,12 @@ def test_a_password_is_never_shown():
     assert "secret" not in str(caught.value)
 
 
-def test_no_positive_is_named_as_its_regime(tmp_path):
-    with pytest.raises(NoPositivesError, match="one class alone"):
-        take(written(tmp_path, bad(fraud=0)), data={"time": "when"})
+def test_a_target_of_one_ordinary_class_or_of_no_value_is_read_for_what_it_is(tmp_path):
+    normal = take(written(tmp_path, bad(fraud=0)), data={"time": "when"})
+    assert (normal.schema.roles.target.positive, normal.train.positives) == ("1", 0)
+    unlabelled = take(written(tmp_path, bad(fraud=None)), data={"time": "when"})
+    assert unlabelled.schema.roles.target is None
+    assert "fraud" not in unlabelled.schema.names
 
 
 # ------------------------------------------------------------------------------------------------- rows and frames

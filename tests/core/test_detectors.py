@@ -13,6 +13,7 @@ from sklearn.svm import OneClassSVM
 from rareclass.core import detection, detectors, portable
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.detectors import DETECTORS, REFERENCE_ROWS, Space, fit
+from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Trees
 from rareclass.core.preprocessing import Preparation
 from rareclass.errors import ConfigError, DataError
@@ -228,7 +229,7 @@ def test_the_default_ensemble_says_how_far_its_members_agree():
     made = detection.fit(TRAIN, seed=1)
     assert [each.fitted.detector for each in made.members] == list(detection.MEMBERS)
     assert len(made.agreement.correlation) == 3
-    assert made.agreement.rows == 80
+    assert made.agreement.rows == 400
     assert all(-1 <= value <= 1 for value in made.agreement.correlation.values())
     assert "correlate" in made.agreement.line()
     alone = detection.fit(TRAIN, members=["knn"])
@@ -256,7 +257,7 @@ def test_known_positives_are_not_learned_as_normal():
     x = np.vstack([normal(300).x, rng.normal(8, 0.1, size=(60, NUMBERS))]).astype(np.float32)
     y = np.repeat([0, 1], [300, 60])
     rows = Rows(SCHEMA, x, y, np.arange(len(x), dtype=np.uint64))
-    blind, told = detection.fit(rows, members=["knn"]), detection.fit_normal(rows, members=["knn"])
+    blind, told = detection.fit(rows, members=["knn"]), detection.fit_detectors(FitTask(rows), {"members": ["knn"]})
     assert told.score(x[y == 1]).mean() > blind.score(x[y == 1]).mean()
 
 

@@ -12,7 +12,7 @@ from rareclass import config
 from rareclass.core import splitting
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.hashing import SetHash, content_groups, mix, number_hash, text_hash, unit
-from rareclass.errors import DataError, NoPositivesError
+from rareclass.errors import DataError
 
 DAY = np.timedelta64(1, "D").astype("timedelta64[us]")
 
@@ -132,17 +132,18 @@ def test_few_positives_are_on_every_side():
     assert all(rows.y[part].any() for part in (parts.train, parts.validation, parts.test))
 
 
-def test_no_positive_at_all_is_its_own_error():
-    rows = make_rows(300, prevalence=0, days=None)
-    with pytest.raises(NoPositivesError):
-        cut(rows)
-
-
-def test_two_positives_cannot_be_on_three_sides():
-    rows = make_rows(300, prevalence=0, days=None)
-    rows.y[:2] = 1
-    with pytest.raises(DataError, match="part of the stratified split has no positive"):
-        cut(rows)
+@pytest.mark.parametrize("days", [None, 60])
+@pytest.mark.parametrize("positives", [0, 1, 2])
+def test_with_hardly_any_positive_the_parts_keep_their_shares_and_need_none(days, positives):
+    rows = make_rows(3000, prevalence=0, days=days)
+    rows.y[:positives] = 1
+    parts = cut(rows)
+    assert len(parts.test) == pytest.approx(600, rel=0.2)
+    _dev, folds = splitting.development(
+        rows.take(parts.train), rows.take(parts.validation), config=config.SplitSettings()
+    )
+    assert len(folds) >= 2
+    assert not any(np.isin(fold.train, fold.score).any() for fold in folds)
 
 
 def test_an_entity_is_on_one_side():

@@ -63,6 +63,7 @@ def test_the_tuned_threshold_is_the_best_of_all_cutoffs(objective, case, seed, w
         "recall_at_precision": {"min_precision": 0.3},
         "precision_at_recall": {"min_recall": 0.5},
         "alerts_per_day": {"max_alerts": 3.0, "days": 2.0},
+        "false_alarm_rate": {"max_false_alarms": 0.3},
     }.get(objective, {})
     found = tune(y, score, objective=objective, beta=0.5, costs=costs, weight=weight, n_boot=50, seed=seed, **bounds)
     options = []
@@ -73,6 +74,7 @@ def test_the_tuned_threshold_is_the_best_of_all_cutoffs(objective, case, seed, w
             (tp / alerts if alerts else 0) >= bounds.get("min_precision", -1)
             and tp / mass[y == 1].sum() >= bounds.get("min_recall", -1) - 1e-12
             and alerts / bounds.get("days", 1) <= bounds.get("max_alerts", np.inf)
+            and (alerts - tp) <= bounds.get("max_false_alarms", 1) * mass[y == 0].sum() + 1e-12
         )
         if meets:
             value, sign = worth(objective, y, flagged, costs, weight)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 import live_rows
 from rareclass.core import triage
-from rareclass.core.profile import Profile
+from rareclass.core.profile import Profile, reference_profile
 
 
 @functools.cache
@@ -129,3 +131,16 @@ def test_a_verdict_is_json():
     verdict = _verdict("new pattern", 1, 60)
     text = json.dumps(verdict.to_json(), allow_nan=False)
     assert json.loads(text)["exit_code"] == 12
+
+
+def test_a_detector_that_met_enough_labelled_positives_graduates_and_is_never_retuned_by_labels():
+    rows = live_rows.history()
+    nothing_known = dataclasses.replace(rows, y=np.zeros_like(rows.y))
+    unjudged = reference_profile(nothing_known, live_rows.score(rows.x), threshold=live_rows.THRESHOLD)
+    frame, x = _stream("scores off", 1)  # would be recalibrated, were the scores probabilities
+    now = live_rows.START + timedelta(days=45)
+    early = live_rows.judge(frame.assign(label=frame["label"].where(frame["label"] != 1)), x, unjudged, now)
+    late = live_rows.judge(frame, x, unjudged, now)
+    assert early.verdict not in ("rethreshold", "recalibrate", "retrain")
+    assert late.verdict == "retrain"
+    assert late.reasons[0].startswith("graduate: ")

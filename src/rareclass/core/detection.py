@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rareclass.core import conformal, detectors
 from rareclass.core.conformal import Conformal
-from rareclass.core.dataset import FloatArray, FloatMatrix, Rows
-from rareclass.core.detectors import Detected
+from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows
+from rareclass.core.detectors import DETECTORS, Detected
+from rareclass.core.fit_task import FitTask, check_params
+from rareclass.core.fitted import Fitted
 
 MEMBERS = ("ecod", "knn", "dte")
 """The default ensemble, chosen once on eleven sets (docs/decisions/0034) and never by anybody's data."""
 
-_HELD, _MOST_HELD, _LEAST_HELD = 0.2, 5_000, 40
+_HELD, _MOST_HELD, _FEW_ROWS = 0.2, 5_000, 500
 _KNOTS = 1_000
 
 
@@ -92,17 +94,11 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Detection:
-    """Fitted detectors that score together; it can stand wherever a fitted learner can.
-
-    learner, rounds, negative_sampling_rate : as a fitted learner says them; its scores are no probabilities
-    """
+class Detection(Fitted):
+    """Fitted detectors that score together; its scores are no probabilities."""
 
     members: tuple[DetectorMember, ...]
     agreement: Agreement = Agreement()
-    learner: str = "detectors"
-    rounds: int | None = None
-    negative_sampling_rate: float = math.nan
 
     def surprises(self, x: FloatMatrix) -> FloatArray:
         """Return (n, members) surprises of x (n, n_features)."""
@@ -111,10 +107,6 @@ class Detection:
     def score(self, x: FloatMatrix) -> FloatArray:
         """Return (n,) in [0, 1): 1 - exp(-mean surprise), which only ranks until it is calibrated (core.conformal)."""
         return np.asarray(-np.expm1(-self.surprises(x).mean(axis=1)))
-
-    def contributions(self, x: FloatMatrix) -> FloatArray | None:
-        """None: it has none of its own, so a version asks it by occlusion."""
-        return None
 
 
 FITTED: tuple[type, ...] = (Detection, DetectorMember, Surprise, Agreement, *detectors.FITTED)
@@ -136,18 +128,35 @@ def fit(
     Raises ConfigError for an unknown member or setting, DataError for fewer than two rows.
     """
     options: dict[str, Any] = {"seed": seed, "threads": threads, "contamination": contamination}
-    apart = np.random.default_rng(seed).permutation(len(rows))
-    held = min(round(_HELD * len(rows)), _MOST_HELD)
-    learned, judged = (
-        (rows, rows) if held < _LEAST_HELD else (rows.take(np.sort(apart[held:])), rows.take(np.sort(apart[:held])))
-    )
+    parts = _held_out(len(rows), seed)
     scores, found = [], []
-    for name in dict.fromkeys(members):
+    names = list(dict.fromkeys(members))
+    for name in names:
         own = (params or {}).get(name)
-        scores.append(detectors.fit(name, learned, params=own, **options).score(judged.x))
-        fitted = detectors.fit(name, rows, params=own, **options)
-        found.append(DetectorMember(fitted, Surprise.learn(scores[-1])))
-    return Detection(tuple(found), _agreement(list(dict.fromkeys(members)), scores))
+        judged = [
+            detectors.fit(name, rows.take(learned), params=own, **options).score(rows.x[held])
+            for learned, held in parts
+        ]
+        scores.append(np.concatenate(judged))
+        found.append(DetectorMember(detectors.fit(name, rows, params=own, **options), Surprise.learn(scores[-1])))
+    agreement = _agreement(names, scores)
+    return Detection("detectors", negative_sampling_rate=math.nan, members=tuple(found), agreement=agreement)
+
+
+def _held_out(rows: int, seed: int) -> list[tuple[IntArray, IntArray]]:
+    """Positions to learn from and to score: a fifth held out where rows are many, every row in turn where they are few, and
+    all of both where there is nothing to hold out."""
+    order = np.random.default_rng(seed).permutation(rows)
+    if rows > _FEW_ROWS:
+        held = min(round(_HELD * rows), _MOST_HELD)
+        return [(np.sort(order[held:]), np.sort(order[:held]))]
+    folds = min(5, rows // detectors.LEAST_ROWS)
+    if folds < 2:
+        return [(order, order)]
+    return [
+        (np.sort(order[np.arange(rows) % folds != k]), np.sort(order[np.arange(rows) % folds == k]))
+        for k in range(folds)
+    ]
 
 
 def _agreement(names: Sequence[str], scores: Sequence[FloatArray]) -> Agreement:
@@ -166,10 +175,24 @@ def _agreement(names: Sequence[str], scores: Sequence[FloatArray]) -> Agreement:
     return Agreement(correlation, shared, len(ranks[0]))
 
 
-def fit_normal(rows: Rows, **options: Any) -> Detection:
-    """Fit on the rows that are not known to be rare, as `fit` does."""
-    usual = rows.take(rows.y == 0)
-    return fit(replace(usual, y=np.zeros(len(usual), dtype=np.int64)), **options)
+def fit_detectors(task: FitTask, params: Mapping[str, Any]) -> Detection:
+    """Fit detectors on the rows that are not known to be rare: a learner that needs no row of the rare class.
+
+    params : ``members``, ``contamination``, and settings of a member under its name
+    """
+    check_params("detectors", params, ("members", "contamination", *DETECTORS))
+    usual = task.rows.take(task.rows.y == 0)
+    if task.weight is not None:  # drawn in proportion: detectors take no weights
+        share = task.weight[task.rows.y == 0] / task.weight[task.rows.y == 0].sum()
+        usual = usual.take(np.sort(np.random.default_rng(task.seed).choice(len(usual), len(usual), p=share)))
+    return fit(
+        usual,
+        members=params.get("members", MEMBERS),
+        params={name: own for name, own in params.items() if name in DETECTORS},
+        contamination=float(params.get("contamination", 0.0)),
+        seed=task.seed,
+        threads=task.threads,
+    )
 
 
 _FOLDS, _MOST_SCORED = 5, 20_000

@@ -42,6 +42,7 @@ class GateDecision:
     reasons : one sentence per rule, those that decided first
     numbers : flat {rule.number: value} for the ledger, NaN left out
     mode : disabled and dry_run register whatever the verdict is
+    unjudged : a detector without labels, registered because there is no champion that labels judged
     """
 
     verdict: Verdict
@@ -49,11 +50,12 @@ class GateDecision:
     numbers: dict[str, float]
     mode: str = "enabled"
     rules: tuple[Rule, ...] = ()
+    unjudged: bool = False
 
     @property
     def registers(self) -> bool:
         """Whether the recipe may become a registered version."""
-        return self.mode != "enabled" or self.verdict == "approve"
+        return self.mode != "enabled" or self.verdict == "approve" or self.unjudged
 
     @property
     def next_steps(self) -> tuple[str, ...]:
@@ -84,6 +86,7 @@ class Champion:
     threshold : the cut-off behind the decisions
     name : how sentences call it
     note : what a reader has to know about the comparison, as a sentence; empty when there is nothing
+    unjudged : no label ever judged it: a detector
     """
 
     score: FloatArray
@@ -92,6 +95,7 @@ class Champion:
     threshold: float = math.nan
     name: str = "the champion"
     note: str = ""
+    unjudged: bool = False
 
     def take(self, index: IntArray) -> Champion:
         """Return what it says to some of the rows."""
@@ -111,10 +115,12 @@ class Champion:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared, because"."""
+    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared, because";
+    unjudged : no label ever judged it"""
 
     name: str
     reason: str
+    unjudged: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} cannot be compared, because {self.reason}"
@@ -161,7 +167,7 @@ def judge(
     if positives < gate.min_positives:
         scarce = _scarce("positives", positives, len(labels), gate.min_positives, f"{where} hold")
         also = scarce if unless is None else replace(scarce, reason=f"{scarce.reason}; {unless}")
-        return _decide((also,), gate.mode)
+        return decide((also,), gate.mode)
     rules = [
         Rule(
             "positives",
@@ -181,7 +187,7 @@ def judge(
             rules.append(Rule("looks", "pass", _looked(looks, confidence, level), {"before": float(looks)}))
         pair = _Pair(labels, lines, decisions, weights, block, champion, Resamples(0, None, n_boot, seed), level)
         rules.extend(pair.rules(gate, costs))
-    return _decide(tuple(rules), gate.mode)
+    return decide(tuple(rules), gate.mode)
 
 
 _MORE = "bring more labelled rows of the rare class: a longer history, a larger split.test, or labels that came since"
@@ -202,6 +208,11 @@ def _next_step(rule: Rule) -> str:
         return f"look at the rows of {rule.name.removeprefix('slice ')}: more of them, or columns that matter there"
     if rule.outcome == "fail":
         return _FAILED[rule.name]
+    if rule.name in ("labels", "without_labels"):
+        return (
+            "let it alarm and label what it flags, and some rows that it does not: those labels come in by `rareclass labels import` "
+            "or in data.target, and the next run can judge"
+        )
     if rule.name != "champion":
         return _MORE
     if not rule.numbers:  # it cannot be compared at all
@@ -228,7 +239,8 @@ def _without_comparison(champion: NotComparable, gate: config.GateSettings) -> R
     return Rule("champion", "pass" if allowed else "undecided", reason)
 
 
-def _decide(rules: tuple[Rule, ...], mode: str) -> GateDecision:
+def decide(rules: tuple[Rule, ...], mode: str) -> GateDecision:
+    """Return the verdict that rules add up to: any failure rejects, otherwise anything undecided is not enough evidence."""
     outcomes = {rule.outcome for rule in rules}
     verdict: Verdict = (
         "reject" if "fail" in outcomes else "not enough evidence" if "undecided" in outcomes else "approve"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from rareclass.core.catboost_learner import GrowingSymmetricTrees, catboost_defaults, fit_catboost
 from rareclass.core.dataset import Rows
+from rareclass.core.detection import fit_detectors
 from rareclass.core.early_stopping import Growing, Watched
 from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Fitted
@@ -45,6 +46,7 @@ class Learner:
     apart : fits of it do not disturb each other, so that several may go on at once
     weighs : a weighting changes what it learns; one that draws the classes alike and takes no weights refuses them
     extra : of this package and the library that it brings, where it is not installed anyway
+    one_class : it learns from rows that are not rare alone, so there need be none that are
     """
 
     fit: Callable[[FitTask, Mapping[str, Any]], Fitted]
@@ -52,6 +54,7 @@ class Learner:
     seeds: bool = False
     apart: bool = False
     weighs: bool = True
+    one_class: bool = False
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
     extra: str | None = None
 
@@ -75,6 +78,7 @@ LEARNERS: dict[str, Learner] = {
     "adaboost": Learner(fit_adaboost),
     "rusboost": Learner(fit_rusboost),
     "easy_ensemble": Learner(fit_easy_ensemble, weighs=False),
+    "detectors": Learner(fit_detectors, weighs=False, one_class=True),
 }
 LIMITS = {
     "xgboost": "rounds",
@@ -91,7 +95,7 @@ def check_weighting(name: str, weighting: str) -> None:
     if not _member(name, "logistic").weighs and weighting != "none":
         able = ", ".join(sorted(other for other, learner in LEARNERS.items() if learner.weighs))
         raise ConfigError(
-            f"learner '{name}' draws both classes alike and would ignore weighting '{weighting}'. "
+            f"learner '{name}' takes no weights and would ignore weighting '{weighting}'. "
             f"Set weighting: none, or the learner to one of: {able}"
         )
 

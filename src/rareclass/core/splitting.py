@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from rareclass import config as settings
 from rareclass.core.dataset import BoolArray, IntArray, Rows, concatenate
 from rareclass.core.hashing import HashArray, content_groups, mix, unit
-from rareclass.errors import DataError, NoPositivesError
+from rareclass.errors import DataError
 
 TimeArray = NDArray[np.datetime64]
 
+FEWEST = 6
+"""Positives from which every part of a split has to have one."""
 FEW, SOME = 30, 100  # positives below which folds are repeated five and three times
 MANY_ROWS, MANY_POSITIVES = 100_000, 1_000  # above both, at most three folds
 _LARGEST_UNIT = 0.05  # a unit with more of the rows than this is not a duplicate but a coarse table
@@ -80,16 +82,13 @@ def split(
 
     y : (n,) 0 or 1 · row_id : (n,) uint64, stable · time : (n,) datetime64 · entity, groups : (n,) uint64, rows that
     belong together (``groups``: equal in every feature; not used where time decides, a later equal row is a new event).
-    Raises NoPositivesError or DataError when a part would lack one of the two classes.
+    Raises DataError when a part would lack one of the two classes; with fewer than six positives it may lack those.
     """
     kind = resolve_kind(config, has_time=time is not None, has_entity=entity is not None)
-    if not y.any():
-        raise NoPositivesError(
-            "no row of the rare class: there is nothing to learn from. Check data.positive and data.filter"
-        )
     if kind == "time":
         assert time is not None
-        result = _by_time(y, time, config, label_delay)
+        # so few that no part need have one: the parts do not become lopsided for the sake of one row
+        result = _by_time(y if y.sum() >= FEWEST else np.zeros_like(y), time, config, label_delay)
         if config.entities_apart and entity is not None:
             result = _entities_apart(result, entity)
     else:
@@ -98,15 +97,15 @@ def split(
     if config.drop_known_entities and entity is not None:
         result = _without_known(result, y, entity)
     for name in ("train", "validation", "test"):
-        _need_both(y[getattr(result, name)], name, result)
+        _need_both(y[getattr(result, name)], name, result, positives=int(y.sum()) >= FEWEST)
     return result
 
 
-def _need_both(y: NDArray[Any], name: str, result: Split) -> None:
-    positives = int(np.count_nonzero(y))
-    if 0 < positives < len(y):
+def _need_both(y: NDArray[Any], name: str, result: Split, positives: bool) -> None:
+    found = int(np.count_nonzero(y))
+    if found < len(y) and (found or not positives):
         return
-    what = "no rows" if not len(y) else "no positive" if not positives else "no negative"
+    what = "no rows" if not len(y) else "no positive" if not found else "no negative"
     if result.dropped.get("seen_entities"):
         raise DataError(
             f"the {name} part has {what} left (of {len(y)} rows) after split.entities_apart took {result.dropped['seen_entities']:,} rows of entities "
@@ -176,7 +175,8 @@ def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.SplitSettings, k
         place = unit(keys, _salt(seed, attempt))
         test, train = place < config.test, place >= edge
         validation = ~test & ~train
-        if all(0 < np.count_nonzero(y[part]) < np.count_nonzero(part) for part in (train, validation, test)):
+        least = 1 if y.any() else 0
+        if all(least <= np.count_nonzero(y[part]) < np.count_nonzero(part) for part in (train, validation, test)):
             break
     return Split(
         train=np.flatnonzero(train),
@@ -260,7 +260,7 @@ def development(
     """Return the rows on which candidates are compared, and the folds that score them out of sample.
 
     Time: forward windows over the validation rows, each fitted on everything that was labelled before it. Otherwise
-    stratified (or grouped) folds over all rows, repeated where positives are few: under 30 five times, under 100 three;
+    stratified (or grouped) folds over all rows, whatever they hold where no positives can be dealt out, repeated where positives are few: under 30 five times, under 100 three;
     at most three folds where rows and positives are so many that time is scarcer than either.
     """
     dev = concatenate([train, validation])
@@ -268,13 +268,20 @@ def development(
     if kind == "time":
         assert dev.time is not None
         scored = np.arange(len(dev)) >= len(train)
-        folds = forward_folds(dev.time, dev.y, scored, windows=config.windows, label_delay=label_delay)
+        options: dict[str, Any] = {"windows": config.windows, "label_delay": label_delay}
+        try:
+            folds = forward_folds(dev.time, dev.y, scored, **options)
+        except DataError:
+            if dev.positives >= FEWEST:
+                raise
+            folds = forward_folds(dev.time, np.zeros_like(dev.y), scored, **options)
     else:
         repeats = max(config.repeats, 5 if dev.positives < FEW else 3 if dev.positives < SOME else 1)
         keys = units(content_groups(dev.x), dev.entity if kind == "grouped" else None)
         many = len(dev) > MANY_ROWS and dev.positives > MANY_POSITIVES
         count = min(config.folds, 3) if many else config.folds
-        folds = stratified_folds(dev.y, keys, folds=count, repeats=repeats, seed=seed)
+        y = dev.y if dev.positives >= FEWEST or len(np.unique(keys[dev.y == 1])) > 1 else np.zeros_like(dev.y)
+        folds = stratified_folds(y, keys, folds=count, repeats=repeats if y.any() else 1, seed=seed)
     return dev, as_split(folds, dev, config, kind)
 
 
@@ -316,23 +323,23 @@ def forward_folds(
 ) -> tuple[Fold, ...]:
     """Cut the ``scored`` rows into windows of about equal size; each is fitted on all rows one label delay before it.
 
-    Windows without a positive are joined with the next one. Raises DataError when nothing can be fitted or scored.
+    Windows without a positive are joined with the next one, where there is any. Raises DataError when nothing can be fitted or scored.
     """
     span = time[scored]
     if not len(span):
         raise DataError("there are no rows to score forward in time. Set split.validation higher")
     days = bool(span.max() - span.min() >= np.timedelta64(10 * windows, "D"))
     edges = _window_edges(span, y[scored], windows, days)
-    gap = np.timedelta64(label_delay)
+    gap, least = np.timedelta64(label_delay), 1 if y.any() else 0
     folds = []
     for position, start in enumerate(edges):
         inside = scored & (time >= start)
         if position + 1 < len(edges):
             inside &= time < edges[position + 1]
         fit = np.flatnonzero(time < start - gap)
-        if 0 < np.count_nonzero(y[fit]) < len(fit):
+        if least <= np.count_nonzero(y[fit]) < len(fit):
             folds.append(Fold(fit, np.flatnonzero(inside)))
-    if not folds or not any(y[fold.score].any() for fold in folds):
+    if not folds or (least and not any(y[fold.score].any() for fold in folds)):
         raise DataError(
             "no window of the validation rows has positives both before and inside it. "
             "Set split.validation higher, split.windows lower, or split.kind: stratified"
@@ -350,7 +357,9 @@ def _window_edges(time: TimeArray, y: IntArray, windows: int, days: bool) -> lis
     edges = [starts[0]]
     for start in sorted(set(starts[1:])):
         in_last = np.searchsorted(positive, start) - np.searchsorted(positive, edges[-1])
-        if start > edges[-1] and in_last > 0 and np.searchsorted(positive, start) < len(positive):
+        if (not len(positive) and start > edges[-1]) or (
+            start > edges[-1] and in_last > 0 and np.searchsorted(positive, start) < len(positive)
+        ):
             edges.append(start)
     return edges
 
@@ -360,12 +369,12 @@ def stratified_folds(y: IntArray, keys: HashArray, *, folds: int, repeats: int =
 
     y : (n,) 0 or 1 · keys : (n,) equal for rows that stay together
     Units are dealt out in the order of their positives, then size, then hash, back and forth over the folds.
-    Raises DataError when fewer than two units hold a positive or a negative.
+    Raises DataError when fewer than two units hold a positive, where there are any, or a negative.
     """
     distinct, code = np.unique(keys, return_inverse=True)
     size = np.bincount(code)
     positives = np.bincount(code, weights=y).astype(np.int64)
-    count = min(folds, int(np.count_nonzero(positives)))
+    count = min(folds, int(np.count_nonzero(positives)) if y.any() else len(distinct))
     if count < 2 or np.count_nonzero(positives < size) < 2:
         raise DataError(
             f"only {np.count_nonzero(positives)} group(s) of rows hold a positive outside the test part: two are needed "

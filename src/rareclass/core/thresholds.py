@@ -51,6 +51,11 @@ class Counts:
         return _ratio(self.tp, self.alerts)
 
     @property
+    def false_alarm_rate(self) -> FloatArray:
+        """Share of negatives that is flagged; 0 without negatives."""
+        return _ratio(self.fp, self.negatives)
+
+    @property
     def recall(self) -> FloatArray:
         return _ratio(self.tp, self.positives)
 
@@ -106,12 +111,16 @@ OBJECTIVES: dict[str, Objective] = {
     "recall_at_precision": Objective(lambda c: c.recall, needs="min_precision", text="recall"),
     "precision_at_recall": Objective(lambda c: c.precision, needs="min_recall", text="precision"),
     "alerts_per_day": Objective(lambda c: c.recall, needs="max_alerts", text="recall"),
+    "false_alarm_rate": Objective(lambda c: c.recall, needs="max_false_alarms", text="recall"),
 }
 
 FIXED = "fixed"
 """Name of the operating point that ``threshold.fixed`` sets; it is not tuned and never decides."""
 
-_SETTINGS = {"min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day"}
+_SETTINGS = {
+    "min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day",
+    "max_false_alarms": "max_false_alarm_rate",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,8 @@ class _Task:
         for name, bound in self.constraints.items():
             if name == "max_alerts":
                 total = total + np.maximum(counts.alerts / self.days / bound - 1, 0)
+            elif name == "max_false_alarms":
+                total = total + np.maximum(counts.false_alarm_rate / bound - 1, 0)
             elif bound > 0:
                 share = counts.precision if name == "min_precision" else counts.recall
                 total = total + np.maximum(1 - share / bound, 0)
@@ -216,6 +227,7 @@ def tune(
     min_precision: float | None = None,
     min_recall: float | None = None,
     max_alerts: float | None = None,
+    max_false_alarms: float | None = None,
     costs: CostArrays | None = None,
     days: float | None = None,
     weight: ArrayLike | None = None,
@@ -228,14 +240,18 @@ def tune(
 
     y, score : (n,) labels and deployed scores of rows the model was not fitted on; all distinct scores are candidates,
         and flagging nothing is. Ties go to the higher cut-off.
-    max_alerts : alerts a day at most, over the ``days`` that the rows span
+    max_alerts : alerts a day at most, over the ``days`` that the rows span · max_false_alarms : share of negatives flagged
     Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
     Raises NoPositivesError without a positive, ConfigError for an unknown objective or one that lacks its constraint.
     Source: Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
     """
-    task = _task(
-        objective, beta, {"min_precision": min_precision, "min_recall": min_recall, "max_alerts": max_alerts}, days
-    )
+    bounds = {
+        "min_precision": min_precision,
+        "min_recall": min_recall,
+        "max_alerts": max_alerts,
+        "max_false_alarms": max_false_alarms,
+    }
+    task = _task(objective, beta, bounds, days)
     table = RankingTable.build(y, score, weight)
     if table.steps == 0:
         raise NoPositivesError(
@@ -407,9 +423,11 @@ def _message(objective: str, task: _Task, exact: Counts, chosen: int, thresholds
 
 
 def _asked(name: str, bound: float) -> str:
-    return {"min_precision": "precision >=", "min_recall": "recall >=", "max_alerts": "alerts a day <="}[
-        name
-    ] + f" {bound:g}"
+    words = {
+        "min_precision": "precision >=", "min_recall": "recall >=", "max_alerts": "alerts a day <=",
+        "max_false_alarms": "share of normal rows flagged <=",
+    }  # fmt: skip
+    return f"{words[name]} {bound:g}"
 
 
 def _reachable(task: _Task, exact: Counts) -> list[str]:
@@ -435,6 +453,8 @@ def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) ->
     under = f" with {' and '.join(_asked(*item) for item in bounds.items())}" if bounds else ""
     if name == "max_alerts":
         return f"the fewest alerts a day{under} are {exact.alerts[open_].min() / task.days:.3g}"
+    if name == "max_false_alarms":
+        return f"the least share of normal rows flagged{under} is {exact.false_alarm_rate[open_].min():.3g}"
     share, text = (exact.precision, "precision") if name == "min_precision" else (exact.recall, "recall")
     return f"the highest {text}{under} is {share[open_].max():.3f}"
 
@@ -479,6 +499,7 @@ def tune_points(
             min_precision=point.min_precision,
             min_recall=point.min_recall,
             max_alerts=point.max_alerts_per_day,
+            max_false_alarms=point.max_false_alarm_rate,
             costs=costs,
             days=days,
             weight=weight,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import ResampleStep
-from rareclass.core import learners
+from rareclass.core import detection, learners
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
@@ -106,6 +106,8 @@ def sampling_factor(before: Rows, after: Rows) -> float:
     if before is after:
         return 1.0
     (n0, p0), (n1, p1) = (_mass(rows) for rows in (before, after))
+    if n1 and not p0:  # one class, and nothing to keep in proportion
+        return 1.0
     if not (n1 and p1):
         gone = "positive" if n1 else "negative"
         raise DataError(
@@ -207,7 +209,7 @@ def train_candidate(
         resampled = resample_folds(candidate.resample, dev, folds, seed=seed, threads=threads)
 
     def part(k: int) -> _Part:  # its rows are a copy: whoever asks lets go of them before the next
-        return _part(dev, folds[k], k, resampled, rule)
+        return _part(dev, folds[k], k, resampled, rule, learners.LEARNERS[candidate.learner].one_class)
 
     params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params)
     setting = _Setting(candidate, params, seed, threads, device, out_of_time)
@@ -259,9 +261,11 @@ class _Scored:
     rows: int
 
 
-def _part(dev: Rows, fold: Fold, k: int, resampled: Rows | None, rule: CostArrays | None) -> _Part:
+def _part(
+    dev: Rows, fold: Fold, k: int, resampled: Rows | None, rule: CostArrays | None, one_class: bool = False
+) -> _Part:
     train = dev.take(fold.train)
-    if not 0 < train.positives < len(train):
+    if not (train.positives > 0 or one_class) or train.positives == len(train):
         raise DataError(
             f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
         )
@@ -441,7 +445,7 @@ class Ensemble:
         return np.asarray(sum(weight * values for weight, values in known) / whole)
 
 
-SAVED: tuple[type, ...] = (Ensemble, Member, *FITTED)
+SAVED: tuple[type, ...] = (*detection.FITTED, Ensemble, Member, *FITTED)
 """What a version's learner may consist of, for `core.portable`."""
 
 

@@ -155,9 +155,13 @@ def triage(evidence: Evidence, limits: MonitorSettings, gate: GateSettings | Non
     steps = [
         ("page", broken_data(evidence)),
         ("retrain", fallen_ranking(evidence, limits)),
-        ("rethreshold", [evidence.costs_moved] if evidence.costs_moved else []),
+        ("retrain", graduated(evidence)),
     ]
-    if ranking_holds(evidence, limits):
+    if not unjudged(
+        evidence
+    ):  # a detector's cut-offs are rates, its scores no probabilities: nothing of them follows labels
+        steps.append(("rethreshold", [evidence.costs_moved] if evidence.costs_moved else []))
+    if not unjudged(evidence) and ranking_holds(evidence, limits):
         steps += [
             ("recalibrate", distorted_scores(evidence)),
             ("rethreshold", moved_prevalence(evidence, limits)),
@@ -184,6 +188,22 @@ def broken_data(evidence: Evidence) -> list[str]:
             f"labels stopped: {live.recent_coverage:.0%} of the newest {live.recent_rows} matured rows have one"
         )
     return found
+
+
+def unjudged(evidence: Evidence) -> bool:
+    """Whether the version is a detector that no label of the rare class has judged."""
+    return evidence.profile is not None and evidence.profile.positives == 0
+
+
+def graduated(evidence: Evidence) -> list[str]:
+    """A detector has met as many labelled rows of the rare class as a classifier needs to learn from."""
+    found, needed = evidence.new_positives, evidence.min_new_positives
+    if not unjudged(evidence) or found < needed:
+        return []
+    return [
+        f"graduate: {found} rows of the rare class are labelled since this detector was trained, {needed} are needed (retrain.min_positives): "
+        "a classifier can be fitted and compared with it on the same rows"
+    ]
 
 
 def fallen_ranking(evidence: Evidence, limits: MonitorSettings) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rareclass.adapters.reports import charts
+from rareclass.adapters.reports.detection import detection_report
 from rareclass.adapters.reports.page import (
     NARROW,
     Details,
@@ -37,6 +38,8 @@ _DECISIONS = {
 def training_report(details: Details) -> str:
     """Return the HTML of a run from the values that `services.training.results.full` gathers (JSON-ready)."""
     summary, evaluation = details["summary"], details["evaluation"]
+    if summary["detection"] or not summary["positives"]["test"]:
+        return detection_report(details, _headline(summary, details["gate"]))
     return page(
         "training.html",
         **details,

@@ -27,7 +27,7 @@ from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.outliers import column_of, outlying_in_column, outlying_majority
 from rareclass.core.times import TimeReading
-from rareclass.errors import DataError
+from rareclass.errors import DataError, NoLabelsError
 from rareclass.masking import masked
 
 Progress = Callable[[str], None]
@@ -99,6 +99,14 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
     ``beyond`` reads all validation and test rows. Raises DataError, ConfigError or NoPositivesError with one line.
     """
     say = progress or (lambda message: None)
+    try:
+        return _ingest(config, say)
+    except NoLabelsError as error:
+        say(f"{error}: the rows count as not labelled")
+        return _ingest(without_target(config), say)
+
+
+def _ingest(config: Config, say: Progress) -> Ingested:
     source, room = open_data(config.data), Room.of(config)
     plan = ReadPlan.of(config, source)
     raw = _read(config, source, plan, room, say)
@@ -133,6 +141,13 @@ def _split(config: Config, raw: Raw) -> splitting.Split:
         y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
         label_delay=config.data.label_delay, seed=config.train.seed,
     )  # fmt: skip
+
+
+def without_target(config: Config) -> Config:
+    """Return the configuration for rows of which none is labelled: the column of the target is no feature."""
+    data = config.data
+    drop = data.drop if data.target is None else (*data.drop, data.target)
+    return config.model_copy(update={"data": data.model_copy(update={"target": None, "drop": drop})})
 
 
 def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list[Finding]]:
@@ -241,8 +256,9 @@ def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Fi
     )  # fmt: skip
     *parts_of, others = [whole.take(where) for where in bounds]
     named = list(zip(("train", "validation", "test"), (parts_of[0].learnable(), *parts_of[1:]), strict=True))
+    positive = None if raw.target is None else raw.target.positive
     data_card = {
-        "source": masked(data.path), "target": data.target, "positive": raw.target.positive, "target_values": raw.values,
+        "source": masked(data.path), "target": data.target, "positive": positive, "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
         "parts": splitting.describe(named), "split": boundaries, "train_kept": kept,
         "prevalence": {name: rows.prevalence for name, rows in named},
@@ -250,7 +266,7 @@ def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Fi
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
     return Ingested(
-        *parts_of, schema, data_card, warnings, raw.target.positive, kept, boundaries["kind"], dropped,
+        *parts_of, schema, data_card, warnings, positive, kept, boundaries["kind"], dropped,
         rest=others if len(others) else None,
     )  # fmt: skip
 
@@ -304,6 +320,8 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
         left_out[name] = left_out.get(name, 0) + rows(outlying[train])
         keep &= ~outlying
     raw.keep = keep
+    if not raw.y[train].any():
+        return 1.0, left_out
     shares = [keep[train][raw.y[train] == label].mean() for label in (0, 1)]
     if min(shares) == 0:
         what = "negative" if not shares[0] else "positive"

@@ -22,7 +22,7 @@ from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Roles
 from rareclass.core.hashing import SetHash, combine, rows_hash, text_hash
 from rareclass.core.reading import Reading, Target, counted, same_word, spellings
 from rareclass.core.times import check_span
-from rareclass.errors import DataError, NoPositivesError, nearest
+from rareclass.errors import DataError, NoLabelsError, NoPositivesError, nearest
 from rareclass.masking import masked
 
 _MAX_TARGETS = 1000
@@ -81,7 +81,7 @@ class Raw:
     amount: AnyArray | None
     weight: AnyArray | None
     keep: AnyArray | None
-    target: Target
+    target: Target | None
     values: dict[str, int]
     findings: list[Finding]
     dropped: dict[str, int]
@@ -142,7 +142,8 @@ class Reader:
         self._check_filtered_time()
         self.digest: dict[int, SetHash] = {}
         self.number = Reading("number", data.missing_values, data.decimal, data.thousands)
-        self.targets = Levels(source.columns[data.target], data.missing_values)
+        # rows without a target column are all of one class, which nobody named
+        self.targets = None if data.target is None else Levels(source.columns[data.target], data.missing_values)
         self.bad_times: list[pd.Series[Any]] = []
         self.lost = {"target": 0, "time": 0, "empty": 0}
         self.x: Grown | None = None
@@ -178,9 +179,12 @@ class Reader:
             self.encoder = Encoder(self.plan.features, types, self.readings)
             self.x = Grown(np.float32, len(self.plan.features), self._expected())
         assert self.x is not None
-        target, labelled = self.targets.encode(batch.column(self.data.target))
-        if len(self.targets.code) > _MAX_TARGETS:
-            raise self._many_targets()
+        if self.targets is None:
+            target, labelled = np.zeros(batch.num_rows, dtype=np.int64), np.ones(batch.num_rows, dtype=bool)
+        else:
+            target, labelled = self.targets.encode(batch.column(self.data.target))
+            if len(self.targets.code) > _MAX_TARGETS:
+                raise self._many_targets()
         self.lost["target"] += int((~labelled).sum())
         use, time = labelled, None
         if self.data.time is not None:
@@ -289,12 +293,16 @@ class Reader:
             raise DataError(
                 f"'{masked(data.path)}' has no rows: {why}. Set data.path or data.filter so that rows are left"
             )
+        if self.lost["target"] == self.read and self.targets is not None:
+            raise NoLabelsError(f"column '{data.target}' (the target) has no value in any of {self.read:,} rows")
         findings = [*self.readings.findings, *self._target_findings(), *self._time_findings()]
         if not self.y.length:
             raise DataError(f"every row of '{masked(data.path)}' was left out: {self._lost()}. Mend the source")
         codes, x, counts = self.y.done(), self.x.done(), self.counts
         target, values = self._target(codes)
-        rare = np.array([text == target.positive for text in self.targets.texts()])
+        rare = np.array(
+            [text == target.positive for text in self.targets.texts()] if target and self.targets else [False]
+        )
         y = rare[codes].astype(np.int8)  # 64 bits when all else is done
         filled = counts.filled if counts is not None else None
         self.encoder.check_levels(x, data.max_categories, filled)
@@ -356,14 +364,18 @@ class Reader:
             count += int(repeated.sum())
         return checks.check_repeated_ids(count, rows, example, self.data)
 
-    def _target(self, codes: AnyArray) -> tuple[Target, dict[str, int]]:
-        """Return how the target is read, with its rare class, and the rows of each of its values."""
+    def _target(self, codes: AnyArray) -> tuple[Target | None, dict[str, int]]:
+        """Return how the target is read, with its rare class, and the rows of each of its values; nothing without a target."""
+        if self.targets is None:
+            return None, {}
         counts: dict[str, int] = {}
         reading, met = self.targets.reading(), np.bincount(codes, minlength=len(self.targets.code))
         for text, count in zip(self.targets.texts(), met.tolist(), strict=True):
             counts[text] = counts.get(text, 0) + count
         seen = {text: count for text, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
-        return Target(str(self.data.target), self._positive(seen, reading), tuple(seen), reading), seen
+        positive = self._positive(seen, reading)
+        values = tuple(seen) if positive in seen else (*seen, positive)
+        return Target(str(self.data.target), positive, values, reading), seen
 
     def _positive(self, seen: dict[str, int], reading: Reading) -> str:
         """Return the rare class. Raises DataError where other values can only mean the same: their rows would be ordinary."""
@@ -384,6 +396,10 @@ class Reader:
         )
         if data.positive is not None:
             wanted = _match(data.positive, list(seen), reading)
+            if wanted is None and len(seen) == 1 and not same_word(next(iter(seen)), str(data.positive)):
+                return reading.text(data.positive) or str(
+                    data.positive
+                )  # known normal rows, and none of the other class yet
             if wanted is None:
                 near = nearest(str(data.positive), seen)
                 raise NoPositivesError(
@@ -395,15 +411,22 @@ class Reader:
                 )
             return wanted
         if len(seen) == 1:
+            only = next(iter(seen))
+            if only.lower() in _OPPOSITE:
+                return _OPPOSITE[only.lower()]
             raise NoPositivesError(
-                f"column '{data.target}' (the target) has one class only: {listed}. Bring rows of the rare class; "
-                "learning from one class alone (anomaly detection) is another regime, which this recipe does not cover"
+                f"column '{data.target}' (the target) has one class only: {listed}, and it cannot be told whether that is the ordinary one. "
+                "Set data.positive to the value that the rare class has (or will have), or data.target: null where rows are not labelled"
             )
         if len(seen) > 2:
             raise DataError(
                 f"column '{data.target}' (the target) has {len(seen)} values: {listed}. Set data.positive to the one that is the rare class"
             )
         return min(seen, key=lambda text: (seen[text], _falsity(text), text))
+
+
+_OPPOSITE = {"0": "1", "false": "true", "no": "yes", "n": "y", "off": "on", "negative": "positive", "normal": "anomaly"}
+"""The ordinary class where it is the only one, and how the rare one will be written."""
 
 
 def _falsity(text: str) -> bool:

@@ -278,7 +278,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "positives": positives,
         "prevalence": {**prevalence, "all": sum(positives.values()) / everything},
         "drawn": None if run.drawn is None else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
-        "regime": run.plan.diagnosis.regime,
+        "labelled": run.ingested.schema.roles.target is not None, "regime": run.plan.diagnosis.regime,
+        "detection": None if judged.detection is None else dict(judged.detection),
         "data_hash": run.ingested.card["content_hash"],
         "seconds": dict(run.seconds), "peak_memory_bytes": peak_memory(),
     })  # fmt: skip

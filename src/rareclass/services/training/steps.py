@@ -101,6 +101,8 @@ class Judgement:
     """the very fit that was judged, on the development rows: what ``train.refit: none`` serves"""
     sampled: FloatArray | None = None
     """of a table that is larger than memory: (n,) the same of the sample's test rows; ``score`` is of all test rows"""
+    detection: Mapping[str, Any] | None = None
+    """what can be said of a detector that no label chose: agreement, uniformity of p-values; None where labels chose"""
     crossed: CrossFitting | None = None
     """what the gate judged instead of the test rows, which hold too few positives; None where the test rows judged"""
 
@@ -141,15 +143,22 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
 
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
-    """Say how rare, how hard, what regime, and plan the candidates. Raises NoPositivesError."""
-    from rareclass.core import candidates, dataset, diagnosis, planning
+    """Say how rare, how hard, what regime, and plan the candidates: detectors alone where no classifier can be fitted."""
+    from rareclass.core import candidates, diagnosis, planning, without_labels
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
-    known = dataset.concatenate([train, validation])
+    known, folds = development(config, train, validation)
     found = diagnosis.diagnose(known, config)
-    wanted = (
-        planning.plan(found, config, known.schema) if config.search.replay is None else _recorded(config.search.replay)
-    )
+    wanted: Sequence[Candidate]
+    if config.search.replay is not None:
+        wanted = _recorded(config.search.replay)
+    elif without_labels.teachable(known, folds):
+        wanted = planning.plan(found, config, known.schema)
+    else:
+        found = replace(found, regime="none")
+        labelled = known.schema.roles.target is not None
+        wanted = (without_labels.candidate(config.data, config.search, known.positives, labelled),)
+        progress("detect_imbalance", wanted[0].reason)
     groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
 
@@ -236,8 +245,10 @@ def costs_of(config: Config, dev: Rows, rows: Rows) -> CostArrays:
 
 def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Progress = silent) -> Selection:
     """Compare the candidates on the same out-of-fold rows, paired."""
-    from rareclass.core import selection
+    from rareclass.core import selection, without_labels
 
+    if without_labels.alone(trained):
+        return without_labels.chosen(trained)
     progress("select", f"{len(trained)} candidates, paired on the same rows")
     return selection.select(trained, dev, config=config, seed=config.train.seed)
 
@@ -249,12 +260,18 @@ def tune_threshold(
 
     held_out : all held-out rows of a table that is larger than memory, of which ``dev`` is a sample
     """
-    from rareclass.core import calibration, thresholds
+    from rareclass.core import calibration, thresholds, without_labels
 
-    progress("tune_threshold", "calibrate, then sweep every distinct score")
     sample = dev.take(chosen.scored), chosen.oof[chosen.scored]
     rows, raw = sample if held_out is None else (held_out.rows, held_out.raw)
     share = rows.represented / dev.represented if held_out is None else 1.0
+    span = days(rows, share_of_all(config, dev, (1 - config.split.test) * share))
+    if without_labels.unjudged(chosen):
+        progress("tune_threshold", "p-values from held-out rows, cut-offs by rate")
+        conformal = without_labels.calibrated(rows, raw)
+        rates = without_labels.cut_offs(config.threshold, conformal.calibrator, len(rows), span)
+        return Tuning(conformal, rates, next(iter(rates)), conformal.calibrator(raw))
+    progress("tune_threshold", "calibrate, then sweep every distinct score")
     fitted = calibration.fit(
         rows.y,
         raw,
@@ -269,7 +286,7 @@ def tune_threshold(
         score,
         config.threshold,
         costs=costs_of(config, dev, rows),
-        days=days(rows, share_of_all(config, dev, (1 - config.split.test) * share)),
+        days=span,
         weight=rows.weight,
         block=rows.block(),
         n_boot=config.evaluate.bootstraps,
@@ -333,7 +350,7 @@ def with_incumbent(
     It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more. Whatever
     stands against that is a reason, never an end of the run.
     """
-    from rareclass.core import dataset
+    from rareclass.core import dataset, splitting
     from rareclass.core.gating import Champion
 
     parts = [ingested.train, ingested.validation, ingested.test]
@@ -342,7 +359,8 @@ def with_incumbent(
         parts[-1] = replace(ingested.beyond.rows["test"], schema=ingested.schema)
     judges = dataset.concatenate(parts) if crossed else parts[-1]
     incumbent = _incumbent(config, ingested, judges, found, progress)
-    if config.gate.mode == "enabled" and (hopeless := undecidable(config, parts, judges, incumbent)):
+    taught = sum(part.positives for part in parts) >= splitting.FEWEST  # below, detectors have a rule of their own
+    if config.gate.mode == "enabled" and taught and (hopeless := undecidable(config, parts, judges, incumbent)):
         progress("gate", f"warning: {hopeless}")
     if crossed and isinstance(incumbent, Champion):
         everywhere, incumbent = incumbent, incumbent.take(_last(len(judges), len(ingested.test)))
@@ -402,11 +420,19 @@ def _incumbent(
     progress: Progress,
 ) -> Champion | NotComparable | None:
     from rareclass.core.gating import NotComparable
-    from rareclass.core.incumbent import other_question, unseen
 
     if found is None or isinstance(found, NotComparable):
         return found
     name, model = found
+    return replace(_compared(config, ingested, rows, name, model, progress), unjudged=model.meta.get("judged") is False)
+
+
+def _compared(
+    config: Config, ingested: Ingested, rows: Rows, name: str, model: RareModel, progress: Progress
+) -> Champion | NotComparable:
+    from rareclass.core.gating import NotComparable
+    from rareclass.core.incumbent import other_question, unseen
+
     different = other_question(model.meta, config.data, ingested.positive_value)
     if different is not None:
         return NotComparable(name, different)
@@ -468,7 +494,7 @@ def evaluate(
     looks : runs that were judged on these very test rows before, by the ledger
     """
     from rareclass.core import dataset as tables
-    from rareclass.core import evaluation, gating, importance, tradeoff
+    from rareclass.core import evaluation, gating, importance, tradeoff, without_labels
     from rareclass.core.bootstrap import Resamples
 
     sample = test
@@ -492,6 +518,10 @@ def evaluate(
         share=share_of_all(config, test, config.split.test),
         seed=config.train.seed,
     )
+    if without_labels.unjudged(chosen):
+        of_sample = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
+        judged = _unjudged(config, test, learner, score, found, champion, tuning, looks)
+        return replace(judged, sampled=of_sample)
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
@@ -532,7 +562,28 @@ def evaluate(
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
     sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
-    return Judgement(found, score, decision, name, metrics, left_out, windows, drives, swept, learner, sampled, crossed)
+    return Judgement(
+        found, score, decision, name, metrics, left_out, windows, drives, swept, learner=learner, sampled=sampled, crossed=crossed
+    )  # fmt: skip
+
+
+def _unjudged(
+    config: Config, test: Rows, learner: Any, score: FloatArray, found: Evaluation, champion: Champion | NotComparable | None,
+    tuning: Tuning, looks: int,
+) -> Judgement:  # fmt: skip
+    """What is known of a detector: how often it alarms, and what few labels there may be in the test rows say."""
+    from rareclass.core import gating, without_labels
+
+    readable = without_labels.readable(found, test)
+    base = gating.judge(
+        found, test.y, score, champion, config.gate, weight=test.weight, block=test.block(), looks=looks,
+        n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence, seed=config.train.seed,
+    )  # fmt: skip
+    decision = without_labels.decision(config.gate, base, champion)
+    name = champion.name if champion else None
+    left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
+    said = without_labels.evidence(learner, test, score, tuning)
+    return Judgement(readable, score, decision, name, {}, left_out, learner=learner, detection=said)
 
 
 def cross_fitting(
@@ -648,7 +699,7 @@ def refit(
     import numpy as np
 
     from rareclass import __version__
-    from rareclass.core import dataset, drawn
+    from rareclass.core import dataset, drawn, without_labels
     from rareclass.core.model import RareModel
     from rareclass.core.profile import reference_profile
 
@@ -678,7 +729,8 @@ def refit(
         "name": config.name, "created": now.isoformat(), "rareclass": __version__, "config": public(config),
         "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
         "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
-        "selected": chosen.winner, "members": dict(chosen.weights), "calibration": tuning.calibration.chosen, "metrics": metrics,
+        "selected": chosen.winner, "members": dict(chosen.weights),
+        **({"score": without_labels.SCALE, "judged": False} if judged.detection is not None else {}), "calibration": tuning.calibration.chosen, "metrics": metrics,
         "prevalence": scored.weighted_prevalence, "typical": _typical(drawn.natural_sample(final)), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
     }  # fmt: skip
     model = RareModel(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from rareclass.config import Config, OperatingPoint, ThresholdSettings
 from rareclass.errors import ConfigError, unknown
 
-_BOUNDS = {"min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day"}
+_BOUNDS = {
+    "min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day",
+    "max_false_alarms": "max_false_alarm_rate",
+}  # fmt: skip
 
 
 def check(config: Config) -> Config:
