@@ -127,6 +127,7 @@ def test_a_champion_is_compared_on_all_test_rows_it_never_saw(folder: Path) -> N
     assert second["positives"]["train"] == whole.train.positives
     report = (folder / "second" / "report.html").read_text()
     assert "of memory hold: trained on" in report
+    assert "Half as many negatives to train on would cost" in report
 
 
 def test_a_natural_sample_has_the_prevalence_of_the_table(folder: Path) -> None:
