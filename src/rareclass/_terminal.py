@@ -193,7 +193,7 @@ def _won(found: Mapping[str, Any]) -> str:
     tried, name = found["candidates"], found["selected"]
     if found["forced"]:
         return f"{name}, because it was forced"
-    winner = next((each for each in tried if each["name"] == name), {})
+    winner: Mapping[str, Any] = next((each for each in tried if each["name"] == name), {})
     if tried and name == tried[0]["name"]:
         return f"{name}, candidate 0" + ("" if len(tried) == 1 else ": no other is significantly better")
     difference = winner.get("difference") or {}

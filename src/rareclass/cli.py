@@ -9,7 +9,7 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -573,6 +573,7 @@ def triage(
     Exit code: 0 nothing, 10 rethreshold, 11 recalibrate, 12 retrain, 13 page.
     """
     from rareclass.services.live import governor as service
+    from rareclass.services.live.verdict import triage
 
     settings = _stored(config, overrides)
     if output is not None:
@@ -580,7 +581,7 @@ def triage(
         service.write(output, turn)
         terminal.lines([str(turn)])
         return
-    verdict, actions = service.govern(settings, _now()) if act else (service.triage(settings, _now()), [])
+    verdict, actions = service.govern(settings, _now()) if act else (triage(settings, _now()), [])
     if as_json:
         terminal.dump({**verdict.to_json(), "actions": [action.to_json() for action in actions]})
     else:
@@ -822,8 +823,11 @@ def export(
     settings = _config(config, overrides)
     with terminal.steps(quiet=quiet) as progress:
         written = service.export(
-            settings, destination, format=format, progress=lambda message: progress("export", message)
-        )  # type: ignore[arg-type]
+            settings,
+            destination,
+            format=cast("Literal['parquet', 'csv']", format),
+            progress=lambda message: progress("export", message),
+        )
     terminal.lines([f"{name}: {path}" for name, path in written.items()])
 
 
@@ -1023,7 +1027,7 @@ def private_umask(text: str | None) -> int:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    usage_error = typer.BadParameter.__bases__[0]
+    usage_error = cast("type[Exception]", typer.BadParameter.__bases__[0])
     try:
         result = app(arguments, prog_name="rareclass", standalone_mode=False)
         sys.stdout.flush()

@@ -207,7 +207,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return (n,) labels: the rare class where its probability reaches ``threshold_``."""
         p = self.predict_proba(X)[:, 1 if self.positive_ == self.classes_[1] else 0]
         other = self.classes_[0] if self.positive_ == self.classes_[1] else self.classes_[1]
-        return np.where(p >= self.threshold_, self.positive_, other).astype(self.classes_.dtype, copy=False)
+        labels: NDArray[Any] = np.where(p >= self.threshold_, self.positive_, other)
+        return labels.astype(self.classes_.dtype, copy=False)
 
     # --- what fit is made of ---
 

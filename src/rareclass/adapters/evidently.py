@@ -96,10 +96,10 @@ def _pr_auc_type() -> type:
 
     from rareclass.core.ranking import average_precision
 
-    class PrAuc(SingleValueMetric):
+    class PrAuc(SingleValueMetric):  # type: ignore[misc]  # Evidently has no types
         """Average precision, exact, as `rareclass` computes it everywhere."""
 
-    class PrAucCalculation(SingleValueCalculation[PrAuc]):
+    class PrAucCalculation(SingleValueCalculation[PrAuc]):  # type: ignore[misc]  # Evidently has no types
         def calculate(self, context: Any, current_data: Any, reference_data: Any) -> Any:
             values = [
                 None if data is None else average_precision(_values(data, TARGET).astype(int), _values(data, SCORE))

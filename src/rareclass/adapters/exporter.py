@@ -131,7 +131,7 @@ def render(
     from prometheus_client.core import GaugeMetricFamily
 
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    every = [("rareclass_evaluation_failures_total", {}, float(failures))]
+    every: list[Sample] = [("rareclass_evaluation_failures_total", {}, float(failures))]
     every += [] if snapshot is None else list(samples(snapshot, verdict, duration))
     for name, labels, value in every:
         if value is not None and math.isfinite(value):
@@ -167,8 +167,13 @@ def samples(snapshot: Snapshot, verdict: Verdict | None, duration: float = math.
         yield from _paired(labels, pair)
     if snapshot.champion is not None:
         yield from _data({"version": snapshot.champion}, snapshot)
-    for name in ("nothing", "rethreshold", "recalibrate", "retrain", "page") if verdict is not None else ():
-        yield "rareclass_verdict_ratio", {"version": verdict.version, "verdict": name}, float(verdict.verdict == name)
+    if verdict is not None:
+        for name in ("nothing", "rethreshold", "recalibrate", "retrain", "page"):
+            yield (
+                "rareclass_verdict_ratio",
+                {"version": verdict.version, "verdict": name},
+                float(verdict.verdict == name),
+            )
 
 
 def _live(labels: Mapping[str, str], live: Liveness) -> Iterator[Sample]:

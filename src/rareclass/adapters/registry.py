@@ -253,12 +253,15 @@ def requirements() -> list[str]:
 
 def _signature(model: RareModel) -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
     # MLflow refuses whole numbers in a 'double' and booleans or categories in a 'string' column. The model takes all
     # of them and says itself what it cannot read, so the signature fixes the columns and leaves their type open.
-    columns = [ColSpec(AnyType(), name) for name in model.schema.names]
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(AnyType(), name)  # type: ignore[no-untyped-call]  # MLflow gives it no types
+        for name in model.schema.names
+    ]
     return ModelSignature(
         inputs=Schema(columns),
         outputs=Schema([ColSpec(DataType.double, "score"), ColSpec(DataType.long, "decision")]),

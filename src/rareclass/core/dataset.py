@@ -335,8 +335,8 @@ class Rows:
         """Share of the rare class among the rows that these stand for; NaN without rows."""
         return float(np.average(self.y, weights=self.weight)) if len(self.y) else float("nan")
 
-    def take(self, index: AnyArray) -> Rows:
-        """Return the rows at an index or mask; these rows themselves where a mask leaves none out."""
+    def take(self, index: AnyArray | slice) -> Rows:
+        """Return the rows at an index, mask or slice; these rows themselves where a mask leaves none out."""
         if isinstance(index, np.ndarray) and index.dtype == np.bool_ and index.all():
             return self
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schema"}

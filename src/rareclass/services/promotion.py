@@ -227,7 +227,8 @@ def _predecessor(entries: list[LedgerEntry], number: str) -> str | None:
     """The version that was previous when ``number`` was last promoted to champion."""
     for entry in reversed(entries):
         if entry.kind == "promote" and entry.payload["version"] == number and entry.payload["role"] == "champion":
-            return entry.payload["aliases"]["previous"]
+            previous: str | None = entry.payload["aliases"]["previous"]
+            return previous
     return None
 
 

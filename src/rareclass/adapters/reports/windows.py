@@ -131,7 +131,7 @@ def _days(view: View) -> list[dict[str, Any]]:
     form = "%-d %b" if whole.days else "%H:%M"
     step = max(whole, -(-(view.end - view.start) // (5 * whole)) * whole)
     moment = datetime.min + -(-(view.start - datetime.min) // whole) * whole
-    found = []
+    found: list[dict[str, Any]] = []
     while moment <= view.end:
         found.append({"x": view.across(moment), "text": moment.strftime(form)})
         moment += step

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from rareclass.adapters.serving.engine import Active, Answer, Engine
@@ -17,6 +18,8 @@ from rareclass.errors import InputError, RareclassError, SpoolError
 
 INLINE_ROWS = 512
 _LOG = logging.getLogger(__name__)
+
+_Waiting = tuple[Query, Active, asyncio.Future[Answer | Exception]]
 
 
 class NotReadyError(RareclassError):
@@ -32,7 +35,7 @@ class Batcher:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._waiting: list[tuple[Query, Active, asyncio.Future[Answer | Exception]]] = []
+        self._waiting: list[_Waiting] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rareclass-large")
 
     async def answer(self, query: Query, active: Active) -> Answer:
@@ -59,11 +62,14 @@ class Batcher:
         for item in waiting:
             if len(item[0]) > INLINE_ROWS:
                 task = loop.run_in_executor(self._thread, self.engine.answer, [item[:2]])
-                task.add_done_callback(lambda done, item=item: self._resolve([item], done.result()))
+                task.add_done_callback(partial(self._resolve_one, item))
+
+    def _resolve_one(self, item: _Waiting, done: asyncio.Future[list[Answer | Exception]]) -> None:
+        self._resolve([item], done.result())
 
     def _resolve(
         self,
-        items: list[tuple[Query, Active, asyncio.Future[Answer | Exception]]],
+        items: list[_Waiting],
         results: list[Answer | Exception],
     ) -> None:
         for (_, _, future), result in zip(items, results, strict=True):

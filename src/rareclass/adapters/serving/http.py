@@ -112,7 +112,8 @@ async def _score(
     body = await _body(request, limit)
     query = await _apart(site, len(body) > _APART_FROM, read, active, body, request.headers, limit)
     answer = await site.batcher.answer(query, active)
-    return await _apart(site, len(query) > INLINE_ROWS, write, site.catalogue.name, answer, request)
+    response: Response = await _apart(site, len(query) > INLINE_ROWS, write, site.catalogue.name, answer, request)
+    return response
 
 
 _MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"

@@ -78,11 +78,13 @@ def _holds(values: NDArray[Any], sign: str, bound: Any) -> BoolArray:
     """Return (n,) whether a condition holds: as numbers where the bound is a number, else as text. A missing value meets none."""
     several = sign in ("in", "not in")
     bounds = list(bound) if several else [bound]
+    wanted: NDArray[Any] | list[str]
     if all(isinstance(each, int | float) and not isinstance(each, bool) for each in bounds):
         there, found, wanted = _numbers(values, bounds)
     else:
         there = np.array([not _missing(each) for each in values], dtype=bool)
-        found, wanted = np.array([_text(each) for each in values], dtype=object), [_text(each) for each in bounds]
+        found = np.array([_text(each) for each in values], dtype=object)
+        wanted = [_text(each) for each in bounds]
     if not several:
         holds = _COMPARE[sign](found, wanted[0])
     else:

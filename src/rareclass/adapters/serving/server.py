@@ -190,7 +190,8 @@ def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[
         stopped = asyncio.create_task(stopping.wait())
         loading = loop.run_in_executor(None, refresher.first)
         try:
-            await asyncio.wait({stopped, loading}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {stopped, loading}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 server = server or await InferenceServer(opts, engine).start()

@@ -351,7 +351,8 @@ def _input(schema: Schema, work: Work) -> FloatMatrix | pd.DataFrame | str:
     if schema == champion:
         return work.matrix
     frame = decode(work.matrix, champion)
-    for column, values in (*work.text.items(), *work.others.items()):
+    columns: list[tuple[str, Any]] = [*work.text.items(), *work.others.items()]
+    for column, values in columns:
         frame[column] = np.asarray(values, dtype=object) if isinstance(values, list) else values
     absent = [name for name in schema.names if name not in frame.columns]
     return f"column '{absent[0]}' is not in the request" if absent else frame[schema.names]

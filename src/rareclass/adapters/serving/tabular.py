@@ -105,7 +105,7 @@ def _from_text(feature: Feature, column: pa.ChunkedArray) -> Tensor:
     found, wrong = feature.reading.numbers(column.to_pylist())
     if wrong:
         raise InputError(str(not_numbers(feature.name, wrong, len(found))))
-    return Tensor(feature.name, "FP64", check_shape(feature.name, [len(found)]), raw=memoryview(found).cast("B"))
+    return Tensor(feature.name, "FP64", check_shape(feature.name, [len(found)]), raw=found.data.cast("B"))
 
 
 def from_mlflow(body: bytes, signature: Signature) -> Request:
@@ -227,7 +227,7 @@ def _unfolded(name: str, column: pa.ChunkedArray, limit: int) -> pa.ChunkedArray
 
 def _raw(column: pa.ChunkedArray, dtype: Any) -> memoryview:
     """Return the column's numbers as raw bytes; a null is NaN."""
-    return memoryview(np.ascontiguousarray(column.to_numpy(zero_copy_only=False), dtype=dtype)).cast("B")
+    return np.ascontiguousarray(column.to_numpy(zero_copy_only=False), dtype=dtype).data.cast("B")
 
 
 def _check_rows(rows: int, signature: Signature) -> None:

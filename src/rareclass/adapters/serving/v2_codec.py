@@ -29,7 +29,7 @@ OUTPUTS: dict[str, str] = {
     "version": "BYTES",
     "reasons": "BYTES",
 }
-_PLAIN = {"?": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
+_PLAIN: dict[str, set[type]] = {"?": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
 _NULL = type(None)
 
 
@@ -258,7 +258,8 @@ def _from_list(tensor: Tensor, missing: bool) -> NDArray[Any]:
 
 
 def _flat(tensor: Tensor) -> list[Any]:
-    data, shape = tensor.data, tensor.shape
+    data: list[Any] = tensor.data
+    shape = tensor.shape
     if len(shape) == 2 and data and type(data[0]) is list:
         if len(data) != shape[0] or any(type(row) is not list or len(row) != shape[1] for row in data):
             raise InputError(f"input '{tensor.name}' has shape {list(shape)}, but its nested 'data' has another one")

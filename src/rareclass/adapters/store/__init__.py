@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import sqlalchemy as sa
@@ -198,7 +198,7 @@ class Store(Database):
         if gone.any():
             keys = [self.keys.c[name] for name in KEY]
             for at in rows.index[gone.to_numpy()]:
-                values = [rows.at[at, "model"], rows.at[at, "request_id"], int(rows.at[at, "row"])]
+                values = [rows.at[at, "model"], rows.at[at, "request_id"], int(cast("int", rows.at[at, "row"]))]
                 mine = sa.select(sa.literal(1)).where(*(key == value for key, value in zip(keys, values, strict=True)))
                 gone[at] = connection.execute(mine).first() is None
         return rows[~gone.to_numpy()], int(gone.sum())
@@ -283,8 +283,7 @@ class Store(Database):
         query = sa.select(*numbers).select_from(joined).where(*between(PREDICTIONS, model, start, end, None))
         with self.transaction() as connection:
             rows, more, due_rows, owed_rows, since = connection.execute(query).one()
-        counts = (int(value or 0) for value in (rows, round(more or 0), due_rows, owed_rows))
-        return Tally(*counts, to_moment(since))
+        return Tally(int(rows or 0), round(more or 0), int(due_rows or 0), int(owed_rows or 0), to_moment(since))
 
     def counts(self, model: str) -> dict[str, Any]:
         """Return how many predictions, shadow scores, labels and superseded labels a model has, and its first and last
@@ -346,7 +345,7 @@ class Store(Database):
         """
         erased: dict[str, int] = {}
         parts: set[str] = set()
-        place = sa.literal_column("tableoid::regclass::text")
+        place: sa.ColumnElement[str] = sa.literal_column("tableoid::regclass::text")
         for table in (PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY, *((PREDICTION_KEYS,) if self.postgres else ())):
             count = 0
             for request_id, row in chosen:
@@ -450,7 +449,8 @@ class Store(Database):
         """Walk along the chain of a model's ledger; ``expect``: a hash that it had earlier."""
         query = sa.select(LEDGER).where(LEDGER.c.model == model).order_by(LEDGER.c.id)
         with self.transaction() as connection:
-            return ledger.verify(list(connection.execute(query).mappings()), expect)
+            lines = cast("Sequence[Mapping[str, Any]]", connection.execute(query).mappings().all())
+            return ledger.verify(lines, expect)
 
 
 def _differs(row: Any, stored: Any) -> bool:

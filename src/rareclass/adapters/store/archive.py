@@ -86,9 +86,9 @@ def restore(store: Store, table: str, frame: pd.DataFrame, erased: set[str]) -> 
     names = ", ".join(f'"{name}"' for name in frame.columns)
     marks = ", ".join(f":{name}" for name in frame.columns)
     statement = sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING")  # noqa: S608
-    rows: list[dict[str, Any]] = [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
+    lines: list[dict[str, Any]] = [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
     with store.transaction(write=True) as connection:
-        return sum(connection.execute(statement, _plain(row)).rowcount for row in rows)
+        return sum(connection.execute(statement, _plain(line)).rowcount for line in lines)
 
 
 def _chained(store: Store, frame: pd.DataFrame) -> int:
@@ -103,6 +103,6 @@ def _chained(store: Store, frame: pd.DataFrame) -> int:
     return new
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
     """NumPy's numbers as Python's, which drivers understand."""
     return {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}

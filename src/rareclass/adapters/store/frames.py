@@ -163,7 +163,8 @@ def copied(driver: Any, statement: str, parameters: Mapping[str, Any], query: sa
             column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         ),
     )
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def array(values: Sequence[Any], kind: sa.types.TypeEngine[Any]) -> Any:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
@@ -46,7 +46,7 @@ def write(connection: sa.Connection, line: Mapping[str, Any]) -> int:
     previous = connection.execute(last).scalar() or ""
     values = {name: line[name] for name in FIELDS}
     made = connection.execute(sa.insert(LEDGER).values(**values, previous=previous, hash=line_hash(values, previous)))
-    return int(made.inserted_primary_key[0])
+    return int(cast("tuple[int]", made.inserted_primary_key)[0])  # of one inserted row
 
 
 def verify(lines: Sequence[Mapping[str, Any]], expect: str | None = None) -> Chain:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -203,12 +203,14 @@ def series_of(column: pa.Array) -> pd.Series[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode() if pa.types.is_integer(column.type.value_type) else column
     if pa.types.is_integer(column.type) and column.null_count:
-        return column.to_pandas(types_mapper=_INTEGERS.get)
+        whole: pd.Series[Any] = column.to_pandas(types_mapper=_INTEGERS.get)
+        return whole
     if pa.types.is_date(column.type):
         column = pc.cast(column, pa.timestamp("us"))
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
         column = pc.cast(column, pa.timestamp("us", column.type.tz), safe=False)
-    return column.to_pandas()
+    series: pd.Series[Any] = column.to_pandas()
+    return series
 
 
 def _as_string(column: pa.Array) -> pa.Array:
@@ -223,12 +225,13 @@ def numbers(name: str, column: pa.Array, reading: Reading) -> FloatMatrix:
         tokens = [np.float32(each) for each in map(number_of, reading.missing) if each is not None]
         return np.where(np.isin(found, tokens), np.float32("nan"), found) if tokens else found
     if pa.types.is_boolean(column.type):
-        return floats(pc.cast(column, pa.int8()))
+        return cast("FloatMatrix", floats(pc.cast(column, pa.int8())))
     if not pa.types.is_dictionary(column.type) and reading.decimal == "." and not reading.thousands:
         text = pc.utf8_trim_whitespace(_as_string(column))
         gone = pc.is_in(text, value_set=pa.array(["", *reading.missing, *USUAL_MISSING], text.type))
         try:
-            return floats(pc.cast(pc.if_else(gone, pa.scalar(None, text.type), text), pa.float64()))
+            found = floats(pc.cast(pc.if_else(gone, pa.scalar(None, text.type), text), pa.float64()))
+            return cast("FloatMatrix", found)
         except pa.ArrowInvalid:
             pass  # a percent sign, a currency, or no number: one by one
     found, wrong = reading.numbers(series_of(column))
@@ -257,5 +260,6 @@ def _column(column: pa.Array) -> pd.Series[Any]:
     if pa.types.is_string(column.type) and column.null_count == len(column):
         return pd.Series([pd.NA] * len(column), dtype="string")
     if pa.types.is_date(column.type):
-        return column.to_pandas()
+        dates: pd.Series[Any] = column.to_pandas()
+        return dates
     return series_of(column)

@@ -48,7 +48,11 @@ def _connection() -> Iterator[Any]:
     import duckdb
 
     # one thread: the groups of an aggregation come in the same order each time, and so does the model
-    settings = {"threads": 1, "enable_external_access": False, "autoinstall_known_extensions": False}
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "threads": 1,
+        "enable_external_access": False,
+        "autoinstall_known_extensions": False,
+    }
     connection = duckdb.connect(":memory:", config=settings)
     try:
         connection.execute("SET lock_configuration = true")

@@ -221,7 +221,8 @@ def read_frame(
         return pd.concat(frames, ignore_index=True)
     source = _opened(path, *given.values())
     chosen = columns if columns is not None else list(source.columns)
-    return pa.schema([(name, source.columns[name]) for name in chosen]).empty_table().to_pandas()
+    empty: pd.DataFrame = pa.schema([(name, source.columns[name]) for name in chosen]).empty_table().to_pandas()
+    return empty
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame) -> None:

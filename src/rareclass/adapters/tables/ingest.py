@@ -221,7 +221,7 @@ def _streamed(config: Config, source: Source, plan: ReadPlan, raw: Raw, room: Ro
     sample, warnings, drawn = _sampled(config, source, plan, raw, place, room, say)
     whole = streaming.by_part(raw, place)
     there = place[place >= streaming.DRAWN] - streaming.DRAWN
-    own = {name: np.flatnonzero(there == code) for name, code in streaming.PARTS.items()}
+    own: dict[str, Any] = {name: np.flatnonzero(there == code) for name, code in streaming.PARTS.items()}
     found = _settled(config, sample, replace(parts, **own), warnings, content_hash)
     named = list(whole.items())
     data_card = found.card | {
@@ -254,8 +254,8 @@ def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Fi
         schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, keep=raw.keep,
         drawn=raw.drawn,
     )  # fmt: skip
-    *parts_of, others = [whole.take(where) for where in bounds]
-    named = list(zip(("train", "validation", "test"), (parts_of[0].learnable(), *parts_of[1:]), strict=True))
+    train, validation, test, others = (whole.take(where) for where in bounds)
+    named = [("train", train.learnable()), ("validation", validation), ("test", test)]
     positive = None if raw.target is None else raw.target.positive
     data_card = {
         "source": masked(data.path), "target": data.target, "positive": positive, "target_values": raw.values,
@@ -266,7 +266,7 @@ def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Fi
         "warnings": [each.message for each in warnings],
     }  # fmt: skip
     return Ingested(
-        *parts_of, schema, data_card, warnings, positive, kept, boundaries["kind"], dropped,
+        train, validation, test, schema, data_card, warnings, positive, kept, boundaries["kind"], dropped,
         rest=others if len(others) else None,
     )  # fmt: skip
 

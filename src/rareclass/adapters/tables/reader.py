@@ -133,7 +133,8 @@ class Reader:
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
         data, rows = self.data, source.rows
-        self.room, self.counts = room, None
+        self.room = room
+        self.counts: ColumnCounts | None = None
         self.readings: Readings = readings or decide(data, source, plan.features, plan.filter)
         self.read = 0
         self.hashed = True
@@ -307,7 +308,8 @@ class Reader:
         filled = counts.filled if counts is not None else None
         self.encoder.check_levels(x, data.max_categories, filled)
         raw = Raw(
-            self.encoder, x, y, None, self.row_id.done(), *(_given(each) for each in (self.time, self.entity, self.amount, self.weight, self.keep)),
+            self.encoder, x, y, None, self.row_id.done(), _given(self.time), _given(self.entity),
+            _given(self.amount), _given(self.weight), _given(self.keep),
             target=target, values=values, findings=findings,
             dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
             digest={is_rare: SetHash.joined(one for code, one in self.digest.items() if bool(rare[code]) is is_rare) for is_rare in (True, False)},
@@ -455,7 +457,8 @@ def _marked(bad: int, length: int) -> pd.Series[Any]:
 
 
 def _missing(column: pa.Array) -> BoolArray:
-    return column.is_null(nan_is_null=pa.types.is_floating(column.type)).to_numpy(zero_copy_only=False)
+    missing: BoolArray = column.is_null(nan_is_null=pa.types.is_floating(column.type)).to_numpy(zero_copy_only=False)
+    return missing
 
 
 def _series(batch: pa.RecordBatch, name: str | None) -> pd.Series[Any]:
@@ -466,7 +469,8 @@ def _numbers(batch: pa.RecordBatch, name: str, setting: str, reading: Reading) -
     """Return (n,) float64 of a column that has to hold numbers."""
     column = batch.column(name)
     if kind_of(column.type) in ("number", "empty") and not reading.missing:
-        return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        plain: AnyArray = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        return plain
     found, wrong = reading.numbers(series_of(column))
     if wrong:
         raise DataError(

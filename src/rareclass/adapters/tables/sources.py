@@ -239,7 +239,7 @@ def _base(path: str) -> str:
 
 def _is_parquet(filesystem: pafs.FileSystem, name: str) -> bool:
     with filesystem.open_input_file(name) as stream:
-        return stream.read(4) == b"PAR1"
+        return bool(stream.read(4) == b"PAR1")
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, list[str]]:

@@ -221,9 +221,10 @@ def take(config: Config, source: Source, plan: ReadPlan, first: Raw, place: AnyA
     probability = np.where(y == 1, drawn.positives_rate, drawn.negatives_rate)
     weight = 1.0 / probability if reader.weight is None else reader.weight.done() / probability
     given = {name: getattr(reader, name) for name in ("time", "entity", "amount", "keep")}
+    done: dict[str, Any] = {name: None if grown is None else grown.done() for name, grown in given.items()}
     return replace(
         first, x=reader.x.done(), y=y, row_id=reader.row_id.done(), content=None, weight=weight, drawn=probability, counts=None,
-        **{name: None if grown is None else grown.done() for name, grown in given.items()},
+        **done,
     )  # fmt: skip
 
 

@@ -130,7 +130,9 @@ def run(job: Job, *, wait: bool, progress: Progress = silent) -> Submitted:
 def _schedule(config: Config, cron: str, progress: Progress) -> Submitted:
     made = job(config, key=f"{config.name}-schedule", cache=False)
     api, pipeline, version = _uploaded(made, progress)
-    found = api.schedule(config.name, made.key, cron, pipeline, version, made.arguments, config.cluster.account)
+    found: Submitted = api.schedule(
+        config.name, made.key, cron, pipeline, version, made.arguments, config.cluster.account
+    )
     progress("schedule", f"{cron} ({found.id}){'' if found.new else ', there already'}")
     return found
 
@@ -215,7 +217,8 @@ def shown(config: Config) -> dict[str, Any]:
 def _leave_to_the_steps(raw: dict[str, Any], variable: str, setting: str) -> None:
     """Take out what a Secret gives the steps; a word stands for what has no default."""
     *sections, last = setting.split(".")
-    model, values = Config, raw
+    model: Any = Config
+    values = raw
     for section in sections:
         model, values = model.model_fields[section].annotation, values[section]
     if model.model_fields[last].is_required():

@@ -503,10 +503,10 @@ def _paired(own: Monitor, version: str, champion: str, start: datetime, now: dat
     found = liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
     if found.judged or found.reason.startswith("cannot"):
         return found
-    rows = repair.scored_afterwards(own, version, champion, start, now)
-    if rows is None:
+    afterwards = repair.scored_afterwards(own, version, champion, start, now)
+    if afterwards is None:
         return found
-    return liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
+    return liveness.paired(afterwards, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
 
 
 def _aliases(entries: Sequence[LedgerEntry]) -> Mapping[str, str | None]:

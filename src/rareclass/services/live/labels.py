@@ -94,7 +94,7 @@ class Versions:
         data = self.config.data
         if self.schema is not None and self.schema.roles.target is not None:
             return self.schema.roles.target
-        if isinstance(data.positive, str):
+        if data.target is not None and isinstance(data.positive, str):
             return Target(data.target, data.positive.strip())
         raise DataError(
             f"which value of '{data.target}' is the rare class is known once a version is registered. Train one first, or write labels as 0 and 1 in a column 'label'"

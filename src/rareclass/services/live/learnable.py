@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rareclass.core.dataset import BoolArray, Rows
 
-_OTHER = object()
+_OTHER: Any = object()
 """The value of a row that is not of the rare class: the store does not know which of the others it was."""
 
 

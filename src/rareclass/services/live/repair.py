@@ -192,7 +192,7 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     )  # fmt: skip
     named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
     content = _content_hash(rows)
-    card = {
+    card: dict[str, Any] = {
         "source": "prediction log" if config.retrain.source == "store" else masked(config.data.path),
         "target": config.data.target, "positive": str(model.meta.get("positive")),
         "rows": {name: len(part) for name, part in named.items()} | {"dropped": dict(parts.dropped)},
@@ -201,7 +201,16 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
         "by_time": [], "features": [], "content_hash": content, "warnings": [],
     }  # fmt: skip
     return Ingested(
-        *named.values(), rows.schema, card, [], model.meta.get("positive"), 1.0, parts.kind, dict(parts.dropped)
+        named["train"],
+        named["validation"],
+        named["test"],
+        rows.schema,
+        card,
+        [],
+        model.meta.get("positive"),
+        1.0,
+        parts.kind,
+        dict(parts.dropped),
     )
 
 
@@ -213,11 +222,10 @@ def _content_hash(rows: Rows) -> str:
         hashing.content_groups(rows.x), id=rows.row_id, time=rows.time, entity=rows.entity, amount=rows.amount,
         weight=rows.weight, keep=rows.keep,
     )  # fmt: skip
-    classes = []
-    for label in (1, 0):
-        classes.append(hashing.SetHash())
-        classes[-1].add(total[rows.y == label])
-    return hashing.data_hash(*classes, rows.schema.names)
+    rare, others = hashing.SetHash(), hashing.SetHash()
+    rare.add(total[rows.y == 1])
+    others.add(total[rows.y == 0])
+    return hashing.data_hash(rare, others, rows.schema.names)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

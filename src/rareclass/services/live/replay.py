@@ -88,7 +88,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     truth = _truth_of(later[config.data.target], _first(live))
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
     money = _money(config, live, frame[known], later, truth, decisions, start, progress)
-    played = results.clean({
+    played: dict[str, Any] = results.clean({
         "name": config.name, "train_until": start.isoformat(), "step": format_duration(config.replay.step), "first": summary["selected"],
         "label_delay": format_duration(config.data.label_delay), **vars(story), "money": money,
     })  # fmt: skip
@@ -130,7 +130,7 @@ def _frame(config: Config) -> pd.DataFrame:
 def _start(config: Config, frame: pd.DataFrame) -> datetime:
     stamps = frame["__ts"]
     if config.replay.train_until is None:
-        start = stamps.iloc[int(len(stamps) * 0.6)].normalize().to_pydatetime()
+        start: datetime = stamps.iloc[int(len(stamps) * 0.6)].normalize().to_pydatetime()
     else:
         start = datetime.combine(config.replay.train_until, datetime.min.time())
     if not stamps.iloc[0] < start - config.data.label_delay or not stamps.iloc[-1] >= start:

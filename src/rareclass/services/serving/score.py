@@ -309,6 +309,7 @@ def score_and_log(
         model.thresholds, model.primary, point, version.point, config.serve.operating_point, where="--point"
     )
     column = id_column or config.data.id
+    named: Callable[[pd.DataFrame, int], pd.DataFrame]
     if column is not None:
         ids, named = _Ids(column), _as_they_are
     else:
@@ -347,7 +348,8 @@ def score_and_log(
                 counts["logged"] += fresh
                 if fresh < len(rows):
                     counts["reused"] += store.reused(rows)
-    return replace(done, version=version.version, **counts)
+    counted: dict[str, Any] = dict(counts)
+    return replace(done, version=version.version, **counted)
 
 
 def _as_they_are(frame: pd.DataFrame, before: int) -> pd.DataFrame:
@@ -425,7 +427,7 @@ def content_of(config: Config, model: RareModel, frames: Iterable[pd.DataFrame],
     data = config.data
     timed = False
     for frame in frames:
-        parts = [_features(frame, model.schema, model.schema.names)]
+        parts: list[Iterable[Any]] = [_features(frame, model.schema, model.schema.names)]
         if data.time in frame:
             moments = _moments(model, str(data.time), frame[data.time])
             timed = moments is not None

@@ -163,16 +163,21 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def _dumped(row: Any) -> bytes:
+    return json.dumps(row, separators=(",", ":")).encode()
+
+
 def _features(columns: Mapping[str, Sequence[Any]] | None, n: int) -> list[str | None]:
     """One JSON text per row out of columns."""
     if not columns:
         return [None] * n
     if any(len(values) != n for values in columns.values()):
         raise ValueError(f"features are not {n} rows in every column")
+    dumps: Callable[[Any], bytes]
     try:
         from orjson import dumps
     except ImportError:
-        dumps = lambda row: json.dumps(row, separators=(",", ":")).encode()  # noqa: E731
+        dumps = _dumped
     return [dumps(dict(zip(columns, row, strict=True))).decode() for row in zip(*columns.values(), strict=True)]
 
 

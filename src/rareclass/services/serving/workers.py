@@ -85,8 +85,8 @@ def serve_workers(
         group.stop()
         if scraped is not None:
             scraped.shutdown()
-        for each in held:
-            each.close()
+        for taken in held:
+            taken.close()
 
 
 class _Worker:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def _windows(dev: Rows, folds: Sequence[Fold]) -> Any:
     starts = np.array([dev.time[fold.score].min() for fold in folds])
 
     def which(rows: Rows, x: FloatMatrix) -> list[IntArray]:
-        return [np.maximum(np.searchsorted(starts, rows.time, side="right") - 1, 0)]
+        return [np.maximum(np.searchsorted(starts, cast("AnyArray", rows.time), side="right") - 1, 0)]
 
     return which
 
@@ -215,10 +215,8 @@ def scored_rows(beyond: ScoredBeyond, scores: tuple[FloatArray, FloatArray]) -> 
     """
     rows, score = [], []
     for part, start, of_part in ((beyond.held_out, beyond.held_out.sampled, scores[0]), (beyond.test, 0, scores[1])):
-        y, time, weight = (
-            each if each is None else each[start:] for each in (part.rows.y, part.rows.time, part.rows.weight)
-        )
-        weight = np.ones(len(y)) if weight is None else weight
+        y, time = part.rows.y[start:], None if part.rows.time is None else part.rows.time[start:]
+        weight = np.ones(len(y)) if part.rows.weight is None else part.rows.weight[start:]
         nothing = np.empty((len(y), 0), dtype=np.float32)
         rows.append(Rows(Schema(()), nothing, y, np.zeros(len(y), dtype=np.uint64), time, weight=weight))
         score.append(of_part[start:])

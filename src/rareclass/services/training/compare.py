@@ -166,8 +166,8 @@ def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: Evaluat
             name=entrant.name,
             uri=entrant.uri,
             ap=bootstrap.bounded_estimate(exact[position], draws[position], config.confidence, int(y.sum()), len(y)),
-            difference=against and against.estimate,
-            p_value=against and against.p_value,
+            difference=None if against is None else against.estimate,
+            p_value=None if against is None else against.p_value,
             roc_auc=ranking.roc_auc(y, scored.scores[position], weight),
             precision=float(found["precision"]),
             recall=float(found["recall"]),
@@ -200,8 +200,9 @@ def _entrant(uri: str, tracking_uri: str | None) -> Entrant:
     if (folder / "summary.json").is_file():
         model = registry.of_summary(folder)
         return Entrant(folder.resolve().name, uri, model, _parent(model))
-    run = _parent(uri)
-    return Entrant(f"run {Path(run).parent.name[:8]}" if run else uri.rstrip("/").rsplit("/", 1)[-1], uri, uri, run)
+    parent = _parent(uri)
+    name = f"run {Path(parent).parent.name[:8]}" if parent else uri.rstrip("/").rsplit("/", 1)[-1]
+    return Entrant(name, uri, uri, parent)
 
 
 def _parent(model: str) -> str | None:
@@ -244,7 +245,7 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantSc
     y = frames[0]["label"].to_numpy(dtype=np.int64)
     if any((frame["label"].to_numpy(dtype=np.int64) != y).any() for frame in frames[1:]):
         raise DataError("the runs disagree about the labels of the same rows. Pass --data PATH with the present truth")
-    notes = ("Scores are those of each recipe before it was refitted on every row.",)
+    notes: tuple[str, ...] = ("Scores are those of each recipe before it was refitted on every row.",)
     if len(common) < most:
         notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
     return _EntrantScores(
@@ -260,7 +261,8 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
     Equal rows have one score, but perhaps not one label, so that the label comes before the number.
     """
     ordered = frame.sort_values(["row_id", "label"], kind="stable")
-    return ordered.set_index(["row_id", ordered.groupby("row_id", sort=False).cumcount()])
+    index: list[Any] = ["row_id", ordered.groupby("row_id", sort=False).cumcount()]
+    return ordered.set_index(index)
 
 
 def _blocks(frame: pd.DataFrame, stamps: AnyArray | None = None, entity: str | None = None) -> AnyArray | None:
@@ -291,9 +293,9 @@ def _fresh(entrants: Sequence[Entrant], tracking_uri: str | None, data: str, tar
         raise DataError(
             f"'{data}' has no target column '{column}'.{nearest(column, map(str, frame.columns))} Pass --target COLUMN"
         )
-    y = truth(frame[column], models[0])
-    labelled = ~np.isnan(y)
-    frame, y = frame[labelled].reset_index(drop=True), y[labelled].astype(np.int64)
+    labels = truth(frame[column], models[0])
+    labelled = ~np.isnan(labels)
+    frame, y = frame[labelled].reset_index(drop=True), labels[labelled].astype(np.int64)
     stamps = _stamps(frame, known.time if known.time is not None else settings.get("time"))
     fresh, notes = _unseen(stamps, models, data, len(frame))
     frame, y, stamps = frame.iloc[fresh].reset_index(drop=True), y[fresh], None if stamps is None else stamps[fresh]
@@ -370,7 +372,9 @@ def _unseen_by_id(models: Sequence[RareModel], data: str, count: int) -> tuple[A
 
 def _known(model: RareModel, data: str, count: int) -> Any:
     """(n,) True where a model was trained on the row; None where that cannot be told."""
-    ids = None if model.trained_ids is None else _ids(model, data)
+    if model.trained_ids is None:
+        return None
+    ids = _ids(model, data)
     return None if ids is None or len(ids) != count else np.isin(ids, model.trained_ids)
 
 

@@ -195,7 +195,7 @@ def full(run: Run) -> dict[str, Any]:
     """Return everything a report needs, JSON-ready."""
     evaluation, chosen = run.judged.evaluation, run.chosen
     trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
-    return clean({
+    found: dict[str, Any] = clean({
         "name": run.config.name, "config": public(run.config), "data_card": run.ingested.card,
         "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
         "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
@@ -208,6 +208,7 @@ def full(run: Run) -> dict[str, Any]:
         "importance": [each.to_json() for each in run.judged.importance], "tradeoff": dict(run.judged.tradeoff),
         "periods": _periods(run),
     })  # fmt: skip
+    return found
 
 
 def _crossed(run: Run) -> dict[str, Any] | None:
@@ -221,15 +222,19 @@ def _periods(run: Run) -> dict[str, Any] | None:
     from rareclass.core import periods
 
     parts = {"train": run.ingested.train, "validation": run.ingested.validation, "test": run.ingested.test}
-    weights = [rows.natural for rows in parts.values()]
     times = [rows.time for rows in parts.values() if rows.time is not None]
     if len(times) < len(parts):
         return None
+    natural = None
+    if any(rows.drawn is not None for rows in parts.values()):  # a row that was not drawn stands for itself
+        natural = np.concatenate(
+            [np.ones(len(rows)) if rows.natural is None else rows.natural for rows in parts.values()]
+        )
     unit, found = periods.by_period(
         np.concatenate(times),
         np.concatenate([rows.y for rows in parts.values()]),
         np.repeat(list(parts), [len(rows) for rows in parts.values()]),
-        natural=None if weights[0] is None else np.concatenate(weights),
+        natural=natural,
         confidence=run.config.evaluate.confidence,
     )
     return {"unit": unit, "periods": [each.to_json() for each in found]}
@@ -254,7 +259,7 @@ def summarise(run: Run) -> dict[str, Any]:
     ap = evaluation.metrics["ap"]
     sizes, positives, prevalence = _sizes(run)
     everything = sum(sizes.values())
-    return clean({
+    found: dict[str, Any] = clean({
         "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
         "forced": run.config.search.only is not None, "selected_by": metric_of(run.config, run.dev).words,
         "candidates": [
@@ -283,6 +288,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "data_hash": run.ingested.card["content_hash"],
         "seconds": dict(run.seconds), "peak_memory_bytes": peak_memory(),
     })  # fmt: skip
+    return found
 
 
 def _sizes(run: Run) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:

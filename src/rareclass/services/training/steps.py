@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rareclass.config import Config, public
 from rareclass.errors import ConfigError, RareclassError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
     from rareclass.core.calibration import Calibration
     from rareclass.core.candidates import Candidate
+    from rareclass.core.conformal import Conformal
     from rareclass.core.costs import CostArrays
     from rareclass.core.crossfitting import CrossFitting
     from rareclass.core.dataset import FloatArray, Rows
@@ -269,7 +270,7 @@ def tune_threshold(
     if without_labels.unjudged(chosen):
         progress("tune_threshold", "p-values from held-out rows, cut-offs by rate")
         conformal = without_labels.calibrated(rows, raw)
-        rates = without_labels.cut_offs(config.threshold, conformal.calibrator, len(rows), span)
+        rates = without_labels.cut_offs(config.threshold, cast("Conformal", conformal.calibrator), len(rows), span)
         return Tuning(conformal, rates, next(iter(rates)), conformal.calibrator(raw))
     progress("tune_threshold", "calibrate, then sweep every distinct score")
     fitted = calibration.fit(
@@ -670,7 +671,11 @@ def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any
     fresh, old, new = test.take(index), np.asarray(champion.score)[index], score[index]
     if not fresh.positives or champion.decision is None:
         return {}
-    options = {"block": fresh.block(), "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence}
+    options: dict[str, Any] = {
+        "block": fresh.block(),
+        "n_boot": config.evaluate.bootstraps,
+        "confidence": config.evaluate.confidence,
+    }
     ap = ranking.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
     difference = ranking.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
     decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)

@@ -3,6 +3,9 @@
 Revision ID: 0003
 """
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -36,7 +39,7 @@ def upgrade() -> None:
     last: dict[str, str] = {}
     for line in lines:
         previous = last.get(line["model"], "")
-        last[line["model"]] = found = line_hash(line, previous)
+        last[line["model"]] = found = line_hash(cast("Mapping[str, Any]", line), previous)
         connection.execute(
             sa.text("UPDATE ledger SET previous = :previous, hash = :hash WHERE id = :id"),
             {"previous": previous, "hash": found, "id": line["id"]},
