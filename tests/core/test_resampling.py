@@ -1,6 +1,7 @@
 """Resamplers: one contract for every member, and imbalanced-learn as the oracle where it does the same thing."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rareclass.core.neighbours import distance_space, kneighbors_excluding_self,
 from rareclass.core.resampling import RANDOM, RESAMPLERS, check_chain, resample
 from rareclass.errors import ConfigError, DataError, NoPositivesError, TooLargeError
 
-OVER = ["random_over", "smote", "smotenc", "borderline_smote", "svm_smote", "kmeans_smote", "adasyn"]
+OVER = ["random_over", "smote", "smotenc", "borderline_smote", "svm_smote", "kmeans_smote", "adasyn", "jitter"]
 UNDER = ["random_under", "nearmiss"]
 CLEANING = ["tomek", "enn"]
 
@@ -190,6 +191,30 @@ def test_synthetic_rows_keep_missing_values_whole_numbers_and_what_belongs_to_th
     np.testing.assert_array_equal(np.isnan(new.x[:, numeric]), np.isnan(own.x[base][:, numeric]))
     whole = new.x[:, 2][~np.isnan(new.x[:, 2])]
     assert (whole == np.rint(whole)).all()
+
+
+def test_jitter_moves_copies_by_the_noise_that_was_asked_for_on_normal_scores_and_inside_the_column():
+    rng = np.random.default_rng(0)
+    n = 4_000
+    x = np.column_stack([np.exp(2 * rng.normal(size=n)), rng.integers(0, 9, n), np.full(n, 3.0)]).astype(np.float32)
+    x[rng.random(n) < 0.1, 0] = np.nan
+    y = (np.arange(n) % 100 == 0).astype(np.int64)
+    rows = Rows(Schema(tuple(Feature(name) for name in "abc")), x, y, np.arange(n, dtype=np.uint64))
+    made = resample(rows, [step("jitter", rows=4_000, params={"width": 0.25})], seed=1).rows
+    new = made.x[n:]
+    base = rows.x[rows.y == 1]
+    base = np.concatenate([np.tile(base, (len(new) // len(base), 1)), base[: len(new) % len(base)]])
+    np.testing.assert_array_equal(np.isnan(new), np.isnan(base))
+    there = ~np.isnan(new[:, 0])
+    score = {value: NormalDist().inv_cdf((rank + 0.5) / (~np.isnan(x[:, 0])).sum()) for rank, value in enumerate(np.sort(x[~np.isnan(x[:, 0]), 0]))}  # fmt: skip
+    known = np.array(sorted(score))
+    moved = np.interp(new[there, 0], known, [score[v] for v in known]) - np.array([score[v] for v in base[there, 0]])
+    assert np.std(moved) == pytest.approx(0.25, rel=0.05)
+    assert abs(np.mean(moved)) < 0.02
+    assert np.nanmax(new[:, 0]) <= np.nanmax(x[:, 0])
+    assert set(np.unique(new[:, 1])) <= set(range(9))
+    assert (new[:, 1] != base[:, 1]).any()
+    assert (new[:, 2] == 3).all()
 
 
 def test_a_synthetic_category_is_the_most_frequent_one_near_its_base():

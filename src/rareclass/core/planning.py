@@ -276,6 +276,18 @@ def synthetic(s: Situation) -> Candidate | None:
     )
 
 
+def jittered(s: Situation) -> Candidate | None:
+    if s.found.regime != "few":
+        return None
+    copies = max(10 * s.found.positives, 100)
+    return Candidate(
+        "xgboost-jitter",
+        "xgboost",
+        resample=(ResampleStep(name="jitter", rows=s.found.positives + copies),),
+        reason=f"With {s.found.positives} rows of the rare class, {copies} copies moved by noise give the trees something to split.",
+    )
+
+
 def focal(s: Situation) -> Candidate | None:
     if not s.enough or s.found.ratio < 10:
         return None
@@ -304,6 +316,7 @@ CANDIDATE_RULES: tuple[Callable[[Situation], Candidate | None], ...] = (
     by_amount,
     under_xgboost,
     balanced_forest,
+    jittered,
     synthetic,
     perceptron,
     focal,

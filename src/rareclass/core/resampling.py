@@ -264,6 +264,43 @@ def kmeans_smote(
     return _oversample(rows, task, choose, k_neighbors, scale)
 
 
+def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
+    """Copies of rows of the rare class whose numbers are moved by noise of ``width`` standard deviations.
+
+    A column is moved on its normal scores (the normal quantile of a value's rank among all rows), so that a long tail sets
+    no scale, and stays between its least and its greatest value. Every base is copied equally often; categories and missing
+    values stay as they are. Noise does not need neighbours of the rare class, so it works from one row on.
+    Source: for noise as a regulariser, Bishop, Neural Computation 1995; normal scores, van der Waerden 1952.
+    """
+    index = np.flatnonzero(rows.y == 1)
+    more = task.minority(rows) - len(index)
+    if more == 0:
+        return rows
+    rng = task.rng
+    rounds, rest = divmod(more, len(index))
+    base = np.concatenate([np.tile(index, rounds), np.sort(rng.choice(index, rest, replace=False))])
+    made = rows.take(base)
+    x = made.x.copy()
+    for column in np.flatnonzero(~rows.schema.categorical):
+        value, score = _normal_scores(rows.x[:, column])
+        noise = rng.normal(0, width, more)  # drawn for every column, so that one more does not change the others' rows
+        if len(value) > 1:
+            moved = np.interp(np.interp(x[:, column], value, score) + noise, score, value)
+            x[:, column] = np.where(np.isnan(x[:, column]), np.nan, moved)
+    whole = _whole_columns(rows.x)
+    x[:, whole] = np.rint(x[:, whole])
+    return concatenate([rows, replace(made, x=x, row_id=np.zeros(more, dtype=np.uint64))])
+
+
+def _normal_scores(column: FloatMatrix) -> tuple[FloatArray, FloatArray]:
+    """Return the (k,) distinct finite values of a column, rising, and the normal quantile of each one's middle rank."""
+    from scipy.special import ndtri
+
+    value, count = np.unique(column[np.isfinite(column)], return_counts=True)
+    middle = (np.cumsum(count) - count / 2) / max(int(count.sum()), 1)
+    return value.astype(np.float64), np.asarray(ndtri(middle), dtype=np.float64)
+
+
 Choose = Callable[[FloatMatrix, IntArray, Rows, ResamplingTask], FloatArray | tuple[FloatArray, IntArray]]
 
 
@@ -416,6 +453,7 @@ RESAMPLERS: dict[str, Callable[..., Rows]] = {
     "svm_smote": svm_smote,
     "kmeans_smote": kmeans_smote,
     "adasyn": adasyn,
+    "jitter": jitter,
     "tomek": tomek,
     "enn": enn,
     "nearmiss": near_miss,
