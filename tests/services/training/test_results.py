@@ -74,7 +74,7 @@ def test_costs_that_were_invented_are_said_in_the_report(tmp_path: Path) -> None
 def test_a_run_that_fails_is_logged_as_failed_with_its_error_in_one_line(tmp_path: Path) -> None:
     config = settings(tmp_path)
     frame = pd.read_parquet(tmp_path / "rows.parquet")
-    frame.assign(target=0).to_parquet(tmp_path / "rows.parquet")
+    frame.assign(target=7).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError) as raised:
         run.run(config, tmp_path / "out")
     (found,) = logged(config)
