@@ -88,6 +88,18 @@ def test_a_maturing_window_is_estimated_and_never_judged(frame, reference):
     assert abs(found.estimate_error) < 0.15
 
 
+def test_scores_of_a_detector_that_no_label_judged_promise_no_precision_and_are_not_compared_with_prevalence(
+    frame, reference
+):
+    found = evaluate(frame, replace(reference, positives=0, prevalence=0.0))
+    assert found.judged
+    assert np.isnan([window.estimated_ap for window in found.windows]).all()
+    assert np.isnan(found.estimate_error)
+    for window in found.judged:
+        assert "ap" in window.metrics
+        assert not {"score_ratio", "calibration_intercept", "calibration_slope"} & set(window.metrics)
+
+
 def test_a_maturing_window_with_enough_early_positives_shows_its_average_precision_without_an_interval():
     frame, _ = live_rows.stream("sudden pattern", days=63, per_day=500)
     now = live_rows.START + timedelta(days=63)

@@ -400,6 +400,10 @@ def _window(
         # Shown, never judged, and without an interval: which labels come early is not chance.
         value = average_precision(y, known.score, known.weights)
         metrics["ap"] = Estimate(value, positives=int(y.sum()), rows=len(y))
+    # Scores of a detector that no label judged are ranks, not probabilities: they promise nothing and are off by nothing.
+    ranks = profile is not None and profile.positives == 0
+    if ranks:
+        metrics = {name: value for name, value in metrics.items() if name not in _OF_PROBABILITIES}
     delays, total = known.delays, float(rows.sampling.sum())
     days = (end - start) / timedelta(days=1)
     margin = settings.monitor.max_ap_loss * _reference(profile)[0] if profile is not None else math.nan
@@ -417,7 +421,7 @@ def _window(
         alert_rate=float((rows.sampling * rows.decision).sum()) / total,
         alerts_per_day=float((rows.decision * rows.sampling).sum() / days),
         label_delay_p95=float(np.quantile(delays, 0.95)) if len(delays) else math.nan,
-        estimated_ap=estimated_ap(rows.score, rows.sampling),
+        estimated_ap=math.nan if ranks else estimated_ap(rows.score, rows.sampling),
         judged=not reason,
         reason=reason,
         metrics=metrics,
@@ -561,6 +565,8 @@ def _calibration(
 
 _SHARE = (0.0, 1.0)
 _AMOUNT = (0.0, math.inf)
+# What compares scores with how often they come true: of no meaning where scores are ranks.
+_OF_PROBABILITIES = frozenset({"score_ratio", "calibration_intercept", "calibration_slope"})
 _BOUNDS = {
     "prevalence": _SHARE,
     "precision": _SHARE,
