@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from rareclass.adapters.registry import Registry
 from rareclass.config import dump, parse
 from rareclass.services import promotion
 from rareclass.services.kubeflow import steps
+from rareclass.services.live import labels, replay
 from rareclass.services.serving import score
 from rareclass.services.training import run
 
@@ -94,6 +96,15 @@ def test_as_many_rows_of_the_next_period_alarm_as_were_asked_for(unlabelled):
         tracking_uri=config.tracking.uri,
     )
     assert pd.read_parquet(folder / "odd_scored.parquet")["decision"].all()
+
+
+def test_labels_and_a_replay_say_that_no_target_is_named(unlabelled, tmp_path):
+    config, _, _ = unlabelled
+    pd.DataFrame({"request_id": ["a"], "truth": [1]}).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(errors.DataError, match=r"data\.target names none.* set data.target to it"):
+        labels.import_labels(config, str(tmp_path / "labels.csv"), datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(errors.ConfigError, match=r"a replay needs the truth.* Set data\.target"):
+        replay.replay(config, tmp_path / "replay")
 
 
 def test_the_steps_of_the_pipeline_give_the_same_thresholds(unlabelled, tmp_path):

@@ -253,6 +253,10 @@ def _labels_of(
     """(n,) labels 0 / 1, missing where there is none."""
     names = [str(column) for column in frame.columns]
     if "label" not in own:
+        if config.data.target is None:
+            raise DataError(
+                f"label file '{where}' has no column 'label', and data.target names none.{nearest('label', names)} Rename the column with the truth to 'label' (0 and 1), or set data.target to it. It has: {', '.join(names)}"
+            )
         if config.data.target not in names:
             raise DataError(
                 f"label file '{where}' has no column 'label' and none named '{config.data.target}' (data.target).{nearest('label', names)} It has: {', '.join(names)}"

@@ -105,6 +105,8 @@ def _frame(config: Config) -> pd.DataFrame:
     from rareclass.adapters import tables
 
     data = config.data
+    if data.target is None:
+        raise ConfigError("a replay needs the truth to label rows late and to count money. Set data.target")
     frame = tables.read_frame(tables.location(data), query=data.query, filter=data.filter, data=data)
     for name in (config.data.target, config.data.time):
         if name not in frame.columns:
