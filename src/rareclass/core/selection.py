@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,33 +90,41 @@ class _Ground:
 
     rows: Rows
     metric: SelectionMetric
-    y: IntArray
-    block: IntArray | None
-    weight: FloatArray | None
     n_boot: int
     confidence: float
     seed: int
 
-    def boot(self, scores: Sequence[FloatArray]) -> FloatArray:
-        return bootstrap_average_precision(
-            self.y, np.stack(scores), block=self.block, n_boot=self.n_boot, seed=self.seed, weight=self.weight
-        )
+    @cached_property
+    def block(self) -> IntArray | None:
+        return self.rows.block()
 
-    def ap(self, score: FloatArray) -> float:
-        return average_precision(self.y, score, self.weight)
+    def precision(self, scores: Sequence[FloatArray]) -> tuple[list[float], Any]:
+        """Return the average precision of each score, and its paired resamples."""
+        y, weight = self.rows.y, self.rows.weight
+        drawn = bootstrap_average_precision(
+            y, np.stack(scores), block=self.block, n_boot=self.n_boot, seed=self.seed, weight=weight
+        )
+        return [average_precision(y, score, weight) for score in scores], drawn
+
+    @property
+    def by_precision(self) -> bool:
+        """Whether average precision itself decides."""
+        return self.metric.name == "average_precision"
 
     def judge(self, scores: Sequence[FloatArray]) -> tuple[list[float], Any]:
         """Return what decides of each score, and its paired resamples."""
-        if self.metric.name == "average_precision":
-            return [self.ap(score) for score in scores], self.boot(scores)
-        return self.metric.judge(self.rows, scores, self.n_boot, self.seed)
+        return (
+            self.precision(scores)
+            if self.by_precision
+            else self.metric.judge(self.rows, scores, self.n_boot, self.seed)
+        )
 
     def bounded(self, value: float, draws: FloatArray) -> Estimate:
-        return bounded_estimate(float(value), draws, self.confidence, int(self.y.sum()), len(self.y))
+        return bounded_estimate(float(value), draws, self.confidence, self.rows.positives, len(self.rows))
 
     def difference(self, value: float, draws: FloatArray, *, compared: int = 1) -> Difference:
         return judge_difference(
-            float(value), draws, confidence=self.confidence, compared=compared, positives=int(self.y.sum()), rows=len(self.y)
+            float(value), draws, confidence=self.confidence, compared=compared, positives=self.rows.positives, rows=len(self.rows)
         )  # fmt: skip
 
 
@@ -133,9 +142,6 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     ground = _Ground(
         rows,
         metric_of(config, rows),
-        rows.y,
-        rows.block(),
-        rows.weight,
         _resamples(rows.positives, len(done)),
         config.evaluate.confidence,
         seed,
@@ -151,7 +157,8 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
         if line is not None:
             crossed = {line.name: judged}
             table = (*table, line)
-            if adopted(line, sure, ground.judge([scores[best]])[0][0], rows, config.search.ensemble):
+            alone = next(each.value for each in table if each.name == best)
+            if adopted(line, sure, alone, rows, config.search.ensemble):
                 if not sure:
                     reasons.append(
                         f"{line.name} is taken all the same: ahead, and averages of unlike learners are safer"
@@ -160,7 +167,7 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     full = np.full(len(dev), np.nan)
     full[scored] = oof
     shown = {line.name: scores[line.name] for line in table if line.name in scores}
-    drawn = {name: curves(ground.y, score, ground.weight) for name, score in ({**shown, best: oof}).items()}
+    drawn = {name: curves(rows.y, score, rows.weight) for name, score in ({**shown, best: oof}).items()}
     return Selection(best, table, weights, full, scored, tuple(reasons), drawn, crossed=crossed)
 
 
@@ -174,8 +181,9 @@ def _resamples(positives: int, candidates: int) -> int:
 
 def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, FloatArray]) -> tuple[CandidateResult, ...]:
     """Return a line per candidate."""
-    draws = ground.boot(list(scores.values()))
-    values, judged = ground.judge(list(scores.values()))
+    each = list(scores.values())
+    values, judged = ground.judge(each)
+    aps, draws = (values, judged) if ground.by_precision else ground.precision(each)
     lines = []
     for position, one in enumerate(done):
         found = ground.difference(
@@ -184,7 +192,7 @@ def _compare(ground: _Ground, done: Sequence[Trained], scores: Mapping[str, Floa
         lines.append(
             CandidateResult(
                 one.candidate.name,
-                ground.bounded(ground.ap(scores[one.candidate.name]), draws[position]),
+                ground.bounded(aps[position], draws[position]),
                 found.estimate,
                 found.p_value,
                 found.better,
@@ -241,7 +249,7 @@ def _ensemble(
     logits = np.stack([logit(scores[name]) for name in pool])
     kind = "weighted" if config.search.ensemble == "auto" else config.search.ensemble
     learn = ENSEMBLES[kind]
-    weights = learn(ground.y, logits, ground.weight)
+    weights = learn(ground.rows.y, logits, ground.rows.weight)
     crossed = _cross_fitted(ground, logits, learn)
     kept = {name: float(w) for name, w in zip(pool, weights, strict=True) if w > 0}
     if len(kept) < 2:
@@ -251,7 +259,7 @@ def _ensemble(
     values, judged = ground.judge([crossed, scores[best], scores[zero]])  # one call: paired resamples
     gain = ground.difference(values[0] - values[1], judged[0] - judged[1])
     against_zero = ground.difference(values[0] - values[2], judged[0] - judged[2])  # one, not the best of many
-    ap, draws = ground.ap(crossed), ground.boot([crossed])[0]
+    (ap,), (draws,) = ground.precision([crossed])
     seconds = sum(one.fit_seconds for one in done if one.candidate.name in kept)
     parts = ", ".join(f"{weight:.0%} {name}" for name, weight in sorted(kept.items(), key=lambda item: -item[1]))
     reason = f"Mean of log-odds: {parts}."
@@ -278,15 +286,16 @@ def _ensemble(
 
 def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray:
     """Score each part of the rows with weights learned on the other parts; whole blocks stay in one part."""
-    keys = np.arange(len(ground.y)) if ground.block is None else ground.block
+    rows = ground.rows
+    keys = np.arange(len(rows)) if ground.block is None else ground.block
     distinct, code = np.unique(keys, return_inverse=True)
     part_of = np.random.default_rng(ground.seed).permutation(len(distinct)) % 4
     part = part_of[code]
-    out = np.empty(len(ground.y))
+    out = np.empty(len(rows))
     for number in range(4):
         inside = part == number
-        weight = None if ground.weight is None else ground.weight[~inside]
-        learned = learn(ground.y[~inside], logits[:, ~inside], weight)
+        weight = None if rows.weight is None else rows.weight[~inside]
+        learned = learn(rows.y[~inside], logits[:, ~inside], weight)
         out[inside] = learned @ logits[:, inside]
     return np.asarray(1 / (1 + np.exp(-np.clip(out, -500, 500))))
 
