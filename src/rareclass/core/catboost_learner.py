@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rareclass.core.dataset import FloatArray, Rows
-from rareclass.core.early_stopping import Watched, threads_of_a_fit
-from rareclass.core.fit_task import LARGE_ROWS, FitTask, InterruptedFitError, check_params
+from rareclass.core.early_stopping import Watched, grow_whole, pace, threads_of_a_fit
+from rareclass.core.fit_task import LARGE_ROWS, FitTask, check_params
 from rareclass.core.fitted import CatTrees, catboost_rows
 
 _KNOWN = {
@@ -98,8 +98,7 @@ class GrowingSymmetricTrees:
         check_params("catboost", params, _KNOWN)
         settings = catboost_defaults(task.rows) | dict(params)
         most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
-        rate = float(settings["learning_rate"])
-        self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / rate)), max(1, round(4 / rate))
+        self.most, (self.step, self.least) = task.rounds or most, pace(float(settings["learning_rate"]))
         self.threads = threads_of_a_fit(len(task.rows), task.threads)
         self.levels = tuple(
             len(each.categories) if each.kind == "categorical" else 0 for each in task.rows.schema.features
@@ -178,8 +177,5 @@ class _Fit:
 def fit_catboost(task: FitTask, params: Mapping[str, Any]) -> CatTrees:
     """Trees of a fixed number of rounds."""
     growing = GrowingSymmetricTrees(task, params)
-    while growing.done < growing.most:
-        if task.out_of_time():
-            raise InterruptedFitError
-        growing.grow(1)
+    grow_whole(growing, task)
     return growing.fitted(growing.most)

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray
+from rareclass.core.fit_task import FitTask, InterruptedFitError
 from rareclass.core.fitted import Fitted
 
 Trace = tuple[dict[str, float], ...]
@@ -100,6 +101,28 @@ class Growing(Protocol):
     def fitted(self, rounds: int) -> Fitted:
         """Return its first ``rounds``."""
         ...
+
+
+class GrowingRounds(Growing, Protocol):
+    """One whose step is of as many rounds as asked for. done : rounds so far"""
+
+    @property
+    def done(self) -> int: ...
+
+    def grow(self, rounds: int | None = None) -> None: ...
+
+
+def grow_whole(growing: GrowingRounds, task: FitTask) -> None:
+    """Grow to the end, round by round. Raises InterruptedFitError when time is over before."""
+    while growing.done < growing.most:
+        if task.out_of_time():
+            raise InterruptedFitError
+        growing.grow(1)
+
+
+def pace(learning_rate: float) -> tuple[int, int]:
+    """Return the rounds of a step of boosting, and the rounds that it takes at least."""
+    return max(1, round(0.5 / learning_rate)), max(1, round(4 / learning_rate))
 
 
 ALONE_ROWS = 120_000

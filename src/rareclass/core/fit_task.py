@@ -39,6 +39,18 @@ class FitTask:
     out_of_time: Callable[[], bool] = never
 
 
+CUT_POINTS = ("classes", "rows")
+"""What weighs the same when a histogram's cut points are placed (docs/decisions/0025); "rows" is a library's own way."""
+
+
+def take_cut_points(settings: dict[str, Any]) -> str:
+    """Take ``cut_points`` out of a learner's settings. Raises ConfigError for one that does not exist."""
+    found: str = settings.pop("cut_points", CUT_POINTS[0])
+    if found not in CUT_POINTS:
+        raise unknown("cut_points", found, CUT_POINTS, "candidates.params")
+    return found
+
+
 def check_params(learner: str, params: Mapping[str, Any], known: Any) -> None:
     """Raise ConfigError for a parameter that is not among the ``known`` ones, with the nearest."""
     for name in params:

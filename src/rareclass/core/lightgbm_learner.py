@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows
-from rareclass.core.early_stopping import Watched, threads_of_a_fit
-from rareclass.core.fit_task import LARGE_ROWS, FitTask, InterruptedFitError, check_params
+from rareclass.core.early_stopping import Watched, grow_whole, pace, threads_of_a_fit
+from rareclass.core.fit_task import LARGE_ROWS, FitTask, check_params, take_cut_points
 from rareclass.core.fitted import LightTrees
-from rareclass.errors import unknown
 
 _KNOWN = {
     "learning_rate", "num_leaves", "max_depth", "min_data_in_leaf", "min_sum_hessian_in_leaf", "bagging_fraction",
@@ -20,7 +19,6 @@ _KNOWN = {
     "max_cat_threshold", "max_cat_to_onehot", "min_data_per_group", "monotone_constraints",
     "rounds", "patience", "cut_points",
 }  # fmt: skip
-_CUT_POINTS = ("classes", "rows")
 _REFERENCE_ROWS = 100_000
 
 
@@ -43,11 +41,8 @@ class GrowingLeaves:
         check_params("lightgbm", params, _KNOWN)
         settings = lightgbm_defaults(task.rows) | dict(params)
         most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
-        cut_points = settings.pop("cut_points", _CUT_POINTS[0])
-        if cut_points not in _CUT_POINTS:
-            raise unknown("cut_points", cut_points, _CUT_POINTS, "candidates.params")
-        rate = float(settings["learning_rate"])
-        self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / rate)), max(1, round(4 / rate))
+        cut_points = take_cut_points(settings)
+        self.most, (self.step, self.least) = task.rounds or most, pace(float(settings["learning_rate"]))
         self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.watched, self.looked = watched, 0
         self.margin = np.zeros(0 if watched is None else len(watched))
@@ -111,8 +106,5 @@ def _both_classes_alike(y: IntArray, seed: int) -> IntArray:
 def fit_lightgbm(task: FitTask, params: Mapping[str, Any]) -> LightTrees:
     """Trees of a fixed number of rounds."""
     growing = GrowingLeaves(task, params)
-    while growing.done < growing.most:
-        if task.out_of_time():
-            raise InterruptedFitError
-        growing.grow(1)
+    grow_whole(growing, task)
     return growing.fitted(growing.most)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows
-from rareclass.core.early_stopping import Watched, threads_of_a_fit
-from rareclass.core.fit_task import LARGE_ROWS, FitTask, InterruptedFitError, check_params
+from rareclass.core.early_stopping import Watched, grow_whole, pace, threads_of_a_fit
+from rareclass.core.fit_task import LARGE_ROWS, FitTask, check_params, take_cut_points
 from rareclass.core.fitted import Boosted
 from rareclass.core.focal import focal_objective
-from rareclass.errors import unknown
 
 _XGB_KNOWN = {
     "eta", "learning_rate", "max_depth", "min_child_weight", "subsample", "colsample_bytree", "colsample_bylevel",
@@ -23,8 +22,6 @@ _XGB_KNOWN = {
     "max_cat_threshold", "monotone_constraints", "interaction_constraints",
     "rounds", "patience", "focal_gamma", "focal_alpha", "cut_points",
 }  # fmt: skip
-_CUT_POINTS = ("classes", "rows")
-"""What weighs the same when a histogram's cut points are placed (docs/decisions/0025); "rows" is XGBoost's own way."""
 _EXACT_ROWS, _FINE_ROWS = 4_000, 40_000
 _EXACT_VALUES = 200_000  # rows times columns: exact splits sort every column
 _VERY_RARE = 1 / 400
@@ -101,13 +98,10 @@ class GrowingTrees:
             settings |= {"tree_method": "hist", "max_bin": 1024}
         most, self.patience = int(settings.pop("rounds")), int(settings.pop("patience"))
         gamma, alpha = settings.pop("focal_gamma", 2.0), settings.pop("focal_alpha", 0.5)
-        cut_points = settings.pop("cut_points", _CUT_POINTS[0])
-        if cut_points not in _CUT_POINTS:
-            raise unknown("cut_points", cut_points, _CUT_POINTS, "candidates.params")
+        cut_points = take_cut_points(settings)
         self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.objective = focal_objective(gamma, alpha, self.threads) if task.loss == "focal" else None
-        eta = float(settings["eta"])
-        self.most, self.step, self.least = task.rounds or most, max(1, round(0.5 / eta)), max(1, round(4 / eta))
+        self.most, (self.step, self.least) = task.rounds or most, pace(float(settings["eta"]))
         self.types = tuple("c" if each else "q" for each in task.rows.schema.categorical)
         # as many threads as asked for also while the matrices are built: by default every processor would spin
         with xgb.config_context(nthread=self.threads, verbosity=0), warnings.catch_warnings():
@@ -146,10 +140,7 @@ class GrowingTrees:
 def fit_xgboost(task: FitTask, params: Mapping[str, Any]) -> Boosted:
     """Boosted trees of a fixed number of rounds."""
     growing = GrowingTrees(task, params)
-    while growing.done < growing.most:
-        if task.out_of_time():
-            raise InterruptedFitError
-        growing.grow(1)
+    grow_whole(growing, task)
     return growing.fitted(growing.most)
 
 
