@@ -154,9 +154,13 @@ def random_over(rows: Rows, task: ResamplingTask) -> Rows:
     more = task.minority(rows) - len(index)
     if more == 0:
         return rows
+    return rows.take(np.concatenate([np.arange(len(rows)), _equally_often(index, more, task.rng)]))
+
+
+def _equally_often(index: IntArray, more: int, rng: np.random.Generator) -> IntArray:
+    """Return so many members of ``index``, all equally often, the remainder at random without replacement."""
     whole, rest = divmod(more, len(index))
-    extra = np.concatenate([np.tile(index, whole), np.sort(task.rng.choice(index, rest, replace=False))])
-    return rows.take(np.concatenate([np.arange(len(rows)), extra]))
+    return np.concatenate([np.tile(index, whole), np.sort(rng.choice(index, rest, replace=False))])
 
 
 def random_under(rows: Rows, task: ResamplingTask) -> Rows:
@@ -277,9 +281,7 @@ def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
     if more == 0:
         return rows
     rng = task.rng
-    rounds, rest = divmod(more, len(index))
-    base = np.concatenate([np.tile(index, rounds), np.sort(rng.choice(index, rest, replace=False))])
-    made = rows.take(base)
+    made = rows.take(_equally_often(index, more, rng))
     x = made.x.copy()
     for column in np.flatnonzero(~rows.schema.categorical):
         value, score = _normal_scores(rows.x[:, column])
@@ -287,8 +289,7 @@ def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
         if len(value) > 1:
             moved = np.interp(np.interp(x[:, column], value, score) + noise, score, value)
             x[:, column] = np.where(np.isnan(x[:, column]), np.nan, moved)
-    whole = _whole_columns(rows.x)
-    x[:, whole] = np.rint(x[:, whole])
+    _round_whole(x, rows.x)
     return concatenate([rows, replace(made, x=x, row_id=np.zeros(more, dtype=np.uint64))])
 
 
@@ -351,17 +352,17 @@ def _between(rows: Rows, index: IntArray, pairs: Pairs, near: IntArray) -> Rows:
     with np.errstate(invalid="ignore", over="ignore"):
         step = own[pairs.neighbour] - start
     x = start + gap * np.where(np.isfinite(step), step, np.float32(0))
-    whole = _whole_columns(rows.x)
-    x[:, whole] = np.rint(x[:, whole])
+    _round_whole(x, rows.x)
     for column in np.flatnonzero(rows.schema.categorical):
         x[:, column] = _modes(own[:, column], near)[pairs.base]
     made = rows.take(index[pairs.base])
     return replace(made, x=x, row_id=np.zeros(len(x), dtype=np.uint64))
 
 
-def _whole_columns(x: FloatMatrix) -> IntArray:
-    """Positions of columns that hold whole numbers only."""
-    return np.array([j for j in range(x.shape[1]) if _is_whole(x[:, j])], dtype=np.int64)
+def _round_whole(made: FloatMatrix, x: FloatMatrix) -> None:
+    """Round the columns of ``made``, in place, that hold whole numbers only in ``x``."""
+    whole = [j for j in range(x.shape[1]) if _is_whole(x[:, j])]
+    made[:, whole] = np.rint(made[:, whole])
 
 
 def _is_whole(column: FloatMatrix) -> bool:
