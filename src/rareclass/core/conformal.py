@@ -9,14 +9,14 @@ et al., Annals of Statistics 2023 (outliers).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rareclass.core.dataset import FloatArray
+from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.errors import DataError
 
 LEAST_ROWS = 2
@@ -49,18 +49,23 @@ class Conformal:
         """The smallest rate that the held-out rows bear out."""
         return 1 / (self.rows + 1)
 
+    @cached_property
+    def _knots(self) -> tuple[FloatArray, FloatArray]:
+        """``surprise`` and ``log_p`` as arrays, made once: every request is scored through them."""
+        return np.array(self.surprise), np.array(self.log_p)
+
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores in [0, 1] -> (n,) 1 - p in (0, 1), in the same order."""
         raw = np.clip(np.asarray(score, dtype=np.float64), 0.0, _MOST)
-        u, knots = -np.log1p(-raw), np.array(self.surprise)
-        log_p = np.interp(u, knots, np.array(self.log_p)) - np.maximum(u - knots[-1], 0)
+        u, (known, line) = -np.log1p(-raw), self._knots
+        log_p = np.interp(u, known, line) - np.maximum(u - known[-1], 0)
         return np.asarray(np.clip(-np.expm1(log_p), _LEAST, _MOST), dtype=np.float64)
 
     def inverse(self, p: ArrayLike) -> FloatArray:
         """(n,) deployed scores -> the (n,) raw scores behind them."""
         log_p = np.log1p(-np.clip(np.asarray(p, dtype=np.float64), 0.0, _MOST))
-        lines, knots = np.array(self.log_p), np.array(self.surprise)
-        u = np.interp(-log_p, -lines, knots) + np.maximum(lines[-1] - log_p, 0)
+        known, line = self._knots
+        u = np.interp(-log_p, -line, known) + np.maximum(line[-1] - log_p, 0)
         return np.asarray(-np.expm1(-u))
 
     def to_json(self) -> dict[str, Any]:
@@ -84,11 +89,17 @@ def fit(score: ArrayLike) -> Conformal:
     p = (len(raw) - first) / (len(raw) + 1)
     if value[0] > 0:
         value, p = np.concatenate([[0.0], value]), np.concatenate([[1.0], p])
-    if len(value) > 2 * _KNOTS:
-        rest = np.linspace(0, len(value) - _KNOTS - 1, _KNOTS).astype(np.int64)
-        keep = np.concatenate([rest, np.arange(len(value) - _KNOTS, len(value))])
-        value, p = value[keep], p[keep]
-    return Conformal(tuple(value.tolist()), tuple(np.log(p).tolist()), len(raw))
+    keep = knots(len(value))
+    return Conformal(tuple(value[keep].tolist()), tuple(np.log(p[keep]).tolist()), len(raw))
+
+
+def knots(count: int) -> IntArray:
+    """Return which of so many rising values a map is drawn through: every one of the highest, where it matters, and evenly
+    taken others."""
+    if count <= 2 * _KNOTS:
+        return np.arange(count)
+    rest = np.linspace(0, count - _KNOTS - 1, _KNOTS).astype(np.int64)
+    return np.concatenate([rest, np.arange(count - _KNOTS, count)])
 
 
 def p_values(held_out: ArrayLike, score: ArrayLike) -> FloatArray:
@@ -153,8 +164,3 @@ def describe(rate: float, map_: Conformal) -> str:
         f"a rate of {rate:.2g} is finer than {map_.rows:,} held-out rows can tell (1 in {map_.rows + 1:,}): "
         "the cut-off is continued beyond the most unusual of them and may be off by much"
     )
-
-
-def from_json(raw: Mapping[str, Any]) -> Conformal:
-    """Return the map that ``to_json`` wrote."""
-    return Conformal(tuple(raw["surprise"]), tuple(raw["log_p"]), int(raw["rows"]))

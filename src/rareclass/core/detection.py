@@ -26,7 +26,6 @@ MEMBERS = ("ecod", "knn", "dte")
 """The default ensemble, chosen once on eleven sets (docs/decisions/0034) and never by anybody's data."""
 
 _HELD, _MOST_HELD, _FEW_ROWS = 0.2, 5_000, 500
-_KNOTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,9 @@ class Surprise:
         ordered = np.sort(score)
         value, first = np.unique(ordered, return_index=True)
         amount = -np.log((len(ordered) - first) / (len(ordered) + 1))
-        if len(value) > 2 * _KNOTS:  # every one of the highest, where it matters, and evenly taken others
-            rest = np.linspace(0, len(value) - _KNOTS - 1, _KNOTS).astype(np.int64)
-            keep = np.concatenate([rest, np.arange(len(value) - _KNOTS, len(value))])
-            value, amount = value[keep], amount[keep]
+        keep = conformal.knots(len(value))
         reach = float(ordered[-1] - np.quantile(ordered, 0.9))
-        return Surprise(value, amount, max(reach, 1e-9 * abs(float(ordered[-1])), 1e-12))
+        return Surprise(value[keep], amount[keep], max(reach, 1e-9 * abs(float(ordered[-1])), 1e-12))
 
     def __call__(self, score: FloatArray) -> FloatArray:
         """Return (n,) surprises, 0 or more."""

@@ -20,6 +20,7 @@ from scipy import linalg, special
 
 from rareclass.core import neighbours
 from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, Rows
+from rareclass.core.fitted import Trees
 from rareclass.core.preprocessing import Preparation
 from rareclass.errors import ConfigError, DataError, unknown
 
@@ -76,7 +77,7 @@ class Detected:
 
 @dataclass(frozen=True)
 class Learning:
-    """What a fit is given: rows of the space, a random part of those there are."""
+    """What a fit is given: rows of the space, at most SAMPLE_ROWS of those there are, drawn at random."""
 
     space: Space
     z: FloatMatrix
@@ -85,9 +86,14 @@ class Learning:
 
     def part(self, most: int) -> FloatMatrix:
         """Return at most so many of the rows, drawn at random."""
-        if len(self.z) <= most:
-            return self.z
-        return self.z[np.sort(np.random.default_rng(self.seed).choice(len(self.z), most, replace=False))]
+        return _part(self.z, most, self.seed)
+
+
+def _part(x: FloatMatrix, most: int, seed: int) -> FloatMatrix:
+    """Return at most so many of the rows, drawn at random, in their order."""
+    if len(x) <= most:
+        return x
+    return x[np.sort(np.random.default_rng(seed).choice(len(x), most, replace=False))]
 
 
 # --- distributions of single columns -------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ class Ecod(Detected):
 def fit_ecod(learning: Learning, params: Mapping[str, Any]) -> Ecod:
     """The thinner empirical tail of every column, added up. Source: Li et al., ECOD, IEEE TKDE 2022; the greatest is taken
     column by column, as in its authors' code, so that a row high here and low there is found as well."""
-    z = learning.part(SAMPLE_ROWS)
+    z = learning.z
     return Ecod("ecod", learning.space, reference=len(z), values=_sorted(z))
 
 
@@ -141,7 +147,7 @@ class Hbos(Detected):
 
 def fit_hbos(learning: Learning, params: Mapping[str, Any]) -> Hbos:
     """Histogram of every column, log densities added up. Source: Goldstein and Dengel, KI 2012."""
-    z, bins = learning.part(SAMPLE_ROWS), int(params["bins"])
+    z, bins = learning.z, int(params["bins"])
     edges = np.empty((z.shape[1], bins + 1))
     surprise = np.empty((z.shape[1], bins + 2))
     for column, values in enumerate(z.T):
@@ -242,7 +248,7 @@ def fit_lof(learning: Learning, params: Mapping[str, Any]) -> OutlierFactor:
 class IsolationForest(Detected):
     """trees : whose leaves hold path lengths · usual : mean path length of a tree of that many rows"""
 
-    trees: Any
+    trees: Trees
     usual: float
 
     def unusual(self, z: FloatMatrix) -> FloatArray:
@@ -253,10 +259,10 @@ def fit_isolation_forest(learning: Learning, params: Mapping[str, Any]) -> Isola
     """How few random cuts part a row from the others. Source: Liu, Ting and Zhou, ICDM 2008."""
     from sklearn.ensemble import IsolationForest as Forest
 
-    z = learning.part(SAMPLE_ROWS)
+    z = learning.z
     rows = min(int(params["rows"]), len(z))
     forest = Forest(n_estimators=int(params["trees"]), max_samples=rows, random_state=learning.seed, n_jobs=1).fit(z)
-    trees = _paths([each.tree_ for each in forest.estimators_])
+    trees = Trees.of(forest.estimators_, _path_lengths)
     return IsolationForest(
         "isolation_forest", learning.space, reference=len(z), trees=trees, usual=max(_path_length(rows), 1e-9)
     )
@@ -267,27 +273,13 @@ def _path_length(rows: float) -> float:
     return 0.0 if rows < 2 else 1.0 if rows < 3 else 2 * (math.log(rows - 1) + np.euler_gamma) - 2 * (rows - 1) / rows
 
 
-def _paths(trees: Any) -> Any:
-    """Trees of scikit-learn with the path length as the value of each leaf, flat."""
-    from rareclass.core.fitted import Trees
-
-    roots = np.cumsum([0, *(tree.node_count for tree in trees[:-1])]).astype(np.int64)
-    lefts, rights, values = [], [], []
-    for tree, root in zip(trees, roots, strict=True):
-        own, leaf = np.arange(tree.node_count), tree.children_left < 0
-        depth = np.zeros(tree.node_count)
-        for node in np.flatnonzero(~leaf):  # children lie behind their parent
-            depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1
-        lefts.append(np.where(leaf, own, tree.children_left) + root)
-        rights.append(np.where(leaf, own, tree.children_right) + root)
-        values.append(depth + np.array([_path_length(rows) if end else 0.0 for rows, end in zip(tree.n_node_samples, leaf, strict=True)]))  # fmt: skip
-    return Trees(
-        roots, np.concatenate(lefts), np.concatenate(rights),
-        np.concatenate([np.where(tree.children_left < 0, 0, tree.feature) for tree in trees]),
-        np.concatenate([tree.threshold for tree in trees]),
-        np.concatenate([tree.missing_go_to_left for tree in trees]).astype(bool),
-        np.concatenate(values), max(tree.max_depth for tree in trees), int(trees[0].n_features),
-    )  # fmt: skip
+def _path_lengths(tree: Any) -> FloatArray:
+    """(nodes,) cuts up to each node of a tree of scikit-learn, and at a leaf those that its rows would still need."""
+    leaf, depth = tree.children_left < 0, np.zeros(tree.node_count)
+    for node in np.flatnonzero(~leaf):  # children lie behind their parent
+        depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1
+    depth[leaf] += [_path_length(rows) for rows in tree.n_node_samples[leaf]]
+    return depth
 
 
 @dataclass(frozen=True)
@@ -314,7 +306,7 @@ def fit_ocsvm(learning: Learning, params: Mapping[str, Any]) -> OneClassSvm:
     from sklearn.linear_model import SGDOneClassSVM
     from sklearn.svm import OneClassSVM
 
-    z, nu = learning.part(SAMPLE_ROWS).astype(np.float64), float(params["nu"])
+    z, nu = learning.z.astype(np.float64), float(params["nu"])
     gamma = 1 / max(float(z.var(axis=0).sum()), 1e-12)
     if len(z) <= EXACT_ROWS:
         exact = OneClassSVM(gamma=gamma, nu=nu).fit(z)
@@ -347,7 +339,7 @@ def fit_mahalanobis(learning: Learning, params: Mapping[str, Any]) -> Mahalanobi
     """
     from sklearn.covariance import LedoitWolf
 
-    z = learning.part(SAMPLE_ROWS).astype(np.float64)
+    z = learning.z.astype(np.float64)
     kept, held = np.ones(len(z), dtype=bool), max(LEAST_ROWS, round(float(params["support"]) * len(z)))
     for _ in range(5):
         part = z[kept]
@@ -560,6 +552,4 @@ def _usual(score: FloatArray, contamination: float) -> AnyArray:
 
 def _learning(x: FloatMatrix, space: Space, seed: int, threads: int) -> Learning:
     """At most SAMPLE_ROWS rows of the space: no member learns from more."""
-    if len(x) > SAMPLE_ROWS:
-        x = x[np.sort(np.random.default_rng(seed).choice(len(x), SAMPLE_ROWS, replace=False))]
-    return Learning(space, space(x), seed, threads)
+    return Learning(space, space(_part(x, SAMPLE_ROWS, seed)), seed, threads)
