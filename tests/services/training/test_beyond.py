@@ -17,7 +17,7 @@ import pytest
 
 from rareclass.adapters import tables
 from rareclass.adapters.tables.room import BASE
-from rareclass.config import Config, parse
+from rareclass.config import Config, dump, parse
 from rareclass.core.drawn import natural_sample
 from rareclass.core.ranking import average_precision
 from rareclass.services.training import run, steps
@@ -177,3 +177,16 @@ def test_a_run_stays_below_a_hard_limit_that_the_table_does_not_fit_into(tmp_pat
     assert sum(found["rows"][part] for part in ("train", "validation", "test")) == rows
     assert 4 * rows * width * 3 + BASE > limit  # what three copies of the matrix alone would take
     assert found["peak"] < limit
+
+
+def test_a_detector_takes_its_rates_from_all_held_out_rows(tmp_path: Path) -> None:
+    payments(24_000).drop(columns="fraud").to_parquet(tmp_path / "payments.parquet", row_group_size=7_000)
+    raw = dump(config(tmp_path, "time", search={"seconds": 60, "trials": 1}))
+    raw["data"]["target"] = None
+    streamed = fitted(parse(raw))
+    assert streamed.ingested.beyond is not None
+    held_out, test = (streamed.ingested.beyond.rows[part] for part in ("validation", "test"))
+    assert (len(streamed.tuning.score), len(streamed.judged.score)) == (len(held_out), len(test))
+    assert streamed.tuning.sampled is not None
+    assert len(streamed.tuning.sampled) == streamed.chosen.scored.sum() < len(held_out)
+    assert streamed.model.profile["rows"] == len(held_out) + len(test)

@@ -269,31 +269,32 @@ def tune_threshold(
     span = days(rows, share_of_all(config, dev, (1 - config.split.test) * share))
     if without_labels.unjudged(chosen):
         progress("tune_threshold", "p-values from held-out rows, cut-offs by rate")
-        conformal = without_labels.calibrated(rows, raw)
-        rates = without_labels.cut_offs(config.threshold, cast("Conformal", conformal.calibrator), len(rows), span)
-        return Tuning(conformal, rates, next(iter(rates)), conformal.calibrator(raw))
-    progress("tune_threshold", "calibrate, then sweep every distinct score")
-    fitted = calibration.fit(
-        rows.y,
-        raw,
-        method=config.threshold.calibration,
-        weight=rows.weight,
-        block=rows.block(),
-        seed=config.train.seed,
-    )
-    score = fitted.calibrator(raw)
-    points = thresholds.tune_points(
-        rows.y,
-        score,
-        config.threshold,
-        costs=costs_of(config, dev, rows),
-        days=span,
-        weight=rows.weight,
-        block=rows.block(),
-        n_boot=config.evaluate.bootstraps,
-        confidence=config.evaluate.confidence,
-        seed=config.train.seed,
-    )
+        fitted = without_labels.calibrated(rows, raw)
+        score = fitted.calibrator(raw)
+        points = without_labels.cut_offs(config.threshold, cast("Conformal", fitted.calibrator), len(rows), span)
+    else:
+        progress("tune_threshold", "calibrate, then sweep every distinct score")
+        fitted = calibration.fit(
+            rows.y,
+            raw,
+            method=config.threshold.calibration,
+            weight=rows.weight,
+            block=rows.block(),
+            seed=config.train.seed,
+        )
+        score = fitted.calibrator(raw)
+        points = thresholds.tune_points(
+            rows.y,
+            score,
+            config.threshold,
+            costs=costs_of(config, dev, rows),
+            days=span,
+            weight=rows.weight,
+            block=rows.block(),
+            n_boot=config.evaluate.bootstraps,
+            confidence=config.evaluate.confidence,
+            seed=config.train.seed,
+        )
     sampled = None if held_out is None else fitted.calibrator(sample[1])
     return Tuning(fitted, points, next(iter(points)), score, sampled)
 
@@ -519,10 +520,10 @@ def evaluate(
         share=share_of_all(config, test, config.split.test),
         seed=config.train.seed,
     )
+    sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
     if without_labels.unjudged(chosen):
-        of_sample = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
         judged = _unjudged(config, test, learner, score, found, champion, tuning, looks)
-        return replace(judged, sampled=of_sample)
+        return replace(judged, sampled=sampled)
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
@@ -562,7 +563,6 @@ def evaluate(
     )
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
-    sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
     return Judgement(
         found, score, decision, name, metrics, left_out, windows, drives, swept, learner=learner, sampled=sampled, crossed=crossed
     )  # fmt: skip
