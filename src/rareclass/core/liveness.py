@@ -401,7 +401,7 @@ def _window(
         value = average_precision(y, known.score, known.weights)
         metrics["ap"] = Estimate(value, positives=int(y.sum()), rows=len(y))
     # Scores of a detector that no label judged are ranks, not probabilities: they promise nothing and are off by nothing.
-    ranks = profile is not None and profile.positives == 0
+    ranks = profile is not None and profile.unjudged
     if ranks:
         metrics = {name: value for name, value in metrics.items() if name not in _OF_PROBABILITIES}
     delays, total = known.delays, float(rows.sampling.sum())

@@ -90,6 +90,11 @@ class Profile:
     start: str | None = None
     end: str | None = None
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether the version is a detector that no label of the rare class has judged: its scores are ranks then."""
+        return self.positives == 0
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values; NaN becomes null."""
         plain: dict[str, Any] = to_plain(asdict(self))

@@ -157,16 +157,15 @@ def triage(evidence: Evidence, limits: MonitorSettings, gate: GateSettings | Non
         ("retrain", fallen_ranking(evidence, limits)),
         ("retrain", graduated(evidence)),
     ]
-    if not unjudged(
-        evidence
-    ):  # a detector's cut-offs are rates, its scores no probabilities: nothing of them follows labels
+    # a detector's cut-offs are rates, its scores no probabilities: nothing of them follows labels
+    if not unjudged(evidence):
         steps.append(("rethreshold", [evidence.costs_moved] if evidence.costs_moved else []))
-    if not unjudged(evidence) and ranking_holds(evidence, limits):
-        steps += [
-            ("recalibrate", distorted_scores(evidence)),
-            ("rethreshold", moved_prevalence(evidence, limits)),
-            ("recalibrate", scores_off(evidence, limits, gate)),
-        ]
+        if ranking_holds(evidence, limits):
+            steps += [
+                ("recalibrate", distorted_scores(evidence)),
+                ("rethreshold", moved_prevalence(evidence, limits)),
+                ("recalibrate", scores_off(evidence, limits, gate)),
+            ]
     verdict, reasons = next(((name, why) for name, why in steps if why), ("nothing", [_quiet(evidence, limits)]))
     if verdict == "retrain" and evidence.new_positives < evidence.min_new_positives:
         few = f"only {evidence.new_positives} positives since the last training, {evidence.min_new_positives} needed to learn from"
@@ -192,7 +191,7 @@ def broken_data(evidence: Evidence) -> list[str]:
 
 def unjudged(evidence: Evidence) -> bool:
     """Whether the version is a detector that no label of the rare class has judged."""
-    return evidence.profile is not None and evidence.profile.positives == 0
+    return evidence.profile is not None and evidence.profile.unjudged
 
 
 def graduated(evidence: Evidence) -> list[str]:
