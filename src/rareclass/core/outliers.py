@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rareclass.config import OutliersSettings
+from rareclass.config import OutliersSettings, TrainSettings
 from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix
 from rareclass.errors import ConfigError, nearest
+
+
+def leave_out(
+    x: FloatMatrix, y: AnyArray, names: Sequence[str], numeric: Sequence[int], keep: BoolArray, train: AnyArray, settings: TrainSettings
+) -> Iterator[tuple[str, BoolArray]]:  # fmt: skip
+    """Clear ``keep`` of what the settings keep from fits, one rule after the other; yield each one's name and (n,) what it took.
+
+    names, numeric : of the columns of x (n, n_features), and the positions of the numeric ones
+    train : rows whose quantiles count, as far as they are kept. Raises ConfigError for a rule on no numeric feature.
+    """
+    if settings.majority_quantile < 1:
+        outlying = outlying_majority(x, y, numeric, train[keep[train]], settings.majority_quantile) & keep
+        keep &= ~outlying
+        yield "majority_outliers", outlying
+    for rule in settings.outliers:
+        at = names.index(column_of(rule, [names[each] for each in numeric]))
+        outlying = outlying_in_column(x[:, at], y, train[keep[train]], rule) & keep
+        keep &= ~outlying
+        yield f"outliers of {rule.column}", outlying
 
 
 def outlying_majority(

@@ -25,7 +25,7 @@ from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.drawn import natural_sample
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
-from rareclass.core.outliers import column_of, outlying_in_column, outlying_majority
+from rareclass.core.outliers import leave_out
 from rareclass.core.times import TimeReading
 from rareclass.errors import DataError, NoLabelsError
 from rareclass.masking import masked
@@ -308,17 +308,8 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
 
     left_out = {} if raw.keep is None else {"train_filter": rows(~keep[train])}
     numeric = [at for at, levels in enumerate(raw.encoder.levels) if levels is None]
-    if config.train.majority_quantile < 1:
-        fitted = train[keep[train]]
-        outlying = outlying_majority(raw.x, raw.y, numeric, fitted, config.train.majority_quantile) & keep
-        left_out["majority_outliers"] = rows(outlying[train])
-        keep &= ~outlying
-    for rule in config.train.outliers:
-        at = raw.encoder.names.index(column_of(rule, [raw.encoder.names[each] for each in numeric]))
-        outlying = outlying_in_column(raw.x[:, at], raw.y, train[keep[train]], rule) & keep
-        name = f"outliers of {rule.column}"
+    for name, outlying in leave_out(raw.x, raw.y, raw.encoder.names, numeric, keep, train, config.train):
         left_out[name] = left_out.get(name, 0) + rows(outlying[train])
-        keep &= ~outlying
     raw.keep = keep
     if not raw.y[train].any():
         return 1.0, left_out

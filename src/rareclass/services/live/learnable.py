@@ -74,12 +74,8 @@ def mark_outlying(config: Config, rows: Rows) -> Rows:
     if config.train.majority_quantile == 1 and not config.train.outliers:
         return rows
     numeric = [at for at, feature in enumerate(rows.schema.features) if feature.kind == "numeric"]
-    names = [rows.schema.names[at] for at in numeric]
     keep: BoolArray = np.ones(len(rows), dtype=bool) if rows.keep is None else rows.keep.copy()
-    if config.train.majority_quantile < 1:
-        index = np.flatnonzero(keep)
-        keep &= ~outliers.outlying_majority(rows.x, rows.y, numeric, index, config.train.majority_quantile)
-    for rule in config.train.outliers:
-        at = rows.schema.names.index(outliers.column_of(rule, names))
-        keep &= ~outliers.outlying_in_column(rows.x[:, at], rows.y, np.flatnonzero(keep), rule)
+    train = np.arange(len(rows))
+    for _ in outliers.leave_out(rows.x, rows.y, rows.schema.names, numeric, keep, train, config.train):
+        pass  # what each rule took is in ``keep``
     return replace(rows, keep=keep)
