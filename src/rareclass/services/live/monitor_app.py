@@ -171,13 +171,16 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
         return _error(says, 401, {"WWW-Authenticate": 'Basic realm="rareclass: any user, the token as password"'})
 
     async def status(request: Request) -> Response:
+        if (refused := closed(request)) is not None:
+            return refused
         text, headers = watch.page()
-        return closed(request) or HTMLResponse(text, headers=headers)
+        return HTMLResponse(text, headers=headers)
 
     async def snapshot(request: Request) -> Response:
+        if (refused := closed(request)) is not None:
+            return refused
         found = watch.snapshot
-        said = {} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()}
-        return closed(request) or _json(said)
+        return _json({} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()})
 
     return Starlette(
         routes=[
