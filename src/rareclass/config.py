@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from rareclass.errors import ConfigError, nearest
@@ -807,19 +808,24 @@ ENVIRONMENT = {
 """Short names of settings that the environment often gives, because they may hold passwords or differ by place."""
 
 
-def _setting_paths(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """Yield the dotted name of every setting; a list or mapping is one setting."""
+def _fields_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _setting_paths(field.annotation, f"{path}{name}.")
+            yield from _fields_of(field.annotation, f"{path}{name}.")
         else:
-            yield f"{path}{name}"
+            yield f"{path}{name}", field
+
+
+@cache
+def setting_fields() -> Mapping[str, FieldInfo]:
+    """Return dotted name -> field of every setting; a list or mapping is one setting."""
+    return dict(_fields_of(Config))
 
 
 @cache
 def environment_names() -> Mapping[str, str]:
     """Return environment variable -> setting: ``search.seconds`` is RARECLASS_SEARCH__SECONDS; and the short names."""
-    spelled = {f"RARECLASS_{path.upper().replace('.', '__')}": path for path in _setting_paths(Config)}
+    spelled = {f"RARECLASS_{path.upper().replace('.', '__')}": path for path in setting_fields()}
     return ENVIRONMENT | spelled
 
 
@@ -885,18 +891,9 @@ def _apply(raw: dict[str, Any], setting: str, text: str, source: str) -> None:
         value = text
     # a path, a column or a time of origin is text, also where YAML would see a number, a date or a comment in it
     written = value is None or text.lstrip()[:1] in ("'", '"')
-    node[last] = value if written or not _is_text(setting) else text.strip()
-
-
-@cache
-def _is_text(setting: str) -> bool:
-    model: Any = Config
-    for part in setting.split("."):
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return False
-        model = field.annotation
-    return model in (str, str | None)
+    field = setting_fields().get(setting)
+    is_text = field is not None and field.annotation in (str, str | None)
+    node[last] = text.strip() if is_text and not written else value
 
 
 def parse(raw: Mapping[str, Any]) -> Config:

@@ -12,7 +12,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, SecretEnv, dump, environment_names, format_size
+from rareclass.config import Config, SecretEnv, dump, environment_names, format_size, setting_fields
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services.training.steps import Progress, silent
@@ -217,11 +217,10 @@ def shown(config: Config) -> dict[str, Any]:
 def _leave_to_the_steps(raw: dict[str, Any], variable: str, setting: str) -> None:
     """Take out what a Secret gives the steps; a word stands for what has no default."""
     *sections, last = setting.split(".")
-    model: Any = Config
     values = raw
     for section in sections:
-        model, values = model.model_fields[section].annotation, values[section]
-    if model.model_fields[last].is_required():
+        values = values[section]
+    if setting_fields()[setting].is_required():
         values[last] = f"from {variable}"
     else:
         del values[last]
