@@ -117,9 +117,44 @@ OBJECTIVES: dict[str, Objective] = {
 FIXED = "fixed"
 """Name of the operating point that ``threshold.fixed`` sets; it is not tuned and never decides."""
 
-_SETTINGS = {
-    "min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day",
-    "max_false_alarms": "max_false_alarm_rate",
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound that cut-offs have to keep.
+
+    setting : of ``threshold`` · value : (counts, days) -> what is bounded, per cut-off
+    most : the bound is the most that it may be; else the least
+    asked : the bound in a sentence, without its number · best : the best that is reachable, in a sentence
+    """
+
+    setting: str
+    value: Callable[[Counts, float], FloatArray]
+    most: bool
+    asked: str
+    best: str
+
+    def missed(self, counts: Counts, days: float, bound: float) -> FloatArray | float:
+        """How far each cut-off misses the bound, relative to it."""
+        if self.most:
+            return np.asarray(np.maximum(self.value(counts, days) / bound - 1, 0))
+        return np.asarray(np.maximum(1 - self.value(counts, days) / bound, 0)) if bound > 0 else 0.0
+
+
+CONSTRAINTS: dict[str, Constraint] = {
+    "min_precision": Constraint(
+        "min_precision", lambda c, days: c.precision, False, "precision >=", "the highest precision{under} is {best:.3f}"
+    ),
+    "min_recall": Constraint(
+        "min_recall", lambda c, days: c.recall, False, "recall >=", "the highest recall{under} is {best:.3f}"
+    ),
+    "max_alerts": Constraint(
+        "max_alerts_per_day", lambda c, days: c.alerts / days, True, "alerts a day <=",
+        "the fewest alerts a day{under} are {best:.3g}",
+    ),
+    "max_false_alarms": Constraint(
+        "max_false_alarm_rate", lambda c, days: c.false_alarm_rate, True, "share of normal rows flagged <=",
+        "the least share of normal rows flagged{under} is {best:.3g}",
+    ),
 }  # fmt: skip
 
 
@@ -197,13 +232,7 @@ class _Task:
         """How far each cut-off misses its constraints, as a sum of relative shortfalls; 0 where it meets all."""
         total = np.zeros(np.broadcast_shapes(counts.tp.shape, counts.positives.shape))
         for name, bound in self.constraints.items():
-            if name == "max_alerts":
-                total = total + np.maximum(counts.alerts / self.days / bound - 1, 0)
-            elif name == "max_false_alarms":
-                total = total + np.maximum(counts.false_alarm_rate / bound - 1, 0)
-            elif bound > 0:
-                share = counts.precision if name == "min_precision" else counts.recall
-                total = total + np.maximum(1 - share / bound, 0)
+            total = total + CONSTRAINTS[name].missed(counts, self.days, bound)
         return np.where(total < 1e-12, 0.0, total)
 
     def choose(self, counts: Counts) -> NDArray[np.intp]:
@@ -340,7 +369,7 @@ def _task(objective: str, beta: float, constraints: Mapping[str, float | None], 
     given = {name: bound for name, bound in constraints.items() if bound is not None}
     needs = OBJECTIVES[objective].needs
     if needs and needs not in given:
-        raise ConfigError(f"objective '{objective}' needs a bound. Set threshold.{_SETTINGS[needs]}")
+        raise ConfigError(f"objective '{objective}' needs a bound. Set threshold.{CONSTRAINTS[needs].setting}")
     span = math.nan if days is None or days <= 0 else float(days)
     if "max_alerts" in given and math.isnan(span):
         raise ConfigError(
@@ -349,11 +378,11 @@ def _task(objective: str, beta: float, constraints: Mapping[str, float | None], 
     return _Task(OBJECTIVES[objective], given, span, beta)
 
 
-def _cumulated(by_rung: FloatArray) -> FloatArray:
+def _cumulated(by_step: FloatArray) -> FloatArray:
     """(..., K + 1) sums by step -> (..., K + 1) sums at "flag nothing" and at each step."""
-    total = np.empty_like(by_rung)
+    total = np.empty_like(by_step)
     total[..., 0] = 0
-    np.cumsum(by_rung[..., :-1], axis=-1, out=total[..., 1:])
+    np.cumsum(by_step[..., :-1], axis=-1, out=total[..., 1:])
     return total
 
 
@@ -423,11 +452,7 @@ def _message(objective: str, task: _Task, exact: Counts, chosen: int, thresholds
 
 
 def _asked(name: str, bound: float) -> str:
-    words = {
-        "min_precision": "precision >=", "min_recall": "recall >=", "max_alerts": "alerts a day <=",
-        "max_false_alarms": "share of normal rows flagged <=",
-    }  # fmt: skip
-    return f"{words[name]} {bound:g}"
+    return f"{CONSTRAINTS[name].asked} {bound:g}"
 
 
 def _reachable(task: _Task, exact: Counts) -> list[str]:
@@ -451,12 +476,9 @@ def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) ->
     if not open_.any():
         return ""
     under = f" with {' and '.join(_asked(*item) for item in bounds.items())}" if bounds else ""
-    if name == "max_alerts":
-        return f"the fewest alerts a day{under} are {exact.alerts[open_].min() / task.days:.3g}"
-    if name == "max_false_alarms":
-        return f"the least share of normal rows flagged{under} is {exact.false_alarm_rate[open_].min():.3g}"
-    share, text = (exact.precision, "precision") if name == "min_precision" else (exact.recall, "recall")
-    return f"the highest {text}{under} is {share[open_].max():.3f}"
+    one = CONSTRAINTS[name]
+    reached = one.value(exact, task.days)[open_]
+    return one.best.format(under=under, best=reached.min() if one.most else reached.max())
 
 
 def tune_points(
