@@ -62,15 +62,8 @@ def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatAr
     Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
     Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
     """
-    if not negative_sampling_rate > 0:
-        raise DataError(
-            f"the share of negatives kept is {negative_sampling_rate}; it must be above 0. Use 1 where nothing was sampled"
-        )
-    return (
-        np.asarray(score, dtype=np.float64)
-        if negative_sampling_rate == 1
-        else probability(logit(score) + math.log(negative_sampling_rate))
-    )
+    rate = _positive(negative_sampling_rate)
+    return np.asarray(score, dtype=np.float64) if rate == 1 else probability(logit(score) + math.log(rate))
 
 
 class Calibrator(Protocol):

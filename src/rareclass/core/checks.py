@@ -173,15 +173,14 @@ def check_identical(rows: Rows, checks: ChecksSettings, content: AnyArray | None
     """Rows equal in every feature; says also how many of them have both labels."""
     if checks.identical_rows == "off" or len(rows) < 2:
         return
-    index, group = _repeated(rows.x, content)
-    torn = _torn(group, rows.y[index]) if len(index) else 0
-    yield from _identical(len(index), torn, len(rows), rows.time is not None, checks)
+    yield from _identical(*_counted(rows.x, rows.y, content), len(rows), rows.time is not None, checks)
 
 
-def _torn(group: IntArray, y: AnyArray) -> int:
-    """Return how many rows are in a group of both labels."""
-    positives, size = np.bincount(group, y), np.bincount(group)
-    return int(size[(positives > 0) & (positives < size)].sum())
+def _counted(x: FloatMatrix, y: AnyArray, content: AnyArray | None) -> tuple[int, int]:
+    """Return how many rows equal another one, and how many of these have a twin of the other label."""
+    index, group = _repeated(x, content)
+    positives, size = np.bincount(group, y[index]), np.bincount(group)
+    return len(index), int(size[(positives > 0) & (positives < size)].sum())
 
 
 def repeated(content: AnyArray, y: AnyArray) -> tuple[int, int]:
@@ -189,8 +188,7 @@ def repeated(content: AnyArray, y: AnyArray) -> tuple[int, int]:
 
     content : (n,) hashes that are equal where rows are equal in every feature
     """
-    index, group = _repeated(np.empty((len(content), 0), dtype=np.float32), content)
-    return len(index), _torn(group, y[index]) if len(index) else 0
+    return _counted(np.empty((len(content), 0), dtype=np.float32), y, content)
 
 
 def _identical(repeats: int, torn: int, rows: int, by_time: bool, checks: ChecksSettings) -> Iterator[Finding]:

@@ -89,7 +89,7 @@ def signs_of_damage(
         found.append(stuck)
     elif drifted and profile.kind == "numeric" and (unit := suspected_unit(profile, column)):
         found.append(unit)
-    elif drifted and _relabelled(profile, counts, limits):
+    elif drifted and _relabelled(profile, counts):
         found.append("the categories kept their shares but changed their names")
     return tuple(found)
 
@@ -133,7 +133,7 @@ def _value(profile: FeatureProfile, value: float) -> str:
     return f"'{profile.categories[int(value)]}'" if profile.categories else f"{value:g}"
 
 
-def _relabelled(profile: FeatureProfile, counts: FloatArray, limits: MonitorSettings) -> bool:
+def _relabelled(profile: FeatureProfile, counts: FloatArray) -> bool:
     """The shares are the same ones, sorted, but belong to other categories."""
     if profile.kind != "categorical" or len(counts) < 2:
         return False

@@ -328,7 +328,8 @@ class Rows:
     @property
     def represented(self) -> int:
         """How many rows these stand for: their number, where they are all there are."""
-        return len(self) if self.drawn is None else round(float((1.0 / self.drawn).sum()))
+        natural = self.natural
+        return len(self) if natural is None else round(float(natural.sum()))
 
     @property
     def weighted_prevalence(self) -> float:

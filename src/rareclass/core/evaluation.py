@@ -44,9 +44,6 @@ _BOUNDED = ("f1", "f2", "gmean", "balanced_accuracy", "macro_precision", "macro_
 """Metrics of a decision between 0 and 1 that are no share of some rows."""
 
 
-# ------------------------------------------------------------------------------------------------- ranking
-
-
 def thinned(y: ArrayLike, ratio: float, seed: int = 0) -> IntArray:
     """Return the sorted index of all positives and of at most ``ratio`` random negatives for each."""
     labels = np.asarray(y)

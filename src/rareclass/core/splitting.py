@@ -170,12 +170,11 @@ def _gap_too_long(delay: timedelta, span: np.timedelta64) -> DataError:
 
 def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.SplitSettings, kind: str, seed: int) -> Split:
     """Assign whole units by their hash. The first salt under which no part lacks a class is taken: 0 unless rows are few."""
-    edge = config.test + (1 - config.test) * config.validation
+    edge, least = config.test + (1 - config.test) * config.validation, 1 if y.any() else 0
     for attempt in range(_SALTS):
         place = unit(keys, _salt(seed, attempt))
         test, train = place < config.test, place >= edge
         validation = ~test & ~train
-        least = 1 if y.any() else 0
         if all(least <= np.count_nonzero(y[part]) < np.count_nonzero(part) for part in (train, validation, test)):
             break
     return Split(
@@ -357,9 +356,8 @@ def _window_edges(time: TimeArray, y: IntArray, windows: int, days: bool) -> lis
     edges = [starts[0]]
     for start in sorted(set(starts[1:])):
         in_last = np.searchsorted(positive, start) - np.searchsorted(positive, edges[-1])
-        if (not len(positive) and start > edges[-1]) or (
-            start > edges[-1] and in_last > 0 and np.searchsorted(positive, start) < len(positive)
-        ):
+        parted = in_last > 0 and np.searchsorted(positive, start) < len(positive)
+        if start > edges[-1] and (parted or not len(positive)):
             edges.append(start)
     return edges
 

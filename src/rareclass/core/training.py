@@ -158,13 +158,12 @@ class _Setting:
     ) -> tuple[Fitted, float]:
         """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
         weight, rate = self._weights(rows, costs)
-        task = self._task(rows, weight, rounds, salt)
-        made = learners.fit(self.candidate.learner, replace(task, out_of_time=self.out_of_time), self.params)
+        made = learners.fit(self.candidate.learner, self._task(rows, weight, rounds, salt), self.params)
         return made, rate * made.negative_sampling_rate
 
     def _task(self, rows: Rows, weight: FloatArray | None, rounds: int | None, salt: int) -> FitTask:
         return FitTask(
-            rows, weight, rounds, self.candidate.loss, self.seed + 1009 * salt, self.threads, self.device
+            rows, weight, rounds, self.candidate.loss, self.seed + 1009 * salt, self.threads, self.device, self.out_of_time
         )  # fmt: skip
 
     def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:

@@ -63,8 +63,13 @@ def candidate(
     params = dict(asked.params) if asked is not None and asked.learner == DETECTORS else {}
     if share and "contamination" not in params:
         params["contamination"] = share
-    known = "no row is labelled" if not labelled else f"{positives} row(s) of the rare class are too few to learn from"
-    said = f"One-class: {known if positives or not labelled else 'there is no row of the rare class'}, so what is usual is learned. A fixed ensemble: without labels nothing can be chosen honestly."
+    if not labelled:
+        why = "no row is labelled"
+    elif not positives:
+        why = "there is no row of the rare class"
+    else:
+        why = f"{positives} row(s) of the rare class are too few to learn from"
+    said = f"One-class: {why}, so what is usual is learned. A fixed ensemble: without labels nothing can be chosen honestly."
     if asked is not None and asked.learner != DETECTORS:
         said += f" search.only ({asked.learner}) needs rows of both classes."
     return Candidate(DETECTORS, DETECTORS, params, reason=said)
@@ -181,10 +186,7 @@ def decision(
         )  # fmt: skip
     else:
         rules.append(Rule("without_labels", "undecided", "it is not registered (gate.without_labels: insufficient)"))
-    ranked = sorted(rules, key=lambda rule: {"fail": 0, "undecided": 1, "pass": 2}[rule.outcome])
-    return GateDecision(
-        "not enough evidence", tuple(rule.reason for rule in ranked), {}, gate.mode, tuple(rules), unjudged=free
-    )
+    return replace(decide(tuple(rules), gate.mode), unjudged=free)
 
 
 def evidence(recipe: Any, test: Rows, score: Any, tuning: Any) -> Mapping[str, Any]:
