@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 from rareclass.masking import masked
@@ -81,6 +82,12 @@ class MissingExtraError(RareclassError):
 
     def __init__(self, package: str, extra: str, why: str) -> None:
         super().__init__(f"{why} needs the package '{package}'. Install it with: pip install 'rareclass[{extra}]'")
+
+
+def need_package(package: str, extra: str, why: str) -> None:
+    """Raise MissingExtraError where a package of an extra is not installed; it is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, why)
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

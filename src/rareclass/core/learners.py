@@ -5,7 +5,6 @@ All of them take rows with missing values and category codes as they are.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,7 +31,7 @@ from rareclass.core.sklearn_learners import (
     hist_defaults,
 )
 from rareclass.core.xgboost_learner import GrowingTrees, canonical, fit_xgboost, xgboost_defaults
-from rareclass.errors import ConfigError, MissingExtraError, unknown
+from rareclass.errors import ConfigError, need_package, unknown
 
 _T = TypeVar("_T")
 
@@ -134,8 +133,8 @@ def _member(name: str, loss: str) -> Learner:
             f"loss '{loss}' works with learner 'xgboost' only, not with '{name}'. Set candidates.loss: logistic"
         )
     extra = LEARNERS[name].extra
-    if extra is not None and importlib.util.find_spec(extra) is None:
-        raise MissingExtraError(extra, extra, f"learner '{name}'")
+    if extra is not None:
+        need_package(extra, extra, f"learner '{name}'")
     return LEARNERS[name]
 
 

@@ -20,7 +20,7 @@ from rareclass.core.bootstrap import as_scores, bounded_estimate
 from rareclass.core.dataset import FloatArray
 from rareclass.core.estimate import Estimate
 from rareclass.core.hashing import mix
-from rareclass.core.ranking import Sweep, ap_of_sums, auc_of_sums
+from rareclass.core.ranking import Sweep, ap_of_sums, auc_of_sums, step_of
 from rareclass.errors import DataError
 
 _SALT = 15_485_863
@@ -132,8 +132,7 @@ def count_partition(
     """
     labels, scores, weights = as_scores(y, score, weight)
     mass, hit, steps = np.ones(len(labels)) if weights is None else weights, labels == 1, len(cut)
-    ascending = cut[::-1]
-    step = steps - np.searchsorted(ascending, scores, side="right")
+    step = step_of(cut, scores)
     exact = np.zeros(len(labels), dtype=bool)
     if steps:
         exact = cut[np.minimum(step, steps - 1)] == scores

@@ -6,7 +6,6 @@ numbers but cannot run anything (docs/decisions/0021). Nothing in here reads a p
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -20,7 +19,7 @@ import numpy as np
 
 from rareclass.core.dataset import AnyArray
 from rareclass.core.fitted import check_nodes
-from rareclass.errors import MissingExtraError, ModelError
+from rareclass.errors import ModelError, need_package
 
 Files = dict[str, bytes]
 
@@ -191,8 +190,7 @@ def _booster(content: bytes) -> Any:
 
 def _leaves(content: bytes) -> Any:
     """A booster of LightGBM, after a look at every tree: its compiled code follows the numbers that a file gives it."""
-    if importlib.util.find_spec("lightgbm") is None:
-        raise MissingExtraError("lightgbm", "lightgbm", "this model")
+    need_package("lightgbm", "lightgbm", "this model")
     import lightgbm as lgb
 
     text = content.decode("utf-8")
@@ -218,21 +216,18 @@ def _check_leaves(tree: Mapping[str, str], features: int) -> None:
 
     leaves = int(tree["num_leaves"])
     left, right, kind = numbers("left_child"), numbers("right_child"), numbers("decision_type")
+    feature = numbers("split_feature")
     if len(tree["leaf_value"].split()) != leaves or leaves < 1 or (leaves == 1 and len(left)):
         raise ModelError("a tree does not have the leaves that it says: the model is damaged. Train again")
     if leaves == 1:
         return
-    if not len(left) == len(right) == len(kind) == len(numbers("split_feature")) == leaves - 1:
+    if not len(left) == len(right) == len(kind) == len(feature) == leaves - 1:
         raise ModelError("a tree does not have the nodes that it says: the model is damaged. Train again")
+    at = np.arange(leaves - 1)
     for child in (left, right):
-        if (child < -leaves).any():
+        if not np.where(child < 0, child >= -leaves, (child > at) & (child < leaves - 1)).all():
             raise ModelError("a tree's node points outside of the tree: the model is damaged. Train again")
-    inner = np.arange(leaves - 1)
-    for child in (left, right):
-        later = child[child >= 0]
-        if not ((later > inner[child >= 0]) & (later < leaves - 1)).all():
-            raise ModelError("a tree's node points outside of the tree: the model is damaged. Train again")
-    if not ((numbers("split_feature") >= 0) & (numbers("split_feature") < features)).all():
+    if not ((feature >= 0) & (feature < features)).all():
         raise ModelError("a tree's node asks for a column that is not there: the model is damaged. Train again")
     sets = numbers("threshold")[kind & 1 == 1]
     ends = numbers("cat_boundaries")
@@ -247,8 +242,7 @@ def _check_leaves(tree: Mapping[str, str], features: int) -> None:
 
 
 def _symmetric_trees(content: bytes) -> Any:
-    if importlib.util.find_spec("catboost") is None:
-        raise MissingExtraError("catboost", "catboost", "this model")
+    need_package("catboost", "catboost", "this model")
     from catboost import CatBoost, CatBoostError
 
     try:

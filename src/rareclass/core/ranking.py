@@ -64,10 +64,7 @@ class RankingTable:
     @cached_property
     def step(self) -> IntArray:
         """(n,) step of each row, K for the tail."""
-        return self._step_of(self.score)
-
-    def _step_of(self, score: FloatArray) -> IntArray:
-        return (self.steps - np.searchsorted(self.cut[::-1], score, side="right")).astype(np.int64)
+        return step_of(self.cut, self.score)
 
     def totals(self, values: FloatArray | None, positive: bool) -> FloatArray:
         """Return the (K + 1,) sums by step of ``values`` (weights where None) over the positives or the negatives."""
@@ -76,7 +73,7 @@ class RankingTable:
             return -np.diff(np.concatenate([[len(self.negatives)], place, [0]])).astype(np.float64)
         rows = self.y == int(positive)
         amounts = self.weight if values is None else values
-        step = self._step_of(self.score[rows]) if positive else self.step[rows]
+        step = step_of(self.cut, self.score[rows]) if positive else self.step[rows]
         return np.bincount(step, None if amounts is None else amounts[rows], self.steps + 1).astype(np.float64)
 
     def resampled(
@@ -122,6 +119,11 @@ class RankingTable:
         # Each chunk has its own stream, so the result does not depend on the number of threads.
         with ThreadPoolExecutor(2) as pool:
             yield from pool.map(draw, seeds, sizes)
+
+
+def step_of(cut: FloatArray, score: FloatArray) -> IntArray:
+    """Return the (n,) step of each score between (K,) cut points, descending: K for what is below all of them."""
+    return (len(cut) - np.searchsorted(cut[::-1], score, side="right")).astype(np.int64)
 
 
 def _scatter(rng: np.random.Generator, total: IntArray, counts: FloatArray) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from rareclass.adapters.tables.sources import BATCH, Batches, Source, select
-from rareclass.errors import DataError, MissingExtraError
+from rareclass.errors import DataError, need_package
 from rareclass.masking import masked
 
 TABLE = "data"
@@ -22,8 +21,7 @@ def queried(source: Source, query: str) -> Source:
 
     The query sees nothing else: no file, no network, no extension. Raises MissingExtraError, DataError.
     """
-    if importlib.util.find_spec("duckdb") is None:
-        raise MissingExtraError("duckdb", "duckdb", "data.query on files")
+    need_package("duckdb", "duckdb", "data.query on files")
     body = query.strip().rstrip(";")
     # no row is read for the names: an empty table of the same types stands for the rows
     empty = pa.schema(list(source.columns.items())).empty_table()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -10,7 +9,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 
 from rareclass.adapters.tables.sources import Batches, Source, conformed, scan_batches, scan_dataset
-from rareclass.errors import ConfigError, DataError, MissingExtraError
+from rareclass.errors import ConfigError, DataError, need_package
 from rareclass.masking import masked
 
 
@@ -69,8 +68,7 @@ def iceberg(path: str) -> Source:
 
 
 def _installed(package: str, extra: str, path: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, extra, f"data.path '{masked(path)}'")
+    need_package(package, extra, f"data.path '{masked(path)}'")
 
 
 def _of_version(path: str, name: str) -> tuple[str, int | None]:
