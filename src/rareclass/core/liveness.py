@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rareclass.config import MonitorSettings
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, normal_quantile
+from rareclass.core.moments import naive
 from rareclass.core.profile import Profile
 from rareclass.core.ranking import BlockRanking, average_precision, estimated_ap
 
@@ -155,7 +156,7 @@ def evaluate(
         from after ``now`` are left out, labels observed after ``now`` are not looked at.
     profile : the version's reference; without one nothing is a violation
     """
-    now = _naive(now)
+    now = naive(now)
     rows = _prepared(frame, version, now, settings)
     windows = []
     for start, end, state in boundaries(now, settings.delay, settings.monitor):
@@ -173,7 +174,7 @@ def boundaries(now: datetime, delay: timedelta, limits: MonitorSettings) -> list
     """
     grain = min(limits.window, timedelta(days=1))
     epoch = datetime(1970, 1, 1)
-    now = _naive(now)
+    now = naive(now)
     anchor = epoch + ((now - delay - epoch) // grain) * grain
     past = [
         (anchor - k * limits.window, anchor - (k - 1) * limits.window, "matured") for k in range(limits.windows, 0, -1)
@@ -194,7 +195,7 @@ def assumed(
     """
     if after is None:
         return label
-    overdue = (ts <= np.datetime64(_naive(now) - after, "us")) & (propensity >= 1)
+    overdue = (ts <= np.datetime64(naive(now) - after, "us")) & (propensity >= 1)
     return np.where(np.isnan(label) & overdue, 0.0, label)
 
 
@@ -205,7 +206,7 @@ def learned_delay(frame: pd.DataFrame, now: datetime) -> timedelta | None:
     """
     known = ~np.isnan(frame["label"].to_numpy(np.float64))
     observed, ts = _times(frame["label_observed_at"])[known], _times(frame["ts"])[known]
-    came = observed <= np.datetime64(_naive(now), "us")
+    came = observed <= np.datetime64(naive(now), "us")
     if not came.any():
         return None
     delays = np.maximum((observed[came] - ts[came]) / np.timedelta64(1, "m"), 0)
@@ -226,12 +227,12 @@ def paired(
     Rows of zero propensity would be judged by their absence: with any of them decided 1 by either version the
     difference cannot be judged.
     """
-    now = _naive(now)
+    now = naive(now)
     rows = _prepared(frame, None, now, settings)
     shadow, also = (frame[name].to_numpy(np.float64)[rows.index] for name in ("shadow_score", "shadow_decision"))
     chosen = (rows.ts <= np.datetime64(now - settings.delay, "us")) & ~np.isnan(shadow)
     if since is not None:
-        chosen &= rows.ts >= np.datetime64(_naive(since), "us")
+        chosen &= rows.ts >= np.datetime64(naive(since), "us")
     rows, shadow, also = rows.take(chosen), shadow[chosen], also[chosen]
     blind = rows.propensity <= 0
     seen = ~blind & ~np.isnan(rows.label)
@@ -279,11 +280,6 @@ class Paired:
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _naive(moment: datetime) -> datetime:
-    """The same moment in UTC without a zone: one kind of time inside."""
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rareclass.adapters.reports.page import NARROW, count, render
 from rareclass.adapters.reports.windows import Mark, Series, Span, View, chart
 from rareclass.core.estimate import Estimate
 from rareclass.core.liveness import Liveness, Paired, Window
+from rareclass.core.moments import naive
 from rareclass.core.triage import Snapshot, Verdict
 
 HEADLINES = {
@@ -190,14 +191,14 @@ def _tiles(status: Status, live: Liveness) -> list[dict[str, str]]:
 
 def _facts(status: Status, champion: Liveness | None) -> list[tuple[str, str]]:
     """The health of labels and log, as questions and answers."""
-    now, facts = _naive(status.snapshot.now), []
+    now, facts = naive(status.snapshot.now), []
     if status.due:
         since = "" if status.owed_since is None else f", the oldest from {_time(status.owed_since)}"
         facts.append(("Labels owed", f"{count(status.owed)} of {count(status.due)} rows in view that are old enough have none ({_percent(status.owed / status.due)}){since}"))  # fmt: skip
     else:
         facts.append(("Labels owed", "no row in view is old enough to have its label"))
     if champion is not None and champion.last_label is not None:
-        facts.append(("Newest label", f"{_ago(now - _naive(champion.last_label))} ago"))
+        facts.append(("Newest label", f"{_ago(now - naive(champion.last_label))} ago"))
     if champion is not None and math.isfinite(champion.label_delay_p95):
         waited = f"95 % come within {_ago(timedelta(seconds=champion.label_delay_p95))}; windows are judged after {_ago(status.label_delay)}"
         facts.append(("Label delay", waited))
@@ -209,7 +210,7 @@ def _facts(status: Status, champion: Liveness | None) -> list[tuple[str, str]]:
         return facts
     waits = "everything answered is in the store"
     if log.waiting_since is not None:
-        waits = f"{count(log.waiting_bytes)} bytes wait, the oldest for {_ago(now - _naive(log.waiting_since))}"
+        waits = f"{count(log.waiting_bytes)} bytes wait, the oldest for {_ago(now - naive(log.waiting_since))}"
     facts.append(("Log on its way", waits))
     facts.append(("Ids used twice", f"{count(log.reused)} rows were not stored: their id was in the store with other contents" if log.reused else "none"))  # fmt: skip
     facts.append(("Records refused", f"{count(log.rejected)}, each with its reason in rejected.jsonl of the spool" if log.rejected else "none"))  # fmt: skip
@@ -313,9 +314,9 @@ def _charts(status: Status, live: Liveness) -> list[dict[str, Any]]:
 
 
 def _view(status: Status, live: Liveness) -> View:
-    end = _naive(status.snapshot.now)
+    end = naive(status.snapshot.now)
     starts = [window.start for one in status.snapshot.live.values() for window in one.windows]
-    marks = [Mark(_naive(mark.at), mark.sign, mark.text) for mark in status.marks]
+    marks = [Mark(naive(mark.at), mark.sign, mark.text) for mark in status.marks]
     return View(min(starts, default=end - timedelta(days=1)), end, marks)
 
 
@@ -394,7 +395,7 @@ def _days_of(window: Window) -> str:
 
 
 def _time(moment: datetime) -> str:
-    return f"{_naive(moment):%Y-%m-%d %H:%M}"
+    return f"{naive(moment):%Y-%m-%d %H:%M}"
 
 
 def _ago(age: timedelta) -> str:
@@ -404,10 +405,6 @@ def _ago(age: timedelta) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}" if unit == "days" else f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def marks_of(lines: Sequence[Mapping[str, Any]]) -> list[Mark]:

@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rareclass.config import Config, dump
+from rareclass.core.moments import naive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +229,7 @@ class Monitor:
         frame = frame[frame["features"].notna()]
         if frame.empty:
             return None, None, []
-        newest = frame[(frame["ts"] > _naive(now - max(config.monitor.window / 7, timedelta(seconds=1)))).to_numpy()]
+        newest = frame[(frame["ts"] > naive(now - max(config.monitor.window / 7, timedelta(seconds=1)))).to_numpy()]
         drift, errors = self._compared(frame, champion, answered=self._answered(champion, entries, now))
         fresh, late = (
             self._compared(newest, champion, day=True) if len(newest) >= config.monitor.min_rows else (None, [])
@@ -266,7 +267,7 @@ class Monitor:
         first = self.store.first(config.name, champion.version, since=born[0] if born else None)
         if first is None and born:  # only rows of an earlier time were scored with it
             first = self.store.first(config.name, champion.version)
-        if first is None or _naive(first) + config.monitor.window > _naive(now):
+        if first is None or naive(first) + config.monitor.window > naive(now):
             return None
         rows = self.store.window(config.name, first, first + config.monitor.window, version=champion.version)
         if len(rows) < config.monitor.min_rows:
@@ -295,8 +296,8 @@ class Monitor:
         if champion is None:
             return None
         mine = frame[(frame["version"].astype(str) == champion.version).to_numpy()]
-        new = mine[(mine["ts"] > _naive(now - self.config.monitor.window)).to_numpy()]
-        old = mine[(mine["ts"] <= _naive(now - self.delay(now))).to_numpy()]
+        new = mine[(mine["ts"] > naive(now - self.config.monitor.window)).to_numpy()]
+        old = mine[(mine["ts"] <= naive(now - self.delay(now))).to_numpy()]
         old = old[(old["label"].notna() & (old["propensity"] > 0)).to_numpy()]
         if len(new) < self.config.monitor.min_rows or not len(old):
             return None
@@ -411,7 +412,7 @@ def events(entries: Sequence[LedgerEntry], now: datetime) -> dict[str, tuple[int
     """Return kind -> (how many entries until ``now``, when the last one was written)."""
     found: dict[str, tuple[int, datetime]] = {}
     for entry in entries:
-        if _naive(entry.at) <= _naive(now):
+        if naive(entry.at) <= naive(now):
             count, last = found.get(entry.kind, (0, entry.at))
             found[entry.kind] = (count + 1, max(last, entry.at))
     return found
@@ -420,11 +421,7 @@ def events(entries: Sequence[LedgerEntry], now: datetime) -> dict[str, tuple[int
 def latest_evidently(entries: Sequence[LedgerEntry], version: str | None, now: datetime) -> dict[str, Any] | None:
     """Return what the newest Evidently report on ``version`` said, None without one."""
     for entry in reversed(entries):
-        if (
-            entry.kind == "evidently"
-            and str(entry.payload.get("version")) == version
-            and _naive(entry.at) <= _naive(now)
-        ):
+        if entry.kind == "evidently" and str(entry.payload.get("version")) == version and naive(entry.at) <= naive(now):
             return {**entry.payload, "at": entry.at.isoformat()}
     return None
 
@@ -448,10 +445,10 @@ def costs_moved(config: Config, model: RareModel | None, entries: Sequence[Ledge
 
 def _new_positives(frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime, delay: timedelta) -> int:
     """Matured positives in view that the champion was not trained on."""
-    mature = (frame["ts"] <= _naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
+    mature = (frame["ts"] <= naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
     until = champion.trained_until if champion is not None else None
     if until is not None:
-        mature &= (frame["ts"] > _naive(until)).to_numpy()
+        mature &= (frame["ts"] > naive(until)).to_numpy()
     return int(mature.sum())
 
 
@@ -488,10 +485,6 @@ def _sampling(frame: pd.DataFrame) -> Any:
 def _answering(frame: pd.DataFrame) -> str | None:
     """Without a registry: the version that answered last."""
     return None if frame.empty else str(frame["version"].iloc[-1])
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def _after(moment: datetime) -> datetime:

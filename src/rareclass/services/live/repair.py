@@ -11,6 +11,7 @@ import numpy as np
 
 from rareclass.config import Config, dump, public
 from rareclass.core import operating
+from rareclass.core.moments import naive
 from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
@@ -310,7 +311,7 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
 
     config = monitor.config
     assert champion.model is not None
-    mature = np.datetime64(watching._naive(now - monitor.delay(now)), "us")
+    mature = np.datetime64(naive(now - monitor.delay(now)), "us")
     served = None
     if config.retrain.source == "store":
         if private := private_features(config, champion.model):

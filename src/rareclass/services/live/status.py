@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rareclass.adapters.reports.status import DriftPoint, LedgerLine, LogState, Status, marks_of
 from rareclass.adapters.spool import first_waiting, unshipped_bytes
 from rareclass.config import Config
+from rareclass.core.moments import naive
 from rareclass.errors import RareclassError
 from rareclass.services import approval
 from rareclass.services.live.governor import permitted
@@ -28,9 +29,9 @@ LINES = 12
 def gather(monitor: Monitor, snapshot: Snapshot, verdict: Verdict) -> Status:
     """Collect what the page needs besides the snapshot: ledger, labels owed, the log, drift window by window."""
     config, now = monitor.config, snapshot.now
-    entries = [entry for entry in monitor.store.entries(config.name) if _naive(entry.at) <= _naive(now)]
+    entries = [entry for entry in monitor.store.entries(config.name) if naive(entry.at) <= naive(now)]
     windows = [window for live in snapshot.live.values() for window in live.windows]
-    start = min((window.start for window in windows), default=_naive(now))
+    start = min((window.start for window in windows), default=naive(now))
     delay = monitor.delay(now)
     tally = monitor.store.tally(config.name, start, now, due_before=now - delay)
     drift, problems = _drift(monitor, snapshot)
@@ -120,7 +121,7 @@ def _drift(monitor: Monitor, snapshot: Snapshot) -> tuple[list[DriftPoint], list
     found, problems = [], []
     live = snapshot.live.get(snapshot.champion or "")
     for window in live.windows if live is not None else ():
-        if window.end < _naive(snapshot.now):
+        if window.end < naive(snapshot.now):
             try:
                 report = monitor.drift_of(window.start, window.end, snapshot.now)
             except RareclassError as error:
@@ -129,7 +130,7 @@ def _drift(monitor: Monitor, snapshot: Snapshot) -> tuple[list[DriftPoint], list
             if report is not None and report.judged:
                 found.append(_point(window.start, window.end, report))
     if snapshot.drift is not None and snapshot.drift.judged:
-        newest = _naive(snapshot.now)
+        newest = naive(snapshot.now)
         start = max([newest - monitor.config.monitor.window, *(point.end for point in found)])
         found.append(_point(start, newest, snapshot.drift))
     return found, problems
@@ -167,7 +168,3 @@ def _line(entry: LedgerEntry) -> LedgerLine:
         kind = f"{said.get('verdict')} {said.get('number')}: {said.get('outcome')}"
     version = said.get("to_version") or said.get("version") or ""
     return LedgerLine(entry.at, kind, entry.actor, entry.reason, str(version))
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
