@@ -412,9 +412,9 @@ def up(
     from rareclass.services.admin import units as files
     from rareclass.services.admin import up as service
 
+    known = (*service.SERVICES, *service.JOBS)
     for name in only or ():
-        if name not in (*service.SERVICES, *service.JOBS):
-            known = (*service.SERVICES, *service.JOBS)
+        if name not in known:
             raise ConfigError(
                 f"--only '{name}' is nothing that runs.{nearest(name, known)} Choose from: {', '.join(known)}"
             )
@@ -429,7 +429,7 @@ def up(
         start = f"systemctl --user start rareclass-{settings.name}.target"
         terminal.lines([*map(str, written), f"then: {link} && {start}"])
     if compose is not None:
-        written_file = files.write_compose(settings, chosen, path, compose)
+        written_file = files.write_compose(settings, chosen, path, overrides or (), compose)
         terminal.lines([str(written_file), f"then: docker compose -f {written_file} up -d"])
     if systemd is not None or compose is not None:
         return

@@ -13,7 +13,7 @@ from typing import Any
 from rareclass import __version__
 from rareclass.config import Config
 from rareclass.errors import ConfigError
-from rareclass.services.admin.up import JOBS, SERVICES, STOP_SECONDS, Unit
+from rareclass.services.admin.up import SERVICES, STOP_SECONDS, Unit, set_options
 
 IMAGES = {name: f"rareclass/{name}:{__version__}" for name in ("serving", "pipeline")}
 """The images that `make images` builds: one that answers, one that can train too."""
@@ -34,7 +34,7 @@ def write_systemd(config: Config, chosen: Sequence[Unit], folder: Path) -> list[
     return _written(folder, files)
 
 
-def write_compose(config: Config, chosen: Sequence[Unit], path: str, file: Path) -> Path:
+def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: Sequence[str], file: Path) -> Path:
     """Write a compose file: server, monitor and one container with the jobs, over this folder; return it.
 
     path : of the configuration, in this folder. Raises ConfigError where it is elsewhere, since a container would not see it.
@@ -64,9 +64,8 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, file: Path)
         "monitor": [config.monitor.port],
     }
     services: dict[str, Any] = {}
-    names = {unit.name for unit in chosen}
     for unit in chosen:
-        if unit.name in SERVICES:
+        if unit.every is None:
             published = [f"127.0.0.1:{port}:{port}" for port in ports[unit.name] if port]
             command = [str(inside) if argument == path else argument for argument in unit.arguments]
             services[unit.name] = {
@@ -76,21 +75,16 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, file: Path)
                 "environment": environment,
                 "ports": published,
             }
-    jobs = [job for job in JOBS if job in names]
+    jobs = [unit.name for unit in chosen if unit.every is not None]
     if jobs:
         only = [part for job in jobs for part in ("--only", job)]
-        command = ["up", *_overrides(chosen), "-c", str(inside), *only]
+        command = ["up", *set_options(overrides), "-c", str(inside), *only]
         services["jobs"] = {"image": IMAGES["pipeline"], **common, "command": command, "environment": environment}
     text = yaml.safe_dump({"name": f"rareclass-{config.name}", "services": services}, sort_keys=False, width=200)
     [written] = _written(
         file.parent, {file.name: f"# written by `rareclass up --compose`; `make images` builds its images\n{text}"}
     )
     return written
-
-
-def _overrides(chosen: Sequence[Unit]) -> list[str]:
-    arguments = chosen[0].arguments
-    return [part for at, part in enumerate(arguments) if part == "--set" or arguments[at - 1] == "--set"]
 
 
 def _target(config: Config, name: str, chosen: Sequence[Unit]) -> str:

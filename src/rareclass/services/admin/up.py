@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -42,6 +43,11 @@ class Unit:
     first: timedelta = timedelta(0)
     fine: frozenset[int] = field(default=frozenset({0}))
 
+    @property
+    def stop_signal(self) -> signal.Signals:
+        """What asks it to end: a server drains its log, a job records that it was stopped."""
+        return signal.SIGTERM if self.every is None else signal.SIGINT
+
 
 @dataclass(frozen=True)
 class Pauses:
@@ -57,7 +63,7 @@ class Pauses:
 def units(config: Config, path: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Unit]:
     """Return what runs for a configuration, services first. only : these names; default: all that are set up."""
     settings = config.up
-    given = ("-c", path, *(part for override in overrides for part in ("--set", override)))
+    given = ("-c", path, *set_options(overrides))
     soon = timedelta(minutes=1)
     found = [
         Unit("serve", ("serve", *given)),
@@ -77,6 +83,11 @@ def units(config: Config, path: str, overrides: Sequence[str] = (), only: Sequen
             )
         )
     return [unit for unit in found if not only or unit.name in only]
+
+
+def set_options(overrides: Sequence[str]) -> list[str]:
+    """Return the arguments that make a command see the same overrides."""
+    return [part for override in overrides for part in ("--set", override)]
 
 
 def check_ports(config: Config, chosen: Sequence[Unit]) -> None:
@@ -129,7 +140,7 @@ class _Supervisor:
         self._stopping.set()
         for unit in self._units:
             if unit.name in self._running:
-                self._running[unit.name].send_signal(signal.SIGTERM if unit.every is None else signal.SIGINT)
+                self._running[unit.name].send_signal(unit.stop_signal)
         asyncio.get_running_loop().call_later(STOP_SECONDS, self._kill, f"{STOP_SECONDS:.0f} s are over")
 
     def _kill(self, why: str) -> None:
@@ -183,21 +194,21 @@ class _Supervisor:
         )  # fmt: skip
         self._running[unit.name] = process
         if self._stopping.is_set():  # asked while it was being started
-            process.send_signal(signal.SIGTERM if unit.every is None else signal.SIGINT)
+            process.send_signal(unit.stop_signal)
         assert process.stdout is not None
-        lines: list[str] = []
+        lines: deque[str] = deque(maxlen=10)
         async for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
             if line:
-                lines = [*lines, line][-10:]
+                lines.append(line)
                 if not quiet:
                     self._say(unit.name, line)
         code = await process.wait()
         del self._running[unit.name]
         # a verdict's first line names it and the following ones explain it; of a failure the last one says why
-        return code, " ".join(line.strip() for line in lines if quiet and code in unit.fine)[:500] or (lines or [""])[
-            -1
-        ]
+        if quiet and code in unit.fine:
+            return code, " ".join(line.strip() for line in lines)[:500]
+        return code, lines[-1] if lines else ""
 
     async def _rest(self, seconds: float) -> None:
         try:
