@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 from rareclass.adapters.tables import sources
 from rareclass.adapters.tables.demos import DEMOS
 from rareclass.adapters.tables.opening import LAKES
-from rareclass.adapters.tables.sources import DRIVERS
+from rareclass.adapters.tables.sources import DRIVERS, scheme
 from rareclass.errors import RareclassError
 
 
@@ -23,7 +23,7 @@ def data_version(path: str) -> str | None:
     name = path.removeprefix("demo:")
     if name != path and name in DEMOS:
         return _hashed([path])
-    if "://" in path and path.partition("://")[0].partition("+")[0] in (*DRIVERS, *LAKES):
+    if scheme(path) in (*DRIVERS, *LAKES):
         return None
     try:
         filesystem, names = sources._locate(path)

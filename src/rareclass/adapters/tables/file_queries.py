@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
-from rareclass.adapters.tables.sources import BATCH, Batches, Source, select
+from rareclass.adapters.tables.sources import BATCH, Batches, Source, projected, select
 from rareclass.errors import DataError, need_package
 from rareclass.masking import masked
 
@@ -25,18 +24,16 @@ def queried(source: Source, query: str) -> Source:
     body = query.strip().rstrip(";")
     # no row is read for the names: an empty table of the same types stands for the rows
     empty = pa.schema(list(source.columns.items())).empty_table()
-    with _told(source, query), _connection() as connection:
+    with _translate_errors(source, query), _connection() as connection:
         connection.register(TABLE, empty)
         schema = connection.sql(f"SELECT * FROM ({body}) AS source").to_arrow_table().schema  # noqa: S608
 
     def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
         rows = pa.RecordBatchReader.from_batches(empty.schema, source.scan(list(source.columns), [], {}))
-        columns = {name: ds.field(name) for name in names} | dict(extra)
-        with _told(source, query), _connection() as connection:
+        with _translate_errors(source, query), _connection() as connection:
             connection.register(TABLE, rows)
             reader = connection.sql(select(names, body, groups)).to_arrow_reader(BATCH)
-            for batch in ds.Scanner.from_batches(reader, columns=columns, batch_size=BATCH).to_batches():
-                yield from (batch.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+            yield from projected(reader, names, extra)
 
     return Source(source.label, dict(zip(schema.names, schema.types, strict=True)), None, scan, source.notes)
 
@@ -60,7 +57,7 @@ def _connection() -> Iterator[Any]:
 
 
 @contextmanager
-def _told(source: Source, query: str) -> Iterator[None]:
+def _translate_errors(source: Source, query: str) -> Iterator[None]:
     import duckdb
 
     try:

@@ -18,7 +18,7 @@ def delta(path: str) -> Source:
 
     Raises DataError with one line when there is no such table or version, or its files need what cannot be read.
     """
-    _installed("deltalake", "delta", path)
+    need_package("deltalake", "delta", f"data.path '{masked(path)}'")
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, DeltaProtocolError
 
@@ -37,7 +37,7 @@ def iceberg(path: str) -> Source:
 
     Raises DataError with one line when there is no such catalog, table or snapshot.
     """
-    _installed("pyiceberg", "iceberg", path)
+    need_package("pyiceberg", "iceberg", f"data.path '{masked(path)}'")
     from pyiceberg.catalog import load_catalog
     from pyiceberg.io.pyarrow import schema_to_pyarrow
     from pyiceberg.table import StaticTable, Table
@@ -65,10 +65,6 @@ def iceberg(path: str) -> Source:
                 yield conformed(batch, names, columns)
 
     return Source(masked(path), columns, None, scan_batches(batches, columns))
-
-
-def _installed(package: str, extra: str, path: str) -> None:
-    need_package(package, extra, f"data.path '{masked(path)}'")
 
 
 def _of_version(path: str, name: str) -> tuple[str, int | None]:

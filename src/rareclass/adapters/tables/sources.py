@@ -342,21 +342,27 @@ def database(path: str, query: str | None) -> Source:
     schema = _run_sql(path, f"SELECT * FROM ({body}) AS source LIMIT 1000", lambda reader: reader.schema)  # noqa: S608
 
     def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
-        statement = select(names, body, groups, _DIALECTS.get(_scheme(path), ANSI))
-        columns = {name: ds.field(name) for name in names} | dict(extra)
+        statement = select(names, body, groups, _DIALECTS.get(scheme(path), ANSI))
         with _connect(path) as connection, connection.cursor() as cursor:
             try:
                 reader = _execute(path, cursor, statement)
-                for batch in ds.Scanner.from_batches(reader, columns=columns, batch_size=BATCH).to_batches():
-                    yield from (batch.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+                yield from projected(reader, names, extra)
             except (_database_errors(), pa.ArrowException) as error:
                 raise _query_failed(path, error) from None
 
     return Source(masked(path), dict(zip(schema.names, schema.types, strict=True)), None, scan)
 
 
-def _scheme(path: str) -> str:
-    return path.partition("://")[0].partition("+")[0]
+def projected(reader: pa.RecordBatchReader, names: Sequence[str], extra: Mapping[str, Any]) -> Batches:
+    """Yield the batches of rows that a query chose already: some columns of them, and what is computed from them."""
+    columns = {name: ds.field(name) for name in names} | dict(extra)
+    for batch in ds.Scanner.from_batches(reader, columns=columns, batch_size=BATCH).to_batches():
+        yield from (batch.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+
+
+def scheme(path: str) -> str:
+    """Return what stands before ``://`` without its driver, like ``sqlite``; empty where a path is no URL."""
+    return path.partition("://")[0].partition("+")[0] if "://" in path else ""
 
 
 DRIVERS = {
@@ -408,7 +414,7 @@ def _execute(path: str, cursor: Any, statement: str) -> pa.RecordBatchReader:
 
 def _connect(path: str) -> Any:
     """Open a database for reading. Raises MissingExtraError or DataError."""
-    kind = _scheme(path)
+    kind = scheme(path)
     driver = f"adbc_driver_{DRIVERS[kind]}"
     try:
         dbapi = importlib.import_module(f"{driver}.dbapi")
@@ -455,7 +461,8 @@ class Dialect:
 
 
 ANSI = Dialect()
-_DIALECTS = {"bigquery": Dialect("`", "\\"), "snowflake": Dialect()}
+_DIALECTS = {"bigquery": Dialect("`", "\\")}
+"""Scheme -> how it writes, where that is not ANSI's way."""
 
 
 def select(
