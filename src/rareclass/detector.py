@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
+from rareclass import _features
+from rareclass.core.dataset import Rows, Schema, encode, infer_schema
 from rareclass.frames import as_pandas
 
 
@@ -96,7 +97,7 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"false_alarm_rate={self.false_alarm_rate!r} is not between 0 and 1.")
         frame = self._frame(X)
         self._schema: Schema = infer_schema(frame)
-        x = _finite(encode(frame, self._schema))
+        x = _features.finite(encode(frame, self._schema))
         rows = Rows(self._schema, x, np.zeros(len(x), dtype=np.int64), np.arange(len(x), dtype=np.uint64))
         members = detection.MEMBERS if isinstance(self.members, str) and self.members == "auto" else self.members
         try:
@@ -112,7 +113,9 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Return (n,) p-values: the share of normal rows that are at least as unusual. The lower, the more unusual."""
         check_is_fitted(self)
-        return np.asarray(1 - self.conformal_(self.detection_.score(self._matrix(X))), dtype=np.float64)
+        return np.asarray(
+            1 - self.conformal_(self.detection_.score(_features.matrix(self, X, self._schema))), dtype=np.float64
+        )
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return (n,) p-values less ``offset_``: below 0 where a row is flagged."""
@@ -124,23 +127,7 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _frame(self, X: Any) -> pd.DataFrame:
         X = as_pandas(X)
-        if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(kind) for kind in X.dtypes):
-            validate_data(self, X, skip_check_array=True)
-            return X.set_axis([str(name) for name in X.columns], axis=1)
+        if _features.has_categories(X):
+            return _features.named(self, X)
         values = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
-        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(values.shape[1])])
-        return pd.DataFrame(values, columns=[str(name) for name in names])
-
-    def _matrix(self, X: Any) -> FloatMatrix:
-        X = as_pandas(X)
-        if isinstance(X, pd.DataFrame) and self._schema.categorical.any():
-            validate_data(self, X, skip_check_array=True, reset=False)
-            return encode(X.set_axis([str(name) for name in X.columns], axis=1), self._schema)
-        values = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-        return _finite(values.astype(np.float32))
-
-
-def _finite(x: FloatMatrix) -> FloatMatrix:
-    """Values beyond float32 become its largest, so that no finite input turns into an infinity."""
-    limit = np.finfo(np.float32).max
-    return np.clip(x, -limit, limit)
+        return _features.numeric(self, values)

@@ -13,9 +13,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from rareclass import _features
 from rareclass import config as settings
 from rareclass.core.candidates import Candidate, with_unique_names
-from rareclass.core.dataset import FloatMatrix, Rows, Schema, encode, infer_schema
+from rareclass.core.dataset import Rows, Schema, encode, infer_schema
 from rareclass.core.hashing import content_groups, text_hash
 from rareclass.frames import as_pandas
 
@@ -199,7 +200,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return (n, 2) calibrated probabilities, columns in the order of ``classes_``."""
         check_is_fitted(self)
-        p = self.model_.score(self._matrix(X))
+        p = self.model_.score(_features.matrix(self, X, self._schema))
         both = np.column_stack([1 - p, p])
         return both if self.positive_ == self.classes_[1] else both[:, ::-1]
 
@@ -214,16 +215,14 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _rows(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Rows:
         X, y, sample_weight, groups = (as_pandas(each) for each in (X, y, sample_weight, groups))
-        if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(kind) for kind in X.dtypes):
-            validate_data(self, X, skip_check_array=True)
+        if _features.has_categories(X):
+            frame = _features.named(self, X)
             labels = _labels(y, len(X))
-            frame = X.set_axis([str(name) for name in X.columns], axis=1)
         else:
             values, labels = validate_data(
                 self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
             )
-            names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(values.shape[1])])
-            frame = pd.DataFrame(values, columns=[str(name) for name in names])
+            frame = _features.numeric(self, values)
         check_classification_targets(labels)
         if type_of_target(labels, input_name="y", raise_unknown=True) not in ("binary",):
             kind = type_of_target(labels)
@@ -242,7 +241,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._schema: Schema = infer_schema(frame)
         target = (self.classes_[coded.reshape(-1)] == self.positive_).astype(np.int64)
         keys = np.arange(len(target), dtype=np.uint64)
-        x = _finite(encode(frame, self._schema))
+        x = _features.finite(encode(frame, self._schema))
         return Rows(self._schema, x, target, keys, entity=entity, weight=weight)
 
     def _positive(self, counts: NDArray[np.int64]) -> Any:
@@ -251,14 +250,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.positive not in self.classes_:
             raise ValueError(f"positive={self.positive!r} is not a class of y: {self.classes_.tolist()}")
         return self.classes_[list(self.classes_).index(self.positive)]
-
-    def _matrix(self, X: Any) -> FloatMatrix:
-        X = as_pandas(X)
-        if isinstance(X, pd.DataFrame) and self._schema.categorical.any():
-            validate_data(self, X, skip_check_array=True, reset=False)
-            return encode(X.set_axis([str(name) for name in X.columns], axis=1), self._schema)
-        values = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-        return _finite(values.astype(np.float32))
 
     def _threshold(self, score: NDArray[np.float64], known: Rows) -> float:
         """One half, which everybody expects, where it decides all but a few held-out rows like the tuned threshold."""
@@ -360,9 +351,3 @@ def _hashed(groups: ArrayLike, rows: int) -> NDArray[np.uint64]:
     named = column_or_1d(groups, dtype=None)
     check_consistent_length(named, np.empty(rows))
     return text_hash(pd.Series(named))
-
-
-def _finite(x: FloatMatrix) -> FloatMatrix:
-    """Values beyond float32 become its largest, so that no finite input turns into an infinity."""
-    limit = np.finfo(np.float32).max
-    return np.clip(x, -limit, limit)
