@@ -91,6 +91,16 @@ def trained(path: Path, folder: Path, memory: str) -> tuple[Finished, dict[str, 
     return done, json.loads((folder / "out" / "summary.json").read_text())
 
 
+def read_seconds(path: Path, folder: Path) -> float:
+    """Seconds in which pyarrow alone reads the file, in a process of its own."""
+    return float(process([sys.executable, "-c", _SCAN, path, str(THREADS)], folder).output.split()[-1])
+
+
+def say(text: str) -> None:
+    """Tell how far it is, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str] | None = None) -> list[Claim]:
     """Print the table and the claims; the last lines are JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,13 +118,10 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         work = Path(temporary)
         path = work / "rows.parquet"
         generate(path, options.rows)
-        say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-        scan = min(
-            float(process([sys.executable, "-c", _SCAN, path, THREADS], work).output.split()[-1]) for _ in range(2)
-        )
+        scan = min(read_seconds(path, work) for _ in range(2))
         say(f"pyarrow reads {options.rows:,} x {FEATURES} in {scan:.1f} s")
         done, summary = trained(path, work / "streamed", options.memory)
-        scan = min(scan, float(process([sys.executable, "-c", _SCAN, path, THREADS], work).output.split()[-1]))
+        scan = min(scan, read_seconds(path, work))
         seconds, size = summary["seconds"], f"{options.rows:,} x {FEATURES}"
         say(f"run: {done.seconds:.1f} s, {done.peak >> 20} MiB, {summary['drawn']}")
         scored = rareclass("score", "--model", summary["uri"], path, work / "scored.parquet", cwd=work / "streamed")
