@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,7 @@ from rareclass.adapters.serving.engine import Active, Answer, Engine
 from rareclass.adapters.serving.interfaces import Dependencies, Release, ServedVersion
 from rareclass.adapters.serving.metrics import Metrics
 from rareclass.adapters.serving.refresh import Refresher, parse_point
+from rareclass.adapters.serving.server import InferenceServer, Options
 from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, ShadowProcess, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
 from rareclass.adapters.serving.v2_codec import Wanted, encode, inflate, parse
@@ -92,6 +95,17 @@ def _answer(engine: Engine, query: Query, active: Active | None = None) -> Answe
     if isinstance(found, Exception):
         raise found
     return found
+
+
+def test_a_server_that_says_it_started_takes_connections_even_before_the_loop_turns_again() -> None:
+    async def connect_at_once() -> None:
+        server = await InferenceServer(Options("small", "127.0.0.1", 0, 0, 0), _engine(MemoryLog())).start()
+        for port in (server.ports.http, server.ports.metrics):
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        await asyncio.sleep(0)  # the tasks that serve have begun and can be asked to end
+        await server.stop()
+
+    asyncio.run(connect_at_once())
 
 
 def test_one_matrix_and_named_columns_in_any_order_are_the_same_rows() -> None:

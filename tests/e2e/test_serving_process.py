@@ -108,7 +108,7 @@ class Running:
 
     def kill_shipper(self) -> None:
         listing = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
         )
         [pid] = [
             line.split()[0] for line in listing.stdout.splitlines() if "rareclass.services.serving.shipping" in line
@@ -557,7 +557,7 @@ def test_workers_share_one_port_and_one_page_of_metrics_and_one_that_dies_is_sta
     assert running.metric("rareclass_serve_rows_total") == 80
     assert running.metric("rareclass_serve_champion_info") == 1
     listing = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(running.process.pid)], capture_output=True, text=True
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(running.process.pid)], capture_output=True, text=True
     ).stdout.splitlines()
     workers = [int(line.split()[0]) for line in listing if "multiprocessing.spawn" in line]
     assert len(workers) == 2

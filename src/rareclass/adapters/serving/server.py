@@ -142,7 +142,10 @@ class InferenceServer:
         self.ports = BoundPorts(self._sockets[0].getsockname()[1], self._grpc.port, self._sockets[1].getsockname()[1])
 
     async def start(self) -> InferenceServer:
+        """Listen, so that whoever is told the ports is not refused; what connects waits for the loop."""
         await self._grpc.start()
+        for server, listening in zip(self._servers, self._sockets, strict=True):
+            listening.listen(server.config.backlog)
         self._serving = [
             asyncio.create_task(server.serve([listening]))
             for server, listening in zip(self._servers, self._sockets, strict=True)
