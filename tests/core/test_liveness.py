@@ -88,10 +88,11 @@ def test_a_maturing_window_is_estimated_and_never_judged(frame, reference):
     assert abs(found.estimate_error) < 0.15
 
 
+@pytest.mark.parametrize("of_a_detector", [{"positives": 0, "prevalence": 0.0}, {"ranks": True}])
 def test_scores_of_a_detector_that_no_label_judged_promise_no_precision_and_are_not_compared_with_prevalence(
-    frame, reference
+    frame, reference, of_a_detector
 ):
-    found = evaluate(frame, replace(reference, positives=0, prevalence=0.0))
+    found = evaluate(frame, replace(reference, **of_a_detector))
     assert found.judged
     assert np.isnan([window.estimated_ap for window in found.windows]).all()
     assert np.isnan(found.estimate_error)

@@ -67,6 +67,7 @@ class Profile:
     prevalence, ap, ap_low, ap_high : of the reference scores; NaN without labels
     window_ap, window_prevalence, window_alert_rate : the same by window of the reference (AP at ``prevalence``)
     score_ratio : mean score / prevalence
+    ranks : the scores are those of a detector, p-values and no probabilities
     """
 
     features: tuple[FeatureProfile, ...]
@@ -89,11 +90,12 @@ class Profile:
     window_alert_rate: tuple[float, ...] = ()
     start: str | None = None
     end: str | None = None
+    ranks: bool = False
 
     @property
     def unjudged(self) -> bool:
-        """Whether the version is a detector that no label of the rare class has judged: its scores are ranks then."""
-        return self.positives == 0
+        """Whether the version is a detector that labels neither taught nor chose, so that its scores are ranks."""
+        return self.ranks or self.positives == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values; NaN becomes null."""
@@ -120,6 +122,7 @@ def reference_profile(
     weight: FloatArray | None = None,
     ap_low: float = math.nan,
     ap_high: float = math.nan,
+    ranks: bool = False,
 ) -> Profile:
     """Describe the reference rows and the deployed scores on them.
 
@@ -128,6 +131,7 @@ def reference_profile(
     threshold : the cut-off that decides
     weight : (n,) inverse-propensity weights, default those of the rows
     ap_low, ap_high : interval of the reference's average precision, where it has been estimated
+    ranks : the scores are a detector's
     """
     if weight is not None:
         rows = replace(rows, weight=weight)
@@ -159,6 +163,7 @@ def reference_profile(
         window_seconds=window.total_seconds(),
         start=None if rows.time is None or not len(rows) else str(rows.time.min()),
         end=None if rows.time is None or not len(rows) else str(rows.time.max()),
+        ranks=ranks,
         **_by_window(rows, score, threshold, prevalence, score_parts),
     )
 

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import rareclass
 from rareclass import errors
 from rareclass.adapters import tables
 from rareclass.adapters.registry import Registry
 from rareclass.config import dump, parse
+from rareclass.core.profile import Profile
 from rareclass.services import promotion
 from rareclass.services.kubeflow import steps
 from rareclass.services.live import labels, replay
@@ -166,6 +168,16 @@ def test_a_run_does_not_fail_for_want_of_positives(tmp_path, rare):
         assert summary["gate"]["verdict"] == "not enough evidence"
         assert (tmp_path / f"out{time}" / "report.html").is_file()
         assert json.loads((tmp_path / f"out{time}" / "summary.json").read_text())["regime"] in ("none", "few")
+
+
+def test_a_detector_that_met_a_handful_of_rare_rows_still_says_that_its_scores_are_ranks(tmp_path):
+    config = settings(tmp_path, frame(rare=(1_400, 1_450)))
+    summary = run.run(config, tmp_path / "out")
+    assert summary["selected"] == "detectors"
+    profile = Profile.from_json(rareclass.load_version(summary["uri"]).profile)
+    assert profile.positives == 2
+    assert profile.ranks
+    assert profile.unjudged
 
 
 def test_a_classifier_is_compared_with_the_detector_on_the_same_labelled_rows(tmp_path):

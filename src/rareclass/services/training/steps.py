@@ -719,14 +719,16 @@ def refit(
         [one.score if one.sampled is None else one.sampled for one in (tuning, judged)]  # of the rows at hand
     )
     usual = drawn.natural_mask(scored)
-    limits: dict[str, Any] = {"threshold": tuning.thresholds[tuning.primary], "window": config.monitor.window}
+    described: dict[str, Any] = {
+        "threshold": tuning.thresholds[tuning.primary], "window": config.monitor.window, "ranks": judged.detection is not None,
+    }  # fmt: skip
     reference = scored.take(usual)
-    profile = reference_profile(reference, held_out[usual], weight=reference.weight, **limits)
+    profile = reference_profile(reference, held_out[usual], weight=reference.weight, **described)
     if beyond is not None:  # of the scores and decisions on all rows; the features are those of the sample
         from rareclass.services.training.beyond import scored_rows
 
         reference, score = scored_rows(beyond, (tuning.score, judged.score))
-        of_all = reference_profile(reference, score, weight=reference.weight, **limits)
+        of_all = reference_profile(reference, score, weight=reference.weight, **described)
         profile = replace(of_all, features=profile.features)
     metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
     span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
