@@ -1,4 +1,6 @@
-"""Asks the server for predictions through its Service and fails unless each has a score between 0 and 1 and a decision."""
+"""Asks the server for predictions through its Service and fails unless each has a score between 0 and 1 and a
+decision.
+"""
 
 import json
 import os

@@ -73,7 +73,10 @@ def unusable(uri: str) -> str:
 
 
 def quiet() -> None:
-    """Switch telemetry off and keep migration and store messages out of the terminal. Must run before mlflow is imported."""
+    """Switch telemetry off and keep migration and store messages out of the terminal.
+
+    Must run before mlflow is imported.
+    """
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

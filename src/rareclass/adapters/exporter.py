@@ -51,8 +51,12 @@ METRICS: dict[str, str] = {
     "rareclass_prevalence_low_ratio": "Lower end of its interval",
     "rareclass_prevalence_high_ratio": "Upper end of its interval",
     "rareclass_prevalence_baseline_ratio": "Prevalence that the threshold in force was fitted at",
-    "rareclass_prevalence_bound_ratio": "Change of prevalence, either way, that counts as a shift (monitor.prevalence_ratio)",
-    "rareclass_calibration_bound_ratio": "Mean score / prevalence, either way, that counts as off (1 + gate.max_calibration_error)",
+    "rareclass_prevalence_bound_ratio": (
+        "Change of prevalence, either way, that counts as a shift (monitor.prevalence_ratio)"
+    ),
+    "rareclass_calibration_bound_ratio": (
+        "Mean score / prevalence, either way, that counts as off (1 + gate.max_calibration_error)"
+    ),
     "rareclass_prevalence_estimated_ratio": "Prevalence of the newest rows by label-shift EM, without labels",
     "rareclass_prevalence_estimated_low_ratio": "Lower end of its interval",
     "rareclass_prevalence_estimated_high_ratio": "Upper end of its interval",

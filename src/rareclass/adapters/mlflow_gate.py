@@ -1,7 +1,8 @@
 """MLflow's server behind one token: `mlflow server --app-name rareclass-token`.
 
-MLflow's own basic-auth application keeps users and permissions in a database of its own, which a model's private registry
-does not need. Clients set MLFLOW_TRACKING_TOKEN; a browser asks for a password, which is the token, with any user name.
+MLflow's own basic-auth application keeps users and permissions in a database of its own, which a model's private
+registry does not need. Clients set MLFLOW_TRACKING_TOKEN; a browser asks for a password, which is the token, with any
+user name.
 """
 
 from __future__ import annotations

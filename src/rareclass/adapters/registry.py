@@ -91,7 +91,9 @@ class Registry:
         tags: Mapping[str, Any] | None = None,
         description: str = "",
     ) -> Version:
-        """Make the logged model at ``uri`` the next version of ``name``; doing it again returns the version that is there."""
+        """Make the logged model at ``uri`` the next version of ``name``; doing it again returns the version that is
+        there.
+        """
         self.clean(name)
         for known in self.versions(name):
             if known.run_id == run_id and known.hash == digest:
@@ -99,9 +101,16 @@ class Registry:
         with self._translate_errors(name):
             self._ensure(name)
             made = self.client.create_model_version(
-                name, source=uri, run_id=run_id, description=description or None,
-                tags={**{key: str(value) for key, value in (tags or {}).items()}, HASH: digest, OWNER: f"{socket.gethostname()}:{os.getpid()}"},
-            )  # fmt: skip
+                name,
+                source=uri,
+                run_id=run_id,
+                description=description or None,
+                tags={
+                    **{key: str(value) for key, value in (tags or {}).items()},
+                    HASH: digest,
+                    OWNER: f"{socket.gethostname()}:{os.getpid()}",
+                },
+            )
             self.client.set_model_version_tag(name, str(made.version), COMPLETE, digest)
             return _version(self.client.get_model_version(name, str(made.version)))
 
@@ -168,7 +177,8 @@ class Registry:
         return next((each for each in self.versions(name) if alias in each.aliases), None)
 
     def point(self, name: str, targets: Mapping[str, str | None]) -> None:
-        """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half done.
+        """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half
+        done.
 
         Two processes may set the same alias at once; MLflow's store refuses one of them, which then looks again.
         """
@@ -210,7 +220,8 @@ class Registry:
         match = re.fullmatch(r"models:/([^/@]+)(?:@([\w.-]+)|/(\d+))", uri)
         if match is None:
             raise ModelError(
-                f"'{uri}' is not a model. Write models:/NAME@champion, models:/NAME/3, or the uri that summary.json names"
+                f"'{uri}' is not a model. Write models:/NAME@champion, models:/NAME/3, or the uri that summary.json "
+                "names"
             )
         name, alias, number = match.groups()
         if number is not None:
@@ -239,9 +250,13 @@ def save_pyfunc(model: RareModel, folder: Path, *, card: str = "", metadata: Map
         source = Path(work) / "rareclass"
         digest = model.save(source)
         mlflow.pyfunc.save_model(
-            path=str(folder), loader_module="rareclass.adapters.registry", data_path=str(source), signature=_signature(model),
-            pip_requirements=requirements(), metadata={**(metadata or {}), HASH: digest},
-        )  # fmt: skip
+            path=str(folder),
+            loader_module="rareclass.adapters.registry",
+            data_path=str(source),
+            signature=_signature(model),
+            pip_requirements=requirements(),
+            metadata={**(metadata or {}), HASH: digest},
+        )
     (folder / "README.md").write_text(card or model_card(model), encoding="utf-8")
     return digest
 
@@ -277,26 +292,50 @@ def model_card(model: RareModel) -> str:
         "Rare class": f"`{meta['target']}` = {meta.get('positive')}" if "target" in meta else None,
         "Recipe": meta.get("selected"),
         "Calibration": meta.get("calibration"),
-        "Trained on": f"{trained['rows']:,} rows, {trained['positives']:,} of the rare class" if "rows" in trained else None,
+        "Trained on": f"{trained['rows']:,} rows, {trained['positives']:,} of the rare class"
+        if "rows" in trained
+        else None,
         "Period of the rows": f"{trained.get('from')} to {trained['until']}" if trained.get("until") else None,
         "Prevalence": f"{meta['prevalence']:.4%}" if isinstance(meta.get("prevalence"), float) else None,
         "Data hash": meta.get("data_hash"),
         "Gate": "; ".join([str(gate["verdict"]), *map(str, gate.get("reasons", ()))]) if "verdict" in gate else None,
         "Made": f"{meta['created']} by rareclass {meta.get('rareclass', '')}" if "created" in meta else None,
-    }  # fmt: skip
+    }
     lines = [
-        f"# {meta.get('name', 'rareclass model')}", "",
-        "Answers `score` (calibrated probability of the rare class) and `decision` (1 when the score reaches the threshold of an operating point).",
-        "", *(f"- {name}: {value}" for name, value in facts.items() if value), "",
-        "## Operating points", "", "| name | threshold |", "|---|---|",
-        *(f"| {name}{' (decides)' if name == model.primary else ''} | {value:.6g} |" for name, value in model.thresholds.items()), "",
+        f"# {meta.get('name', 'rareclass model')}",
+        "",
+        (
+            "Answers `score` (calibrated probability of the rare class) and `decision` (1 when the score reaches the "
+            "threshold of an operating point)."
+        ),
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items() if value),
+        "",
+        "## Operating points",
+        "",
+        "| name | threshold |",
+        "|---|---|",
+        *(
+            f"| {name}{' (decides)' if name == model.primary else ''} | {value:.6g} |"
+            for name, value in model.thresholds.items()
+        ),
+        "",
         *_quality(meta.get("metrics") or {}),
-        "## Features", "", "| name | kind | values |", "|---|---|---|",
-        *(f"| {f.name} | {f.kind} | {', '.join(f.categories[:8])}{' …' if len(f.categories) > 8 else ''} |" for f in model.schema.features), "",
-        "## Limits", "",
+        "## Features",
+        "",
+        "| name | kind | values |",
+        "|---|---|---|",
+        *(
+            f"| {f.name} | {f.kind} | {', '.join(f.categories[:8])}{' …' if len(f.categories) > 8 else ''} |"
+            for f in model.schema.features
+        ),
+        "",
+        "## Limits",
+        "",
         "Scores are probabilities at the prevalence above: after a shift of the prevalence they need a recalibration. "
-        "Contributions to a score describe the model, not causes.", "",
-    ]  # fmt: skip
+        "Contributions to a score describe the model, not causes.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -396,7 +435,8 @@ def fetched(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
                 )
             except ImportError as error:
                 raise ModelError(
-                    f"the model '{uri}' needs the package '{error.name}' to be read. Install it with: pip install {error.name}"
+                    f"the model '{uri}' needs the package '{error.name}' to be read. Install it with: "
+                    f"pip install {error.name}"
                 ) from None
         yield _inner(Path(path), uri)
 
@@ -427,7 +467,10 @@ def of_summary(folder: Path) -> str:
 
 
 def tracking_of(uri: str, tracking_uri: str | None) -> str:
-    """Return the tracking URI to use for ``uri``: the given one, else MLFLOW_TRACKING_URI. Raises ModelError without."""
+    """Return the tracking URI to use for ``uri``: the given one, else MLFLOW_TRACKING_URI.
+
+    Raises ModelError without.
+    """
     found = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not found:
         raise ModelError(f"'{uri}' needs a registry. Pass -c CONFIG or --tracking-uri URI, or set MLFLOW_TRACKING_URI")
@@ -440,6 +483,12 @@ def _complete(found: Any) -> bool:
 
 def _version(found: Any) -> Version:
     return Version(
-        name=found.name, version=str(found.version), uri=str(found.source), run_id=str(found.run_id or ""), hash=found.tags[HASH],
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC), tags=dict(found.tags), aliases=tuple(sorted(found.aliases or ())),
-    )  # fmt: skip
+        name=found.name,
+        version=str(found.version),
+        uri=str(found.source),
+        run_id=str(found.run_id or ""),
+        hash=found.tags[HASH],
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        tags=dict(found.tags),
+        aliases=tuple(sorted(found.aliases or ())),
+    )

@@ -1,9 +1,10 @@
 """The durable file between an answer and the store.
 
 One process appends, before it answers; one reader ships, at least once. A record lies in a segment file as
-``magic, length, crc32, payload``, written with one ``write()``. A torn tail (kill -9, power cut) is skipped: it belongs to
-a request that was never answered. A segment is closed after ``SEGMENT_SECONDS`` and deleted once it was shipped, so that
-nothing outlives its way to the store. Bytes that a disk has damaged are skipped up to the next intact record and counted.
+``magic, length, crc32, payload``, written with one ``write()``. A torn tail (kill -9, power cut) is skipped: it belongs
+to a request that was never answered. A segment is closed after ``SEGMENT_SECONDS`` and deleted once it was shipped, so
+that nothing outlives its way to the store. Bytes that a disk has damaged are skipped up to the next intact record and
+counted.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ class Spool:
 
     directory : folder of the segments; made when it does not exist
     limit : bytes not yet shipped from which ``over_limit()`` is true
-    durability : ``process``: ``append`` returns when the operating system has the bytes, which survives the death of the
-        process; a group fsync follows within ``sync_ms``, which is all that a power cut can take.
+    durability : ``process``: ``append`` returns when the operating system has the bytes, which survives the death of
+        the process; a group fsync follows within ``sync_ms``, which is all that a power cut can take.
         ``power``: ``append`` returns after an fsync that covers it; appends that wait share one.
     seconds : age at which a segment with records is closed
     Raises SpoolError when another process writes to the folder, SpoolFullError when the disk is full.
@@ -234,7 +235,8 @@ class Spool:
             if os.fstat(self._descriptor).st_size:
                 self._offset = self._segment_bytes  # the next append begins a segment, so that this one can be deleted
             raise SpoolFullError(
-                f"spool '{self.folder}' cannot take the record: {error.strerror}. Free its disk; requests are refused until then"
+                f"spool '{self.folder}' cannot take the record: {error.strerror}. Free its disk; "
+                "requests are refused until then"
             ) from None
 
     def _open_segment(self) -> None:
@@ -296,7 +298,10 @@ class Spool:
         return self.depth() == 0
 
     def over_limit(self) -> bool:
-        """True while more than ``limit`` bytes wait: rows decided 0 should be sampled. Cheap enough for every request."""
+        """True while more than ``limit`` bytes wait: rows decided 0 should be sampled.
+
+        Cheap enough for every request.
+        """
         now = time.monotonic()
         if now - self._depth_at > _DEPTH_EVERY:
             self._depth, self._depth_at = self.depth(), now

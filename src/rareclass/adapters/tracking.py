@@ -78,14 +78,17 @@ class Tracker:
                         raise
             if found.lifecycle_stage == "deleted":
                 raise ModelError(
-                    f"experiment '{self.experiment}' was deleted in MLflow. Restore it, or set tracking.experiment to another name"
+                    f"experiment '{self.experiment}' was deleted in MLflow. Restore it, or set tracking.experiment to "
+                    "another name"
                 )
             return str(found.experiment_id)
 
     def start(
         self, name: str, *, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
     ) -> TrackedRun:
-        """Open a parent run; adopts the run that the environment's MLFLOW_RUN_ID names, where a pipeline injects one."""
+        """Open a parent run; adopts the run that the environment's MLFLOW_RUN_ID names,
+        where a pipeline injects one.
+        """
         adopted = os.environ.get("MLFLOW_RUN_ID")
         if adopted:
             run = self.run(adopted)
@@ -247,7 +250,9 @@ class TrackedRun:
     def dataset(
         self, name: str, *, source: str, digest: str, context: str, profile: Mapping[str, Any] | None = None
     ) -> None:
-        """Record what the run learnt from: ``digest`` is the content hash, ``context`` like training, validation or test."""
+        """Record what the run learnt from: ``digest`` is the content hash, ``context`` like training, validation or
+        test.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(
@@ -261,7 +266,9 @@ class TrackedRun:
             self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
     def end(self, status: str = "FINISHED", error: str | None = None) -> None:
-        """Close the run as FINISHED, FAILED or KILLED; ``error``, one line without secrets, is its tag and description."""
+        """Close the run as FINISHED, FAILED or KILLED; ``error``, one line without secrets,
+        is its tag and description.
+        """
         if error is not None:
             self.log(tags={"error": error, "mlflow.note.content": error})
         with _mlflow.translate_errors(f"run '{self.id}' cannot be closed in MLflow at '{self.tracker.uri}'"):
@@ -281,7 +288,8 @@ def scores(uri: str, tracking_uri: str | None = None) -> pd.DataFrame:
         path = local / SCORES
         if not path.is_file():
             raise ModelError(
-                f"'{uri}' holds no {SCORES}, so it was not written by `rareclass run`. Pass --data PATH to score labelled rows instead"
+                f"'{uri}' holds no {SCORES}, so it was not written by `rareclass run`. "
+                "Pass --data PATH to score labelled rows instead"
             )
         return pd.read_parquet(path)
     _mlflow.quiet()

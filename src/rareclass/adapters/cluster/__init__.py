@@ -6,5 +6,16 @@ from rareclass.adapters.cluster.serving import VERSION_ANNOTATION, Workload, ask
 from rareclass.adapters.cluster.spec import Placement, digest, placed
 
 __all__ = [
-    "VERSION_ANNOTATION", "Access", "Kubeflow", "PipelineFailedError", "Placement", "Submitted", "Workload", "ask", "compiled", "digest", "placed", "run_local",
-]  # fmt: skip
+    "VERSION_ANNOTATION",
+    "Access",
+    "Kubeflow",
+    "PipelineFailedError",
+    "Placement",
+    "Submitted",
+    "Workload",
+    "ask",
+    "compiled",
+    "digest",
+    "placed",
+    "run_local",
+]

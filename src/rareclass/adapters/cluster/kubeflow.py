@@ -31,7 +31,9 @@ PATIENCE_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Submitted:
-    """What Kubeflow took: the version of the pipeline, and the run or the schedule. new: False when it was there already."""
+    """What Kubeflow took: the version of the pipeline, and the run or the schedule. new: False when it was there
+    already.
+    """
 
     pipeline: str
     version: str
@@ -95,13 +97,18 @@ class Kubeflow:
         self.host, self.namespace = host, access.namespace
         with self._translate_errors("is not reached"), _silent():
             self._client: Any = Client(
-                host=host, namespace=access.namespace or "kubeflow", existing_token=access.token, credentials=credentials,
+                host=host,
+                namespace=access.namespace or "kubeflow",
+                existing_token=access.token,
+                credentials=credentials,
                 ssl_ca_cert=access.ca_file,
-            )  # fmt: skip
+            )
             self._client.get_kfp_healthz()
 
     def upload(self, pipeline: str, text: str) -> tuple[str, str, bool]:
-        """Make ``text`` a version of the pipeline unless that content is one; returns (pipeline id, version id, new)."""
+        """Make ``text`` a version of the pipeline unless that content is one; returns (pipeline id, version id,
+        new).
+        """
         import kfp_server_api
 
         name = digest(text)
@@ -123,8 +130,14 @@ class Kubeflow:
             return found, made.pipeline_version_id, True
 
     def run(
-        self, experiment: str, key: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
-    ) -> Submitted:  # fmt: skip
+        self,
+        experiment: str,
+        key: str,
+        pipeline: str,
+        version: str,
+        arguments: Mapping[str, Any],
+        account: str | None = None,
+    ) -> Submitted:
         """Start a run named ``key``, unless a run of that name is there that did not fail: then that one is meant."""
         with self._translate_errors(f"refused the run '{key}'"), _silent():
             place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
@@ -137,8 +150,15 @@ class Kubeflow:
             return Submitted(pipeline, version, made.run_id, key, True)
 
     def schedule(
-        self, experiment: str, key: str, cron: str, pipeline: str, version: str, arguments: Mapping[str, Any], account: str | None = None
-    ) -> Submitted:  # fmt: skip
+        self,
+        experiment: str,
+        key: str,
+        cron: str,
+        pipeline: str,
+        version: str,
+        arguments: Mapping[str, Any],
+        account: str | None = None,
+    ) -> Submitted:
         """Run on a schedule of six fields, replacing the schedule of that name unless it is the same."""
         with self._translate_errors(f"refused the schedule '{key}'"), _silent():
             place = self._client.create_experiment(experiment, namespace=self.namespace).experiment_id
@@ -150,9 +170,16 @@ class Kubeflow:
                     return Submitted(pipeline, version, known.recurring_run_id, key, False)
                 self._client.delete_recurring_run(known.recurring_run_id)
             made = self._client.create_recurring_run(
-                place, key, cron_expression=cron, no_catchup=True, max_concurrency=1, params=dict(arguments),
-                pipeline_id=pipeline, version_id=version, service_account=account,
-            )  # fmt: skip
+                place,
+                key,
+                cron_expression=cron,
+                no_catchup=True,
+                max_concurrency=1,
+                params=dict(arguments),
+                pipeline_id=pipeline,
+                version_id=version,
+                service_account=account,
+            )
             return Submitted(pipeline, version, made.recurring_run_id, key, True)
 
     @staticmethod
@@ -170,9 +197,14 @@ class Kubeflow:
         )
 
     def follow(
-        self, run: str, progress: Callable[[str, str], None], *, pause: float = PAUSE_SECONDS,
-        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+        self,
+        run: str,
+        progress: Callable[[str, str], None],
+        *,
+        pause: float = PAUSE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Wait for the end of a run and say what its steps do. Raises PipelineFailedError with the step that failed."""
         seen: dict[str, str] = {}
         answered = clock()
@@ -205,8 +237,12 @@ class Kubeflow:
     def _runs(self, experiment: str, name: str) -> list[Any]:
         """Runs of that name, newest first."""
         found = self._client.list_runs(
-            experiment_id=experiment, namespace=self.namespace, filter=_named(name), sort_by="created_at desc", page_size=100
-        )  # fmt: skip
+            experiment_id=experiment,
+            namespace=self.namespace,
+            filter=_named(name),
+            sort_by="created_at desc",
+            page_size=100,
+        )
         return list(found.runs or [])
 
     @contextlib.contextmanager
@@ -218,7 +254,11 @@ class Kubeflow:
         except Exception as error:
             refused = getattr(error, "status", None) in REFUSED
             way = (
-                "Pass --token FILE and --namespace NAME (cluster.token_file, cluster.namespace), or --header where a proxy asks for one"
+                (
+                    "Pass --token FILE and --namespace NAME (cluster.token_file, cluster.namespace), or --header "
+                    "where a "
+                    "proxy asks for one"
+                )
                 if refused
                 else "Set cluster.host, or pass --host"
             )

@@ -18,7 +18,9 @@ class PipelineFailedError(RareclassError):
 
 
 def compiled() -> Path:
-    """Return the compiled training pipeline: inside the installed package, or in the work tree it was installed from."""
+    """Return the compiled training pipeline: inside the installed package,
+    or in the work tree it was installed from.
+    """
     import rareclass
 
     package = Path(rareclass.__file__).parent
@@ -29,12 +31,14 @@ def compiled() -> Path:
         if path.is_file():
             return path
     raise RareclassError(
-        "the compiled pipeline is not part of this installation. Install the wheel, or run `make golden` in the work tree"
+        "the compiled pipeline is not part of this installation. Install the wheel, or run `make golden` in the work "
+        "tree"
     )
 
 
 def run_local(arguments: Mapping[str, Any], root: Path) -> None:
-    """Execute the compiled pipeline with KFP's local runner, each step a process of this interpreter; artifacts under ``root``.
+    """Execute the compiled pipeline with KFP's local runner, each step a process of this interpreter; artifacts under
+    ``root``.
 
     Raises PipelineFailedError with the last line that the failed step wrote.
     """

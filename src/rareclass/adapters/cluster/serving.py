@@ -41,8 +41,8 @@ class Kind:
 
     resource : group, version and plural of its API
     annotated : where in it the annotations stand that reach the pods
-    label, suffix : how its Deployments are found: by a label whose value is the object's name, or by their own name, which is
-        the object's and a suffix; neither: it is the workload itself
+    label, suffix : how its Deployments are found: by a label whose value is the object's name, or by their own name,
+        which is the object's and a suffix; neither: it is the workload itself
     """
 
     resource: tuple[str, str, str]
@@ -64,7 +64,8 @@ DEPLOYMENTS = KINDS["deployment"].resource
 class Workload:
     """One object that serves: a SeldonDeployment, an InferenceService, a Deployment or a StatefulSet.
 
-    The version is an annotation of its pods that the server reads as RARECLASS_VERSION: changing it is a rolling update.
+    The version is an annotation of its pods that the server reads as RARECLASS_VERSION: changing it is a rolling
+    update.
     """
 
     def __init__(self, kind: str, name: str, namespace: str | None = None) -> None:
@@ -102,10 +103,18 @@ class Workload:
             self._objects.patch_namespaced_custom_object(group, number, self.namespace, plural, self.name, change)
 
     def wait(
-        self, version: str | None, seconds: float, progress: Callable[[str, str], None], *,
-        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
-        """Wait until every pod has the version and is ready: it has scored its golden rows. Raises RolloutFailedError."""
+        self,
+        version: str | None,
+        seconds: float,
+        progress: Callable[[str, str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Wait until every pod has the version and is ready: it has scored its golden rows.
+
+        Raises RolloutFailedError.
+        """
         end, said = clock() + seconds, ""
         while True:
             now = self.rollout(version)
@@ -155,7 +164,9 @@ class Workload:
     def _read(
         self, resource: tuple[str, str, str] | None = None, name: str | None = None, *, optional: bool = False
     ) -> dict[str, Any]:
-        """One object as it stands in the API, by default the one that serves; with ``optional`` empty when it is not there."""
+        """One object as it stands in the API, by default the one that serves; with ``optional`` empty when it is not
+        there.
+        """
         group, number, plural = resource or self._api.resource
         with self._translate_errors(f"{self} cannot be read"):
             try:

@@ -17,7 +17,8 @@ CACHED = "ingest"
 class Placement:
     """Where and with what every step runs.
 
-    cpu : request, like 500m;  memory : request and limit, like 4Gi (a step that is over it is killed, not its neighbours)
+    cpu : request, like 500m;  memory : request and limit, like 4Gi (a step that is over it is killed, not its
+        neighbours)
     env : plain environment;  secrets : Secret -> {environment variable: key}
     cache : whether `data_version` says what will be read, so that reading it may be skipped
     user : user and group id of every step, where the backend takes a securityContext; None: the image's

@@ -22,10 +22,14 @@ def precision_recall(details: Details) -> Any:
     points = evaluation["points"]
     names = [evaluation["primary"], *(name for name in points if name != evaluation["primary"])]
     figure.add_scatter(
-        x=[points[name]["recall"]["value"] for name in names], y=[points[name]["precision"]["value"] for name in names], text=names,
-        mode="markers" if len(names) == 1 else "markers+text", textposition="top right", name="thresholds",
+        x=[points[name]["recall"]["value"] for name in names],
+        y=[points[name]["precision"]["value"] for name in names],
+        text=names,
+        mode="markers" if len(names) == 1 else "markers+text",
+        textposition="top right",
+        name="thresholds",
         marker={"size": [11] + [8] * (len(names) - 1), "color": [ORANGE] + [GREY] * (len(names) - 1)},
-    )  # fmt: skip
+    )
     return styled(figure, "Precision and recall", "recall", "precision")
 
 
@@ -46,9 +50,13 @@ def calibration(details: Details) -> Any:
     figure = _figure()
     figure.add_scatter(x=[low, high], y=[low, high], name="perfect", **_dotted())
     figure.add_scatter(
-        x=[each["mean_score"] for each in bins], y=[each["rate"] for each in bins], mode="lines+markers", name="model", line={"color": BLUE},
+        x=[each["mean_score"] for each in bins],
+        y=[each["rate"] for each in bins],
+        mode="lines+markers",
+        name="model",
+        line={"color": BLUE},
         error_y=_bars([(each["rate"], each["rate_low"], each["rate_high"]) for each in bins]),
-    )  # fmt: skip
+    )
     styled(figure, "Calibration", "mean score", "observed rate")
     return figure.update_layout(xaxis={"type": "log", **_POWERS}, yaxis={"type": "log", **_POWERS})
 
@@ -59,10 +67,13 @@ def candidates(details: Details) -> Any:
     found = [each for each in summary["candidates"] if each["ap"] is not None][:_SHOWN][::-1]
     figure = _figure()
     figure.add_scatter(
-        x=[each["ap"] for each in found], y=[_short(each["name"]) for each in found], mode="markers", showlegend=False,
+        x=[each["ap"] for each in found],
+        y=[_short(each["name"]) for each in found],
+        mode="markers",
+        showlegend=False,
         marker={"color": [ORANGE if each["name"] == summary["selected"] else BLUE for each in found], "size": 9},
         error_x=_bars([(each["ap"], each["ap_low"], each["ap_high"]) for each in found]),
-    )  # fmt: skip
+    )
     return styled(figure, "Candidates", "held-out average precision", "")
 
 
@@ -74,10 +85,13 @@ def importance(details: Details) -> Any:
     arrows = {"up": "▲ ", "down": "▼ ", "turns": "⇅ ", "category": "", "none": ""}
     figure = _figure()
     figure.add_bar(
-        x=[each["value"] for each in lost], y=[arrows[each["direction"]] + _short(each["feature"]) for each in found], orientation="h",
-        marker={"color": [BLUE if each else GREY for each in sure]}, showlegend=False,
+        x=[each["value"] for each in lost],
+        y=[arrows[each["direction"]] + _short(each["feature"]) for each in found],
+        orientation="h",
+        marker={"color": [BLUE if each else GREY for each in sure]},
+        showlegend=False,
         error_x=_bars([(each["value"], each["low"], each["high"]) for each in lost]),
-    )  # fmt: skip
+    )
     return styled(figure, "What drives the scores", "average precision lost without it", "", bargap=0.35)
 
 
@@ -93,8 +107,13 @@ def tradeoff(details: Details) -> Any:
     figure.add_scatter(x=across, y=found["cost_low"], fill="tonexty", fillcolor=_SHADE, **band)
     figure.add_scatter(x=across, y=found["cost"], name=f"cost ({unit})", mode="lines", line={"color": BLUE})
     figure.add_scatter(
-        x=across, y=found["alerts"], name=_alerts(details), mode="lines", yaxis="y2", line={"color": GREEN, "dash": "dash"}
-    )  # fmt: skip
+        x=across,
+        y=found["alerts"],
+        name=_alerts(details),
+        mode="lines",
+        yaxis="y2",
+        line={"color": GREEN, "dash": "dash"},
+    )
     if point["low"] is not None and point["high"] is not None:
         figure.add_vrect(x0=point["low"], x1=point["high"], fillcolor=ORANGE, opacity=0.13, line_width=0)
     figure.add_vline(x=point["value"], line={"color": ORANGE, "width": 2})
@@ -104,7 +123,7 @@ def tradeoff(details: Details) -> Any:
         yaxis={"rangemode": "tozero"},
         yaxis2={"overlaying": "y", "side": "right", "type": "log", "showgrid": False, "automargin": True, **_POWERS},
         margin={"r": 40},
-    )  # fmt: skip
+    )
 
 
 def _alerts(details: Details) -> str:
@@ -119,9 +138,13 @@ def periods(details: Details) -> Any:
         found = [each for each in details["periods"]["periods"] if each["part"] == part]
         shares = [each["prevalence"] for each in found]
         figure.add_scatter(
-            x=[each["start"] for each in found], y=[each["value"] for each in shares], mode="markers", name=part, marker={"color": colour, "size": 7},
+            x=[each["start"] for each in found],
+            y=[each["value"] for each in shares],
+            mode="markers",
+            name=part,
+            marker={"color": colour, "size": 7},
             error_y=_bars([(each["value"], each["low"], each["high"]) for each in shares]),
-        )  # fmt: skip
+        )
     return styled(figure, f"Prevalence by {details['periods']['unit']}", "", "share of the rare class")
 
 
@@ -130,9 +153,13 @@ def prequential(details: Details) -> Any:
     found = details["summary"]["prequential"]
     figure = _figure()
     figure.add_scatter(
-        x=[each["from"][:10] for each in found], y=[each["ap"]["value"] for each in found], mode="lines+markers", showlegend=False,
-        line={"color": BLUE}, error_y=_bars([(each["ap"]["value"], each["ap"]["low"], each["ap"]["high"]) for each in found]),
-    )  # fmt: skip
+        x=[each["from"][:10] for each in found],
+        y=[each["ap"]["value"] for each in found],
+        mode="lines+markers",
+        showlegend=False,
+        line={"color": BLUE},
+        error_y=_bars([(each["ap"]["value"], each["ap"]["low"], each["ap"]["high"]) for each in found]),
+    )
     return styled(figure, "Fitted again before each window", "window begins", "average precision")
 
 
@@ -149,10 +176,12 @@ def _dotted() -> dict[str, Any]:
 def _bars(found: list[tuple[float | None, float | None, float | None]]) -> dict[str, Any]:
     """Error bars from values with their intervals; none where there is no interval."""
     return {
-        "type": "data", "color": GREY, "thickness": 1.2,
+        "type": "data",
+        "color": GREY,
+        "thickness": 1.2,
         "array": [0 if value is None or high is None else max(0.0, high - value) for value, _, high in found],
         "arrayminus": [0 if value is None or low is None else max(0.0, value - low) for value, low, _ in found],
-    }  # fmt: skip
+    }
 
 
 def _short(name: str) -> str:

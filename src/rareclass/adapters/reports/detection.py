@@ -1,4 +1,6 @@
-"""The report of a run that no label chose, or whose test rows hold no row of the rare class: what is known, and that it is little."""
+"""The report of a run that no label chose, or whose test rows hold no row of the rare class: what is known, and that it
+is little.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,16 @@ def detection_report(details: Details, headline: str) -> str:
     """Return the HTML of such a run, from the values that `services.training.results.full` gathers (JSON-ready)."""
     summary = details["summary"]
     return page(
-        "detection.html", **details, headline=headline, labels=labels_sentence(summary), tiles=_tiles(details),
-        sentences=_sentences(summary), config_text=json.dumps(details["config"], indent=1), percent=percent, count=count,
-    )  # fmt: skip
+        "detection.html",
+        **details,
+        headline=headline,
+        labels=labels_sentence(summary),
+        tiles=_tiles(details),
+        sentences=_sentences(summary),
+        config_text=json.dumps(details["config"], indent=1),
+        percent=percent,
+        count=count,
+    )
 
 
 def labels_sentence(summary: Details) -> str:
@@ -25,8 +34,14 @@ def labels_sentence(summary: Details) -> str:
         return "All labelled rows are normal: no label of the rare class has judged this model."
     tested = summary["positives"]["test"]
     if not tested:
-        return f"{count(known)} row(s) of the rare class are known, none of them among the test rows: no label has judged this model."
-    return f"{count(known)} row(s) of the rare class are known, {count(tested)} of them among the test rows; none has chosen anything."
+        return (
+            f"{count(known)} row(s) of the rare class are known, none of them among the test rows: "
+            "no label has judged this model."
+        )
+    return (
+        f"{count(known)} row(s) of the rare class are known, {count(tested)} of them among the test rows; "
+        "none has chosen anything."
+    )
 
 
 def _tiles(details: Details) -> list[dict[str, str]]:
@@ -39,15 +54,26 @@ def _tiles(details: Details) -> list[dict[str, str]]:
         else {
             "name": "Average precision",
             "value": f"{metrics['ap']:.3f}",
-            "note": f"{interval(metrics['ap'], metrics['ap_low'], metrics['ap_high'])}, {details['summary']['positives']['test']} positives",
+            "note": (
+                f"{interval(metrics['ap'], metrics['ap_low'], metrics['ap_high'])}, "
+                f"{details['summary']['positives']['test']} positives"
+            ),
         },
         {"name": "Threshold", "value": f"{point['value']:.6g}", "note": point["objective"]},
     ]
     if found:
         tiles += [
-            {"name": "Normal rows flagged", "value": percent(rate), "note": f"from {count(found['held_out'])} held-out rows"},
-            {"name": "Alerts a day", "value": "–" if alerts is None else f"{alerts:.3g}", "note": "no time column" if alerts is None else "at the pace of the held-out rows"},
-        ]  # fmt: skip
+            {
+                "name": "Normal rows flagged",
+                "value": percent(rate),
+                "note": f"from {count(found['held_out'])} held-out rows",
+            },
+            {
+                "name": "Alerts a day",
+                "value": "–" if alerts is None else f"{alerts:.3g}",
+                "note": "no time column" if alerts is None else "at the pace of the held-out rows",
+            },
+        ]
     return tiles
 
 
@@ -58,7 +84,19 @@ def _sentences(summary: Details) -> list[tuple[str, str]]:
         return [("What was tried?", f"{summary['selected']}, chosen on held-out rows that hold the known positives.")]
     members = ", ".join(f"{name} ({count(rows)} rows)" for name, rows in found["reference"].items())
     return [
-        ("What is it?", f"A fixed ensemble of detectors: {members}. Without labels nothing can be chosen honestly. Its score is 1 - p: the share of normal rows that are less unusual, no probability."),
+        (
+            "What is it?",
+            (
+                f"A fixed ensemble of detectors: {members}. Without labels nothing can be chosen honestly. "
+                "Its score is 1 - p: the share of normal rows that are less unusual, no probability."
+            ),
+        ),
         ("Do they agree?", f"{found['agreement_line'][0].upper()}{found['agreement_line'][1:]}."),
-        ("Are later rows like those it learned from?", f"{found['uniformity_line'][0].upper()}{found['uniformity_line'][1:]}. The rate of alerts holds as long as they are."),
-    ]  # fmt: skip
+        (
+            "Are later rows like those it learned from?",
+            (
+                f"{found['uniformity_line'][0].upper()}{found['uniformity_line'][1:]}. "
+                "The rate of alerts holds as long as they are."
+            ),
+        ),
+    ]

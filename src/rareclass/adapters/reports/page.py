@@ -26,9 +26,12 @@ def render(template: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rareclass.adapters"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("rareclass.adapters"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template(template).render(**values)
 
 
@@ -77,12 +80,18 @@ def styled(figure: Any, title: str, across: str, up: str, **layout: Any) -> Any:
     axis = {"gridcolor": "rgba(139,141,152,.25)", "zeroline": False, "automargin": True}
     return figure.update_layout(
         **{
-            "title": {"text": title, "font": {"size": 15}}, "xaxis": {"title": across, **axis}, "yaxis": {"title": up, **axis},
-            "height": 340, "font": {"color": "#8b8d98", "size": 12, "family": "system-ui, sans-serif"},
-            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "margin": {"l": 45, "r": 15, "t": 45, "b": 45},
-            "legend": {"orientation": "h", "y": -0.22}, **layout,
+            "title": {"text": title, "font": {"size": 15}},
+            "xaxis": {"title": across, **axis},
+            "yaxis": {"title": up, **axis},
+            "height": 340,
+            "font": {"color": "#8b8d98", "size": 12, "family": "system-ui, sans-serif"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 45, "r": 15, "t": 45, "b": 45},
+            "legend": {"orientation": "h", "y": -0.22},
+            **layout,
         }
-    )  # fmt: skip
+    )
 
 
 def html(figure: Any) -> str:

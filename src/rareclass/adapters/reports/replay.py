@@ -15,8 +15,10 @@ def replay_report(told: Details) -> str:
         "replay.html",
         **told,
         chart=Markup(html(_timeline(told))),  # noqa: S704
-        percent=percent, count=count, interval=interval,
-    )  # fmt: skip
+        percent=percent,
+        count=count,
+        interval=interval,
+    )
 
 
 _ACTION_COLOURS = {"retrain": ORANGE, "promote": "#18794e", "rollback": "#b3261e", "page": "#b3261e"}
@@ -79,9 +81,13 @@ def _timeline(told: Details) -> Any:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure.update_layout(
-        height=820, font={"color": "#8b8d98", "size": 12}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 45, "r": 10, "t": 40, "b": 40}, legend={"orientation": "h", "y": -0.06},
-    )  # fmt: skip
+        height=820,
+        font={"color": "#8b8d98", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 45, "r": 10, "t": 40, "b": 40},
+        legend={"orientation": "h", "y": -0.06},
+    )
 
 
 def _or(value: float | None, other: float) -> float:

@@ -34,7 +34,9 @@ COLUMNS_SHOWN = 15
 
 @dataclass(frozen=True)
 class LogState:
-    """The prediction log on this machine: spools and what became of records. waiting_since : oldest answer on its way"""
+    """The prediction log on this machine: spools and what became of records. waiting_since :
+    oldest answer on its way
+    """
 
     spools: int
     waiting_bytes: int
@@ -92,7 +94,9 @@ class Status:
 
 
 def status_page(name: str, status: Status | None, *, error: str = "", every: float = 60.0) -> str:
-    """Return the page. status : None before the first evaluation · error : why the last one failed · every : seconds to reload"""
+    """Return the page. status : None before the first evaluation · error : why the last one failed · every : seconds to
+    reload
+    """
     reload = round(min(max(every, 15), 300))
     if status is None:
         return render("status.html", name=name, error=error, reload=reload, status=None)
@@ -102,21 +106,39 @@ def status_page(name: str, status: Status | None, *, error: str = "", every: flo
     said = None if verdict is None else verdict.verdict
     return render(
         "status.html",
-        name=name, error=error, reload=reload, status=status, legend=LEGEND,
-        evaluated=_time(snapshot.now), headline=HEADLINES.get(said or "", "Nothing evaluated"), loud=LOUD.get(said or "", ""),
+        name=name,
+        error=error,
+        reload=reload,
+        status=status,
+        legend=LEGEND,
+        evaluated=_time(snapshot.now),
+        headline=HEADLINES.get(said or "", "Nothing evaluated"),
+        loud=LOUD.get(said or "", ""),
         reasons=() if verdict is None else verdict.reasons,
         tiles=[] if champion is None else _tiles(status, champion),
         charts=[] if champion is None else _charts(status, champion),
         paired=[_paired(version, pair, snapshot) for version, pair in snapshot.paired.items()],
         versions=[_version(version, live, snapshot.roles.get(version, "")) for version, live in _ordered(snapshot)],
-        columns=_columns(snapshot), schema_errors=snapshot.schema_errors,
+        columns=_columns(snapshot),
+        schema_errors=snapshot.schema_errors,
         facts=_facts(status, champion),
-        ledger=[{"at": _time(line.at), "kind": line.kind, "version": line.version, "actor": line.actor, "reason": line.reason} for line in status.ledger],
-    )  # fmt: skip
+        ledger=[
+            {
+                "at": _time(line.at),
+                "kind": line.kind,
+                "version": line.version,
+                "actor": line.actor,
+                "reason": line.reason,
+            }
+            for line in status.ledger
+        ],
+    )
 
 
 def policy(page: str) -> str:
-    """Return the content security policy of a page: its own style sheets by their hash, and nothing else from anywhere."""
+    """Return the content security policy of a page: its own style sheets by their hash,
+    and nothing else from anywhere.
+    """
     styles = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles]
     allowed = " ".join(f"'sha256-{each}'" for each in hashes) or "'none'"
@@ -186,7 +208,7 @@ def _tiles(status: Status, live: Liveness) -> list[dict[str, str]]:
                 f"newest window, {_percent(newest.alert_rate)} of the rows",
             )
         )
-    return [{"name": name, "value": value, "note": note} for name, value, note in tiles]  # fmt: skip
+    return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
 
 
 def _facts(status: Status, champion: Liveness | None) -> list[tuple[str, str]]:
@@ -194,26 +216,62 @@ def _facts(status: Status, champion: Liveness | None) -> list[tuple[str, str]]:
     now, facts = naive(status.snapshot.now), []
     if status.due:
         since = "" if status.owed_since is None else f", the oldest from {_time(status.owed_since)}"
-        facts.append(("Labels owed", f"{count(status.owed)} of {count(status.due)} rows in view that are old enough have none ({_percent(status.owed / status.due)}){since}"))  # fmt: skip
+        facts.append(
+            (
+                "Labels owed",
+                (
+                    f"{count(status.owed)} of {count(status.due)} rows in view that are old enough have none "
+                    f"({_percent(status.owed / status.due)}){since}"
+                ),
+            )
+        )
     else:
         facts.append(("Labels owed", "no row in view is old enough to have its label"))
     if champion is not None and champion.last_label is not None:
         facts.append(("Newest label", f"{_ago(now - naive(champion.last_label))} ago"))
     if champion is not None and math.isfinite(champion.label_delay_p95):
-        waited = f"95 % come within {_ago(timedelta(seconds=champion.label_delay_p95))}; windows are judged after {_ago(status.label_delay)}"
+        waited = (
+            f"95 % come within {_ago(timedelta(seconds=champion.label_delay_p95))}; "
+            f"windows are judged after {_ago(status.label_delay)}"
+        )
         facts.append(("Label delay", waited))
     if status.left_out:
-        facts.append(("Left out of the log", f"{count(status.left_out)} rows decided 0 while the log was full; others stand for them by weight"))  # fmt: skip
+        facts.append(
+            (
+                "Left out of the log",
+                f"{count(status.left_out)} rows decided 0 while the log was full; others stand for them by weight",
+            )
+        )
     log = status.log
     if log is None:
-        facts.append(("Log on its way", "no server logs on this machine; each exports rareclass_serve_spool_bytes and rareclass_serve_reused_ids_total"))  # fmt: skip
+        facts.append(
+            (
+                "Log on its way",
+                (
+                    "no server logs on this machine; each exports rareclass_serve_spool_bytes and "
+                    "rareclass_serve_reused_ids_total"
+                ),
+            )
+        )
         return facts
     waits = "everything answered is in the store"
     if log.waiting_since is not None:
         waits = f"{count(log.waiting_bytes)} bytes wait, the oldest for {_ago(now - naive(log.waiting_since))}"
     facts.append(("Log on its way", waits))
-    facts.append(("Ids used twice", f"{count(log.reused)} rows were not stored: their id was in the store with other contents" if log.reused else "none"))  # fmt: skip
-    facts.append(("Records refused", f"{count(log.rejected)}, each with its reason in rejected.jsonl of the spool" if log.rejected else "none"))  # fmt: skip
+    facts.append(
+        (
+            "Ids used twice",
+            f"{count(log.reused)} rows were not stored: their id was in the store with other contents"
+            if log.reused
+            else "none",
+        )
+    )
+    facts.append(
+        (
+            "Records refused",
+            f"{count(log.rejected)}, each with its reason in rejected.jsonl of the spool" if log.rejected else "none",
+        )
+    )
     return facts
 
 
@@ -237,11 +295,15 @@ def _columns(snapshot: Snapshot) -> list[dict[str, Any]]:
     moved.sort(key=lambda column: (not column.broken, -column.psi))
     return [
         {
-            "name": column.name, "psi": _number(column.psi, 2), "ks": _number(column.ks, 2), "broken": "; ".join(column.broken),
-            "missing": f"{_percent(column.missing)} (usual {_percent(column.missing_reference)})", "gone": ", ".join(column.gone),
+            "name": column.name,
+            "psi": _number(column.psi, 2),
+            "ks": _number(column.ks, 2),
+            "broken": "; ".join(column.broken),
+            "missing": f"{_percent(column.missing)} (usual {_percent(column.missing_reference)})",
+            "gone": ", ".join(column.gone),
         }
         for column in moved[:COLUMNS_SHOWN]
-    ]  # fmt: skip
+    ]
 
 
 def _ordered(snapshot: Snapshot) -> list[tuple[str, Liveness]]:
@@ -251,16 +313,29 @@ def _ordered(snapshot: Snapshot) -> list[tuple[str, Liveness]]:
 
 def _version(version: str, live: Liveness, role: str) -> dict[str, Any]:
     reference = f"reference AP {_number(live.reference_ap)} at prevalence {_percent(live.reference_prevalence)}"
-    return {"version": version, "role": role, "reference": reference, "windows": [_row(window) for window in reversed(live.windows)]}  # fmt: skip
+    return {
+        "version": version,
+        "role": role,
+        "reference": reference,
+        "windows": [_row(window) for window in reversed(live.windows)],
+    }
 
 
 def _row(window: Window) -> dict[str, Any]:
     labelled = f"{window.coverage:.0%}" if math.isfinite(window.coverage) else "–"
     cells = [
-        count(window.rows), labelled, count(window.positives), _estimate(window.metric("prevalence"), _percent), _estimate(window.metric("ap")),
-        _estimate(window.metric("ap_reference")), _number(window.estimated_ap), _estimate(window.metric("precision")),
-        _estimate(window.metric("recall")), _estimate(window.metric("cost_per_1000"), _amount), _amount(window.alerts_per_day),
-    ]  # fmt: skip
+        count(window.rows),
+        labelled,
+        count(window.positives),
+        _estimate(window.metric("prevalence"), _percent),
+        _estimate(window.metric("ap")),
+        _estimate(window.metric("ap_reference")),
+        _number(window.estimated_ap),
+        _estimate(window.metric("precision")),
+        _estimate(window.metric("recall")),
+        _estimate(window.metric("cost_per_1000"), _amount),
+        _amount(window.alerts_per_day),
+    ]
     note = "violated" if window.violated else window.reason if not window.judged else ""
     return {
         "when": _days_of(window),
@@ -284,9 +359,14 @@ def _charts(status: Status, live: Liveness) -> list[dict[str, Any]]:
             style = "other" if role == "challenger" else "past"
             lines.append(Series(f"{role} {version}".strip(), style, _spans(other, "ap", own)))
     drift = [
-        Span(point.start, point.end, point.share, text=f"{_percent(point.share)} of the columns: {', '.join([*point.broken, *point.drifted][:8]) or 'none'}")
+        Span(
+            point.start,
+            point.end,
+            point.share,
+            text=f"{_percent(point.share)} of the columns: {', '.join([*point.broken, *point.drifted][:8]) or 'none'}",
+        )
         for point in status.drift
-    ]  # fmt: skip
+    ]
     scores = [
         Span(point.start, point.end, point.score_psi, text=f"PSI {_number(point.score_psi, 2)}")
         for point in status.drift
@@ -294,22 +374,55 @@ def _charts(status: Status, live: Liveness) -> list[dict[str, Any]]:
     ]
     wide = "Bands are intervals; dashed windows are not old enough for all their labels."
     found = [
-        chart("Average precision", f"By window of prediction time. {wide}", view, lines, written=_axis, level=("reference", live.reference_ap)),
-        chart("Prevalence", "Share of the rare class among labelled rows; the line is what the version was trained on.", view,
-              [Series("labelled", "main", _spans(live, "prevalence", _percent))], written=_percent, level=("reference", live.reference_prevalence)),
-        chart(f"{status.currency} per 1,000 rows", "What mistakes cost, of labelled rows; lower is better.", view,
-              [Series("cost", "main", _spans(live, "cost_per_1000", _amount))], written=_axis),
-        chart("Alerts a day", "Rows decided 1, of the windows' days.", view, [Series("alerts", "main", _alerts(live))], written=_axis),
-        chart("Columns that moved", "Share of columns whose window lies beyond the bound and beyond what windows of the reference show.", view,
-              [Series("drifted", "main", drift)], written=_percent),
-    ]  # fmt: skip
+        chart(
+            "Average precision",
+            f"By window of prediction time. {wide}",
+            view,
+            lines,
+            written=_axis,
+            level=("reference", live.reference_ap),
+        ),
+        chart(
+            "Prevalence",
+            "Share of the rare class among labelled rows; the line is what the version was trained on.",
+            view,
+            [Series("labelled", "main", _spans(live, "prevalence", _percent))],
+            written=_percent,
+            level=("reference", live.reference_prevalence),
+        ),
+        chart(
+            f"{status.currency} per 1,000 rows",
+            "What mistakes cost, of labelled rows; lower is better.",
+            view,
+            [Series("cost", "main", _spans(live, "cost_per_1000", _amount))],
+            written=_axis,
+        ),
+        chart(
+            "Alerts a day",
+            "Rows decided 1, of the windows' days.",
+            view,
+            [Series("alerts", "main", _alerts(live))],
+            written=_axis,
+        ),
+        chart(
+            "Columns that moved",
+            "Share of columns whose window lies beyond the bound and beyond what windows of the reference show.",
+            view,
+            [Series("drifted", "main", drift)],
+            written=_percent,
+        ),
+    ]
     if scores:
         found.append(
             chart(
-                "Drift of the score", "PSI against the version's first window of answers.", view,
-                [Series("PSI", "main", scores)], written=_axis, level=("bound", status.psi_bound),
+                "Drift of the score",
+                "PSI against the version's first window of answers.",
+                view,
+                [Series("PSI", "main", scores)],
+                written=_axis,
+                level=("bound", status.psi_bound),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -324,7 +437,10 @@ def _spans(live: Liveness, name: str, written: Callable[[float], str]) -> list[S
     spans = []
     for window in live.windows:
         found = window.metric(name)
-        text = f"{_days_of(window)}: {_estimate(found, written)}, {count(found.positives)} positives of {count(found.rows)} rows"
+        text = (
+            f"{_days_of(window)}: {_estimate(found, written)}, {count(found.positives)} positives of "
+            f"{count(found.rows)} rows"
+        )
         solid = window.state == "matured"
         spans.append(Span(window.start, window.end, found.value, found.low, found.high, solid, text))
     return spans
@@ -332,9 +448,14 @@ def _spans(live: Liveness, name: str, written: Callable[[float], str]) -> list[S
 
 def _estimated(live: Liveness) -> list[Span]:
     return [
-        Span(window.start, window.end, window.estimated_ap, text=f"{_days_of(window)}: {_number(window.estimated_ap)} from the scores alone")
+        Span(
+            window.start,
+            window.end,
+            window.estimated_ap,
+            text=f"{_days_of(window)}: {_number(window.estimated_ap)} from the scores alone",
+        )
         for window in live.windows
-    ]  # fmt: skip
+    ]
 
 
 def _alerts(live: Liveness) -> list[Span]:
@@ -383,9 +504,7 @@ def _between(found: Estimate, written: Callable[[float], str] = _number) -> str:
 def _estimate(found: Estimate, written: Callable[[float], str] = _number) -> str:
     if not math.isfinite(found.value):
         return "–"
-    return (
-        f"{written(found.value)} {_between(found, written)}" if math.isfinite(found.low) else written(found.value)
-    )  # fmt: skip
+    return f"{written(found.value)} {_between(found, written)}" if math.isfinite(found.low) else written(found.value)
 
 
 def _days_of(window: Window) -> str:

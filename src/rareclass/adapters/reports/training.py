@@ -29,10 +29,19 @@ _PROBABILITIES = {
     "mean_score_ratio": "mean score / prevalence",
 }
 _DECISIONS = {
-    "precision": "precision", "recall": "recall", "specificity": "specificity", "f1": "F1", "f2": "F2", "mcc": "MCC",
-    "gmean": "G-mean", "balanced_accuracy": "balanced accuracy", "macro_precision": "macro precision", "macro_recall": "macro recall",
-    "macro_f1": "macro F1", "micro_f1": "micro F1 (accuracy)",
-}  # fmt: skip
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "f1": "F1",
+    "f2": "F2",
+    "mcc": "MCC",
+    "gmean": "G-mean",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1 (accuracy)",
+}
 
 
 def training_report(details: Details) -> str:
@@ -59,24 +68,63 @@ def training_report(details: Details) -> str:
         slices=(summary["cross_fitting"] or evaluation)["slices"],
         thinned_lines=_thinned_lines(details),
         config_text=json.dumps(details["config"], indent=1),
-        percent=percent, count=count, interval=interval, estimate=estimate, precise=precise,
-    )  # fmt: skip
+        percent=percent,
+        count=count,
+        interval=interval,
+        estimate=estimate,
+        precise=precise,
+    )
 
 
 _Chart = tuple[Callable[[Details], Any], Callable[[Details], bool], str]
 
 _FIRST: dict[str, _Chart] = {
-    "pr": (charts.precision_recall, lambda d: True, "Each point of the line is one threshold; the orange dot is the one in use."),
-    "tradeoff": (charts.tradeoff, lambda d: True, "Orange: the threshold in use, shaded by where it would have been tuned on other rows of the same kind. Blue shade: interval of the cost."),
-    "importance": (charts.importance, lambda d: bool(d["importance"]), "▲ higher values raise the score, ▼ lower it, ⇅ both; grey where the interval holds 0. Features that say the same share what they say. Measured on the test rows after the verdict; nothing was chosen by it."),
-    "calibration": (charts.calibration, lambda d: True, "On the dotted line a score of 0.2 means 20 of 100. Each dot holds equally many positives."),
-}  # fmt: skip
+    "pr": (
+        charts.precision_recall,
+        lambda d: True,
+        "Each point of the line is one threshold; the orange dot is the one in use.",
+    ),
+    "tradeoff": (
+        charts.tradeoff,
+        lambda d: True,
+        (
+            "Orange: the threshold in use, shaded by where it would have been tuned on other rows of the same kind. "
+            "Blue shade: interval of the cost."
+        ),
+    ),
+    "importance": (
+        charts.importance,
+        lambda d: bool(d["importance"]),
+        (
+            "▲ higher values raise the score, ▼ lower it, ⇅ both; grey where the interval holds 0. "
+            "Features that say the same share what they say. Measured on the test rows after the verdict; "
+            "nothing was chosen by it."
+        ),
+    ),
+    "calibration": (
+        charts.calibration,
+        lambda d: True,
+        "On the dotted line a score of 0.2 means 20 of 100. Each dot holds equally many positives.",
+    ),
+}
 _MORE: dict[str, _Chart] = {
-    "candidates": (charts.candidates, lambda d: True, "Bars are intervals; candidates are compared paired, on the same rows."),
+    "candidates": (
+        charts.candidates,
+        lambda d: True,
+        "Bars are intervals; candidates are compared paired, on the same rows.",
+    ),
     "roc": (charts.roc, lambda d: True, "For comparison; where positives are rare, precision and recall say more."),
-    "prequential": (charts.prequential, lambda d: bool(d["summary"]["prequential"]), "The recipe was chosen on some of these rows: the windows tell how steady it is, not how good."),
-    "periods": (charts.periods, lambda d: bool(d["periods"]), "Colours: the part of the split that most rows of the period are in."),
-}  # fmt: skip
+    "prequential": (
+        charts.prequential,
+        lambda d: bool(d["summary"]["prequential"]),
+        "The recipe was chosen on some of these rows: the windows tell how steady it is, not how good.",
+    ),
+    "periods": (
+        charts.periods,
+        lambda d: bool(d["periods"]),
+        "Colours: the part of the split that most rows of the period are in.",
+    ),
+}
 
 
 def _drawn(details: Details, wanted: dict[str, _Chart]) -> dict[str, dict[str, Any]]:
@@ -111,12 +159,30 @@ def _tiles(details: Details) -> list[dict[str, str]]:
     lift = metrics["ap"]["value"] / prevalence if metrics["ap"]["value"] and prevalence else None
     untuned = percent(evaluation["untuned"]["recall"]["value"])
     return [
-        {"name": "Average precision", "value": f"{metrics['ap']['value']:.3f}", "note": f"{_range(metrics['ap'])}; " + (f"{lift:.0f} times the prevalence" if lift else f"prevalence {prevalence:.3g}")},
-        {"name": "Positives found (recall)", "value": percent(metrics["recall"]["value"]), "note": f"{_range(metrics['recall'])} of {count(summary['positives']['test'])}"},
-        {"name": "Alerts that are right (precision)", "value": percent(metrics["precision"]["value"]), "note": _range(metrics["precision"])},
+        {
+            "name": "Average precision",
+            "value": f"{metrics['ap']['value']:.3f}",
+            "note": f"{_range(metrics['ap'])}; "
+            + (f"{lift:.0f} times the prevalence" if lift else f"prevalence {prevalence:.3g}"),
+        },
+        {
+            "name": "Positives found (recall)",
+            "value": percent(metrics["recall"]["value"]),
+            "note": f"{_range(metrics['recall'])} of {count(summary['positives']['test'])}",
+        },
+        {
+            "name": "Alerts that are right (precision)",
+            "value": percent(metrics["precision"]["value"]),
+            "note": _range(metrics["precision"]),
+        },
         {"name": "Threshold", "value": f"{point['value']:.4f}", "note": f"{_span(point)}; 0.5 would find {untuned}"},
-        {"name": f"Saved against doing nothing ({money['currency']})", "value": count(money["saving_vs_nothing"]["value"]), "note": _money_range(money["saving_vs_nothing"]) + ("" if money["given"] else "; costs invented, see below")},
-    ]  # fmt: skip
+        {
+            "name": f"Saved against doing nothing ({money['currency']})",
+            "value": count(money["saving_vs_nothing"]["value"]),
+            "note": _money_range(money["saving_vs_nothing"])
+            + ("" if money["given"] else "; costs invented, see below"),
+        },
+    ]
 
 
 def _range(found: Details) -> str:
@@ -144,7 +210,9 @@ def _sentences(details: Details) -> list[tuple[str, str]]:
     if drives:
         found.append(("What drives it?", "; ".join(_drive(each) for each in drives) + "."))
     elif details["importance"]:
-        found.append(("What drives it?", "No feature alone: scrambling any one of them costs less than these rows can show."))  # fmt: skip
+        found.append(
+            ("What drives it?", "No feature alone: scrambling any one of them costs less than these rows can show.")
+        )
     return found
 
 
@@ -152,13 +220,19 @@ def _judged_by(crossed: Details) -> str:
     """Say that the verdict is by cross-fitting, on how many rows, and what it may flatter."""
     reason, ap = crossed["reason"], estimate(crossed["metrics"]["ap"])
     return (
-        f"{reason[0].upper()}{reason[1:]} hold {count(crossed['positives'])} positives, and their average precision is {ap}. The recipe was "
-        "chosen on part of these rows, which flatters a little. The slices are of these rows too; the other figures of this page are those of the test rows."
+        f"{reason[0].upper()}{reason[1:]} hold {count(crossed['positives'])} positives, and their average precision "
+        f"is {ap}. The recipe was "
+        "chosen on part of these rows, which flatters a little. The slices are of these rows too; "
+        "the other figures of this page are those of the test rows."
     )
 
 
 def _drive(each: Details) -> str:
-    low, high = (min(each["at"], key=lambda pair: pair[1]), max(each["at"], key=lambda pair: pair[1])) if each["at"] else (None, None)  # fmt: skip
+    low, high = (
+        (min(each["at"], key=lambda pair: pair[1]), max(each["at"], key=lambda pair: pair[1]))
+        if each["at"]
+        else (None, None)
+    )
     way = {
         "up": "higher values raise the score",
         "down": "higher values lower the score",
@@ -174,7 +248,10 @@ def selection_sentence(summary: Details) -> str:
     winner = next((each for each in summary["candidates"] if each["name"] == summary["selected"]), None)
     number = len(summary["candidates"])
     if summary["forced"]:
-        return f"{summary['selected']} was forced (search.only). Nothing was tried beside it, so nothing says whether it beats the untouched learner."
+        return (
+            f"{summary['selected']} was forced (search.only). Nothing was tried beside it, so nothing says whether it "
+            "beats the untouched learner."
+        )
     tried = "One candidate was finished. " if number == 1 else f"{number} candidates on the same held-out rows. "
     if number == 1:
         return f"{tried}A larger search.seconds tries more."
@@ -200,9 +277,15 @@ def _money_lines(money: Details) -> list[dict[str, str]]:
         "per_1000_rows": "these decisions, per 1000 rows",
     }
     return [
-        {"name": text, "value": count(money[key]["value"]), "interval": "–" if money[key]["low"] is None else f"{count(money[key]['low'])} … {count(money[key]['high'])}"}
+        {
+            "name": text,
+            "value": count(money[key]["value"]),
+            "interval": "–"
+            if money[key]["low"] is None
+            else f"{count(money[key]['low'])} … {count(money[key]['high'])}",
+        }
         for key, text in names.items()
-    ]  # fmt: skip
+    ]
 
 
 def _importance_line(each: Details) -> dict[str, Any]:
@@ -251,7 +334,9 @@ def _decision_lines(evaluation: Details) -> list[tuple[str, list[str]]]:
 
 
 def _thinned_lines(details: Details) -> list[dict[str, Any]]:
-    """The same decisions at the natural prevalence and on a test thinned to a ratio; empty unless that was asked for."""
+    """The same decisions at the natural prevalence and on a test thinned to a ratio;
+    empty unless that was asked for.
+    """
     evaluation, ratio = details["evaluation"], details["config"]["evaluate"]["test_ratio"]
     if not evaluation["thinned"]:
         return []

@@ -1,4 +1,5 @@
-"""Charts over windows of time as SVG, drawn here: a page of them needs no script, and so its policy can forbid every one.
+"""Charts over windows of time as SVG, drawn here: a page of them needs no script, and so its policy can forbid every
+one.
 
 What is computed here is geometry in the units of the picture; the template writes it, and escapes what it writes.
 """
@@ -21,7 +22,9 @@ STEPS = (1, 2, 2.5, 5, 10)
 
 @dataclass(frozen=True)
 class Span:
-    """One window of a line: its value with the interval (NaN: none), solid once its labels are in; ``text`` when pointed at."""
+    """One window of a line: its value with the interval (NaN: none), solid once its labels are in; ``text`` when
+    pointed at.
+    """
 
     start: datetime
     end: datetime
@@ -65,8 +68,14 @@ class View:
 
 
 def chart(
-    title: str, caption: str, view: View, lines: Sequence[Series], *, written: Callable[[float], str], level: tuple[str, float] | None = None
-) -> dict[str, Any]:  # fmt: skip
+    title: str,
+    caption: str,
+    view: View,
+    lines: Sequence[Series],
+    *,
+    written: Callable[[float], str],
+    level: tuple[str, float] | None = None,
+) -> dict[str, Any]:
     """Lay out a chart; ``empty`` says that it has nothing to show.
 
     written : a value as text, for the axis · level : name and value of a horizontal line to compare with
@@ -77,15 +86,24 @@ def chart(
     ticks = _ticks(max([*ends, level[1] if level else 0.0, 0.0]))
     up = _scale(ticks[-1])
     return {
-        "title": title, "caption": caption, "empty": not spans, "width": WIDTH, "height": HEIGHT,
-        "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM,
+        "title": title,
+        "caption": caption,
+        "empty": not spans,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
         "label": f"{title}: {_said(lines, written)}",
         "ticks": [{"y": up(value), "text": written(value)} for value in ticks],
         "days": _days(view),
         "level": None if level is None else {"y": up(level[1]), "name": f"{level[0]} {written(level[1])}"},
         "marks": _marks(view),
-        "lines": [{"name": line.name, "style": line.style, "spans": _placed(line, view, up)} for line in lines if line.spans],
-    }  # fmt: skip
+        "lines": [
+            {"name": line.name, "style": line.style, "spans": _placed(line, view, up)} for line in lines if line.spans
+        ],
+    }
 
 
 def _placed(line: Series, view: View, up: Callable[[float], float]) -> list[dict[str, Any]]:
@@ -105,9 +123,7 @@ def _placed(line: Series, view: View, up: Callable[[float], float]) -> list[dict
 
 def _said(lines: Sequence[Series], written: Callable[[float], str]) -> str:
     """The newest value of each line, for who hears the page."""
-    newest = [
-        (line.name, [span.value for span in line.spans if math.isfinite(span.value)][-1:]) for line in lines
-    ]  # fmt: skip
+    newest = [(line.name, [span.value for span in line.spans if math.isfinite(span.value)][-1:]) for line in lines]
     return ", ".join(f"{name} {written(values[0])}" for name, values in newest if values) or "nothing yet"
 
 

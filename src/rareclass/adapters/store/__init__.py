@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pandas as pd
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from rareclass.adapters.store import erasure, ledger
 from rareclass.adapters.store.database import Database
@@ -42,8 +43,10 @@ __all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "Tally", "micros", "
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What became of labels: new ones, ones that changed a known label, ones that changed nothing, how many of all belong
-    to a prediction that has not arrived (they are kept for it), and how many were refused because their row was erased."""
+    """What became of labels: new ones, ones that changed a known label, ones that changed nothing, how many of all
+    belong to a prediction that has not arrived (they are kept for it), and how many were refused because their row was
+    erased.
+    """
 
     inserted: int = 0
     corrected: int = 0
@@ -105,17 +108,23 @@ class Store(Database):
         if not self.postgres:
             return self.insert(PREDICTIONS, rows)
         self.ensure_partitions(rows)
-        names = ", ".join(f'"{name}"' for name in rows.columns)
+        keys, names = [*KEY, "ts"], list(rows.columns)
+        staged = self.staged(PREDICTIONS, names)
+        # keys in one order, so that two processes with the same rows wait for each other instead of deadlocking
+        ordered = sa.select(*(staged.c[name] for name in keys)).order_by(*(staged.c[name] for name in KEY))
+        fresh = (
+            postgresql.insert(PREDICTION_KEYS)
+            .from_select(keys, ordered)
+            .on_conflict_do_nothing()
+            .returning(*(PREDICTION_KEYS.c[name] for name in KEY))
+            .cte("fresh")
+        )
+        same_key = sa.and_(*(staged.c[name] == fresh.c[name] for name in KEY))
+        new = sa.select(*staged.columns).select_from(staged.join(fresh, same_key))
         with self.transaction(write=True) as connection:
             self.stage(connection, PREDICTIONS, rows.drop_duplicates(list(KEY)))
-            # keys in one order, so that two processes with the same rows wait for each other instead of deadlocking
-            statement = f"""
-                WITH fresh AS (INSERT INTO prediction_keys (model, request_id, "row", ts)
-                    SELECT model, request_id, "row", ts FROM stage_predictions ORDER BY model, request_id, "row"
-                    ON CONFLICT DO NOTHING RETURNING model, request_id, "row")
-                INSERT INTO predictions ({names})
-                SELECT {names} FROM stage_predictions JOIN fresh USING (model, request_id, "row")"""  # noqa: S608
-            return int(connection.exec_driver_sql(statement).rowcount)
+            insert = sa.insert(PREDICTIONS).from_select(names, new)
+            return int(connection.execute(insert).rowcount)
 
     def reused(self, frame: pd.DataFrame) -> int:
         """Count the rows whose id is stored with other contents: they were not stored, the first one won.
@@ -193,7 +202,9 @@ class Store(Database):
         return LabelReport(**counts, unknown=unknown, forgotten=forgotten)
 
     def not_erased(self, connection: sa.Connection, rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-        """Leave out labels of rows that were erased, unless the id was used again since; return the others and a count."""
+        """Leave out labels of rows that were erased, unless the id was used again since;
+        return the others and a count.
+        """
         gone = (erasure.matches(connection, rows, None, ("request_id", "row")) >= 0).any(axis=1)
         if gone.any():
             keys = [self.keys.c[name] for name in KEY]
@@ -217,8 +228,8 @@ class Store(Database):
 
         Columns: request_id, row, ts, version, operating_point, score, decision, threshold, weight, propensity, entity,
         label (float; NaN = none yet), label_observed_at (NaT), and features (JSON text) when asked for.
-        ``labels_until``: the labels as they were known at that time, by their ``observed_at``. (Of a label that was said
-        several times only the first and the last time are kept.)
+        ``labels_until``: the labels as they were known at that time, by their ``observed_at``. (Of a label that was
+        said several times only the first and the last time are kept.)
         """
         names = ["request_id", "row", "ts", "version", "operating_point", "score", "decision", "threshold"]
         names += ["weight", "propensity", "entity"] + (["features"] if features else [])
@@ -315,9 +326,9 @@ class Store(Database):
     ) -> Erased:
         """Erase everything about a request or an entity in all tables.
 
-        With ``at`` the erasure also holds for rows up to that time that are still on their way (spool, retries), and for
-        labels of the erased rows whenever they are imported again: salted digests of the ids are kept to refuse them.
-        ``compact`` afterwards takes the erased rows out of the database's files.
+        With ``at`` the erasure also holds for rows up to that time that are still on their way (spool, retries), and
+        for labels of the erased rows whenever they are imported again: salted digests of the ids are kept to refuse
+        them. ``compact`` afterwards takes the erased rows out of the database's files.
         """
         if (request_id is None) == (entity is None):
             raise StoreError("forget needs exactly one of request_id and entity")
@@ -389,7 +400,8 @@ class Store(Database):
         return gone.ge(rows["ts"], axis=0).any(axis=1).to_numpy()
 
     def prune(self, model: str, before: Any) -> dict[str, int]:
-        """Delete predictions older than ``before`` with their shadow scores and labels; return the rows deleted by table.
+        """Delete predictions older than ``before`` with their shadow scores and labels; return the rows deleted by
+        table.
 
         Labels that never found a prediction go when they were received before that time. The ledger stays, and so does
         what was forgotten. PostgreSQL drops whole days that no other model uses.
@@ -418,7 +430,10 @@ class Store(Database):
     def append(
         self, model: str, key: str, kind: str, actor: str, reason: str, payload: Mapping[str, Any], at: Any
     ) -> LedgerEntry:
-        """Write one line of the ledger. Raises AlreadyDoneError when this (model, key) is there: the database refuses it."""
+        """Write one line of the ledger.
+
+        Raises AlreadyDoneError when this (model, key) is there: the database refuses it.
+        """
         values = {"model": model, "key": key, "kind": kind, "actor": actor, "reason": reason, "at": to_micros(at)}
         text = json.dumps(dict(payload), default=str)
         try:

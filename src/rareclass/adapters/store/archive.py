@@ -42,7 +42,9 @@ def snapshot(store: Store, model: str) -> Iterator[Mapping[str, Iterator[pd.Data
 
 
 def _pieces(store: Store, connection: sa.Connection, table: sa.Table, model: str) -> Iterator[pd.DataFrame]:
-    """Tables with a time come day by day, so that a year of features need not fit into memory; the others as a whole."""
+    """Tables with a time come day by day, so that a year of features need not fit into memory;
+    the others as a whole.
+    """
     whole = sa.select(*(column for column in table.columns if column.name != "id")).where(table.c.model == model)
     if table is LEDGER:
         whole = whole.order_by(table.c.id)
@@ -83,9 +85,7 @@ def restore(store: Store, table: str, frame: pd.DataFrame, erased: set[str]) -> 
         return store.insert(target, rows) if len(rows) else 0
     if table == LEDGER.name and "hash" not in frame.columns:  # a backup from before the chain
         return _chained(store, frame)
-    names = ", ".join(f'"{name}"' for name in frame.columns)
-    marks = ", ".join(f":{name}" for name in frame.columns)
-    statement = sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING")  # noqa: S608
+    statement = store.insert_into(target).on_conflict_do_nothing().inline()
     lines: list[dict[str, Any]] = [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
     with store.transaction(write=True) as connection:
         return sum(connection.execute(statement, _plain(line)).rowcount for line in lines)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pandas as pd
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from rareclass.adapters.store.engines import driver, explain, postgres_engine, sqlalchemy_url, sqlite_engine, upgrade
 from rareclass.adapters.store.frames import array, copied, to_csv, tuples
@@ -105,7 +106,9 @@ class Database:
                     connection.execute(sa.text(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}"))
 
     def drop_partitions(self, connection: sa.Connection, model: str, limit: int) -> dict[str, int]:
-        """Drop day partitions wholly before ``limit`` that hold nothing of another model; return rows dropped by table."""
+        """Drop day partitions wholly before ``limit`` that hold nothing of another model;
+        return rows dropped by table.
+        """
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(1919050605)"))
         listing = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:parent)"
         last, dropped = _suffix(limit // DAY), {}
@@ -123,8 +126,8 @@ class Database:
     def compact(self, parts: Sequence[str] = ()) -> None:
         """Take deleted rows out of the files of the database. Raises StoreError when another process holds it too long.
 
-        SQLite: the file is written anew and its write-ahead log emptied. PostgreSQL: the tables and partitions ``parts``
-        are rewritten; the server's own log keeps old pages until it is recycled.
+        SQLite: the file is written anew and its write-ahead log emptied. PostgreSQL: the tables and partitions
+        ``parts`` are rewritten; the server's own log keeps old pages until it is recycled.
         """
         try:
             with self._engine.connect() as pooled:
@@ -138,7 +141,8 @@ class Database:
                     connection.execute("PRAGMA temp_store=MEMORY")
                     if busy:
                         raise StoreError(
-                            f"store {self.url} is read by another process for long: old pages stay in its log until then. Run `rareclass retention` once it has ended"
+                            f"store {self.url} is read by another process for long: "
+                            "old pages stay in its log until then. Run `rareclass retention` once it has ended"
                         )
         except (sa.exc.SQLAlchemyError, self._driver_error, OSError) as error:
             raise explain(error, self.url, self._refused) from error
@@ -155,18 +159,29 @@ class Database:
             connection.autocommit = False
 
     def insert(self, table: sa.Table, rows: pd.DataFrame) -> int:
-        """INSERT ... ON CONFLICT DO NOTHING; return the number of new rows."""
-        names = ", ".join(f'"{name}"' for name in rows.columns)
+        """Insert the rows whose key is not there; return how many were new."""
+        names = list(rows.columns)
         with self.transaction(write=True) as connection:
             if self.postgres:
                 self.stage(connection, table, rows)
-                order = ", ".join(f'"{name}"' for name in UNIQUE[table])
-                statement = f"INSERT INTO {table.name} ({names}) SELECT {names} FROM stage_{table.name} ORDER BY {order} ON CONFLICT DO NOTHING"  # noqa: S608
-                return int(connection.exec_driver_sql(statement).rowcount)
-            marks = ", ".join("?" * rows.shape[1])
+                # keys in one order, so that two processes with the same rows wait for each other instead of deadlocking
+                staged = sa.select(*self.staged(table, names).columns).order_by(*map(sa.column, UNIQUE[table]))
+                statement = self.insert_into(table).from_select(names, staged).on_conflict_do_nothing()
+                return int(connection.execute(statement.inline()).rowcount)
+            # one statement for all rows, given to the driver: SQLAlchemy would make a dictionary of every row
+            compiled = self.insert_into(table).on_conflict_do_nothing().compile(connection, column_keys=names)
             cursor = driver(connection).cursor()
-            cursor.executemany(f"INSERT OR IGNORE INTO {table.name} ({names}) VALUES ({marks})", tuples(rows))  # noqa: S608
+            cursor.executemany(str(compiled), tuples(rows[list(compiled.positiontup or ())]))
             return int(cursor.rowcount)
+
+    def insert_into(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        """Return the dialect's INSERT, which knows ON CONFLICT."""
+        return postgresql.insert(table) if self.postgres else sqlite.insert(table)
+
+    def staged(self, table: sa.Table, names: Sequence[str]) -> sa.TableClause:
+        """Return what ``stage`` put down in this transaction, to be selected from."""
+        schema = None if self.postgres else "temp"
+        return sa.table(f"stage_{table.name}", *map(sa.column, names), schema=schema)
 
     def stage(self, connection: sa.Connection, table: sa.Table, rows: pd.DataFrame) -> None:
         """Put rows into the temporary table ``stage_TABLE`` of this transaction."""
@@ -190,19 +205,20 @@ class Database:
     def upsert(self, connection: sa.Connection, table: sa.Table, rows: pd.DataFrame) -> None:
         """Insert rows, and replace those whose key is there."""
         self.stage(connection, table, rows)
-        names = ", ".join(f'"{name}"' for name in rows.columns)
-        key = ", ".join(f'"{name}"' for name in UNIQUE[table])
-        changes = ", ".join(f'"{name}" = excluded."{name}"' for name in rows.columns if name not in UNIQUE[table])
-        stage = f"stage_{table.name}" if self.postgres else f"temp.stage_{table.name}"
-        connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} WHERE true ON CONFLICT ({key}) DO UPDATE SET {changes}"  # noqa: S608
-        )
+        names = list(rows.columns)
+        # SQLite would read ON CONFLICT after a SELECT without WHERE as the ON of a join
+        staged = sa.select(*self.staged(table, names).columns).where(sa.true())
+        insert = self.insert_into(table).from_select(names, staged)
+        changes = {name: insert.excluded[name] for name in names if name not in UNIQUE[table]}
+        connection.execute(insert.on_conflict_do_update(index_elements=list(UNIQUE[table]), set_=changes))
 
     @contextmanager
     def transaction(self, write: bool = False) -> Iterator[sa.Connection]:
         """One transaction; every failure becomes a StoreError of one line with the password masked."""
+        # an INSERT ... SELECT keeps no count of its rows unless it is asked to
+        options: dict[str, Any] = {"rareclass_write": write, "preserve_rowcount": True}
         try:
-            with self._engine.connect().execution_options(rareclass_write=write) as connection, connection.begin():
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
         except (sa.exc.SQLAlchemyError, self._driver_error, OSError) as error:
             raise explain(error, self.url, self._refused) from error

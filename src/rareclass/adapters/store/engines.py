@@ -76,7 +76,8 @@ def upgrade(connection: sa.Connection, url: str) -> None:
     except CommandError as error:
         found = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
         raise StoreError(
-            f"store {url} is at revision {found}, which this rareclass does not know ({one_line(error)}). Install the newer release"
+            f"store {url} is at revision {found}, which this rareclass does not know ({one_line(error)}). "
+            "Install the newer release"
         ) from None
 
 

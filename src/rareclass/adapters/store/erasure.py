@@ -1,8 +1,8 @@
 """What was erased stays away: salted digests of ids, and rows held against them.
 
-A digest is of one of three kinds: ``request_id`` (all rows of a request), ``entity`` (all rows of an entity up to the time
-of the erasure) and ``row`` (one row of a request, known to have belonged to an entity that was erased: its labels and
-shadow scores do not name the entity).
+A digest is of one of three kinds: ``request_id`` (all rows of a request), ``entity`` (all rows of an entity up to the
+time of the erasure) and ``row`` (one row of a request, known to have belonged to an entity that was erased: its labels
+and shadow scores do not name the entity).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from rareclass.adapters.store.tables import FORGOTTEN
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What an erasure did. ``rows`` by table; ``digest`` names what was erased without saying it; ``parts``: the tables and
-    partitions of PostgreSQL that still hold dead rows of it."""
+    """What an erasure did. ``rows`` by table; ``digest`` names what was erased without saying it; ``parts``: the tables
+    and partitions of PostgreSQL that still hold dead rows of it."""
 
     kind: str
     digest: str

@@ -34,7 +34,9 @@ def to_micros(moment: Any) -> int:
 
 
 def micros(values: Any) -> pd.Series[Any]:
-    """The same for a column; whole numbers are microseconds already. Raises StoreRefusedError for what is not a time."""
+    """The same for a column; whole numbers are microseconds already. Raises StoreRefusedError for what is not a
+    time.
+    """
     series = pd.Series(values)
     if pd.api.types.is_integer_dtype(series.dtype):
         return series.astype("int64")
@@ -71,7 +73,8 @@ def normal(frame: pd.DataFrame, table: sa.Table, **same_as: str) -> pd.DataFrame
         else:
             known = [str(c) for c in frame.columns]
             raise StoreRefusedError(
-                f"column '{name}' is missing from the rows for '{table.name}'.{nearest(name, known)} It has: {', '.join(known)}"
+                f"column '{name}' is missing from the rows for '{table.name}'.{nearest(name, known)} It has: "
+                f"{', '.join(known)}"
             )
         columns[column.name] = _typed(values, column)
     return pd.DataFrame(columns).reset_index(drop=True)
@@ -85,12 +88,14 @@ def _typed(values: pd.Series[Any], column: sa.Column[Any]) -> pd.Series[Any]:
         times = micros(values)
         if not times.between(0, LAST).all():
             raise StoreRefusedError(
-                f"column '{column.name}' has times outside 1970 to 2261, like {times[~times.between(0, LAST)].iloc[0]} microseconds"
+                f"column '{column.name}' has times outside 1970 to 2261, like "
+                f"{times[~times.between(0, LAST)].iloc[0]} microseconds"
             )
         return times
     if values.isna().any() and not nullable:
         raise StoreRefusedError(
-            f"column '{column.name}' has {int(values.isna().sum())} missing values; '{column.table.name}' needs all of them"
+            f"column '{column.name}' has {int(values.isna().sum())} missing values; "
+            f"'{column.table.name}' needs all of them"
         )
     if isinstance(column.type, sa.Text):
         return _clean_text(values.astype(object).where(values.notna(), None))

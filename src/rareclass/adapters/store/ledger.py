@@ -1,7 +1,8 @@
 """The chain of the ledger: each line carries a hash over itself and the line before it.
 
-The database refuses to change or delete a line (triggers); whoever owns the database can take the triggers away. The chain
-makes what he then changes visible, and a hash that was noted elsewhere makes it visible that lines are missing at the end.
+The database refuses to change or delete a line (triggers); whoever owns the database can take the triggers away. The
+chain makes what he then changes visible, and a hash that was noted elsewhere makes it visible that lines are missing at
+the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ FIELDS = ("model", "key", "kind", "actor", "reason", "payload", "at")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a walk along the ledger found. lines : how many · head : hash of the last · broken : sentences, empty when whole"""
+    """What a walk along the ledger found. lines : how many · head : hash of the last · broken : sentences, empty when
+    whole
+    """
 
     lines: int
     head: str
@@ -29,7 +32,9 @@ class Chain:
 
 
 def line_hash(line: Mapping[str, Any], previous: str) -> str:
-    """Return the hash of a line as stored, which follows one with the hash ``previous`` (empty: the first of its model)."""
+    """Return the hash of a line as stored, which follows one with the hash ``previous`` (empty: the first of its
+    model).
+    """
     content = json.dumps([previous, *(line[name] for name in FIELDS)], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -20,17 +20,19 @@ from rareclass.errors import DataError, nearest
 
 
 def table_for(config: Config, rows: Rows, schema: Schema) -> tuple[AnyArray, pd.DataFrame]:
-    """Return the table that a version of ``schema`` reads of ``rows``: decoded where their encoding lost nothing of it, else
-    read from the source once more. Arguments, return value and errors as of ``columns_again``."""
+    """Return the table that a version of ``schema`` reads of ``rows``: decoded where their encoding lost nothing of it,
+    else read from the source once more. Arguments, return value and errors as of ``columns_again``."""
     if covers(rows.schema, schema):
         return np.arange(len(rows)), decode(rows.x, rows.schema)
     return columns_again(config, rows, schema.names)
 
 
 def columns_again(config: Config, rows: Rows, columns: Sequence[str]) -> tuple[AnyArray, pd.DataFrame]:
-    """Read the source once more and return ``columns`` of ``rows`` as they stand there, whatever the rows' schema kept of them.
+    """Read the source once more and return ``columns`` of ``rows`` as they stand there, whatever the rows' schema kept
+    of them.
 
-    rows : part of what ``ingest`` made of the same configuration; found again by their ids, the k-th of equal ids is the k-th
+    rows : part of what ``ingest`` made of the same configuration; found again by their ids, the k-th of equal ids is
+        the k-th
     Returns (m,) positions in ``rows`` and their m values; a row that is no longer in the source is left out.
     Raises DataError when a column or every row is gone.
     """

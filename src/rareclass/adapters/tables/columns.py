@@ -1,4 +1,6 @@
-"""Decide how the columns of a source are read, from all their values; read Arrow columns so. The rules are core.reading's."""
+"""Decide how the columns of a source are read, from all their values; read Arrow columns so. The rules are
+core.reading's.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,19 @@ _ODD = 0.1  # share of other values up to which a column still counts as numbers
 _MOST_ODD = 20  # different ones
 _TEXT_AFTER = 2000  # values after which a column of mostly other text is not asked any further
 _COMMA = re.compile(r"[+-]?\d[\d.]*,\d+|[+-]?\d{1,3}(?:[' \u00a0]\d{3})+")
-_INTEGERS = {kind: getattr(pd, f"{name}Dtype")() for kind, name in ((pa.int8(), "Int8"), (pa.int16(), "Int16"), (pa.int32(), "Int32"), (pa.int64(), "Int64"), (pa.uint8(), "UInt8"), (pa.uint16(), "UInt16"), (pa.uint32(), "UInt32"), (pa.uint64(), "UInt64"))}  # fmt: skip
+_INTEGERS = {
+    kind: getattr(pd, f"{name}Dtype")()
+    for kind, name in (
+        (pa.int8(), "Int8"),
+        (pa.int16(), "Int16"),
+        (pa.int32(), "Int32"),
+        (pa.int64(), "Int64"),
+        (pa.uint8(), "UInt8"),
+        (pa.uint16(), "UInt16"),
+        (pa.uint32(), "UInt32"),
+        (pa.uint64(), "UInt64"),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +68,12 @@ def decide(data: DataSettings, source: Source, names: Sequence[str], filter: Con
     Raises DataError where the values leave open what they mean, with what to set.
     """
     form, columns = format_of(data), source.columns
-    texts = {
-        name: TextSurvey(name, form)
-        for name in names
-        if name not in data.categorical and _is_text(columns[name])
-    }  # fmt: skip
+    texts = {name: TextSurvey(name, form) for name in names if name not in data.categorical and _is_text(columns[name])}
     time = TimeSurvey(data.time, data.time_format, data.time_unit, data.time_origin) if data.time else None
     if data.time is not None and data.time_unit is not None and kind_of(columns[data.time]) == "time":
         raise DataError(
-            f"column '{data.time}' (data.time) holds times already, so data.time_unit '{data.time_unit}' counts nothing. Take data.time_unit out"
+            f"column '{data.time}' (data.time) holds times already, so data.time_unit '{data.time_unit}' counts "
+            "nothing. Take data.time_unit out"
         )
     asked = [name for name, survey in texts.items() if survey is not None]
     if time is not None and not time.told and kind_of(columns[str(data.time)]) != "time":
@@ -155,21 +166,25 @@ class TextSurvey:
         if self.commas and (self.numbers + self.commas) >= (1 - _ODD) * total:
             example = next(text for text in self.other if _COMMA.fullmatch(text))
             raise DataError(
-                f"column '{self.name}' has numbers like '{example}': set data.decimal: ',' where the comma stands before fractions, or data.thousands "
-                "to the sign between groups of three digits; or add the column to data.categorical if these are no numbers"
+                f"column '{self.name}' has numbers like '{example}': set data.decimal: "
+                "',' where the comma stands before fractions, or data.thousands "
+                "to the sign between groups of three digits; or add the column to data.categorical if these are no "
+                "numbers"
             )
         points = sum(count for text, count in self.other.items() if number_of(text) is not None)
         if self.form.decimal != "." and points and self.numbers + points >= (1 - _ODD) * total:
             example = next(text for text in self.other if number_of(text) is not None)
             raise DataError(
                 f"column '{self.name}' has numbers with a point, like '{example}', though data.decimal is ','. "
-                "Set data.thousands: '.' if the point groups digits, write all columns in one way, or add the column to data.categorical"
+                "Set data.thousands: '.' if the point groups digits, write all columns in one way, or add the column "
+                "to data.categorical"
             )
         if not total or self.settled or odd > _ODD * total:
             return None, None
         if self.padded:
             return None, self._said(
-                f"column '{self.name}' has digits behind a zero in {self.padded:,} of {total:,} values, like '{self.example}': it is read as text, a category. "
+                f"column '{self.name}' has digits behind a zero in {self.padded:,} of {total:,} values, like "
+                f"'{self.example}': it is read as text, a category. "
                 "Add it to data.categorical to say so, or to data.drop"
             )
         reading = Reading("number", self.form.missing, self.form.decimal, self.form.thousands)
@@ -183,12 +198,14 @@ class TextSurvey:
         some = f"column '{self.name}' is a number in all but {odd:,} of {total:,} values: {counted(self.other)}"
         if len(self.other) > _MOST_ODD or len(self.distinct) <= max_categories:
             return None, self._said(
-                f"{some}. It is read as a category. Add those values to data.missing_values to read numbers, or the column to data.categorical"
+                f"{some}. It is read as a category. Add those values to data.missing_values to read numbers, or the "
+                "column to data.categorical"
             )
         return Reading(
             "number", (*self.form.missing, *sorted(self.other)), self.form.decimal, self.form.thousands
         ), self._said(
-            f"{some}. They count as missing. Add them to data.missing_values if they are, or the column to data.categorical"
+            f"{some}. They count as missing. Add them to data.missing_values if they are, or the column to "
+            "data.categorical"
         )
 
     def _said(self, message: str) -> Finding:
@@ -251,7 +268,9 @@ def times(column: pa.Array, reading: TimeReading) -> tuple[AnyArray, pd.Series[A
 
 
 def frame_of(batch: pa.RecordBatch) -> pd.DataFrame:
-    """Return a batch as a frame: integers keep all digits beside missing values, text is text also where all is missing."""
+    """Return a batch as a frame: integers keep all digits beside missing values, text is text also where all is
+    missing.
+    """
     columns = {name: _column(batch.column(place)) for place, name in enumerate(batch.schema.names)}
     return pd.DataFrame(columns) if columns else pd.DataFrame(index=range(batch.num_rows))
 

@@ -1,6 +1,8 @@
-"""CSV in any of its dialects: separators, encodings and types are found over the whole of all files, before a row is used.
+"""CSV in any of its dialects: separators, encodings and types are found over the whole of all files, before a row is
+used.
 
-A column is a number, a truth value or a time only where every value of every file is; else its text is kept as it stands.
+A column is a number, a truth value or a time only where every value of every file is; else its text is kept as it
+stands.
 """
 
 from __future__ import annotations
@@ -115,7 +117,10 @@ class CsvFiles:
             return []
         places = ", ".join(str(at + 1) for at, name in enumerate(found.header) if not name.strip())
         return [
-            f"column {places} has no name in the header and is no feature, like a row number that pandas wrote. Name it to use it"
+            (
+                f"column {places} has no name in the header and is no feature, like a row number that pandas wrote. "
+                "Name it to use it"
+            )
         ]
 
     def _read_as(self, column: str) -> pa.DataType:
@@ -142,7 +147,8 @@ class CsvFiles:
         header = tuple(next(iter(_cells(body, delimiter)), ()))
         if _is_title(header, body):
             raise DataError(
-                f"'{name}' begins with a line that names no columns: '{body[0].strip()[:60]}'. Delete the lines above the header"
+                f"'{name}' begins with a line that names no columns: '{body[0].strip()[:60]}'. "
+                "Delete the lines above the header"
             )
         dialect = _Dialect(delimiter, int(told is not None), encoding, header)
         twice = next((column for column in dialect.names if dialect.names.count(column) > 1), None)
@@ -170,7 +176,8 @@ class CsvFiles:
 
     def _undecodable(self, name: str) -> DataError:
         return DataError(
-            f"'{name}' is not in the encoding {self.form.encoding or 'UTF-8'}. Set data.encoding to its own, like latin-1 or cp1252"
+            f"'{name}' is not in the encoding {self.form.encoding or 'UTF-8'}. "
+            "Set data.encoding to its own, like latin-1 or cp1252"
         )
 
     # -------------------------------------------------------------------------------------------------- types
@@ -215,7 +222,8 @@ class CsvFiles:
             first = stream.read(8)
         if first.startswith(_NO_TEXT):
             raise DataError(
-                f"'{name}' is an archive or a workbook of a spreadsheet, no text. Unpack it, or save it as CSV UTF-8 or Parquet"
+                f"'{name}' is an archive or a workbook of a spreadsheet, no text. "
+                "Unpack it, or save it as CSV UTF-8 or Parquet"
             )
         # what a file is, not what it is called: exports are packed under any name
         packed = next((how for mark, how in _PACKED_MARKS.items() if first.startswith(mark)), None)
@@ -383,7 +391,8 @@ def differences(seen: Mapping[str, Mapping[str, pa.DataType]]) -> list[str]:
         lacking = [file for file, types in seen.items() if column not in types]
         if lacking:
             notes.append(
-                f"column '{column}' is missing in {len(lacking)} of {total} files ({len(lacking) / total:.0%}), like '{lacking[0]}': "
+                f"column '{column}' is missing in {len(lacking)} of {total} files ({len(lacking) / total:.0%}), like "
+                f"'{lacking[0]}': "
                 "it counts as missing there. Rename it if it has another name in those"
             )
         kinds: dict[str, list[str]] = {}
@@ -394,7 +403,8 @@ def differences(seen: Mapping[str, Mapping[str, pa.DataType]]) -> list[str]:
             rare = min(kinds, key=lambda kind: len(kinds[kind]))
             common = max((kind for kind in kinds if kind != rare), key=lambda kind: len(kinds[kind]))
             notes.append(
-                f"column '{column}' holds {rare} in {len(kinds[rare])} of {total} files ({len(kinds[rare]) / total:.0%}), like "
+                f"column '{column}' holds {rare} in {len(kinds[rare])} of {total} files "
+                f"({len(kinds[rare]) / total:.0%}), like "
                 f"'{kinds[rare][0]}', and {common} in others: it is read as text. Give it one type in all files"
             )
     return notes

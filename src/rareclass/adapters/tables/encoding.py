@@ -119,7 +119,8 @@ class Encoder:
             kind = kind_of(types[name])
             if kind == "time":
                 raise DataError(
-                    f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers first"
+                    f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into "
+                    "numbers first"
                 )
             if kind == "nested":
                 raise DataError(
@@ -181,12 +182,15 @@ class Encoder:
                 "bring embeddings as columns, one number each, or drop it with data.drop"
             )
         return DataError(
-            f"column '{name}' has {len(levels.code):,} different values{among}, like '{example}': an id is no category. "
+            f"column '{name}' has {len(levels.code):,} different values{among}, like '{example}': "
+            "an id is no category. "
             "Drop it with data.drop, or set data.entity or data.id to it, or bring embeddings as columns"
         )
 
     def finish(self, x: FloatMatrix, train: AnyArray | slice, max_categories: int) -> list[Feature]:
-        """Return the features and rewrite the codes in ``x`` in place: most frequent level of the training rows first."""
+        """Return the features and rewrite the codes in ``x`` in place:
+        most frequent level of the training rows first.
+        """
         features = []
         for position, (name, levels) in enumerate(zip(self.names, self.levels, strict=True)):
             if levels is None:

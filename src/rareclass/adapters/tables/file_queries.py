@@ -16,7 +16,8 @@ TABLE = "data"
 
 
 def queried(source: Source, query: str) -> Source:
-    """Return what a SELECT says of a source, whose rows it finds in the table ``data``, read as they are without a query.
+    """Return what a SELECT says of a source, whose rows it finds in the table ``data``, read as they are without a
+    query.
 
     The query sees nothing else: no file, no network, no extension. Raises MissingExtraError, DataError.
     """

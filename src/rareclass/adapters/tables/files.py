@@ -61,7 +61,9 @@ def _replacing(path: str) -> Iterator[Any]:
 
 
 def write_rows(path: str | Path, rows: Rows) -> None:
-    """Write rows as Parquet: the decoded features, then ``__y``, ``__row_id``, ``__time`` ... ; the schema as metadata."""
+    """Write rows as Parquet: the decoded features, then ``__y``, ``__row_id``, ``__time`` ... ;
+    the schema as metadata.
+    """
     schema = _arrow_schema(rows)
     with _replacing(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
         for start in range(0, max(1, len(rows)), BATCH):
@@ -117,8 +119,9 @@ def _dtype(name: str) -> Any:
 def export(ingested: Ingested, destination: str, *, format: str = "parquet") -> dict[str, str]:
     """Write train, validation and test to a folder or an object store; return the file of each.
 
-    Of ``train`` only what `train.filter` and `train.majority_quantile` leave, which is what a fit sees; of a table that is
-    larger than memory the weighted sample that a fit sees, while validation and test rows are all there, read as a stream.
+    Of ``train`` only what `train.filter` and `train.majority_quantile` leave, which is what a fit sees; of a table that
+    is larger than memory the weighted sample that a fit sees, while validation and test rows are all there, read as a
+    stream.
     The features are decoded; ``target`` (0 or 1), ``row_id`` and what else the rows have stand behind them.
     Raises ConfigError for an unknown format.
     """
@@ -173,10 +176,12 @@ def read_frames(
 
     columns : only these · filter : conditions as in `data.filter` · text : columns of a CSV that are text whatever they
         look like
-    schema : of the version that will read the rows: its categories, target, entity, id and time come as they are written
-    data : how a configuration says that its source is written (encoding, signs of numbers, what means missing), and its roles
+    schema : of the version that will read the rows: its categories, target, entity, id and time come as they are
+        written
+    data : how a configuration says that its source is written (encoding, signs of numbers, what means missing), and its
+        roles
     Raises DataError when the source or a column is not there.
-    """  # fmt: skip
+    """
     source = _opened(path, query, text, schema, data)
     wanted = list(columns) if columns is not None else list(source.columns)
     for name in wanted:
@@ -214,7 +219,7 @@ def read_frame(
     schema: Schema | None = None,
     data: DataSettings | None = None,
 ) -> pd.DataFrame:
-    """Read all rows of any source as one frame; see ``read_frames``."""  # fmt: skip
+    """Read all rows of any source as one frame; see ``read_frames``."""
     given: dict[str, Any] = {"query": query, "text": text, "schema": schema, "data": data}
     frames = list(read_frames(path, columns=columns, filter=filter, **given))
     if frames:

@@ -39,12 +39,13 @@ class Ingested:
 
     card : source, rows, prevalence by split and by time, missing shares, categories, content_hash; JSON-ready
     positive_value : the text of the target's rare class
-    train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile` in the training
-        part; 1 = all. They stay in ``train``, marked in ``keep``: no fit sees them
+    train_kept : share of negatives kept relative to positives by `train.filter` and `train.majority_quantile` in the
+        training part; 1 = all. They stay in ``train``, marked in ``keep``: no fit sees them
     incumbent : what the champion says to the test rows, or why it cannot be compared; the service fills it in
-    incumbent_everywhere : what it says to training, validation and test rows, where all of them judge (core.crossfitting)
-    rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known entities;
-        the final fit takes them, too
+    incumbent_everywhere : what it says to training, validation and test rows, where all of them judge
+        (core.crossfitting)
+    rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known
+        entities; the final fit takes them, too
     beyond : of a table that is larger than memory, all validation and test rows; the parts are a weighted sample then
     """
 
@@ -82,7 +83,10 @@ def open_data(data: DataSettings) -> Source:
 
 
 def time_reading(data: DataSettings) -> TimeReading:
-    """Return how `data.time` is read, decided from its values in the rows that `data.filter` keeps, as a run does. Raises DataError where they leave it open."""
+    """Return how `data.time` is read, decided from its values in the rows that `data.filter` keeps, as a run does.
+
+    Raises DataError where they leave it open.
+    """
     source = open_data(data)
     if data.time not in source.columns:
         raise missing_column(str(data.time), source.columns, "data.time")
@@ -138,9 +142,15 @@ def _read(config: Config, source: Source, plan: ReadPlan, room: Room | None, say
 
 def _split(config: Config, raw: Raw) -> splitting.Split:
     return splitting.split(
-        y=raw.y, row_id=raw.row_id, time=raw.time, entity=raw.entity, groups=raw.content, config=config.split,
-        label_delay=config.data.label_delay, seed=config.train.seed,
-    )  # fmt: skip
+        y=raw.y,
+        row_id=raw.row_id,
+        time=raw.time,
+        entity=raw.entity,
+        groups=raw.content,
+        config=config.split,
+        label_delay=config.data.label_delay,
+        seed=config.train.seed,
+    )
 
 
 def without_target(config: Config) -> Config:
@@ -188,17 +198,24 @@ def _sampled(
     say: Progress,
     judged: bool = True,
 ) -> tuple[Raw, list[Finding], streaming.Drawn]:
-    """Check what was counted of a table that is larger than memory, and return a sample of it; marks it in ``place``."""
+    """Check what was counted of a table that is larger than memory, and return a sample of it;
+    marks it in ``place``.
+    """
     counts, data = raw.counts, config.data
     assert counts is not None
     repeated = (0, 0) if raw.content is None else checks.repeated(raw.content, raw.y)
     warnings = [
         *raw.findings,
         *checks.check_counted(
-            raw.encoder.names, len(raw.y), infinite=counts.infinite, filled=counts.filled, repeated=repeated,
-            by_time=raw.time is not None, data=data,
+            raw.encoder.names,
+            len(raw.y),
+            infinite=counts.infinite,
+            filled=counts.filled,
+            repeated=repeated,
+            by_time=raw.time is not None,
+            data=data,
         ),
-    ]  # fmt: skip
+    ]
     raw.content = None
     drawn = streaming.draw(raw, place, room, config.train.seed)
     say(drawn.in_words(judged))
@@ -226,9 +243,11 @@ def _streamed(config: Config, source: Source, plan: ReadPlan, raw: Raw, room: Ro
     named = list(whole.items())
     data_card = found.card | {
         "rows": {name: len(rows) for name, rows in named} | {"dropped": found.dropped},
-        "parts": splitting.describe(named), "prevalence": {name: rows.prevalence for name, rows in named},
-        "by_time": card.by_time(named), "drawn": drawn.to_json(),
-    }  # fmt: skip
+        "parts": splitting.describe(named),
+        "prevalence": {name: rows.prevalence for name, rows in named},
+        "by_time": card.by_time(named),
+        "drawn": drawn.to_json(),
+    }
     del named, whole["train"]
     for name in ("row_id", "time", "entity", "amount", "weight", "keep"):
         setattr(raw, name, None)  # what is left of it is in ``whole``
@@ -251,24 +270,48 @@ def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Fi
     _arrange(raw, order, bounds)
     del order
     whole = Rows(
-        schema, raw.x, raw.y.astype(np.int64), raw.row_id, raw.time, raw.entity, raw.amount, raw.weight, keep=raw.keep,
+        schema,
+        raw.x,
+        raw.y.astype(np.int64),
+        raw.row_id,
+        raw.time,
+        raw.entity,
+        raw.amount,
+        raw.weight,
+        keep=raw.keep,
         drawn=raw.drawn,
-    )  # fmt: skip
+    )
     train, validation, test, others = (whole.take(where) for where in bounds)
     named = [("train", train.learnable()), ("validation", validation), ("test", test)]
     positive = None if raw.target is None else raw.target.positive
     data_card = {
-        "source": masked(data.path), "target": data.target, "positive": positive, "target_values": raw.values,
+        "source": masked(data.path),
+        "target": data.target,
+        "positive": positive,
+        "target_values": raw.values,
         "rows": {name: len(rows) for name, rows in named} | {"dropped": dropped},
-        "parts": splitting.describe(named), "split": boundaries, "train_kept": kept,
+        "parts": splitting.describe(named),
+        "split": boundaries,
+        "train_kept": kept,
         "prevalence": {name: rows.prevalence for name, rows in named},
-        "by_time": card.by_time(named), "features": card.described([("train", natural_sample(named[0][1]))]), "content_hash": content_hash,
+        "by_time": card.by_time(named),
+        "features": card.described([("train", natural_sample(named[0][1]))]),
+        "content_hash": content_hash,
         "warnings": [each.message for each in warnings],
-    }  # fmt: skip
+    }
     return Ingested(
-        train, validation, test, schema, data_card, warnings, positive, kept, boundaries["kind"], dropped,
+        train,
+        validation,
+        test,
+        schema,
+        data_card,
+        warnings,
+        positive,
+        kept,
+        boundaries["kind"],
+        dropped,
         rest=others if len(others) else None,
-    )  # fmt: skip
+    )
 
 
 def _provisional(encoder: Encoder) -> list[Feature]:
@@ -295,9 +338,11 @@ def _clean(raw: Raw) -> None:
 
 
 def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float, dict[str, int]]:
-    """Mark in ``raw.keep`` what `train.filter`, `.majority_quantile` and `.outliers` leave for fits, in every part of the split.
+    """Mark in ``raw.keep`` what `train.filter`, `.majority_quantile` and `.outliers` leave for fits, in every part of
+    the split.
 
-    The quantiles are those of the training part. Returns the share of its negatives kept per positive kept, and counts there.
+    The quantiles are those of the training part. Returns the share of its negatives kept per positive kept, and counts
+    there.
     """
     if raw.keep is None and config.train.majority_quantile == 1 and not config.train.outliers:
         return 1.0, {}
@@ -317,7 +362,8 @@ def _kept_for_training(config: Config, raw: Raw, train: AnyArray) -> tuple[float
     if min(shares) == 0:
         what = "negative" if not shares[0] else "positive"
         raise DataError(
-            f"train.filter, train.majority_quantile and train.outliers leave no {what} in the training rows. Set them so that both classes are left"
+            f"train.filter, train.majority_quantile and train.outliers leave no {what} in the training rows. "
+            "Set them so that both classes are left"
         )
     return float(shares[0] / shares[1]), left_out
 

@@ -32,8 +32,8 @@ def delta(path: str) -> Source:
 
 
 def iceberg(path: str) -> Source:
-    """Open ``iceberg://CATALOG/NAMESPACE.TABLE`` (a catalog that PyIceberg is configured for) or ``iceberg://FILE`` of a
-    table's metadata, its current snapshot or that of ``?snapshot=ID``.
+    """Open ``iceberg://CATALOG/NAMESPACE.TABLE`` (a catalog that PyIceberg is configured for) or ``iceberg://FILE`` of
+    a table's metadata, its current snapshot or that of ``?snapshot=ID``.
 
     Raises DataError with one line when there is no such catalog, table or snapshot.
     """

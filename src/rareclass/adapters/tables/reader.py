@@ -103,7 +103,9 @@ class Raw:
 
 
 class ColumnCounts:
-    """What the checks ask of features that are not kept: how many values there are, and how many infinite ones, by column."""
+    """What the checks ask of features that are not kept: how many values there are, and how many infinite ones, by
+    column.
+    """
 
     def __init__(self, width: int) -> None:
         self.filled, self.infinite = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
@@ -126,10 +128,18 @@ class Reader:
     """
 
     def __init__(
-        self, config: Config, source: Source, plan: ReadPlan, at_once: Map = map, *, room: Room | None = None, readings: Readings | None = None
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        source: Source,
+        plan: ReadPlan,
+        at_once: Map = map,
+        *,
+        room: Room | None = None,
+        readings: Readings | None = None,
+    ) -> None:
         self.config, self.data, self.source, self.plan, self.at_once = config, config.data, source, plan, at_once
-        # equal rows are looked for where the split does not go by time; the id is made of the content where there is none
+        # equal rows are looked for where the split does not go by time; the id is made of the content where there is
+        # none
         kind = splitting.resolve_kind(config.split, has_time=bool(self.data.time), has_entity=bool(self.data.entity))
         self.grouped = kind != "time" and self.data.checks.identical_rows != "off"
         data, rows = self.data, source.rows
@@ -168,7 +178,8 @@ class Reader:
             return
         if reading.order or reading.unit or reading.format:
             raise DataError(
-                f"data.filter or train.filter compares '{name}', which is text in another writing than ISO: its order is not that of time. "
+                f"data.filter or train.filter compares '{name}', which is text in another writing than ISO: "
+                "its order is not that of time. "
                 "Store times as 2024-05-31T12:00:00 or as timestamps, or take the condition out"
             )
 
@@ -308,13 +319,28 @@ class Reader:
         filled = counts.filled if counts is not None else None
         self.encoder.check_levels(x, data.max_categories, filled)
         raw = Raw(
-            self.encoder, x, y, None, self.row_id.done(), _given(self.time), _given(self.entity),
-            _given(self.amount), _given(self.weight), _given(self.keep),
-            target=target, values=values, findings=findings,
+            self.encoder,
+            x,
+            y,
+            None,
+            self.row_id.done(),
+            _given(self.time),
+            _given(self.entity),
+            _given(self.amount),
+            _given(self.weight),
+            _given(self.keep),
+            target=target,
+            values=values,
+            findings=findings,
             dropped={f"no_{what}" if what != "empty" else "empty": count for what, count in self.lost.items() if count},
-            digest={is_rare: SetHash.joined(one for code, one in self.digest.items() if bool(rare[code]) is is_rare) for is_rare in (True, False)},
-            counts=counts, rare=rare, levels=self.targets,
-        )  # fmt: skip
+            digest={
+                is_rare: SetHash.joined(one for code, one in self.digest.items() if bool(rare[code]) is is_rare)
+                for is_rare in (True, False)
+            },
+            counts=counts,
+            rare=rare,
+            levels=self.targets,
+        )
         if raw.time is not None and self.readings.time is not None:
             check_span(str(data.time), raw.time, self.readings.time)
         raw.content = (_given(self.content) if self.content is not None else raw.row_id) if self.grouped else None
@@ -323,7 +349,8 @@ class Reader:
         if raw.amount is not None and np.isnan(raw.amount).any():
             count = int(np.isnan(raw.amount).sum())
             raise DataError(
-                f"column '{data.amount}' (data.amount) is missing in {count:,} of {len(y):,} rows. Fill it, or filter those rows out"
+                f"column '{data.amount}' (data.amount) is missing in {count:,} of {len(y):,} rows. "
+                "Fill it, or filter those rows out"
             )
         return raw
 
@@ -345,7 +372,8 @@ class Reader:
         if len(bad) == self.read:
             example = bad.iloc[0]
             raise DataError(
-                f"column '{self.data.time}' (data.time) holds no times, like {example!r}. Set data.time to another column"
+                f"column '{self.data.time}' (data.time) holds no times, like {example!r}. "
+                "Set data.time to another column"
             )
         return found
 
@@ -367,7 +395,9 @@ class Reader:
         return checks.check_repeated_ids(count, rows, example, self.data)
 
     def _target(self, codes: AnyArray) -> tuple[Target | None, dict[str, int]]:
-        """Return how the target is read, with its rare class, and the rows of each of its values; nothing without a target."""
+        """Return how the target is read, with its rare class, and the rows of each of its values; nothing without a
+        target.
+        """
         if self.targets is None:
             return None, {}
         counts: dict[str, int] = {}
@@ -380,13 +410,17 @@ class Reader:
         return Target(str(self.data.target), positive, values, reading), seen
 
     def _positive(self, seen: dict[str, int], reading: Reading) -> str:
-        """Return the rare class. Raises DataError where other values can only mean the same: their rows would be ordinary."""
+        """Return the rare class.
+
+        Raises DataError where other values can only mean the same: their rows would be ordinary.
+        """
         chosen = self._chosen(seen, reading)
         if len(seen) > 2 or self.data.positive is None:
             again = {text: count for text, count in seen.items() if text != chosen and same_word(text, chosen)}
             if again and (len(seen) > 2 or any(text.lower() == chosen.lower() for text in again)):
                 raise DataError(
-                    f"column '{self.data.target}' (the target) writes the rare class '{chosen}' ({seen[chosen]:,}) in other ways, too: "
+                    f"column '{self.data.target}' (the target) writes the rare class '{chosen}' ({seen[chosen]:,}) in "
+                    "other ways, too: "
                     f"{counted(again)}. Write one class in one way, as those rows would count as ordinary ones"
                 )
         return chosen
@@ -405,11 +439,13 @@ class Reader:
             if wanted is None:
                 near = nearest(str(data.positive), seen)
                 raise NoPositivesError(
-                    f"no row has the rare class '{data.positive}' in column '{data.target}'.{near} Set data.positive to one of: {listed}"
+                    f"no row has the rare class '{data.positive}' in column '{data.target}'.{near} Set data.positive "
+                    f"to one of: {listed}"
                 )
             if len(seen) == 1:
                 raise DataError(
-                    f"column '{data.target}' (the target) is '{wanted}' in every row: there is no other class to tell it from"
+                    f"column '{data.target}' (the target) is '{wanted}' in every row: "
+                    "there is no other class to tell it from"
                 )
             return wanted
         if len(seen) == 1:
@@ -417,12 +453,15 @@ class Reader:
             if only.lower() in _OPPOSITE:
                 return _OPPOSITE[only.lower()]
             raise NoPositivesError(
-                f"column '{data.target}' (the target) has one class only: {listed}, and it cannot be told whether that is the ordinary one. "
-                "Set data.positive to the value that the rare class has (or will have), or data.target: null where rows are not labelled"
+                f"column '{data.target}' (the target) has one class only: {listed}, and it cannot be told whether "
+                "that is the ordinary one. "
+                "Set data.positive to the value that the rare class has (or will have), or data.target: "
+                "null where rows are not labelled"
             )
         if len(seen) > 2:
             raise DataError(
-                f"column '{data.target}' (the target) has {len(seen)} values: {listed}. Set data.positive to the one that is the rare class"
+                f"column '{data.target}' (the target) has {len(seen)} values: {listed}. "
+                "Set data.positive to the one that is the rare class"
             )
         return min(seen, key=lambda text: (seen[text], _falsity(text), text))
 
@@ -474,7 +513,8 @@ def _numbers(batch: pa.RecordBatch, name: str, setting: str, reading: Reading) -
     found, wrong = reading.numbers(series_of(column))
     if wrong:
         raise DataError(
-            f"column '{name}' ({setting}) must hold numbers; it holds values like {counted(wrong)}. Set {setting} to another column"
+            f"column '{name}' ({setting}) must hold numbers; it holds values like {counted(wrong)}. "
+            f"Set {setting} to another column"
         )
     return found
 
@@ -482,6 +522,7 @@ def _numbers(batch: pa.RecordBatch, name: str, setting: str, reading: Reading) -
 def _weights(propensity: AnyArray) -> AnyArray:
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise DataError(
-            "data.propensity must hold probabilities above 0 and at most 1. Set it to 1 where the label was always observed"
+            "data.propensity must hold probabilities above 0 and at most 1. "
+            "Set it to 1 where the label was always observed"
         )
     return 1.0 / propensity

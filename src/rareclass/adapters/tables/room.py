@@ -11,7 +11,9 @@ from rareclass.errors import DataError
 BASE = 448 << 20
 """What this process and its libraries take before a row is read."""
 PER_ROW = 4.0
-"""Bytes that a run takes at its peak for each byte of its float32 matrix: 3 were measured (docs/benchmarks.md), and some air."""
+"""Bytes that a run takes at its peak for each byte of its float32 matrix: 3 were measured (docs/benchmarks.md), and
+some air.
+"""
 SPLITTING = 2.2
 """Bytes that splitting takes at its peak for each byte that is kept of rows whose features are not."""
 LEAST = 1_000
@@ -39,8 +41,10 @@ class Room:
         needed = BASE + int(SPLITTING * rows * bytes_of_a_row)
         if needed > self.memory:
             raise DataError(
-                f"{rows:,} rows were read, and their ids and times alone need {in_words(needed)}; compute.memory is {in_words(self.memory)} "
-                "(default: .8 of what the process may use). Set compute.memory higher, or keep fewer rows with data.filter"
+                f"{rows:,} rows were read, and their ids and times alone need {in_words(needed)}; "
+                f"compute.memory is {in_words(self.memory)} "
+                "(default: .8 of what the process may use). Set compute.memory higher, or keep fewer rows with "
+                "data.filter"
             )
 
 

@@ -86,7 +86,8 @@ def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: 
     typed = _typed(value, columns[column])
     if operator in ("<", ">", "<=", ">=") and typed is not value and isinstance(typed, str):
         raise ConfigError(
-            f"{setting}: ['{column}', '{operator}', {value!r}] compares text with a number ('{column}' is an id, an entity, the target or a category). "
+            f"{setting}: ['{column}', '{operator}', {value!r}] compares text with a number ('{column}' is an id, an "
+            "entity, the target or a category). "
             "Use == or in, or take it out of that role"
         )
     return column, operator, typed
@@ -105,7 +106,10 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
 
 
 def expression(groups: list[list[tuple[str, str, Any]]]) -> Any:
-    """Return the pyarrow expression of or-ed lists of conditions, None for no filter. A missing value meets no condition."""
+    """Return the pyarrow expression of or-ed lists of conditions, None for no filter.
+
+    A missing value meets no condition.
+    """
     either = [reduce(and_, (_one(each) for each in group)) for group in groups]
     return reduce(or_, either) if either else None
 
@@ -147,7 +151,8 @@ def files(path: str, text: tuple[str, ...], form: Format) -> Source:
     other = [name for name in names if "." in Path(name).name and not name.lower().endswith(_PARQUET_NAMES)]
     if other and not _is_parquet(filesystem, other[0]):
         raise DataError(
-            f"'{other[0]}' is neither Parquet nor CSV (.parquet, .csv, .csv.gz). Set data.path to such a file, or convert it"
+            f"'{other[0]}' is neither Parquet nor CSV (.parquet, .csv, .csv.gz). "
+            "Set data.path to such a file, or convert it"
         )
     return _parquet(path, filesystem, names)
 
@@ -255,7 +260,8 @@ def _locate(path: str) -> tuple[pafs.FileSystem, list[str]]:
         info = filesystem.get_file_info(inside)
         if info.type == pafs.FileType.NotFound:
             raise DataError(
-                f"data.path '{path}' does not exist.{_neighbour(filesystem, inside)} Set data.path to a file, folder, glob or URL"
+                f"data.path '{path}' does not exist.{_neighbour(filesystem, inside)} Set data.path to a file, folder, "
+                "glob or URL"
             )
         names = [inside] if info.type == pafs.FileType.File else sorted(_listed(filesystem, inside))
     if not names:
@@ -366,8 +372,12 @@ def scheme(path: str) -> str:
 
 
 DRIVERS = {
-    "sqlite": "sqlite", "postgresql": "postgresql", "postgres": "postgresql", "snowflake": "snowflake", "bigquery": "bigquery",
-}  # fmt: skip
+    "sqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "snowflake": "snowflake",
+    "bigquery": "bigquery",
+}
 EXTRAS = {"snowflake": "snowflake", "bigquery": "bigquery"}
 """Extra that brings the driver of a scheme; default: ``sql``."""
 
@@ -427,7 +437,8 @@ def _connect(path: str) -> Any:
         plain = plain.removeprefix("sqlite:///").removeprefix("sqlite://")
         if not Path(plain).is_file():
             raise DataError(
-                f"the database file '{plain}' does not exist. Set data.path to sqlite:///FILE (four slashes for an absolute path)"
+                f"the database file '{plain}' does not exist. Set data.path to sqlite:///FILE (four slashes for an "
+                "absolute path)"
             )
     try:
         return dbapi.connect(**_bigquery(path)) if kind == "bigquery" else dbapi.connect(_address(kind, plain))
@@ -439,7 +450,9 @@ def _connect(path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a database writes names and texts. quote : around a name · escape : what stands before a quote inside of either"""
+    """How a database writes names and texts. quote : around a name · escape : what stands before a quote inside of
+    either
+    """
 
     quote: str = '"'
     escape: str = ""

@@ -1,9 +1,10 @@
 """A table that is larger than memory: read twice before training, and once more when the chosen recipe scores it.
 
-The first reading keeps what tells rows apart (target, id, time, entity) and counts the rest; the split is made of that, so it
-is the one that the whole table would get. The second one takes every row of the rare class and a share of the others, drawn
-by the hash of their ids: the same rows again whatever else the table holds. ``Rows.drawn`` says with which probability, and
-``Rows.weight`` what each row stands for. The third streams all validation and test rows through the recipe.
+The first reading keeps what tells rows apart (target, id, time, entity) and counts the rest; the split is made of that,
+so it is the one that the whole table would get. The second one takes every row of the rare class and a share of the
+others, drawn by the hash of their ids: the same rows again whatever else the table holds. ``Rows.drawn`` says with
+which probability, and ``Rows.weight`` what each row stands for. The third streams all validation and test rows through
+the recipe.
 """
 
 from __future__ import annotations
@@ -53,24 +54,30 @@ class Drawn:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "memory_bytes": self.memory, "rows": self.rows, "positives": self.positives, "sampled": self.sampled,
-            "positives_rate": self.positives_rate, "negatives_rate": self.negatives_rate,
-        }  # fmt: skip
+            "memory_bytes": self.memory,
+            "rows": self.rows,
+            "positives": self.positives,
+            "sampled": self.sampled,
+            "positives_rate": self.positives_rate,
+            "negatives_rate": self.negatives_rate,
+        }
 
     def in_words(self, judged: bool = True) -> str:
         """One sentence for a person. judged : whether all validation and test rows are scored, as in a run"""
         positives = "all" if self.positives_rate == 1 else f"{self.positives_rate:.3g} of the"
         does, rest = ("trained on", "; all validation and test rows are scored") if judged else ("described by", "")
         return (
-            f"{self.rows:,} rows are more than {in_words(self.memory)} of memory hold: {does} {self.sampled:,} of them, "
-            f"{positives} {self.positives:,} of the rare class and {self.negatives_rate:.3g} of the others, by hash{rest}"
+            f"{self.rows:,} rows are more than {in_words(self.memory)} of memory hold: "
+            f"{does} {self.sampled:,} of them, "
+            f"{positives} {self.positives:,} of the rare class and {self.negatives_rate:.3g} of the others, by "
+            f"hash{rest}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Consecutive rows of a part. at : their place among the part's rows · table : the columns that were asked for, as they are
-    written"""
+    """Consecutive rows of a part. at : their place among the part's rows · table : the columns that were asked for, as
+    they are written"""
 
     part: str
     at: slice
@@ -79,8 +86,8 @@ class Piece:
 
 
 def rates(rows: int, positives: int, most: int) -> tuple[float, float]:
-    """Return the share of positives and of negatives to take so that about ``most`` rows are: all positives where they take
-    up to half of it. Rounded down to three digits, so that about equal memories draw equal samples."""
+    """Return the share of positives and of negatives to take so that about ``most`` rows are: all positives where they
+    take up to half of it. Rounded down to three digits, so that about equal memories draw equal samples."""
     negatives = rows - positives
     if positives <= most / 2:
         return 1.0, _three_digits((most - positives) / max(1, negatives))
@@ -109,7 +116,8 @@ def draw(raw: Raw, place: AnyArray, room: Room, seed: int) -> Drawn:
     most = room.rows(len(raw.encoder.names), beside)
     if most < LEAST:
         raise DataError(
-            f"{rows:,} rows leave no room for a sample to train on below {in_words(room.memory)} (compute.memory; default: .8 of what the "
+            f"{rows:,} rows leave no room for a sample to train on below {in_words(room.memory)} (compute.memory; "
+            "default: .8 of what the "
             "process may use). Set compute.memory higher, or keep fewer rows with data.filter"
         )
     of_positives, of_negatives = rates(rows, positives, most)
@@ -134,7 +142,9 @@ def _bytes_beside(raw: Raw, place: AnyArray) -> int:
 
 
 def by_part(raw: Raw, place: AnyArray) -> dict[str, Rows]:
-    """Return everything that is kept of the rows of each part but their features; of the training rows what the card shows."""
+    """Return everything that is kept of the rows of each part but their features; of the training rows what the card
+    shows.
+    """
     found, nothing = {}, Schema(())
     for name, code in PARTS.items():
         here = np.flatnonzero((place & (DRAWN - 1)) == code).astype(np.uint32 if len(place) < 2**32 else np.int64)
@@ -180,7 +190,8 @@ class _Again(Reader):
 def changed(source: Source) -> DataError:
     """The error for a table that is not what it was when it was read first."""
     return DataError(
-        f"'{source.label}' gave other rows, or in another order, when it was read again: it changed meanwhile, or it is a query without an "
+        f"'{source.label}' gave other rows, or in another order, when it was read again: "
+        "it changed meanwhile, or it is a query without an "
         "order. Add ORDER BY to data.query, read from a copy, or set compute.memory so that one reading is enough"
     )
 
@@ -208,7 +219,10 @@ class _Taking(_Again):
 
 
 def take(config: Config, source: Source, plan: ReadPlan, first: Raw, place: AnyArray, drawn: Drawn) -> Raw:
-    """Return the sample: the marked rows with their features, in the order of the source. Raises DataError when it changed."""
+    """Return the sample: the marked rows with their features, in the order of the source.
+
+    Raises DataError when it changed.
+    """
     chosen = place >= DRAWN
     with ThreadPoolExecutor(config.compute.processors()) as pool:
         reader = _Taking(config, source, plan, first, pool.map, chosen=chosen)
@@ -223,9 +237,16 @@ def take(config: Config, source: Source, plan: ReadPlan, first: Raw, place: AnyA
     given = {name: getattr(reader, name) for name in ("time", "entity", "amount", "keep")}
     done: dict[str, Any] = {name: None if grown is None else grown.done() for name, grown in given.items()}
     return replace(
-        first, x=reader.x.done(), y=y, row_id=reader.row_id.done(), content=None, weight=weight, drawn=probability, counts=None,
+        first,
+        x=reader.x.done(),
+        y=y,
+        row_id=reader.row_id.done(),
+        content=None,
+        weight=weight,
+        drawn=probability,
+        counts=None,
         **done,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, eq=False)

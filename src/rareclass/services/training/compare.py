@@ -93,10 +93,10 @@ class Comparison:
 
     def write_html(self, path: str | Path) -> None:
         """Write the table and both curves, overlaid, as one self-contained page."""
-        from rareclass.adapters import charts
+        from rareclass.adapters import reports
 
-        charts.overlay_page(
-            Path(path), title="Models compared", head=self.head, lines=[line.cells() for line in self.lines], pr=self.pr, roc=self.roc,
+        reports.overlay_page(
+            Path(path), head=self.head, lines=[line.cells() for line in self.lines], pr=self.pr, roc=self.roc,
             subtitle=f"{self.rows:,} rows, {self.positives:,} positives. {' '.join(self.notes)} "
             "* marks a paired difference that is significant after correction for the number of models.",
             prevalence=self.positives / self.rows,

@@ -24,8 +24,14 @@ SQLITE = [
 POSTGRESQL = [
     """CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS
        $$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$""",
-    "CREATE TRIGGER ledger_no_change BEFORE UPDATE OR DELETE ON ledger FOR EACH ROW EXECUTE FUNCTION ledger_append_only()",
-    "CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION ledger_append_only()",
+    (
+        "CREATE TRIGGER ledger_no_change BEFORE UPDATE OR DELETE ON ledger FOR EACH ROW EXECUTE FUNCTION "
+        "ledger_append_only()"
+    ),
+    (
+        "CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION "
+        "ledger_append_only()"
+    ),
     "REVOKE UPDATE, DELETE, TRUNCATE ON ledger FROM PUBLIC",
     "REVOKE UPDATE, DELETE, TRUNCATE ON ledger FROM CURRENT_USER",
 ]
