@@ -106,27 +106,55 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
         f"{name} {rows[name]:,}" + (f" ({positives[name]:,} rare)" if name in positives else "") for name in rows
     )
     point = found["operating_points"]["default"] if found.get("detection") else None
-    facts = [
-        ("regime", _regime(found)), ("rows", counts), ("alerts", point["message"]), ("agreement", found["detection"]["agreement_line"]),
-        ("exchange", found["detection"]["uniformity_line"]),
-        *([("AP", _interval(metrics, "ap"))] if metrics.get("ap") is not None else []),
-    ] if point is not None else [
-        ("rare", f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}"),
-        ("rows", counts),
-        ("tried", _tried(found)),
-        ("won", _won(found)),
-        ("resample?", found["should_resample"]["sentence"].removeprefix("Should I resample? ")),
-        ("AP", f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; ROC-AUC {_number(metrics.get('roc_auc'))}"),
-        ("threshold", f"{_number(metrics.get('threshold'), 4)}: recall {_number(metrics.get('recall'))}, precision {_number(metrics.get('precision'))}, "
-         f"F1 {_number(metrics.get('f1'))}, F2 {_number(metrics.get('f2'))}"),
-        *_details(details or {}, metrics),
-    ]  # fmt: skip
+    facts = (
+        [
+            ("regime", _regime(found)),
+            ("rows", counts),
+            ("alerts", point["message"]),
+            ("agreement", found["detection"]["agreement_line"]),
+            ("exchange", found["detection"]["uniformity_line"]),
+            *([("AP", _interval(metrics, "ap"))] if metrics.get("ap") is not None else []),
+        ]
+        if point is not None
+        else [
+            (
+                "rare",
+                f"{_percent(share.get('all', share.get('test')))} of the rows; regime: {found.get('regime', '-')}",
+            ),
+            ("rows", counts),
+            ("tried", _tried(found)),
+            ("won", _won(found)),
+            ("resample?", found["should_resample"]["sentence"].removeprefix("Should I resample? ")),
+            (
+                "AP",
+                (
+                    f"{_interval(metrics, 'ap')}, {_lift(metrics.get('ap'), share.get('test'))}; "
+                    f"ROC-AUC {_number(metrics.get('roc_auc'))}"
+                ),
+            ),
+            (
+                "threshold",
+                f"{_number(metrics.get('threshold'), 4)}: recall {_number(metrics.get('recall'))}, precision "
+                f"{_number(metrics.get('precision'))}, "
+                f"F1 {_number(metrics.get('f1'))}, F2 {_number(metrics.get('f2'))}",
+            ),
+            *_details(details or {}, metrics),
+        ]
+    )
     if champion:
         facts.append(("champion", f"AP {_interval(champion, 'ap')} on the same rows, less those it was trained on"))
     elif found.get("champion_left_out"):
         facts.append(("champion", f"{found['champion']} cannot be compared, because {found['champion_left_out']}"))
     if crossed := found.get("cross_fitting"):
-        facts.append(("judged by", f"{crossed['reason']}, {crossed['positives']:,} of them rare; AP {_interval(_flat(crossed['metrics']['ap']), 'ap')}"))  # fmt: skip
+        facts.append(
+            (
+                "judged by",
+                (
+                    f"{crossed['reason']}, {crossed['positives']:,} of them rare; "
+                    f"AP {_interval(_flat(crossed['metrics']['ap']), 'ap')}"
+                ),
+            )
+        )
     facts += [("gate", reason) for reason in found["gate"]["reasons"]]
     facts += [("next", step) for step in found["gate"].get("next", ())]
     out = console()
@@ -167,7 +195,10 @@ def replayed(replay: Mapping[str, Any]) -> None:
 def _regime(found: Mapping[str, Any]) -> str:
     known = sum(found["positives"][part] for part in ("train", "validation", "test"))
     labels = f"{known} known row(s) of the rare class" if found["labelled"] else "no row is labelled"
-    return f"{found['regime']}: {labels}; a fixed ensemble of detectors ({', '.join(found['detection']['members'])}), chosen by no label"
+    return (
+        f"{found['regime']}: {labels}; a fixed ensemble of detectors ({', '.join(found['detection']['members'])}), "
+        "chosen by no label"
+    )
 
 
 def _flat(ap: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +229,10 @@ def _won(found: Mapping[str, Any]) -> str:
         return f"{name}, candidate 0" + ("" if len(tried) == 1 else ": no other is significantly better")
     difference = winner.get("difference") or {}
     sure = "significantly" if winner.get("significant") else "not significantly"
-    return f"{name}: {_signed(difference)} {found.get('selected_by', 'AP')} against candidate 0, {sure} better. {winner.get('reason', '')}".rstrip()
+    return (
+        f"{name}: {_signed(difference)} {found.get('selected_by', 'AP')} against candidate 0, {sure} better. "
+        f"{winner.get('reason', '')}"
+    ).rstrip()
 
 
 def _details(details: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -211,7 +245,10 @@ def _details(details: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tup
         cost, nothing, everything = (
             money[key]["value"] for key in ("cost", "saving_vs_nothing", "saving_vs_everything")
         )
-        text = f"{cost:,.2f} {unit} on the test rows; saves {nothing:,.2f} against doing nothing, {everything:,.2f} against flagging everything"
+        text = (
+            f"{cost:,.2f} {unit} on the test rows; saves {nothing:,.2f} against doing nothing, {everything:,.2f} "
+            "against flagging everything"
+        )
         facts.append(("money", f"{text} ({money['note']})" if money.get("note") else text))
     elif metrics.get("cost") is not None:
         facts.append(("cost", f"{metrics['cost']:,.2f} on the test rows"))
@@ -249,9 +286,12 @@ def _candidate(each: Mapping[str, Any], selected: str) -> tuple[str, ...]:
     )
     seconds = each.get("fit_seconds")
     return (
-        ("> " if each["name"] == selected else "  ") + each["name"], _number(each["ap"]), f"[{_number(each['ap_low'])}, {_number(each['ap_high'])}]",
-        paired, "-" if seconds is None else f"{seconds:.1f}",
-    )  # fmt: skip
+        ("> " if each["name"] == selected else "  ") + each["name"],
+        _number(each["ap"]),
+        f"[{_number(each['ap_low'])}, {_number(each['ap_high'])}]",
+        paired,
+        "-" if seconds is None else f"{seconds:.1f}",
+    )
 
 
 def _signed(difference: Mapping[str, Any]) -> str:

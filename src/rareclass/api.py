@@ -58,7 +58,8 @@ def score(model: RareModel | str, rows: Any, *, point: str | None = None) -> pd.
     Returns
     -------
     DataFrame of shape (n, 2)
-        ``score`` (calibrated probability of the rare class) and ``decision`` (0 or 1), with the index that ``rows`` has in pandas.
+        ``score`` (calibrated probability of the rare class) and ``decision`` (0 or 1), with the index that ``rows`` has
+        in pandas.
     """
     loaded = load_version(model) if isinstance(model, str) else model
     frame = as_pandas(rows)
@@ -72,7 +73,8 @@ def load_demo(name: str = "flights") -> pd.DataFrame:
     Parameters
     ----------
     name : str
-        ``flights``: every departure from New York in 2013 with its weather, ``cancelled`` is the truth (extra ``examples``).
+        ``flights``: every departure from New York in 2013 with its weather, ``cancelled`` is the truth (extra
+        ``examples``).
 
     Raises
     ------
@@ -138,8 +140,8 @@ def evaluate(
     Returns
     -------
     dict of str to Estimate
-        ``ap``, ``roc_auc``, ``brier``, ``ece``, ``precision``, ``recall``, ``f1``, ``mcc`` and others; each has ``value``,
-        ``low``, ``high``, ``positives`` and ``rows``.
+        ``ap``, ``roc_auc``, ``brier``, ``ece``, ``precision``, ``recall``, ``f1``, ``mcc`` and others; each has
+        ``value``, ``low``, ``high``, ``positives`` and ``rows``.
 
     Raises
     ------
@@ -148,11 +150,16 @@ def evaluate(
     """
     labels = _binary(y, len(np.asarray(score)))
     found = evaluation.evaluate(
-        labels, score, thresholds={"default": threshold}, primary="default",
+        labels,
+        score,
+        thresholds={"default": threshold},
+        primary="default",
         costs=cost_arrays(settings.CostsSettings(), float(labels.mean()) or 0.5),
-        config=settings.EvaluateSettings(confidence=confidence, bootstraps=bootstraps), block=block, weight=sample_weight,
+        config=settings.EvaluateSettings(confidence=confidence, bootstraps=bootstraps),
+        block=block,
+        weight=sample_weight,
         seed=random_state,
-    )  # fmt: skip
+    )
     return {name: value for name, value in found.metrics.items() if name != "cost"}
 
 

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 app = typer.Typer(
-    name="rareclass", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    name="rareclass",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Rare-class models: train, judge, register, serve, watch with late labels, repair.",
     epilog="Start with: rareclass diagnose DATA --target COLUMN, then rareclass run -c CONFIG --out DIR",
-)  # fmt: skip
+)
 labels_app = typer.Typer(no_args_is_help=True, help="Late ground truth.", rich_markup_mode="markdown")
 app.add_typer(labels_app, name="labels")
 
@@ -62,7 +66,9 @@ TrackingOption = Annotated[
     typer.Option(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow registry of `models:/` and `runs:/` names; default: the configuration's, else MLFLOW_TRACKING_URI.",
+        help=(
+            "MLflow registry of `models:/` and `runs:/` names; default: the configuration's, else MLFLOW_TRACKING_URI."
+        ),
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only the result.")]
@@ -218,7 +224,8 @@ def run(
 ) -> None:
     """Train on this machine: ingest, diagnose, try, select, tune, judge once, refit, register, promote.
 
-    Writes `DIR/summary.json` and `DIR/report.html`. Example: `rareclass run -c my.yaml --out out --set search.seconds=30`
+    Writes `DIR/summary.json` and `DIR/report.html`.
+    Example: `rareclass run -c my.yaml --out out --set search.seconds=30`
     """
     from rareclass.errors import unknown
 
@@ -263,7 +270,10 @@ def score(
         typer.Option(
             "--model",
             metavar="URI",
-            help="`uri` of summary.json, `models:/NAME@champion`, `models:/NAME/3`; default: the configuration's champion.",
+            help=(
+                "`uri` of summary.json, `models:/NAME@champion`, `models:/NAME/3`; default: "
+                "the configuration's champion."
+            ),
         ),
     ] = None,
     config: MaybeConfig = None,
@@ -328,7 +338,10 @@ def score(
     more = f", {done.logged:,} new in the prediction log of version {done.version}" if log else ""
     terminal.lines(
         [
-            f"{done.rows:,} rows, {done.flagged:,} flagged at {done.threshold:.4g} ({done.operating_point}), mean score {done.mean_score:.4g}{more}: {done.output}",
+            (
+                f"{done.rows:,} rows, {done.flagged:,} flagged at {done.threshold:.4g} ({done.operating_point}), mean "
+                f"score {done.mean_score:.4g}{more}: {done.output}"
+            ),
             *done.notes,
         ]
     )
@@ -425,7 +438,10 @@ def up(
         raise ConfigError("nothing of that is set up. Set up.labels to what is imported, up.backup to where backups go")
     if systemd is not None:
         written = files.write_systemd(settings, chosen, systemd)
-        link = f"systemctl --user link {systemd.resolve()}/*.service {systemd.resolve()}/*.timer {systemd.resolve()}/*.target"
+        link = (
+            f"systemctl --user link {systemd.resolve()}/*.service {systemd.resolve()}/*.timer "
+            f"{systemd.resolve()}/*.target"
+        )
         start = f"systemctl --user start rareclass-{settings.name}.target"
         terminal.lines([*map(str, written), f"then: {link} && {start}"])
     if compose is not None:
@@ -499,7 +515,10 @@ def labels_import(
     report = service.import_labels(_stored(config, overrides), file, _now())
     terminal.lines(
         [
-            f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, {report.unknown:,} waiting for their prediction"
+            (
+                f"{report.inserted:,} new, {report.corrected:,} corrected, {report.unchanged:,} unchanged, "
+                f"{report.unknown:,} waiting for their prediction"
+            )
             + (f", {report.forgotten:,} refused: their rows were erased" if report.forgotten else "")
         ]
     )
@@ -537,7 +556,10 @@ def evidently(
     drifted = f" ({', '.join(found.drifted)})" if found.drifted else ""
     terminal.lines(
         [
-            f"{len(found.drifted)} of {found.columns} columns drifted{drifted}, {found.rows:,} rows of version {found.version}",
+            (
+                f"{len(found.drifted)} of {found.columns} columns drifted{drifted}, {found.rows:,} rows of version "
+                f"{found.version}"
+            ),
             *(f"  {name} {value:.4g}" for name, value in found.quality.items()),
             *(f"  page    {page}" for page in found.pages),
         ]
@@ -559,7 +581,10 @@ def triage(
         typer.Option(
             "--output-file",
             metavar="FILE",
-            help="Judge probation and challenger, reserve the repair that is due, and write it as JSON; exit code 0. For workflows: `repair` or `submit --repair` does it.",
+            help=(
+                "Judge probation and challenger, reserve the repair that is due, and write it as JSON; exit code 0. "
+                "For workflows: `repair` or `submit --repair` does it."
+            ),
         ),
     ] = None,
     owner: Annotated[
@@ -846,7 +871,10 @@ def submit(
         typer.Option(
             "--token",
             metavar="FILE",
-            help="File with the bearer token of the API, `-` for standard input; default: the environment's RARECLASS_KUBEFLOW_TOKEN.",
+            help=(
+                "File with the bearer token of the API, `-` for standard input; default: "
+                "the environment's RARECLASS_KUBEFLOW_TOKEN."
+            ),
         ),
     ] = None,
     namespace: Annotated[
@@ -906,7 +934,10 @@ def repair(
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Carry out one reserved repair in this process: re-threshold, recalibrate, retrain. Done already, it says how it ended."""
+    """Carry out one reserved repair in this process: re-threshold, recalibrate, retrain.
+
+    Done already, it says how it ended.
+    """
     from rareclass.services.live import governor as service
 
     settings = _stored(config, overrides)
@@ -1022,7 +1053,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def private_umask(text: str | None) -> int:
-    """Return what others may not do with the files that the commands make: nothing (077), or as RARECLASS_UMASK says."""
+    """Return what others may not do with the files that the commands make: nothing (077),
+    or as RARECLASS_UMASK says.
+    """
     return int(text, 8) if text and re.fullmatch("0?[0-7]{3}", text) else 0o077
 
 

@@ -142,12 +142,15 @@ class DataSettings(Section):
     """Where the labelled history is and what its columns mean."""
 
     path: str = Field(
-        description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), table of a lake (delta:// iceberg://), "
+        description="CSV, Parquet file, folder, glob, URL (s3:// gs:// abfs:// hdfs://), table of a lake (delta:// "
+        "iceberg://), "
         "SQL URL (sqlite:// postgresql:// snowflake:// bigquery://) or demo:NAME"
     )
     query: str | None = Field(
         None,
-        description="SELECT statement of a SQL URL, or over the table `data` of what else `path` names (extra `duckdb`)",
+        description=(
+            "SELECT statement of a SQL URL, or over the table `data` of what else `path` names (extra `duckdb`)"
+        ),
     )
     target: str | None = Field(description="Column with the truth; null: no row is labelled, and a detector is trained")
     positive: Any = Field(
@@ -162,16 +165,25 @@ class DataSettings(Section):
     )
     time_format: str | None = Field(
         None,
-        description="How times are written: `day-first`, `month-first`, `iso`, digits like `YYYYMM`, or a format like `%d.%m.%Y %H:%M`; default: found from all values",
+        description=(
+            "How times are written: `day-first`, `month-first`, `iso`, digits like `YYYYMM`, or a format like "
+            "`%d.%m.%Y %H:%M`; default: found from all values"
+        ),
     )
     time_unit: Literal["s", "ms", "us", "ns", "minute", "hour", "day", "week", "month", "year", "order"] | None = Field(
         None,
-        description="What the numbers of `time` count, from `time_origin`; `order`: nothing but an order; default: epochs and dates are found by their size",
+        description=(
+            "What the numbers of `time` count, from `time_origin`; `order`: nothing but an order; default: "
+            "epochs and dates are found by their size"
+        ),
     )
     time_origin: str | None = Field(None, description="ISO time at which `time_unit` counts 0; default: 1970-01-01")
     label_delay: Duration = Field(
         timedelta(0),
-        description="How long after a row its label is known; 0: not known, so that the monitor learns it from the labels that come",
+        description=(
+            "How long after a row its label is known; 0: not known, so that the monitor learns it from the labels "
+            "that come"
+        ),
     )
     drop: tuple[str, ...] = Field((), description="Columns that are not features (ids, leaks)")
     columns: tuple[str, ...] | None = Field(None, description="Only these columns are features; default: all others")
@@ -180,7 +192,10 @@ class DataSettings(Section):
     )
     filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
         (),
-        description="Rows to keep, as [column, operator, value] conditions joined by and (a list of such lists: or); holds at serving too, may not see the target",
+        description=(
+            "Rows to keep, as [column, operator, value] conditions joined by and (a list of such lists: or); "
+            "holds at serving too, may not see the target"
+        ),
     )
     drop_empty: bool = Field(False, description="Drop rows in which every feature is missing")
     amount: str | None = Field(None, description="Column with the amount at stake in a row, in `costs.currency`")
@@ -190,7 +205,10 @@ class DataSettings(Section):
     )
     contamination: Literal["none", "unknown"] | Annotated[float, Field(ge=0, lt=0.5)] = Field(
         "unknown",
-        description="Share of the rows that detectors learn from which may not be normal: a number, none, or unknown (2 % of rows without labels, none of labelled ones)",
+        description=(
+            "Share of the rows that detectors learn from which may not be normal: "
+            "a number, none, or unknown (2 % of rows without labels, none of labelled ones)"
+        ),
     )
     private: tuple[str, ...] = Field((), description="Columns never written to the prediction store")
     max_categories: int = Field(
@@ -198,7 +216,10 @@ class DataSettings(Section):
     )
     missing_values: Texts = Field(
         (),
-        description="Texts and numbers that mean missing in every column (like `-999`, `unknown`), besides the empty cell; number and time columns also take NA, NaN, null, ? and the like so",
+        description=(
+            "Texts and numbers that mean missing in every column (like `-999`, `unknown`), besides the empty cell; "
+            "number and time columns also take NA, NaN, null, ? and the like so"
+        ),
     )
     decimal: Literal[".", ","] = Field(".", description="Decimal sign of numbers that are written as text")
     thousands: Literal["", ",", ".", "'", " ", "_"] = Field(
@@ -221,15 +242,21 @@ class SplitSettings(Section):
         0.25, gt=0, lt=0.9, description="Share of the other rows: scored forward in time where there is time"
     )
     folds: int = Field(
-        5, ge=2, le=20, description="Folds of cross-fitting where there is no time; at most 3 above 100,000 rows with 1,000 positives"
-    )  # fmt: skip
+        5,
+        ge=2,
+        le=20,
+        description="Folds of cross-fitting where there is no time; at most 3 above 100,000 rows with 1,000 positives",
+    )
     windows: int = Field(
         3, ge=1, le=20, description="Forward windows that the validation rows are cut into, where there is time"
     )
     repeats: int = Field(1, ge=1, le=20, description="Repeats of the folds; raised by itself where positives are few")
     entities_apart: bool = Field(
         False,
-        description="Where rows are split by time: rows of entities that were seen earlier leave the later side, so that no entity is on both",
+        description=(
+            "Where rows are split by time: rows of entities that were seen earlier leave the later side, so that no "
+            "entity is on both"
+        ),
     )
     drop_known_entities: bool = Field(
         False, description="Drop test rows of entities already known positive in training"
@@ -263,20 +290,29 @@ class TrainSettings(Section):
 
     filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
         (),
-        description="Rows that a fit may learn from; may see the target; others are still scored, and the effect on prevalence is corrected",
+        description=(
+            "Rows that a fit may learn from; may see the target; others are still scored, and the effect on "
+            "prevalence is corrected"
+        ),
     )
     majority_quantile: float = Field(
         1.0,
         gt=0.5,
         le=1,
-        description="No fit learns from majority rows with a numeric feature above this quantile of the training part's majority rows; they are still scored",
+        description=(
+            "No fit learns from majority rows with a numeric feature above this quantile of the training part's "
+            "majority rows; they are still scored"
+        ),
     )
     outliers: tuple[OutliersSettings, ...] = Field(
         (), description="Outliers of named columns, each of one class; the effect on prevalence is corrected"
     )
     refit: Literal["all", "train", "none"] = Field(
         "all",
-        description="Rows of the final fit: every labelled row (all), or the very model that was judged, fitted on training and validation rows (train and none alike)",
+        description=(
+            "Rows of the final fit: every labelled row (all), or the very model that was judged, fitted on training "
+            "and validation rows (train and none alike)"
+        ),
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random")
 
@@ -325,7 +361,10 @@ class SearchSettings(Section):
     )
     metric: Literal["average_precision", "cost", "recall_at_precision"] = Field(
         "average_precision",
-        description="What decides between candidates: how they rank, what the best threshold saves (`costs`), or the recall within reach at `threshold.min_precision`",
+        description=(
+            "What decides between candidates: how they rank, what the best threshold saves (`costs`), or the recall "
+            "within reach at `threshold.min_precision`"
+        ),
     )
     replay: str | None = Field(None, description="A recorded trials.json: fit exactly what it lists, in its order")
 
@@ -338,7 +377,11 @@ class ComputeSettings(Section):
     cpu: str = Field("2", description="CPU request of a pipeline step on Kubernetes")
     memory: Size | None = Field(
         None,
-        description="Most memory that a command takes, like 4GiB; a table that needs more is read as a stream and trained on a sample of its negatives. Default: .8 of what the process may use. On Kubernetes also the request and limit of a pipeline step (4Gi unless set)",
+        description=(
+            "Most memory that a command takes, like 4GiB; a table that needs more is read as a stream and trained on "
+            "a sample of its negatives. Default: .8 of what the process may use. "
+            "On Kubernetes also the request and limit of a pipeline step (4Gi unless set)"
+        ),
     )
 
     def processors(self) -> int:
@@ -365,7 +408,9 @@ class ClusterSettings(Section):
     )
     token_file: str | None = Field(
         None,
-        description="File with the token instead, read anew when it changes: a projected token of the pod's service account",
+        description=(
+            "File with the token instead, read anew when it changes: a projected token of the pod's service account"
+        ),
     )
     header: str | None = Field(
         None, description="One more header of each request, like `kubeflow-userid: me@example.org` or a proxy's cookie"
@@ -374,7 +419,11 @@ class ClusterSettings(Section):
     run_as_user: int | None = Field(
         None,
         ge=1,
-        description="User and group id of the steps, as their securityContext with runAsNonRoot; needs a Kubeflow Pipelines that knows it (2.17; 2.14 refuses it). Unset: the image's own user, which is not root",
+        description=(
+            "User and group id of the steps, as their securityContext with runAsNonRoot; "
+            "needs a Kubeflow Pipelines that knows it (2.17; 2.14 refuses it). Unset: "
+            "the image's own user, which is not root"
+        ),
     )
     image: str | None = Field(None, description="Image of every step; default: rareclass/pipeline of this version")
     env: dict[str, str] = Field({}, description="Plain environment variables of every step")
@@ -401,7 +450,10 @@ class OperatingPoint(Section):
     name: str = Field(description="Name of the operating point")
     objective: str = Field(
         "cost",
-        description="A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, alerts_per_day, false_alarm_rate",
+        description=(
+            "A member of OBJECTIVES: f1, f2, fbeta, mcc, cost, recall_at_precision, precision_at_recall, "
+            "alerts_per_day, false_alarm_rate"
+        ),
     )
     beta: float = Field(1.0, gt=0, description="beta of fbeta")
     min_precision: Share | None = Field(None, description="Constraint: precision at least this")
@@ -419,7 +471,10 @@ class ThresholdSettings(Section):
 
     objective: str = Field(
         "auto",
-        description="auto: cost where costs are given, else f1; without a row of the rare class alerts_per_day where max_alerts_per_day is set, else false_alarm_rate",
+        description=(
+            "auto: cost where costs are given, else f1; without a row of the rare class alerts_per_day where "
+            "max_alerts_per_day is set, else false_alarm_rate"
+        ),
     )
     beta: float = Field(1.0, gt=0, description="beta of fbeta")
     min_precision: Share | None = Field(None, description="Constraint: precision at least this")
@@ -430,8 +485,11 @@ class ThresholdSettings(Section):
     )
     points: tuple[OperatingPoint, ...] = Field((), description="Further named operating points")
     fixed: float | None = Field(
-        None, gt=0, lt=1, description="A threshold set by hand, judged beside the tuned ones as the point `fixed`; it never decides"
-    )  # fmt: skip
+        None,
+        gt=0,
+        lt=1,
+        description="A threshold set by hand, judged beside the tuned ones as the point `fixed`; it never decides",
+    )
     calibration: Literal["auto", "none", "isotonic", "platt", "beta"] = Field(
         "auto", description="auto: chosen by cross-fitted log loss, none if none is better"
     )
@@ -451,7 +509,11 @@ class EvaluateSettings(Section):
         3,
         ge=0,
         le=20,
-        description="Where the test rows hold fewer positives than gate.min_positives: how often the recipe is cross-fitted over all rows to judge it (up to 100,000 rows); 0: then there is never enough evidence",
+        description=(
+            "Where the test rows hold fewer positives than gate.min_positives: "
+            "how often the recipe is cross-fitted over all rows to judge it (up to 100,000 rows); 0: "
+            "then there is never enough evidence"
+        ),
     )
     importance_repeats: int = Field(
         3,
@@ -470,21 +532,30 @@ class GateSettings(Section):
     min_positives: int = Field(
         50,
         ge=1,
-        description="Positives below which the verdict is 'not enough evidence': of the test rows, or of all rows that cross-fitting judges where the test rows hold fewer",
+        description=(
+            "Positives below which the verdict is 'not enough evidence': "
+            "of the test rows, or of all rows that cross-fitting judges where the test rows hold fewer"
+        ),
     )
     min_ap_lift: float = Field(2.0, ge=1, description="AP at least this many times the prevalence (lower bound)")
     min_ap: Share | None = Field(None, description="AP at least this (lower bound)")
     max_ap_loss: Share = Field(0.05, description="Relative AP that may be lost against the champion")
     without_comparison: Literal["insufficient", "approve"] = Field(
         "insufficient",
-        description="When the champion cannot be compared (its columns are gone, it learned another target, ...): not enough evidence, or no objection",
+        description=(
+            "When the champion cannot be compared (its columns are gone, it learned another target, ...): "
+            "not enough evidence, or no objection"
+        ),
     )
     max_calibration_error: float = Field(
         0.5, gt=0, description="|mean score / prevalence - 1| at most this, where its interval excludes 1"
     )
     without_labels: Literal["register", "insufficient"] = Field(
         "register",
-        description="What becomes of a detector that no label can judge, where no champion was ever judged by labels: it is registered all the same, or not",
+        description=(
+            "What becomes of a detector that no label can judge, where no champion was ever judged by labels: "
+            "it is registered all the same, or not"
+        ),
     )
     max_slice_recall_gap: Share | None = Field(None, description="Recall of any slice at most this below the whole")
 
@@ -494,7 +565,10 @@ class PromotionSettings(Section):
 
     mode: Literal["immediate", "shadow", "manual"] = Field(
         "immediate",
-        description="immediate: champion at once; shadow: wins on live labels first; manual: a person approves it first, and it scores in the shadow while it waits",
+        description=(
+            "immediate: champion at once; shadow: wins on live labels first; manual: "
+            "a person approves it first, and it scores in the shadow while it waits"
+        ),
     )
     four_eyes: bool = Field(False, description="With mode manual: whoever trained a version may not approve it")
     probation: Duration = Field(
@@ -516,7 +590,8 @@ class TrackingSettings(Section):
     def _nothing_secret(cls, value: str | None) -> str | None:
         if value is not None and has_secret(value):
             raise ValueError(
-                "it holds a password, and MLflow writes it into every run. Give the storage its key by its environment variables"
+                "it holds a password, and MLflow writes it into every run. "
+                "Give the storage its key by its environment variables"
             )
         return value
 
@@ -529,11 +604,17 @@ class StoreSettings(Section):
     )
     retention: Duration = Field(
         timedelta(days=400),
-        description="Predictions older than this are deleted by `rareclass retention`; the server refuses rows whose event time is older",
+        description=(
+            "Predictions older than this are deleted by `rareclass retention`; "
+            "the server refuses rows whose event time is older"
+        ),
     )
     wait: Duration = Field(
         timedelta(0),
-        description="How long a command that needs the store waits for it when it starts; a pod's first connections may be refused",
+        description=(
+            "How long a command that needs the store waits for it when it starts; "
+            "a pod's first connections may be refused"
+        ),
     )
 
 
@@ -624,7 +705,9 @@ class RetrainSettings(Section):
 
     source: Literal["store", "data"] = Field(
         "store",
-        description="store: served features joined with matured labels, after the training rows; data: `data.path` again",
+        description=(
+            "store: served features joined with matured labels, after the training rows; data: `data.path` again"
+        ),
     )
     windows: tuple[Literal["all", "since_change", "recent", "weighted"], ...] = Field(
         ("all", "since_change", "weighted"), description="How much history is tried, decided forward in time"
@@ -679,7 +762,10 @@ class RegimeSettings(Section):
 
 
 class Config(Section):
-    """Everything a project sets. The smallest useful one: name, data.path, data.target and data.time if there is one."""
+    """Everything a project sets.
+
+    The smallest useful one: name, data.path, data.target and data.time if there is one.
+    """
 
     name: str = Field(
         pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", description="Name of the model: lower case, digits and dashes"
@@ -741,7 +827,8 @@ class Config(Section):
         bounds = [self.threshold.max_alerts_per_day, *(point.max_alerts_per_day for point in self.threshold.points)]
         if data.time_unit == "order" and ("alerts_per_day" in objectives or any(bounds)):
             raise ValueError(
-                "alerts a day need days, and data.time_unit: order tells no calendar. Set data.time_unit to what the numbers count, or another objective"
+                "alerts a day need days, and data.time_unit: order tells no calendar. "
+                "Set data.time_unit to what the numbers count, or another objective"
             )
         if data.target is None and data.positive is not None:
             raise ValueError(
@@ -757,7 +844,8 @@ class Config(Section):
             )
         if data.target is not None and data.target in (data.time, data.entity, data.id, data.amount):
             raise ValueError(
-                f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount to other columns"
+                f"data.target '{data.target}' has a second role. Set data.time, data.entity, data.id and data.amount "
+                "to other columns"
             )
         if any(column == data.target for group in filter_groups(data.filter) for column, _, _ in group):
             raise ValueError(
@@ -785,7 +873,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(
-            f"configuration '{path}' is not a file. Pass -c PATH to a YAML or JSON file; `rareclass schema` lists the settings"
+            f"configuration '{path}' is not a file. Pass -c PATH to a YAML or JSON file; "
+            "`rareclass schema` lists the settings"
         )
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -859,7 +948,8 @@ def _refuse_unknown(variable: str, names: Mapping[str, str]) -> None:
             f"{variable}: {section} is one setting. Set {variable.rpartition('__')[0]} to all of it, as YAML"
         )
     raise ConfigError(
-        f"{variable} names no setting.{nearest(variable, list(names))} Its name is RARECLASS_SECTION__NAME; docs/settings.md lists them"
+        f"{variable} names no setting.{nearest(variable, list(names))} Its name is RARECLASS_SECTION__NAME; "
+        "docs/settings.md lists them"
     )
 
 
@@ -912,7 +1002,10 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         section, _, name = where.rpartition(".")
         known = _settings_of(section)
-        return f"unknown setting '{where}'.{nearest(name, known)} {section or 'The top level'} knows: {', '.join(known)}{more}"
+        return (
+            f"unknown setting '{where}'.{nearest(name, known)} {section or 'The top level'} knows: "
+            f"{', '.join(known)}{more}"
+        )
     if first["type"] == "missing":
         return f"setting '{where}' is missing. Set {where} in the configuration or with --set {where}=...{more}"
     message = first["msg"].removeprefix("Value error, ")

@@ -20,8 +20,8 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Detector for a class of which no row is known yet: what is usual is learned, and what is unusual is flagged.
 
     ``fit`` takes rows that are normal, or nearly all of them, fits a fixed ensemble of detectors and calibrates it to
-    p-values on held-out rows (cross-conformal), so that as many normal rows are flagged as ``false_alarm_rate`` says. No
-    label judges it. Missing values are welcome; in a DataFrame, text and category columns are used as categories.
+    p-values on held-out rows (cross-conformal), so that as many normal rows are flagged as ``false_alarm_rate`` says.
+    No label judges it. Missing values are welcome; in a DataFrame, text and category columns are used as categories.
 
     Parameters
     ----------
@@ -102,9 +102,12 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         members = detection.MEMBERS if isinstance(self.members, str) and self.members == "auto" else self.members
         try:
             self.detection_, self.conformal_ = detection.fit_calibrated(
-                rows, members=[members] if isinstance(members, str) else members, contamination=self.trimmed,
-                seed=int(self.random_state), threads=self.n_jobs or 1,
-            )  # fmt: skip
+                rows,
+                members=[members] if isinstance(members, str) else members,
+                contamination=self.trimmed,
+                seed=int(self.random_state),
+                threads=self.n_jobs or 1,
+            )
         except RareclassError as error:
             raise ValueError(str(error)) from error
         self.offset_ = float(self.false_alarm_rate)

@@ -1,4 +1,6 @@
-"""The exception tree. Every message says what was wrong, the nearest fix, and what to set; the CLI prints it as one line."""
+"""The exception tree. Every message says what was wrong, the nearest fix, and what to set; the CLI prints it as one
+line.
+"""
 
 from __future__ import annotations
 

@@ -29,21 +29,22 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``fit`` plans candidates as `rareclass run` does, fits each on stratified folds, keeps the first unless another (or
     their ensemble) is significantly better in average precision, calibrates, tunes the threshold, all on scores of rows
     not seen, and refits on all rows. Of a run it leaves out time (splits in order, label delay), amounts, the
-    hyper-parameter search and its budget in seconds, repeated folds where positives are few, the test rows with the gate,
-    and the registry. Missing values are welcome; in a DataFrame, text and category columns are used as categories.
+    hyper-parameter search and its budget in seconds, repeated folds where positives are few, the test rows with the
+    gate, and the registry. Missing values are welcome; in a DataFrame, text and category columns are used as
+    categories.
 
     Parameters
     ----------
     candidates : str or sequence of str, default="auto"
-        "auto" is the plan of a run, or names of learners like ``("xgboost", "extra_trees")``: these alone are tried, and
-        the first wins ties.
+        "auto" is the plan of a run, or names of learners like ``("xgboost", "extra_trees")``: these alone are tried,
+        and the first wins ties.
     resample : str, mapping or sequence of these, default=None
         Resampling of training rows: a name like ``"smote"``, a step like ``{"name": "random_under", "ratio": 5}``, or a
         chain of them, as in the configuration. Named candidates all have it. Of the plan, the first candidate stays
         untouched, as in a run, so that resampling has to prove itself; candidates that resample already keep their own.
     weighting : str, default="none"
-        Weighting of training rows: none, balanced, sqrt_balanced or cost; on the same candidates as ``resample``, except
-        for learners of the plan that take no weights.
+        Weighting of training rows: none, balanced, sqrt_balanced or cost; on the same candidates as ``resample``,
+        except for learners of the plan that take no weights.
     max_candidates : int or None, default=4
         Candidates of the plan that are fitted, the most promising; None is all. Named ones are all fitted.
     objective : str, default="f1"
@@ -143,20 +144,22 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> RareClassifier:
         """Fit on rows of two classes.
 
-        Both ``sample_weight`` and ``groups`` can be asked for with ``set_fit_request`` where metadata routing is enabled.
+        Both ``sample_weight`` and ``groups`` can be asked for with ``set_fit_request`` where metadata routing is
+        enabled.
 
         Parameters
         ----------
         X : array-like or table of shape (n, n_features)
-            Features: an array, or a table of pandas, polars, Arrow or another library that narwhals knows. Rows that are equal in every one of them stay on one side of a fold, as in a run.
+            Features: an array, or a table of pandas, polars, Arrow or another library that narwhals knows. Rows that
+            are equal in every one of them stay on one side of a fold, as in a run.
         y : array-like of shape (n,)
             Labels of two classes.
         sample_weight : array-like of shape (n,), default=None
-            How much a row counts, for learners, selection, calibration and threshold, like the inverse-propensity weight of
-            a run. Rows of weight 0 are left out.
+            How much a row counts, for learners, selection, calibration and threshold, like the inverse-propensity
+            weight of a run. Rows of weight 0 are left out.
         groups : array-like of shape (n,), default=None
-            Who a row belongs to (card, patient): rows of one group are never on both sides of a fold, and intervals draw
-            them together.
+            Who a row belongs to (card, patient): rows of one group are never on both sides of a fold, and intervals
+            draw them together.
 
         Returns
         -------
@@ -187,9 +190,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.calibration_ = calibration.fit(known.y, held_out, method=self.calibration, **common)
             score = self.calibration_.calibrator(held_out)
             self.tuned_ = thresholds.tune(
-                known.y, score, objective=self.objective, beta=self.beta,
-                min_precision=self.min_precision, min_recall=self.min_recall, costs=costs, **common,
-            )  # fmt: skip
+                known.y,
+                score,
+                objective=self.objective,
+                beta=self.beta,
+                min_precision=self.min_precision,
+                min_recall=self.min_recall,
+                costs=costs,
+                **common,
+            )
             learner = training.refit(trained, self.selection_.weights, rows, **options)
         except RareclassError as error:
             raise ValueError(str(error)) from error
@@ -316,7 +325,9 @@ def _checked(candidate: Candidate) -> Candidate:
 
 
 def _with(candidate: Candidate, asked: settings.CandidateSpec) -> Candidate:
-    """The candidate with the resampling and the weighting asked for, unless it has its own or its learner takes none."""
+    """The candidate with the resampling and the weighting asked for,
+    unless it has its own or its learner takes none.
+    """
     from rareclass.core.learners import LEARNERS
 
     changes: dict[str, Any] = {}

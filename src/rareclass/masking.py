@@ -1,7 +1,7 @@
 """Passwords out of text: the one place that knows what a secret in a URL or a setting looks like.
 
-Errors mask their own message, the terminal what it prints, and `public` every configuration that is kept or shown. Where it
-cannot be told whether a piece of text is a secret it is masked: a log that hides too much does no harm.
+Errors mask their own message, the terminal what it prints, and `public` every configuration that is kept or shown.
+Where it cannot be told whether a piece of text is a secret it is masked: a log that hides too much does no harm.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def has_secret(text: str) -> bool:
 
 
 def masked_values(value: Any) -> Any:
-    """Return JSON-ready ``value`` with every text masked, and whole where the name of a setting says that it is a secret."""
+    """Return JSON-ready ``value`` with every text masked, and whole where the name of a setting says that it is a
+    secret.
+    """
     if isinstance(value, Mapping):
         return {
             key: MASK if isinstance(each, str) and each and _SETTING.match(str(key)) else masked_values(each)
@@ -55,7 +57,9 @@ def masked_values(value: Any) -> Any:
 
 
 def quoted(url: str) -> str:
-    """Return the URL with the password's @, / and : percent-encoded, so that every library finds the same host in it."""
+    """Return the URL with the password's @, / and : percent-encoded,
+    so that every library finds the same host in it.
+    """
     scheme, mark, rest = url.partition("://")
     head = rest.partition("?")[0]
     if not mark or rest.startswith(_NO_HOST) or "@" not in head:

@@ -14,7 +14,8 @@ from rareclass.errors import ConfigError
 def token(environment: Mapping[str, str], name: str) -> str | None:
     """Return the token in an environment variable, None where there is none.
 
-    A file that a Secret was made from often ends in a newline, which no client sends: space around a token is no part of it.
+    A file that a Secret was made from often ends in a newline, which no client sends: space around a token is no part
+    of it.
     Raises ConfigError for one that is nothing but space, which must not open what it was to close.
     """
     given = environment.get(name) or ""

@@ -1,4 +1,6 @@
-"""Exact neighbour cleaning as imbalanced-learn samplers: the same rows as its own classes keep, without quadratic work."""
+"""Exact neighbour cleaning as imbalanced-learn samplers: the same rows as its own classes keep,
+without quadratic work.
+"""
 
 from __future__ import annotations
 

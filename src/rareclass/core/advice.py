@@ -46,15 +46,22 @@ class Advice:
 def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float = 0.95, seed: int = 0) -> Advice:
     """Compare the candidates that were fitted on resampled rows with the best that they could be without.
 
-    Each is held against candidate 0 or its own recipe without the resampling, whichever ranks better: a better learner is no
-    merit of the resampling. The answer is "yes" where the interval of the best difference lies above 0; "no" where the
-    intervals of all end below `WORTH` of the average precision they are held against.
+    Each is held against candidate 0 or its own recipe without the resampling, whichever ranks better: a better learner
+    is no merit of the resampling. The answer is "yes" where the interval of the best difference lies above 0; "no"
+    where the intervals of all end below `WORTH` of the average precision they are held against.
     Intervals are Bonferroni's for their number.
     """
     done = [one for one in trained if one.complete]
     resampled = [one for one in done if one.candidate.group != "none"]
     if not resampled or done[0].candidate.group != "none":
-        return Advice(UNKNOWN, "Should I resample? Not enough evidence: no candidate on resampled rows was finished beside the untouched one.")  # fmt: skip
+        return Advice(
+            UNKNOWN,
+            (
+                "Should I resample? Not enough evidence: no candidate on resampled rows was finished beside the "
+                "untouched "
+                "one."
+            ),
+        )
     scored = np.logical_and.reduce([one.scored for one in done])
     rows = dev.take(scored)
     values = {one.candidate.name: average_precision(rows.y, one.oof[scored], rows.weight) for one in done}
@@ -64,18 +71,27 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
         zip(
             needed,
             bootstrap_average_precision(
-                rows.y, np.stack(list(needed.values())), block=rows.block(), n_boot=_BOOTSTRAPS, seed=seed, weight=rows.weight
+                rows.y,
+                np.stack(list(needed.values())),
+                block=rows.block(),
+                n_boot=_BOOTSTRAPS,
+                seed=seed,
+                weight=rows.weight,
             ),
             strict=True,
         )
-    )  # fmt: skip
+    )
     found = []
     for one, plain in pairs:
         a, b = one.candidate.name, plain.candidate.name
         difference = judge_difference(
-            values[a] - values[b], drawn[a] - drawn[b],
-            confidence=confidence, compared=len(pairs), positives=rows.positives, rows=len(rows),
-        )  # fmt: skip
+            values[a] - values[b],
+            drawn[a] - drawn[b],
+            confidence=confidence,
+            compared=len(pairs),
+            positives=rows.positives,
+            rows=len(rows),
+        )
         found.append((a, b, difference.estimate))
     a, b, best = max(found, key=lambda each: each[2].value)
     negligible = all(each.high < WORTH * values[plain] for _, plain, each in found)
@@ -96,7 +112,10 @@ def _recipe(one: Trained) -> tuple[Any, ...]:
 def _sentence(answer: str, name: str, against: str, difference: Estimate, compared: int) -> str:
     number = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     best = f"{name}, the best of {compared} resampled candidates," if compared > 1 else name
-    measured = f"{best} differs from {against} by {number} average precision on the same held-out rows ({difference.positives:,} positives)"
+    measured = (
+        f"{best} differs from {against} by {number} average precision on the same held-out rows "
+        f"({difference.positives:,} positives)"
+    )
     told = {
         YES: "Yes: ",
         NO: f"No: a gain of {WORTH:.0%} or more is ruled out; ",

@@ -1,9 +1,9 @@
 """Bootstrap resamples as weights, and the resampled counts that ranking metrics and thresholds need.
 
 Rows of one day, or of one entity, are not independent: where a block is known, whole blocks are drawn. A resample is a
-whole-number weight per *unit* (a block, or a row where rows are independent), so nothing is copied and nothing is sorted
-again. What lies between two neighbouring positives matters only as a sum, so a metric of the ranking needs as many
-numbers as there are distinct positive scores, however many negatives there are.
+whole-number weight per *unit* (a block, or a row where rows are independent), so nothing is copied and nothing is
+sorted again. What lies between two neighbouring positives matters only as a sum, so a metric of the ranking needs as
+many numbers as there are distinct positive scores, however many negatives there are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from rareclass.core.estimate import Estimate, wilson
 from rareclass.errors import DataError
 
 MIN_BLOCKS = 5
-"""With fewer blocks than this a bootstrap over blocks has too few distinct resamples to mean anything; rows are drawn."""
+"""With fewer blocks than this a bootstrap over blocks has too few distinct resamples to mean anything;
+rows are drawn.
+"""
 
 MAX_UNITS = 20_000
 """More independent units than this are dealt at random into so many groups that are drawn whole: sums of independent
@@ -53,7 +55,8 @@ def as_scores(
         raise DataError("labels must be 0 or 1, 1 = the rare class. Encode the target first")
     if not np.isfinite(scores).all():
         raise DataError(
-            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite. Leave rows without a score out first"
+            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite. "
+            "Leave rows without a score out first"
         )
     if weight is None:
         return labels, scores, None
@@ -102,7 +105,9 @@ class Resamples:
 
     @property
     def few_blocks(self) -> str | None:
-        """What is to be said of the intervals where the blocks are too few to be drawn, so that rows are; None otherwise."""
+        """What is to be said of the intervals where the blocks are too few to be drawn, so that rows are; None
+        otherwise.
+        """
         found = self.n if self.block is None else len(np.unique(self.block))
         if self.block is None or found >= MIN_BLOCKS:
             return None
@@ -196,10 +201,11 @@ def estimate(value: float, values: ArrayLike, confidence: float, positives: int,
 def share_estimate(
     value: float, values: ArrayLike, size: float, confidence: float, positives: int, rows: int
 ) -> Estimate:
-    """Return a share of ``size`` rows (recall, precision) with Wilson's interval at as many rows as the resamples say it is worth.
+    """Return a share of ``size`` rows (recall, precision) with Wilson's interval at as many rows as the resamples say
+    it is worth.
 
-    The spread of the resamples knows about blocks and weights, but is none where all or nothing was found: 8 of 8 is not
-    [1, 1]. There, and at most, ``size`` counts.
+    The spread of the resamples knows about blocks and weights, but is none where all or nothing was found: 8 of 8 is
+    not [1, 1]. There, and at most, ``size`` counts.
     """
     if np.isnan(value) or size <= 0:
         return Estimate(float(value), positives=int(positives), rows=int(rows))
@@ -213,8 +219,8 @@ def share_estimate(
 
 
 def bounded_estimate(value: float, values: ArrayLike, confidence: float, positives: int, rows: int) -> Estimate:
-    """Return a metric between 0 and 1 with an interval that is symmetric on the log-odds: the spread of its resamples, carried
-    there, times Student's t for the positives it rests on.
+    """Return a metric between 0 and 1 with an interval that is symmetric on the log-odds: the spread of its resamples,
+    carried there, times Student's t for the positives it rests on.
 
     Percentiles of resamples cover some 90 % with ten positives; this covers 93 to 97 % with 10 to 200 of them.
     Source: Boyd, Eng and Page, ECML 2013, who find the same of intervals on the logit for average precision.
@@ -235,7 +241,9 @@ def bounded_estimate(value: float, values: ArrayLike, confidence: float, positiv
 
 
 def unbiased_estimate(value: float, values: ArrayLike, confidence: float, positives: int, rows: int) -> Estimate:
-    """Return a distance from 0 that resampling makes larger (a calibration error), with percentiles less that excess."""
+    """Return a distance from 0 that resampling makes larger (a calibration error),
+    with percentiles less that excess.
+    """
     found = np.asarray(values, dtype=np.float64)
     excess = float(np.nanmean(found)) - value if np.isfinite(found).any() else 0.0
     moved = estimate(value, np.maximum(found - excess, 0.0), confidence, positives, rows)

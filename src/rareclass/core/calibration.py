@@ -58,8 +58,8 @@ def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatAr
     """Undo the shift of the prior by sampling or class weights: p = b ps / (b ps - ps + 1).
 
     score : (n,) probability of the rare class as learnt from resampled rows
-    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor on positives)
-    Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
+    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor
+    on positives) Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
     Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
     """
     rate = _positive(negative_sampling_rate)
@@ -388,9 +388,11 @@ def fit(
     """Fit a calibrator on scores of rows the model was not fitted on.
 
     y, score : (n,) labels and raw scores in [0, 1]
-    method : auto | none | platt | beta | isotonic. auto takes the lowest cross-fitted log loss; none (the prior correction
-        alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not tried
-    negative_sampling_rate : b of `prior_correction`; NaN where the resampling has no exact correction, then the calibrator learns it
+    method : auto | none | platt | beta | isotonic. auto takes the lowest cross-fitted log loss; none (the prior
+        correction alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not
+        tried
+    negative_sampling_rate : b of `prior_correction`; NaN where the resampling has no exact correction, then the
+        calibrator learns it
     block : (n,) rows that stay together in cross-fitting
     Raises NoPositivesError without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
     """
@@ -425,7 +427,8 @@ def fit(
 def _positive(negative_sampling_rate: float) -> float:
     if not negative_sampling_rate > 0:
         raise DataError(
-            f"the share of negatives kept is {negative_sampling_rate}; it must be above 0. Use 1 where nothing was sampled"
+            f"the share of negatives kept is {negative_sampling_rate}; it must be above 0. "
+            "Use 1 where nothing was sampled"
         )
     return negative_sampling_rate
 
@@ -494,7 +497,8 @@ def label_shift_em(
     z = logit(score)
     if len(z) == 0 or not 0 < prevalence < 1:
         raise DataError(
-            f"label shift needs rows and a prevalence between 0 and 1; there are {len(z)} rows and prevalence {prevalence}"
+            f"label shift needs rows and a prevalence between 0 and 1; there are {len(z)} rows and prevalence "
+            f"{prevalence}"
         )
     edges = np.linspace(z.min(), z.max(), 1001)
     cell = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, 999)

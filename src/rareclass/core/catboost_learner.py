@@ -16,18 +16,42 @@ from rareclass.core.fit_task import LARGE_ROWS, FitTask, check_params
 from rareclass.core.fitted import CatTrees, catboost_rows
 
 _KNOWN = {
-    "learning_rate", "depth", "l2_leaf_reg", "rsm", "subsample", "bootstrap_type", "bagging_temperature", "random_strength",
-    "border_count", "one_hot_max_size", "max_ctr_complexity", "min_data_in_leaf", "grow_policy", "max_leaves",
-    "leaf_estimation_iterations", "monotone_constraints", "scale_pos_weight", "rounds", "patience",
-}  # fmt: skip
+    "learning_rate",
+    "depth",
+    "l2_leaf_reg",
+    "rsm",
+    "subsample",
+    "bootstrap_type",
+    "bagging_temperature",
+    "random_strength",
+    "border_count",
+    "one_hot_max_size",
+    "max_ctr_complexity",
+    "min_data_in_leaf",
+    "grow_policy",
+    "max_leaves",
+    "leaf_estimation_iterations",
+    "monotone_constraints",
+    "scale_pos_weight",
+    "rounds",
+    "patience",
+}
 _NOBODY_KNOWS = 0.5
 """Label of the watched rows: a fit does not know theirs, and no training row has it."""
 
 
 def catboost_defaults(known: Rows) -> dict[str, Any]:
-    """Return small steps while rows are few; the learning rate is said, because CatBoost's own depends on the rounds."""
-    params: dict[str, Any] = {"depth": 6, "l2_leaf_reg": 3.0, "bootstrap_type": "Bernoulli", "subsample": 0.8,
-                              "border_count": 254, "one_hot_max_size": 2}  # fmt: skip
+    """Return small steps while rows are few; the learning rate is said,
+    because CatBoost's own depends on the rounds.
+    """
+    params: dict[str, Any] = {
+        "depth": 6,
+        "l2_leaf_reg": 3.0,
+        "bootstrap_type": "Bernoulli",
+        "subsample": 0.8,
+        "border_count": 254,
+        "one_hot_max_size": 2,
+    }
     if len(known) <= LARGE_ROWS:
         return params | {"learning_rate": 0.06, "rounds": 600, "patience": 60}
     return params | {"learning_rate": 0.12, "rounds": 300, "patience": 25}
@@ -105,9 +129,15 @@ class GrowingSymmetricTrees:
         )
         self._looking = None if watched is None else _Looking()
         options: dict[str, Any] = {
-            **settings, "iterations": self.most, "loss_function": "CrossEntropy", "random_seed": task.seed,
-            "thread_count": self.threads, "allow_writing_files": False, "logging_level": "Silent", "boosting_type": "Plain",
-        }  # fmt: skip
+            **settings,
+            "iterations": self.most,
+            "loss_function": "CrossEntropy",
+            "random_seed": task.seed,
+            "thread_count": self.threads,
+            "allow_writing_files": False,
+            "logging_level": "Silent",
+            "boosting_type": "Plain",
+        }
         if self._looking is not None:
             options["eval_metric"] = self._looking
         self._turns, self._failure = _Turns(), list[Exception]()

@@ -44,7 +44,8 @@ def enforce(found: Sequence[Finding]) -> list[Finding]:
 
 
 def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) -> list[Finding]:
-    """Check encoded rows: infinite values, columns without any value, identical rows, features that give the target away.
+    """Check encoded rows: infinite values, columns without any value, identical rows, features that give the target
+    away.
 
     content : (n,) hashes that are equal where rows are equal in every feature, where they are known already
     Returns the warnings. Raises DataError with one line for the first check whose severity is "error".
@@ -57,9 +58,17 @@ def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) 
 
 
 def check_counted(
-    names: Sequence[str], rows: int, *, infinite: AnyArray, filled: AnyArray, repeated: tuple[int, int], by_time: bool, data: DataSettings
-) -> list[Finding]:  # fmt: skip
-    """The same checks of rows whose features were only counted; which features give the target away is seen in a sample.
+    names: Sequence[str],
+    rows: int,
+    *,
+    infinite: AnyArray,
+    filled: AnyArray,
+    repeated: tuple[int, int],
+    by_time: bool,
+    data: DataSettings,
+) -> list[Finding]:
+    """The same checks of rows whose features were only counted; which features give the target away is seen in a
+    sample.
 
     infinite, filled : (n_features,) how many values are infinite, and how many there are
     repeated : rows that equal another one in every feature, and how many of these have a twin of the other label
@@ -126,10 +135,14 @@ def check_time(raw: pd.Series[Any], parsed: pd.Series[Any], data: DataSettings) 
     way = (
         "Mend those values, or set data.time_format: iso if they are right"
         if far
-        else "Write times as 2024-05-31T12:00:00 (years 1970 to 2099), or set data.time_format, or data.time to another column"
+        else (
+            "Write times as 2024-05-31T12:00:00 (years 1970 to 2099), or set data.time_format, or data.time to "
+            "another column"
+        )
     )
     message = (
-        f"column '{data.time}' (the time) {'is missing' if pd.isna(example) else what} in {int(bad.sum()):,} of {len(raw):,} rows. "
+        f"column '{data.time}' (the time) {'is missing' if pd.isna(example) else what} in {int(bad.sum()):,} of "
+        f"{len(raw):,} rows. "
         f"{way}, or data.checks.unparsable_time: warning"
     )
     return enforce(list(_finding(data.checks, "unparsable_time", data.time, message)))
@@ -237,7 +250,8 @@ def check_leaks(rows: Rows, checks: ChecksSettings) -> Iterator[Finding]:
             value, how = _alone(column, rows.y, np.ones(len(rows)) if natural is None else natural, feature)
         if value >= checks.leak_ap:
             message = (
-                f"column '{feature.name}' ({how}) alone reaches an average precision of {value:.3f}: it may be known only "
+                f"column '{feature.name}' ({how}) alone reaches an average precision of {value:.3f}: "
+                "it may be known only "
                 "after the target. Drop it with data.drop, or set data.checks.leak: off if it is known in time"
             )
             yield from _finding(checks, "leak", feature.name, message)

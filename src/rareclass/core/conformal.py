@@ -1,9 +1,9 @@
 """Scores to conformal p-values: how many normal rows look as unusual as this one.
 
-What is assumed is exchangeability: that rows to come are drawn like the held-out ones. Then the p-value of a normal row is
-uniform, whatever the detector, and a cut-off on it keeps its rate of false alarms. Where normal changes, it does not; that
-is what drift of the score shows. Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Bates
-et al., Annals of Statistics 2023 (outliers).
+What is assumed is exchangeability: that rows to come are drawn like the held-out ones. Then the p-value of a normal row
+is uniform, whatever the detector, and a cut-off on it keeps its rate of false alarms. Where normal changes, it does
+not; that is what drift of the score shows. Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World,
+2005; Bates et al., Annals of Statistics 2023 (outliers).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LEAST, _MOST = 1e-300, 1 - 2.0**-53
 
 @dataclass(frozen=True)
 class Conformal:
-    """A strictly monotone map of raw scores in [0, 1) to 1 - p, p the conformal p-value: a row is flagged at the rate ``a``
-    when its score is at least 1 - a.
+    """A strictly monotone map of raw scores in [0, 1) to 1 - p, p the conformal p-value: a row is flagged at the rate
+    ``a`` when its score is at least 1 - a.
 
-    At the k-th highest of n held-out scores p is k / (n + 1): that share of normal rows to come scores as high. Between them
-    the logarithm of p falls on a straight line, so p stays within 1 / (n + 1) of the usual conformal one; beyond the highest
-    it goes on falling, by what no row bears out: see ``finest``.
+    At the k-th highest of n held-out scores p is k / (n + 1): that share of normal rows to come scores as high. Between
+    them the logarithm of p falls on a straight line, so p stays within 1 / (n + 1) of the usual conformal one; beyond
+    the highest it goes on falling, by what no row bears out: see ``finest``.
 
     surprise : (k,) -log(1 - raw score) of held-out rows, rising · log_p : (k,) falling · rows : held out
     """
@@ -94,8 +94,8 @@ def fit(score: ArrayLike) -> Conformal:
 
 
 def knots(count: int) -> IntArray:
-    """Return which of so many rising values a map is drawn through: every one of the highest, where it matters, and evenly
-    taken others."""
+    """Return which of so many rising values a map is drawn through: every one of the highest, where it matters, and
+    evenly taken others."""
     if count <= 2 * _KNOTS:
         return np.arange(count)
     rest = np.linspace(0, count - _KNOTS - 1, _KNOTS).astype(np.int64)
@@ -126,7 +126,10 @@ class Uniformity:
             if self.p >= 0.01
             else "they are not: normal is not what it was, or the rows hold rare ones"
         )
-        return f"p-values of {self.rows:,} later or held-out rows against uniform: Kolmogorov-Smirnov {self.statistic:.3f}, p = {self.p:.2g}; {said}"
+        return (
+            f"p-values of {self.rows:,} later or held-out rows against uniform: "
+            f"Kolmogorov-Smirnov {self.statistic:.3f}, p = {self.p:.2g}; {said}"
+        )
 
 
 def uniformity(p: ArrayLike, *, held_out: int | None = None) -> Uniformity:

@@ -32,7 +32,8 @@ class CostArrays:
     typical: float = float("nan")
 
     def rule(self) -> CostArrays:
-        """Return what outlives the rows: the numbers, and the share of the amount (beside the mean cost) where costs go by it.
+        """Return what outlives the rows: the numbers, and the share of the amount (beside the mean cost) where costs go
+        by it.
 
         Raises DataError for costs by row that follow no amount: nobody could tell those of other rows.
         """
@@ -97,8 +98,9 @@ def cost_arrays(config: CostsSettings, y_prevalence: float, amount: ArrayLike | 
     """Return the costs of rows, with what is missing derived from the prevalence of the rare class.
 
     amount : (n,) amount at stake per row, needed by ``costs.amount_share``; a missing one counts as the mean
-    Without any setting a false alarm costs 1 and a miss (1 - prevalence) / prevalence, so that doing nothing and flagging
-    everything cost the same. Raises ConfigError when an amount share has no amounts, DataError for negative amounts.
+    Without any setting a false alarm costs 1 and a miss (1 - prevalence) / prevalence, so that doing nothing and
+    flagging everything cost the same. Raises ConfigError when an amount share has no amounts, DataError for negative
+    amounts.
     """
     balance = (1 - y_prevalence) / y_prevalence if 0 < y_prevalence < 1 else 1.0
     if config.amount_share is not None:
@@ -126,7 +128,8 @@ def _by_amount(config: CostsSettings, amount: ArrayLike | None) -> CostArrays:
     missing = ~np.isfinite(amounts)
     if bool((amounts[~missing] < 0).any()):
         raise DataError(
-            f"{int((amounts[~missing] < 0).sum())} amounts are negative: a cost cannot be. Set data.amount to a column of amounts from 0"
+            f"{int((amounts[~missing] < 0).sum())} amounts are negative: a cost cannot be. "
+            "Set data.amount to a column of amounts from 0"
         )
     notes = []
     if len(amounts) and missing.all():

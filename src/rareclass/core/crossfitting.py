@@ -1,8 +1,9 @@
 """Judge a recipe by repeated cross-fitting over all rows, where the test part holds too few positives to tell anything.
 
-The recipe (its candidates, weights and rounds) stays as it was selected; every fold fits it anew, and calibrator and threshold
-are learned from scores of rows that the fold's fit knew the labels of, never from the rows they are judged on. What selection
-chose among candidates was chosen on part of these rows, so the figures flatter a little more than an untouched test.
+The recipe (its candidates, weights and rounds) stays as it was selected; every fold fits it anew, and calibrator and
+threshold are learned from scores of rows that the fold's fit knew the labels of, never from the rows they are judged
+on. What selection chose among candidates was chosen on part of these rows, so the figures flatter a little more than an
+untouched test.
 """
 
 from __future__ import annotations
@@ -53,10 +54,17 @@ class CrossFitting:
     def to_json(self) -> dict[str, Any]:
         found = self.evaluation
         return {
-            "reason": self.reason, "repeats": self.repeats, "folds": self.folds,
-            "rows": len(self.rows), "positives": int(found.counts["positives"]), "prevalence": found.counts["prevalence"],
-            "notes": list(found.notes), "slices": [each.to_json() for each in found.slices], "metrics": {name: each.to_json() for name, each in found.metrics.items()}, "money": found.money.to_json(),
-        }  # fmt: skip
+            "reason": self.reason,
+            "repeats": self.repeats,
+            "folds": self.folds,
+            "rows": len(self.rows),
+            "positives": int(found.counts["positives"]),
+            "prevalence": found.counts["prevalence"],
+            "notes": list(found.notes),
+            "slices": [each.to_json() for each in found.slices],
+            "metrics": {name: each.to_json() for name, each in found.metrics.items()},
+            "money": found.money.to_json(),
+        }
 
 
 def why_not(positives: int, rows: int, gate: settings.GateSettings, repeats: int) -> str | None:
@@ -77,7 +85,8 @@ def why_not(positives: int, rows: int, gate: settings.GateSettings, repeats: int
 def folds(
     rows: Rows, config: settings.SplitSettings, repeats: int, *, label_delay: Any, seed: int
 ) -> tuple[tuple[Fold, ...], ...]:
-    """Return the folds of each repeat: over all rows, units kept together; by time forward over the last three quarters.
+    """Return the folds of each repeat: over all rows, units kept together; by time forward over the last three
+    quarters.
 
     Windows of time are the same in every repeat: only the seed of the fits changes.
     """
@@ -97,7 +106,8 @@ def folds(
 class Procedure:
     """How a fold goes from rows to decisions.
 
-    fit : rows and a seed -> the fitted recipe · shifts : whether its scores are probabilities, which follow the prevalence
+    fit : rows and a seed -> the fitted recipe · shifts : whether its scores are probabilities, which follow the
+        prevalence
     costs : of given rows · days : of all rows on the days of given rows, of a share of all
     """
 
@@ -109,7 +119,9 @@ class Procedure:
 
 
 def shifts(trained: Sequence[training.Trained], weights: Mapping[str, float]) -> bool:
-    """Whether the scores of the chosen candidates are probabilities, on the prevalence of the rows they were fitted on."""
+    """Whether the scores of the chosen candidates are probabilities,
+    on the prevalence of the rows they were fitted on.
+    """
     return all(
         bool(np.isfinite(one.negative_sampling_rate)) for one in trained if weights.get(one.candidate.name, 0.0) > 0
     )
@@ -140,9 +152,7 @@ def cross_fit(
     if not rows.y[index].any():
         raise DataError("no positive lies in a window that could be calibrated on earlier ones")
     score, flagged, judged = whole[:, index], np.stack(flags)[:, index], rows.take(index)
-    found = evaluation.pooled(
-        judged, score, flagged, costs=procedure.costs(judged), config=config, seed=seed
-    )  # fmt: skip
+    found = evaluation.pooled(judged, score, flagged, costs=procedure.costs(judged), config=config, seed=seed)
     count = sum(bool(np.isin(fold.score, index).any()) for fold in repeats[0])
     return CrossFitting(index, score, flagged, count, found, reason(len(judged), count))
 
@@ -152,8 +162,8 @@ def _repeat(
 ) -> tuple[FloatArray, BoolArray]:
     """(n,) calibrated scores, NaN where a row was not judged, and (n,) decisions.
 
-    Log-odds are kept relative to the prevalence that the fit knew, so that calibrating rows of another window say what the
-    fit at hand would have said of them.
+    Log-odds are kept relative to the prevalence that the fit knew, so that calibrating rows of another window say what
+    the fit at hand would have said of them.
     """
     relative = np.full(len(rows), np.nan)
     known: list[float] = []
@@ -174,10 +184,17 @@ def _repeat(
             learn.y, raw, method=procedure.threshold.calibration, weight=learn.weight, block=learn.block(), seed=seed
         ).calibrator
         tuned = thresholds.tune_points(
-            learn.y, calibrator(raw), procedure.threshold.model_copy(update={"points": (), "fixed": None}),
-            costs=procedure.costs(learn), days=procedure.days(learn, len(learn) / len(rows)), weight=learn.weight,
-            block=learn.block(), n_boot=config.bootstraps, confidence=config.confidence, seed=seed,
-        )  # fmt: skip
+            learn.y,
+            calibrator(raw),
+            procedure.threshold.model_copy(update={"points": (), "fixed": None}),
+            costs=procedure.costs(learn),
+            days=procedure.days(learn, len(learn) / len(rows)),
+            weight=learn.weight,
+            block=learn.block(),
+            n_boot=config.bootstraps,
+            confidence=config.confidence,
+            seed=seed,
+        )
         score[fold.score] = calibrator(expit(relative[fold.score] + base))
         flagged[fold.score] = score[fold.score] >= next(iter(tuned.values())).value
     return score, flagged

@@ -40,9 +40,11 @@ HEAVY = 0.1
 
 
 def values_gone(profile: FeatureProfile, column: Float32, level: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Values that no longer occur, beyond chance at ``level`` by the exact binomial: (heavy ones, light ones), in words.
+    """Values that no longer occur, beyond chance at ``level`` by the exact binomial: (heavy ones, light ones), in
+    words.
 
-    Heavy are levels of a category, a number that was a tenth of the rows or more, and everything but the commonest value.
+    Heavy are levels of a category, a number that was a tenth of the rows or more, and everything but the commonest
+    value.
     """
     if not profile.least and not profile.least_other:
         return (), ()

@@ -37,8 +37,8 @@ OTHER = "__other__"
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One column. A categorical value is stored as its position in ``categories`` (as a float), an unknown one as NaN
-    unless ``categories`` ends in OTHER, which then takes it. Missing is NaN for both kinds. ``reading`` is how its values
-    become numbers or the texts of categories."""
+    unless ``categories`` ends in OTHER, which then takes it. Missing is NaN for both kinds. ``reading`` is how its
+    values become numbers or the texts of categories."""
 
     name: str
     kind: Literal["numeric", "categorical"] = "numeric"
@@ -46,7 +46,8 @@ class Feature:
     reading: Reading = NUMBER
 
     def read(self, values: Any) -> tuple[FloatMatrix, BoolArray]:
-        """Return (n,) float32 of a column's values (a Series, an array, a list) and (n,) True where a category is unknown.
+        """Return (n,) float32 of a column's values (a Series, an array, a list) and (n,) True where a category is
+        unknown.
 
         Raises DataError where a numeric column holds text.
         """
@@ -125,7 +126,8 @@ def not_numbers(name: str, wrong: Mapping[str, int], rows: int) -> DataError:
 class Roles:
     """The columns with a part of their own, and how they are read. Names are None where there is none.
 
-    entity and id are exact text: an integer keeps all its digits, and `007` is not 7. encoding is that of its CSV files.
+    entity and id are exact text: an integer keeps all its digits, and `007` is not 7. encoding is that of its CSV
+    files.
     """
 
     target: Target | None = None
@@ -143,10 +145,12 @@ class Roles:
     def from_json(raw: Mapping[str, Any]) -> Roles:
         target, time = raw.get("target"), raw.get("time")
         return Roles(
-            Target(**{**target, "values": tuple(target["values"]), "reading": Reading.from_json(target["reading"])}) if target else None,
+            Target(**{**target, "values": tuple(target["values"]), "reading": Reading.from_json(target["reading"])})
+            if target
+            else None,
             TimeReading(**time) if time else None,
             *(raw.get(name) for name in ("entity", "id", "amount", "propensity", "encoding")),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +206,16 @@ def infer_schema(frame: pd.DataFrame, *, categorical: Sequence[str] = (), max_ca
     """Learn the schema from training rows, without looking at a target.
 
     Text, category and boolean columns, and those named in ``categorical``, become categories: the ``max_categories``
-    most frequent levels, the rest pooled into OTHER. Everything else is numeric. Datetime columns are refused (DataError).
+    most frequent levels, the rest pooled into OTHER. Everything else is numeric. Datetime columns are refused
+    (DataError).
     """
     features = []
     for name in frame.columns:
         column = frame[name]
         if pd.api.types.is_datetime64_any_dtype(column.dtype):
             raise DataError(
-                f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers first"
+                f"column '{name}' is a time. Set data.time to it, or drop it with data.drop, or turn it into numbers "
+                "first"
             )
         if str(name) in categorical or not (
             (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
@@ -246,7 +252,8 @@ def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
     for position, feature in enumerate(schema.features):
         if feature.name not in frame.columns:
             raise DataError(
-                f"column '{feature.name}' is missing.{nearest(feature.name, map(str, frame.columns))} The model needs: {', '.join(schema.names)}"
+                f"column '{feature.name}' is missing.{nearest(feature.name, map(str, frame.columns))} The model "
+                f"needs: {', '.join(schema.names)}"
             )
         matrix[:, position] = feature.read(frame[feature.name])[0]
     return matrix
@@ -291,9 +298,11 @@ class Rows:
     amount : (n,) amount at stake, in money
     weight : (n,) inverse-propensity weight, 1 = an ordinary row
     fold : (n,) int, fold of a resampled row (-1: the fit on all rows)
-    keep : (n,) False where `train.filter` or `train.majority_quantile` keeps a fit from the row; None: nothing is kept from it
-    drawn : (n,) probability with which the row was drawn from a table larger than memory, by its class; ``weight`` holds its
-        inverse already, so that whatever is estimated with it is on the natural prevalence. None: the rows are all there are
+    keep : (n,) False where `train.filter` or `train.majority_quantile` keeps a fit from the row; None: nothing is kept
+        from it
+    drawn : (n,) probability with which the row was drawn from a table larger than memory, by its class; ``weight``
+        holds its inverse already, so that whatever is estimated with it is on the natural prevalence. None: the rows
+        are all there are
     """
 
     schema: Schema
@@ -349,7 +358,9 @@ class Rows:
         return self if self.keep is None else self.take(self.keep)
 
     def as_drawn(self) -> Rows:
-        """Return the rows as a fit takes them: those that were drawn count as they are, and the fit is corrected for that."""
+        """Return the rows as a fit takes them: those that were drawn count as they are, and the fit is corrected for
+        that.
+        """
         if self.drawn is None:
             return self
         weight = None if self.weight is None else self.weight * self.drawn
@@ -366,7 +377,8 @@ class Rows:
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Stack rows of one schema; nothing is copied where they lie one after the other in memory, as the parts of a split do.
+    """Stack rows of one schema; nothing is copied where they lie one after the other in memory, as the parts of a split
+    do.
 
     Raises DataError when the schemas differ.
     """
@@ -377,7 +389,8 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     drawn = any(part.drawn is not None for part in parts)
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
-        # parts without these are kept whole; what was drawn from a larger table has weights, and others count as they are
+        # parts without these are kept whole; what was drawn from a larger table has weights, and others count as they
+        # are
         if (name in ("keep", "drawn") and any(array is not None for array in found)) or (name == "weight" and drawn):
             kind = bool if name == "keep" else np.float64
             found = [
@@ -388,7 +401,9 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def _joined(arrays: Sequence[AnyArray]) -> AnyArray:
-    """Concatenate along the first axis: a view where all are views of one array, each beginning where the last one ends."""
+    """Concatenate along the first axis: a view where all are views of one array, each beginning where the last one
+    ends.
+    """
     filled = [array for array in arrays if len(array)]
     if not filled:
         return arrays[0]

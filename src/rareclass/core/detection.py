@@ -1,9 +1,10 @@
 """Several detectors as one score, when no label can say which of them is right.
 
 Without labels nothing can be chosen honestly (Ma et al., "A Large-scale Study on Unsupervised Outlier Model Selection",
-arXiv 2104.01422: internal criteria do no better than chance), so the members are fixed, and what is reported is how far they agree. Each member's score is
-read on rows it was not fitted on, as the share of them that score as high; the mean of the logarithms is the score of all
-(Fisher's way to combine p-values, without its distribution: the members are not independent).
+arXiv 2104.01422: internal criteria do no better than chance), so the members are fixed, and what is reported is how far
+they agree. Each member's score is read on rows it was not fitted on, as the share of them that score as high; the mean
+of the logarithms is the score of all (Fisher's way to combine p-values, without its distribution: the members are not
+independent).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class DetectorMember:
 class Agreement:
     """How far the members say the same of rows they were not fitted on.
 
-    correlation : Spearman's, by pair "a, b" · top : share of the most unusual rows (hundredth) that a pair has in common
+    correlation : Spearman's, by pair "a, b" · top : share of the most unusual rows (hundredth) that a pair has in
+        common
     rows : they were compared on
     """
 
@@ -84,8 +86,10 @@ class Agreement:
             return "one detector alone: nothing to agree with"
         found = list(self.correlation.values())
         return (
-            f"the detectors' rankings of {self.rows:,} rows they were not fitted on correlate {min(found):.2f} to {max(found):.2f} "
-            f"(Spearman), and of the most unusual hundredth a pair shares {min(self.top.values()):.0%} to {max(self.top.values()):.0%}"
+            f"the detectors' rankings of {self.rows:,} rows they were not fitted on correlate {min(found):.2f} to "
+            f"{max(found):.2f} "
+            f"(Spearman), and of the most unusual hundredth a pair shares {min(self.top.values()):.0%} to "
+            f"{max(self.top.values()):.0%}"
         )
 
 
@@ -140,8 +144,8 @@ def fit(
 
 
 def _held_out(rows: int, seed: int) -> list[tuple[IntArray, IntArray]]:
-    """Positions to learn from and to score: a fifth held out where rows are many, every row in turn where they are few, and
-    all of both where there is nothing to hold out."""
+    """Positions to learn from and to score: a fifth held out where rows are many, every row in turn where they are few,
+    and all of both where there is nothing to hold out."""
     order = np.random.default_rng(seed).permutation(rows)
     if rows > _FEW_ROWS:
         held = min(round(_HELD * rows), _MOST_HELD)
@@ -195,7 +199,8 @@ _FOLDS, _MOST_SCORED = 5, 20_000
 
 
 def fit_calibrated(rows: Rows, *, seed: int = 0, **options: Any) -> tuple[Detection, Conformal]:
-    """Fit on all rows, and calibrate on scores of rows that a fit on four fifths of them had not seen (cross-conformal).
+    """Fit on all rows, and calibrate on scores of rows that a fit on four fifths of them had not seen
+    (cross-conformal).
 
     A fold scores at most 20,000 rows. options : as `fit` takes them
     """

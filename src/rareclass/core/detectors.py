@@ -1,9 +1,10 @@
-"""The detectors: each learns from rows without a label what rows usually look like, and says of any row how unusual it is.
+"""The detectors: each learns from rows without a label what rows usually look like, and says of any row how unusual it
+is.
 
 They take rows with missing values and category codes as they are (`Space`), and what they fitted is numbers of our own
-that can be written without code (core.portable). A higher score is a more unusual row; scores of different detectors have
-nothing in common, that is what `core.detection` is for. Where a method would have to look at every row it was fitted on
-for every row it scores, a random part of them stands for all: `Detected.reference` says how many.
+that can be written without code (core.portable). A higher score is a more unusual row; scores of different detectors
+have nothing in common, that is what `core.detection` is for. Where a method would have to look at every row it was
+fitted on for every row it scores, a random part of them stands for all: `Detected.reference` says how many.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class Ecod(Detected):
 
 
 def fit_ecod(learning: Learning, params: Mapping[str, Any]) -> Ecod:
-    """The thinner empirical tail of every column, added up. Source: Li et al., ECOD, IEEE TKDE 2022; the greatest is taken
-    column by column, as in its authors' code, so that a row high here and low there is found as well."""
+    """The thinner empirical tail of every column, added up. Source: Li et al., ECOD, IEEE TKDE 2022; the greatest is
+    taken column by column, as in its authors' code, so that a row high here and low there is found as well."""
     z = learning.z
     return Ecod("ecod", learning.space, reference=len(z), values=_sorted(z))
 
@@ -186,7 +187,9 @@ def _k(params: Mapping[str, Any], rows: FloatMatrix) -> int:
 
 @dataclass(frozen=True)
 class DiffusionTime(Detected):
-    """rows : (r, m) reference rows · k : neighbours looked at · near : half the squared distance of neighbours among them"""
+    """rows : (r, m) reference rows · k : neighbours looked at · near : half the squared distance of neighbours among
+    them
+    """
 
     rows: AnyArray
     k: int
@@ -202,9 +205,10 @@ class DiffusionTime(Detected):
 def fit_dte(learning: Learning, params: Mapping[str, Any]) -> DiffusionTime:
     """Posterior mean of the variance of the noise that turned a row of training into this one.
 
-    Each of the k nearest rows may be the one it came from; the prior of the variance is an inverse gamma of shape 2 whose
-    scale is that of noise between usual neighbours, so that a row that was seen before is not told from one beside it; the
-    posterior is a mixture of inverse gammas of shape m / 2 + 2. Source: Livernoche et al., ICLR 2024 (nonparametric form).
+    Each of the k nearest rows may be the one it came from; the prior of the variance is an inverse gamma of shape 2
+    whose scale is that of noise between usual neighbours, so that a row that was seen before is not told from one
+    beside it; the posterior is a mixture of inverse gammas of shape m / 2 + 2. Source: Livernoche et al., ICLR 2024
+    (nonparametric form).
     """
     rows = learning.part(REFERENCE_ROWS)
     some = np.arange(0, len(rows), max(1, len(rows) // 500))
@@ -284,7 +288,9 @@ def _path_lengths(tree: Any) -> FloatArray:
 
 @dataclass(frozen=True)
 class OneClassSvm(Detected):
-    """rows : (r, m) support vectors or landmarks · weight : (r,) of their kernels · gamma : of the kernel exp(-gamma d^2)"""
+    """rows : (r, m) support vectors or landmarks · weight : (r,) of their kernels · gamma : of the kernel exp(-gamma
+    d^2)
+    """
 
     rows: AnyArray
     weight: FloatArray
@@ -334,8 +340,8 @@ class Mahalanobis(Detected):
 def fit_mahalanobis(learning: Learning, params: Mapping[str, Any]) -> Mahalanobis:
     """Distance from the middle of the nearest rows in units of their shrunk covariance.
 
-    The rows that say what the middle is are those nearest to it, found by concentration steps, so that unusual rows do not
-    stretch their own measure. Sources: Rousseeuw and Van Driessen, Technometrics 1999; Ledoit and Wolf, JMVA 2004.
+    The rows that say what the middle is are those nearest to it, found by concentration steps, so that unusual rows do
+    not stretch their own measure. Sources: Rousseeuw and Van Driessen, Technometrics 1999; Ledoit and Wolf, JMVA 2004.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -388,8 +394,13 @@ def fit_gmm(learning: Learning, params: Mapping[str, Any]) -> Mixture:
             best, least = made, found
     assert best is not None
     return Mixture(
-        "gmm", learning.space, reference=len(z), weight=np.maximum(best.weights_, 1e-300), mean=best.means_, factor=best.precisions_cholesky_
-    )  # fmt: skip
+        "gmm",
+        learning.space,
+        reference=len(z),
+        weight=np.maximum(best.weights_, 1e-300),
+        mean=best.means_,
+        factor=best.precisions_cholesky_,
+    )
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -421,9 +432,15 @@ def fit_autoencoder(learning: Learning, params: Mapping[str, Any]) -> Autoencode
     narrow = max(1, min(16, width // 3))
     wide = max(2, min(32, 2 * width))
     made = MLPRegressor(
-        hidden_layer_sizes=(wide, narrow, wide), activation="tanh", alpha=1e-4, learning_rate_init=3e-3, batch_size=min(256, len(z)),
-        max_iter=int(params["epochs"]), n_iter_no_change=10, random_state=learning.seed,
-    )  # fmt: skip
+        hidden_layer_sizes=(wide, narrow, wide),
+        activation="tanh",
+        alpha=1e-4,
+        learning_rate_init=3e-3,
+        batch_size=min(256, len(z)),
+        max_iter=int(params["epochs"]),
+        n_iter_no_change=10,
+        random_state=learning.seed,
+    )
     with warnings.catch_warnings(), threadpool_limits(learning.threads):
         warnings.simplefilter("ignore")
         made.fit(z, z if width > 1 else z[:, 0])
@@ -453,8 +470,8 @@ def _through(z: AnyArray, weights: tuple[AnyArray, ...]) -> list[AnyArray]:
 
 
 def fit_deep_svdd(learning: Learning, params: Mapping[str, Any]) -> DeepSvdd:
-    """Distance from a fixed centre after a network that was trained to draw rows there; without biases it cannot draw all
-    rows to one point for nothing. Source: Ruff et al., ICML 2018 (one-class objective), by Adam."""
+    """Distance from a fixed centre after a network that was trained to draw rows there; without biases it cannot draw
+    all rows to one point for nothing. Source: Ruff et al., ICML 2018 (one-class objective), by Adam."""
     z = learning.part(2 * REFERENCE_ROWS).astype(np.float64)
     rng, steps, batch = np.random.default_rng(learning.seed), int(params["steps"]), min(128, len(z))
     sizes = (z.shape[1], max(4, min(64, 2 * z.shape[1])), max(2, min(16, z.shape[1])))

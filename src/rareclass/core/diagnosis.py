@@ -47,8 +47,8 @@ class Diagnosis:
     prevalence : Wilson interval; by_period and by_segment likewise, as {period: ...} and {column: {level: ...}}
     ratio : majority rows per row of the rare class; infinite without one
     point_types : shares of safe, borderline, rare and outlier rows of the rare class; empty where not judged
-    overlap : share of rows whose neighbourhood is mostly of the other class, both classes weighted by how much the other
-        outnumbers them (R_aug): 0 = apart, 1 = the rare class has no region of its own; NaN where not judged
+    overlap : share of rows whose neighbourhood is mostly of the other class, both classes weighted by how much the
+        other outnumbers them (R_aug): 0 = apart, 1 = the rare class has no region of its own; NaN where not judged
     asked, reference : rows of the rare class that were judged, and rows their neighbours were looked for among
     """
 
@@ -254,7 +254,10 @@ def _notes(found: Diagnosis) -> Iterator[str]:
     if found.regime == "none":
         yield NO_POSITIVES
     if found.regime == "few":
-        yield f"with {found.positives} rows of the rare class a result can change by chance alone; collect more before trusting it"
+        yield (
+            f"with {found.positives} rows of the rare class a result can change by chance alone; "
+            "collect more before trusting it"
+        )
     periods = [value for value in found.by_period.values() if value.rows]
     if len(periods) > 1:
         low, high = min(periods, key=lambda p: p.high), max(periods, key=lambda p: p.low)
@@ -264,6 +267,9 @@ def _notes(found: Diagnosis) -> Iterator[str]:
                 "average precision moves with it, so compare it only beside the prevalence"
             )
     if found.point_types and found.point_types["outlier"] > 0.5:
-        yield "most rows of the rare class have none of their kind near: synthetic rows between them would lie in the majority"
+        yield (
+            "most rows of the rare class have none of their kind near: synthetic rows between them would lie in the "
+            "majority"
+        )
     if found.prevalence.value > 0.5:
         yield "the class taken as rare is the larger one; set data.positive to the value that is rare"

@@ -1,4 +1,6 @@
-"""One rule for paired differences: what is called better is what has an interval that leaves 0 out, and nothing else is."""
+"""One rule for paired differences: what is called better is what has an interval that leaves 0 out, and nothing else
+is.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,12 @@ def joint_level(confidence: float, compared: int) -> float:
 def judge_difference(
     value: float, draws: FloatArray, *, confidence: float, compared: int, positives: int, rows: int
 ) -> Difference:
-    """Return the difference with its interval and p-value: Student's t for the positives, times the spread of the resamples.
+    """Return the difference with its interval and p-value: Student's t for the positives, times the spread of the
+    resamples.
 
-    value : of all rows · draws : (n_boot,) of the resamples, paired · compared : how many differences are looked at together
-    A share of resamples beyond 0 could not be below 1 in their number, and ten comparisons would never be significant.
+    value : of all rows · draws : (n_boot,) of the resamples, paired · compared : how many differences are looked at
+    together A share of resamples beyond 0 could not be below 1 in their number, and ten comparisons would never be
+    significant.
     """
     from scipy.stats import t
 

@@ -13,20 +13,24 @@ _SALT = 86_028_121
 
 
 def natural_mask(rows: Rows) -> BoolArray:
-    """(n,) True for a part of the rows in which the classes are as frequent as in the table they were drawn from, by hash."""
+    """(n,) True for a part of the rows in which the classes are as frequent as in the table they were drawn from, by
+    hash.
+    """
     if rows.drawn is None or not len(rows):
         return np.ones(len(rows), dtype=bool)
     return np.asarray(unit(rows.row_id, _SALT) < rows.drawn.min() / rows.drawn, dtype=bool)
 
 
 def natural_sample(rows: Rows) -> Rows:
-    """Return the rows of ``natural_mask``; these rows themselves where they are all there are. For what knows no weights:
-    quantiles, medians, neighbours."""
+    """Return the rows of ``natural_mask``; these rows themselves where they are all there are. For what knows no
+    weights: quantiles, medians, neighbours."""
     return rows if rows.drawn is None else rows.take(natural_mask(rows))
 
 
 def half_of_negatives(rows: Rows) -> Rows:
-    """Return all positives and half of the negatives, taken by hash, as if the table had been drawn from at half the rate."""
+    """Return all positives and half of the negatives, taken by hash, as if the table had been drawn from at half the
+    rate.
+    """
     drawn = np.ones(len(rows)) if rows.drawn is None else rows.drawn
     kept = (rows.y == 1) | (unit(rows.row_id, _SALT + 1) < 0.5)
     halved = np.where(rows.y == 1, drawn, drawn / 2)

@@ -35,8 +35,8 @@ USUAL_MARGIN = 1.5
 
 @dataclass(frozen=True, slots=True)
 class FeatureDrift:
-    """One column of a window against its reference. ``broken`` lists, in words, why the data looks damaged; ``gone`` which
-    values or levels no longer occur, beyond chance."""
+    """One column of a window against its reference. ``broken`` lists, in words, why the data looks damaged; ``gone``
+    which values or levels no longer occur, beyond chance."""
 
     name: str
     kind: str
@@ -94,9 +94,10 @@ def compare(
     x : (n, n_features) float32, encoded with the model's schema
     score : (n,) scores of these rows
     limits : bounds of the configuration's `monitor` section
-    answered : what ``score`` is compared with (``score_reference``); default: the reference's scores, which other models
-        gave where the served one was fitted on all rows
-    unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at hand
+    answered : what ``score`` is compared with (``score_reference``); default: the reference's scores, which other
+        models gave where the served one was fitted on all rows
+    unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at
+        hand
     weight : (n,) sampling weights, None = 1
     skip : features that are not stored and cannot be compared
     day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
@@ -165,7 +166,9 @@ def _without(
     day: bool,
     loud: Collection[str] | None,
 ) -> tuple[FeatureDrift, ...]:
-    """Say of each column which of its values no longer occur; where chance cannot explain it, that is damage or drift."""
+    """Say of each column which of its values no longer occur; where chance cannot explain it,
+    that is damage or drift.
+    """
     known = [
         (_daily(reference) if day else reference, column)
         for reference, column in zip(profile.features, columns, strict=True)

@@ -18,7 +18,8 @@ AS_GOOD = 0.002
 
 
 class BestRound:
-    """Keeps the curves of AP and loss by step of so many rounds, says when waiting is pointless and which round was best.
+    """Keeps the curves of AP and loss by step of so many rounds, says when waiting is pointless and which round was
+    best.
 
     AP is noisy where positives are few, so it is averaged over ``width`` steps; where it is as good as equal, as it is
     once all rows are ranked without a mistake, the loss decides: scores of a fit cut too short fit no other's.
@@ -126,13 +127,15 @@ def pace(learning_rate: float) -> tuple[int, int]:
 
 
 ALONE_ROWS = 120_000
-"""Rows up to which one thread fits boosted trees; the folds of a candidate then grow side by side, one in each thread."""
+"""Rows up to which one thread fits boosted trees; the folds of a candidate then grow side by side,
+one in each thread.
+"""
 
 
 def threads_of_a_fit(rows: int, threads: int) -> int:
     """Return how many of the threads a fit of boosted trees uses.
 
-    The threads of a fit meet after every level or node of a tree. Where rows are few they mostly wait for each other, and
-    a neighbour on the machine makes that worse (docs/decisions/0019).
+    The threads of a fit meet after every level or node of a tree. Where rows are few they mostly wait for each other,
+    and a neighbour on the machine makes that worse (docs/decisions/0019).
     """
     return 1 if rows <= ALONE_ROWS else threads

@@ -40,7 +40,9 @@ class FitTask:
 
 
 CUT_POINTS = ("classes", "rows")
-"""What weighs the same when a histogram's cut points are placed (docs/decisions/0025); "rows" is a library's own way."""
+"""What weighs the same when a histogram's cut points are placed (docs/decisions/0025);
+"rows" is a library's own way.
+"""
 
 
 def take_cut_points(settings: dict[str, Any]) -> str:

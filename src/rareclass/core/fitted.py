@@ -1,5 +1,5 @@
-"""Fitted learners: what scores a matrix and can be written without code (core.portable). Numbers of our own where a few lines
-score with them, the library's object where not.
+"""Fitted learners: what scores a matrix and can be written without code (core.portable). Numbers of our own where a few
+lines score with them, the library's object where not.
 
 Scores are raw probabilities; what the learner's own sampling does to them is said in ``Fitted.negative_sampling_rate``.
 """
@@ -23,7 +23,9 @@ from rareclass.errors import ModelError
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted learner. rounds : rounds or epochs used · negative_sampling_rate : share of negatives its sampling amounts to (NaN: none)"""
+    """A fitted learner. rounds : rounds or epochs used · negative_sampling_rate : share of negatives its sampling
+    amounts to (NaN: none)
+    """
 
     learner: str
     rounds: int | None = field(default=None, kw_only=True)
@@ -90,7 +92,8 @@ class Boosted(Fitted):
 
 @dataclass(frozen=True)
 class Trees:
-    """All trees of a forest as flat arrays: a few rows walk down all of them at once, 30 times faster than tree by tree.
+    """All trees of a forest as flat arrays: a few rows walk down all of them at once, 30 times faster than tree by
+    tree.
 
     left, right : child of each node, a leaf's are itself · value : what the node says, of a classifier the share of
     positives in it · features : of a row
@@ -128,14 +131,16 @@ class Trees:
                 )
             )
         return Trees(
-            roots, children[0], children[1],
+            roots,
+            children[0],
+            children[1],
             np.where(leaf, 0, np.concatenate([tree.feature for tree in trees])),
             np.concatenate([tree.threshold for tree in trees]),
             np.concatenate([tree.missing_go_to_left for tree in trees]).astype(bool),
             np.concatenate([value(tree) for tree in trees]),
             max(tree.max_depth for tree in trees),
             int(trees[0].n_features),
-        )  # fmt: skip
+        )
 
     def score(self, x: FloatMatrix, threads: int = 1) -> FloatArray:
         """Return (n,) mean share of positives over the trees."""
@@ -235,7 +240,9 @@ class Forest(Fitted):
 
 @dataclass(frozen=True)
 class Logistic(Fitted):
-    """A linear model of the log-odds. coefficient : (n_prepared,) · without a preparation a missing value counts as 0"""
+    """A linear model of the log-odds. coefficient :
+    (n_prepared,) · without a preparation a missing value counts as 0
+    """
 
     coefficient: AnyArray
     intercept: AnyArray
@@ -248,7 +255,9 @@ class Logistic(Fitted):
 
 @dataclass(frozen=True)
 class Network(Fitted):
-    """A multi-layer perceptron. weights, biases : of each layer · activation : of the hidden ones, as scikit-learn names it"""
+    """A multi-layer perceptron. weights, biases : of each layer · activation : of the hidden ones, as scikit-learn
+    names it
+    """
 
     weights: tuple[AnyArray, ...]
     biases: tuple[AnyArray, ...]

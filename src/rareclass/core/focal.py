@@ -28,7 +28,8 @@ def check_focal(gamma: float, alpha: float) -> None:
         )
     if not 0 < alpha < 1:
         raise ConfigError(
-            f"focal_alpha is {alpha}; the share of the rare class lies between 0 and 1. Set params.focal_alpha, like 0.5"
+            f"focal_alpha is {alpha}; the share of the rare class lies between 0 and 1. "
+            "Set params.focal_alpha, like 0.5"
         )
 
 
@@ -60,7 +61,9 @@ def focal_gradient(
 
 
 def floored(y: IntArray, z: FloatArray, hessian: FloatArray, *, alpha: float = 0.5) -> FloatArray:
-    """Lift the hessian to a share of the log loss's curvature ``alpha_t p (1 - p)``: Newton steps stay downhill and finite."""
+    """Lift the hessian to a share of the log loss's curvature ``alpha_t p (1 - p)``: Newton steps stay downhill and
+    finite.
+    """
     _, a, log_p, log_q = _log_terms(y, z, alpha)
     return np.maximum(hessian, HESSIAN_FLOOR * a * np.maximum(np.exp(log_p + log_q), _TINY))
 
@@ -81,8 +84,9 @@ def focal_objective(
 
 
 class _Steps:
-    """Gradient and floored hessian of the same rows in every round of boosting: float32, one exponential and one logarithm
-    per row, in blocks that stay in the processor's cache; ``focal_gradient`` and ``floored`` say the same more slowly.
+    """Gradient and floored hessian of the same rows in every round of boosting: float32, one exponential and one
+    logarithm per row, in blocks that stay in the processor's cache; ``focal_gradient`` and ``floored`` say the same
+    more slowly.
 
     positive : (n,) bool · weight : (n,) row weights, or none
     """
@@ -116,7 +120,10 @@ class _Steps:
     def _block(
         self, z: AnyArray, sign: AnyArray, base: AnyArray, gradient: AnyArray, hessian: AnyArray, scratch: AnyArray
     ) -> None:
-        """Fill ``gradient`` and ``hessian``. Written in place: half of the time of a plain formula is its temporaries."""
+        """Fill ``gradient`` and ``hessian``.
+
+        Written in place: half of the time of a plain formula is its temporaries.
+        """
         gamma, one = self._gamma, np.float32(1)
         u, small, log_p, p, q, focus = scratch[:, : len(z)]
         np.multiply(sign, z, out=u)

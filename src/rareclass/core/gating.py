@@ -115,7 +115,8 @@ class Champion:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared, because";
+    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared,
+    because";
     unjudged : no label ever judged it"""
 
     name: str
@@ -148,8 +149,8 @@ def judge(
 
     A rule passes when its interval lies on the right side of the bound, fails when it lies on the wrong side, and is
     undecided in between. Any failure rejects; otherwise anything undecided is "not enough evidence". Below
-    ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what it
-    means when it cannot be compared, ``gate.without_comparison`` says.
+    ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what
+    it means when it cannot be compared, ``gate.without_comparison`` says.
 
     score : (n,), or (repeats, n) of cross-fitting; then ``flagged`` holds the decisions, of the same shape
     where : how sentences call the rows · unless : why no others judge, where these are too few
@@ -193,12 +194,26 @@ def judge(
 _MORE = "bring more labelled rows of the rare class: a longer history, a larger split.test, or labels that came since"
 _SHADOW = "or let live labels decide: gate.mode: dry_run with promotion.mode: shadow registers it as challenger"
 _FAILED = {
-    "ap_lift": "the columns hardly tell the classes apart: look at the report's importance and slices, and add columns that are known when a row is scored",
-    "min_ap": "it is not good enough for gate.min_ap: look at the report's importance and slices, add columns, or give it more time (search.seconds)",
+    "ap_lift": (
+        "the columns hardly tell the classes apart: look at the report's importance and slices, and add columns that "
+        "are known when a row is scored"
+    ),
+    "min_ap": (
+        "it is not good enough for gate.min_ap: look at the report's importance and slices, add columns, or give it "
+        "more time (search.seconds)"
+    ),
     "cost": "at these prices acting on it does not pay: check costs and the operating points (threshold.points)",
-    "calibration": "its scores do not fit the test rows' prevalence: split by time (data.time), shorten the history, or set threshold.calibration",
-    "champion": "keep the champion: it ranks better on the same rows; look in the report for what it knows and this one does not",
-    "champion_cost": "its decisions cost more than the champion's: compare the operating points (threshold.points) of both",
+    "calibration": (
+        "its scores do not fit the test rows' prevalence: split by time (data.time), shorten the history, or set "
+        "threshold.calibration"
+    ),
+    "champion": (
+        "keep the champion: it ranks better on the same rows; look in the report for what it knows and this one does "
+        "not"
+    ),
+    "champion_cost": (
+        "its decisions cost more than the champion's: compare the operating points (threshold.points) of both"
+    ),
 }
 
 
@@ -210,16 +225,21 @@ def _next_step(rule: Rule) -> str:
         return _FAILED[rule.name]
     if rule.name in ("labels", "without_labels"):
         return (
-            "let it alarm and label what it flags, and some rows that it does not: those labels come in by `rareclass labels import` "
+            "let it alarm and label what it flags, and some rows that it does not: "
+            "those labels come in by `rareclass labels import` "
             "or in data.target, and the next run can judge"
         )
     if rule.name != "champion":
         return _MORE
     if not rule.numbers:  # it cannot be compared at all
-        return f"train on the columns and the target that the champion knows, set gate.without_comparison: approve, {_SHADOW}"
+        return (
+            "train on the columns and the target that the champion knows, set gate.without_comparison: "
+            f"approve, {_SHADOW}"
+        )
     if "found" in rule.numbers:
         return (
-            "bring rows that the champion was not trained on: newer ones, with their labels. Running again on the same rows "
+            "bring rows that the champion was not trained on: newer ones, with their labels. "
+            "Running again on the same rows "
             f"cannot tell, because the champion was fitted on all of them (train.refit); {_SHADOW}"
         )
     return f"{_MORE}; {_SHADOW}"
@@ -227,7 +247,8 @@ def _next_step(rule: Rule) -> str:
 
 def _looked(looks: int, confidence: float, level: float) -> str:
     return (
-        f"these test rows judged {looks} run{'s' if looks > 1 else ''} before: the champion is compared at {level:.1%} instead of "
+        f"these test rows judged {looks} run{'s' if looks > 1 else ''} before: "
+        f"the champion is compared at {level:.1%} instead of "
         f"{confidence:.0%}, and what was chosen after a look is flattered. Newer rows judge afresh"
     )
 
@@ -240,7 +261,9 @@ def _without_comparison(champion: NotComparable, gate: config.GateSettings) -> R
 
 
 def decide(rules: tuple[Rule, ...], mode: str) -> GateDecision:
-    """Return the verdict that rules add up to: any failure rejects, otherwise anything undecided is not enough evidence."""
+    """Return the verdict that rules add up to: any failure rejects, otherwise anything undecided is not enough
+    evidence.
+    """
     outcomes = {rule.outcome for rule in rules}
     verdict: Verdict = (
         "reject" if "fail" in outcomes else "not enough evidence" if "undecided" in outcomes else "approve"
@@ -337,10 +360,16 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
     judged = [found for found in evaluation.slices if found.positives >= MIN_SLICE_POSITIVES]
     worse = [found for found in judged if found.recall.high < whole - gap]
     for found in worse:
-        reason = f"recall of {found.column}={found.level} is {found.recall} ({found.positives} positives), more than {gap:g} below the whole, {whole:.3f} (gate.max_slice_recall_gap)"
+        reason = (
+            f"recall of {found.column}={found.level} is {found.recall} ({found.positives} positives), more than "
+            f"{gap:g} below the whole, {whole:.3f} (gate.max_slice_recall_gap)"
+        )
         yield Rule(f"slice {found.column}={found.level}", "fail", reason, _numbers(found.recall))
     if not judged:
-        reason = f"no slice could be judged (gate.max_slice_recall_gap): none has {MIN_SLICE_POSITIVES} positives among the rows that slices are taken of"
+        reason = (
+            f"no slice could be judged (gate.max_slice_recall_gap): none has {MIN_SLICE_POSITIVES} positives among "
+            "the rows that slices are taken of"
+        )
         yield Rule("slices", "undecided", reason)
     elif not worse:
         few = len(evaluation.slices) - len(judged)
@@ -348,13 +377,18 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
         yield Rule(
             "slices",
             "pass",
-            f"no slice of {len(judged)} has a recall significantly more than {gap:g} below the whole, {whole:.3f}{left}",
+            (
+                f"no slice of {len(judged)} has a recall significantly more than {gap:g} below the whole, "
+                f"{whole:.3f}{left}"
+            ),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Challenger and champion on the rows that neither was trained on; score, flagged : (repeats, n) of the challenger."""
+    """Challenger and champion on the rows that neither was trained on; score, flagged : (repeats,
+    n) of the challenger.
+    """
 
     y: IntArray
     score: FloatArray
@@ -392,9 +426,12 @@ class _Pair:
         verb = {"pass": "at most", "fail": "more than", "undecided": "perhaps more than"}[outcome]
         change = "gains" if loss.value <= 0 else "loses"
         reason = (
-            f"against {self.champion.name} on the same {int(left.sum())} rows ({int(self.y[left].sum())} positives) average precision "
-            f"is {ours:.3f} to {theirs:.3f}: it {change} {abs(loss.value):.1%}, the loss lies between {loss.low:.1%} and {loss.high:.1%}, "
-            f"{verb} {gate.max_ap_loss:.1%} (gate.max_ap_loss){_SAYS[outcome]}{f'; {self.champion.note}' if self.champion.note else ''}"
+            f"against {self.champion.name} on the same {int(left.sum())} rows ({int(self.y[left].sum())} positives) "
+            "average precision "
+            f"is {ours:.3f} to {theirs:.3f}: it {change} {abs(loss.value):.1%}, the loss lies between {loss.low:.1%} "
+            f"and {loss.high:.1%}, "
+            f"{verb} {gate.max_ap_loss:.1%} "
+            f"(gate.max_ap_loss){_SAYS[outcome]}{f'; {self.champion.note}' if self.champion.note else ''}"
         )
         return Rule(
             "champion",

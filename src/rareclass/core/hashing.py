@@ -54,7 +54,9 @@ def of_rows(row_id: NDArray[np.uint64], y: NDArray[Any]) -> str:
 
 
 def text_hash(values: pd.Series[Any]) -> HashArray:
-    """Return (n,) uint64 hash of values as text, so that 7, 7.0 and '7' are the same; missing gets one value of its own."""
+    """Return (n,) uint64 hash of values as text, so that 7, 7.0 and '7' are the same; missing gets one value of its
+    own.
+    """
     text = text_of(values)
     missing = text.isna().to_numpy(dtype=bool)
     hashed = pd.util.hash_array(text.fillna("").to_numpy(dtype=object), categorize=True)
@@ -94,7 +96,9 @@ def plain_hash(values: AnyArray) -> HashArray:
 
 
 def rows_hash(total: HashArray, **arrays: AnyArray | None) -> HashArray:
-    """Return (n,) hash of rows: what is there of them besides the features, by name, on top of the features' own ``total``."""
+    """Return (n,) hash of rows: what is there of them besides the features, by name, on top of the features' own
+    ``total``.
+    """
     found = total.copy()
     for name, values in arrays.items():
         if values is not None:

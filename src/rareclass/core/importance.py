@@ -1,8 +1,9 @@
-"""What drives a fitted model: how much worse it ranks rows when one feature is scrambled, and which way the feature pushes.
+"""What drives a fitted model: how much worse it ranks rows when one feature is scrambled, and which way the feature
+pushes.
 
-Permutation importance: a feature's values are replaced by those of other rows, so it keeps its distribution and loses its
-meaning; the average precision that is lost is what the model owes to it. Features that say the same share what they say: each
-looks small while the other still says it. Source: Breiman, Machine Learning, 2001; Fisher et al., JMLR, 2019.
+Permutation importance: a feature's values are replaced by those of other rows, so it keeps its distribution and loses
+its meaning; the average precision that is lost is what the model owes to it. Features that say the same share what they
+say: each looks small while the other still says it. Source: Breiman, Machine Learning, 2001; Fisher et al., JMLR, 2019.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from rareclass.core.estimate import Estimate
 from rareclass.core.ranking import average_precision, bootstrap_average_precision
 
 SCORED_ROWS = 400_000
-"""Rows scored for all features together: the cost is that of scoring so many, however many rows and features there are."""
+"""Rows scored for all features together: the cost is that of scoring so many,
+however many rows and features there are.
+"""
 _LEAST_ROWS = 400
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Quantiles at which a number is set to see which way it pushes, of a mixture of as many positives as negatives: the values
-that matter to a rare class are often rare themselves."""
+"""Quantiles at which a number is set to see which way it pushes, of a mixture of as many positives as negatives: the
+values that matter to a rare class are often rare themselves."""
 _CATEGORIES = 5
 _AT_ONCE = 8_000_000
 """Values scored at once (32 MB of float32)."""
@@ -36,12 +39,13 @@ Score = Callable[[FloatMatrix], FloatArray]
 class Importance:
     """What one feature is worth to a model.
 
-    ap_lost : average precision of the rows less that with the feature scrambled (mean over repeats); the interval is over
-        resampled rows, paired
+    ap_lost : average precision of the rows less that with the feature scrambled (mean over repeats); the interval is
+        over resampled rows, paired
     direction : "up" or "down" where higher values raise or lower the score throughout, "turns" where they do both,
         "category" where values have no order, "none" where the score does not move
     effect : mean score at the value where it is highest, over that where it is lowest (see ``at``); with its interval
-    at : (value, mean score with every row set to it), quantiles of a number in order, of a category the commonest levels
+    at : (value, mean score with every row set to it), quantiles of a number in order, of a category the commonest
+        levels
     """
 
     feature: str
@@ -52,9 +56,12 @@ class Importance:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "feature": self.feature, "ap_lost": self.ap_lost.to_json(), "direction": self.direction,
-            "effect": self.effect.to_json(), "at": [list(pair) for pair in self.at],
-        }  # fmt: skip
+            "feature": self.feature,
+            "ap_lost": self.ap_lost.to_json(),
+            "direction": self.direction,
+            "effect": self.effect.to_json(),
+            "at": [list(pair) for pair in self.at],
+        }
 
 
 def permutation_importance(
@@ -69,11 +76,12 @@ def permutation_importance(
 ) -> tuple[Importance, ...]:
     """Return the importance of the features, the greatest first; empty without both classes, or with 0 repeats.
 
-    rows : rows the model has not been fitted on; where they are many, positives first, a sample with weights stands for them
+    rows : rows the model has not been fitted on; where they are many, positives first, a sample with weights stands for
+        them
     score : calibrated probability of the rare class, (m, n_features) -> (m,)
     block : (n,) rows that are resampled together
-    At most about `SCORED_ROWS` rows are scored, whatever the number of features: where there are more than that allows on
-    400 rows each, those whose values tell most about the score are judged, and the others are left out.
+    At most about `SCORED_ROWS` rows are scored, whatever the number of features: where there are more than that allows
+    on 400 rows each, those whose values tell most about the score are judged, and the others are left out.
     """
     if not repeats or not 0 < rows.positives < len(rows):
         return ()
@@ -105,7 +113,10 @@ def _screened(x: FloatMatrix, score: FloatArray, most: int) -> Sequence[int]:
         return range(x.shape[1])
     rank = np.argsort(np.argsort(score, kind="stable"), kind="stable") - (len(score) - 1) / 2
     tenth = np.argsort(np.argsort(x, axis=0, kind="stable"), axis=0, kind="stable") * 10 // len(x)
-    told = [float((np.bincount(column, rank, 10) ** 2 / np.maximum(np.bincount(column, minlength=10), 1)).sum()) for column in tenth.T]  # fmt: skip
+    told = [
+        float((np.bincount(column, rank, 10) ** 2 / np.maximum(np.bincount(column, minlength=10), 1)).sum())
+        for column in tenth.T
+    ]
     return [int(position) for position in np.argsort(-np.asarray(told), kind="stable")[:most]]
 
 
@@ -130,18 +141,24 @@ def _sample(rows: Rows, most: int, seed: int) -> tuple[IntArray, FloatArray]:
 def _scrambled(
     rows: Rows, x: FloatMatrix, position: int, score: Score, repeats: int, seed: int
 ) -> Iterator[FloatArray]:
-    """Yield the scores with one feature replaced by that of rows drawn from all rows, so its distribution stays natural."""
+    """Yield the scores with one feature replaced by that of rows drawn from all rows, so its distribution stays
+    natural.
+    """
     rng = np.random.default_rng([seed, position])
     share = None if rows.weight is None else np.asarray(rows.weight, dtype=np.float64) / rows.weight.sum()
     values = [
-        rows.x[rng.permutation(len(rows))[: len(x)] if share is None else rng.choice(len(rows), len(x), p=share), position]
+        rows.x[
+            rng.permutation(len(rows))[: len(x)] if share is None else rng.choice(len(rows), len(x), p=share), position
+        ]
         for _ in range(repeats)
-    ]  # fmt: skip
+    ]
     yield from _scores(x, position, values, score)
 
 
 def _scores(x: FloatMatrix, position: int, values: Sequence[Any], score: Score) -> Iterator[FloatArray]:
-    """Yield the scores of all rows with one feature set to each of ``values`` (a number, or one per row), many at once."""
+    """Yield the scores of all rows with one feature set to each of ``values`` (a number, or one per row),
+    many at once.
+    """
     at_once = max(1, _AT_ONCE // max(1, x.size))
     for start in range(0, len(values), at_once):
         some = values[start : start + at_once]

@@ -1,4 +1,6 @@
-"""Can the champion be judged on the rows of another run: does it answer the same question, can its columns be had, has it seen the rows."""
+"""Can the champion be judged on the rows of another run: does it answer the same question, can its columns be had, has
+it seen the rows.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def _same(value: Any) -> str:
 
 
 def covers(schema: Schema, wanted: Schema) -> bool:
-    """Whether rows encoded with ``schema`` hold all that ``wanted`` tells apart: the same columns, no level pooled or unknown."""
+    """Whether rows encoded with ``schema`` hold all that ``wanted`` tells apart: the same columns, no level pooled or
+    unknown.
+    """
     there = {feature.name: feature for feature in schema.features}
     return all(_covers(there.get(feature.name), feature) for feature in wanted.features)
 
@@ -55,8 +59,8 @@ def _covers(there: Feature | None, wanted: Feature) -> bool:
 def unseen(model: RareModel, rows: Rows, data: DataSettings) -> AnyArray | None:
     """Return the index of the rows that a version was not trained on; None where that cannot be told.
 
-    By time where both have one; else by the ids of rows, which are comparable when both come from the same `data.id`, or
-    both from the content of the same columns.
+    By time where both have one; else by the ids of rows, which are comparable when both come from the same `data.id`,
+    or both from the content of the same columns.
     """
     until = model.meta.get("trained", {}).get("until")
     if rows.time is not None and until is not None:

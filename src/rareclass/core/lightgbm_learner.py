@@ -13,20 +13,50 @@ from rareclass.core.fit_task import LARGE_ROWS, FitTask, check_params, take_cut_
 from rareclass.core.fitted import LightTrees
 
 _KNOWN = {
-    "learning_rate", "num_leaves", "max_depth", "min_data_in_leaf", "min_sum_hessian_in_leaf", "bagging_fraction",
-    "bagging_freq", "feature_fraction", "feature_fraction_bynode", "lambda_l1", "lambda_l2", "min_gain_to_split", "max_bin",
-    "min_data_in_bin", "max_delta_step", "scale_pos_weight", "path_smooth", "extra_trees", "cat_smooth", "cat_l2",
-    "max_cat_threshold", "max_cat_to_onehot", "min_data_per_group", "monotone_constraints",
-    "rounds", "patience", "cut_points",
-}  # fmt: skip
+    "learning_rate",
+    "num_leaves",
+    "max_depth",
+    "min_data_in_leaf",
+    "min_sum_hessian_in_leaf",
+    "bagging_fraction",
+    "bagging_freq",
+    "feature_fraction",
+    "feature_fraction_bynode",
+    "lambda_l1",
+    "lambda_l2",
+    "min_gain_to_split",
+    "max_bin",
+    "min_data_in_bin",
+    "max_delta_step",
+    "scale_pos_weight",
+    "path_smooth",
+    "extra_trees",
+    "cat_smooth",
+    "cat_l2",
+    "max_cat_threshold",
+    "max_cat_to_onehot",
+    "min_data_per_group",
+    "monotone_constraints",
+    "rounds",
+    "patience",
+    "cut_points",
+}
 _REFERENCE_ROWS = 100_000
 
 
 def lightgbm_defaults(known: Rows) -> dict[str, Any]:
     """Return small steps and fine bins while rows are few; large data take larger steps and 255 bins."""
-    params: dict[str, Any] = {"num_leaves": 15, "min_data_in_leaf": 10, "min_sum_hessian_in_leaf": 0.1,
-                              "bagging_fraction": 0.8, "bagging_freq": 1, "feature_fraction": 0.7, "lambda_l2": 3.0,
-                              "cat_smooth": 10.0, "cat_l2": 10.0}  # fmt: skip
+    params: dict[str, Any] = {
+        "num_leaves": 15,
+        "min_data_in_leaf": 10,
+        "min_sum_hessian_in_leaf": 0.1,
+        "bagging_fraction": 0.8,
+        "bagging_freq": 1,
+        "feature_fraction": 0.7,
+        "lambda_l2": 3.0,
+        "cat_smooth": 10.0,
+        "cat_l2": 10.0,
+    }
     if len(known) <= LARGE_ROWS:
         return params | {"max_bin": 1023, "learning_rate": 0.05, "rounds": 600, "patience": 60}
     return params | {"max_bin": 255, "learning_rate": 0.12, "rounds": 250, "patience": 20}
@@ -47,9 +77,15 @@ class GrowingLeaves:
         self.watched, self.looked = watched, 0
         self.margin = np.zeros(0 if watched is None else len(watched))
         options = {
-            **settings, "objective": "binary", "seed": task.seed, "num_threads": self.threads, "verbosity": -1,
-            "deterministic": True, "force_col_wise": True, "feature_pre_filter": False,
-        }  # fmt: skip
+            **settings,
+            "objective": "binary",
+            "seed": task.seed,
+            "num_threads": self.threads,
+            "verbosity": -1,
+            "deterministic": True,
+            "force_col_wise": True,
+            "feature_pre_filter": False,
+        }
         shape: dict[str, Any] = {
             "categorical_feature": np.flatnonzero(task.rows.schema.categorical).tolist(),
             "params": options,

@@ -131,8 +131,9 @@ class Liveness:
 class Settings:
     """What an evaluation needs besides the rows.
 
-    delay : label delay;  expected : labels are known to come: a delay was configured, or the first one was seen;  beta : of the reported F-beta;  missing_negative_after : age from which a label that never
-    came counts as 0 (None: it stays unknown);  false_negative, false_positive : costs where the rows carry none
+    delay : label delay;  expected : labels are known to come: a delay was configured, or the first one was seen;  beta
+    : of the reported F-beta;  missing_negative_after : age from which a label that never came counts as 0 (None: it
+    stays unknown);  false_negative, false_positive : costs where the rows carry none
     """
 
     monitor: MonitorSettings
@@ -189,7 +190,8 @@ def boundaries(now: datetime, delay: timedelta, limits: MonitorSettings) -> list
 def assumed(
     ts: NDArray[np.datetime64], label: FloatArray, propensity: FloatArray, now: datetime, after: timedelta | None
 ) -> FloatArray:
-    """Return the (n,) labels with 0 where none came within ``after`` although one could have come (None: it stays unknown).
+    """Return the (n,) labels with 0 where none came within ``after`` although one could have come (None: it stays
+    unknown).
 
     A row of a propensity below 1 may have been blocked: that it has no label says nothing of its truth.
     """
@@ -200,7 +202,8 @@ def assumed(
 
 
 def learned_delay(frame: pd.DataFrame, now: datetime) -> timedelta | None:
-    """Return the 95th percentile of the delays of labels that came by ``now``, whole minutes; None before the first one.
+    """Return the 95th percentile of the delays of labels that came by ``now``, whole minutes; None before the first
+    one.
 
     frame : ts, label, label_observed_at of rows of any version
     """
@@ -396,7 +399,8 @@ def _window(
         # Shown, never judged, and without an interval: which labels come early is not chance.
         value = average_precision(y, known.score, known.weights)
         metrics["ap"] = Estimate(value, positives=int(y.sum()), rows=len(y))
-    # Scores of a detector that no label judged are ranks, not probabilities: they promise nothing and are off by nothing.
+    # Scores of a detector that no label judged are ranks, not probabilities: they promise nothing and are off by
+    # nothing.
     ranks = profile is not None and profile.unjudged
     if ranks:
         metrics = {name: value for name, value in metrics.items() if name not in _OF_PROBABILITIES}
@@ -581,7 +585,9 @@ def _widened(
     confidence: float,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
-    """Percentile interval, stretched about the value for a small number of blocks (Student's t, and n / (n - 1)), inside its bounds."""
+    """Percentile interval, stretched about the value for a small number of blocks (Student's t, and n / (n - 1)),
+    inside its bounds.
+    """
     from scipy.stats import norm, t
 
     low, high = interval(resampled, confidence)

@@ -68,7 +68,8 @@ class RareModel:
             return encode(rows, self.schema)
         if rows.ndim != 2 or rows.shape[1] != len(self.schema.features):
             raise ModelError(
-                f"a matrix of shape {rows.shape} does not fit: the model needs {len(self.schema.features)} columns: {', '.join(self.schema.names)}"
+                f"a matrix of shape {rows.shape} does not fit: the model needs {len(self.schema.features)} columns: "
+                f"{', '.join(self.schema.names)}"
             )
         return np.asarray(rows, dtype=np.float32)
 
@@ -111,7 +112,9 @@ class RareModel:
         return out
 
     def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]:
-        """Return for each row its ``top`` features by absolute contribution: name, value, contribution to the log-odds."""
+        """Return for each row its ``top`` features by absolute contribution: name, value,
+        contribution to the log-odds.
+        """
         matrix = self.matrix(rows)
         values = self.contributions(matrix)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :top]
@@ -149,7 +152,8 @@ class RareModel:
         )
         if not worst <= tolerance:
             raise ModelError(
-                f"the golden rows score differently here by {worst:.2g} (at most {tolerance:g}): wrong library versions or a damaged model. Use the versions in requirements.txt of the model"
+                f"the golden rows score differently here by {worst:.2g} (at most {tolerance:g}): "
+                "wrong library versions or a damaged model. Use the versions in requirements.txt of the model"
             )
 
     def save(self, folder: str | Path) -> str:
@@ -159,9 +163,14 @@ class RareModel:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         parts = {
-            "format": FORMAT, "schema": self.schema.to_json(), "calibrator": self.calibrator.to_json(), "thresholds": dict(self.thresholds),
-            "primary": self.primary, "profile": self.profile, "meta": dict(self.meta),
-        }  # fmt: skip
+            "format": FORMAT,
+            "schema": self.schema.to_json(),
+            "calibrator": self.calibrator.to_json(),
+            "thresholds": dict(self.thresholds),
+            "primary": self.primary,
+            "profile": self.profile,
+            "meta": dict(self.meta),
+        }
         files = {
             _PARTS: json.dumps(parts, default=str, indent=1).encode(),
             **portable.pack(self.learner, _saved(), _LEARNER),
@@ -188,16 +197,19 @@ class RareModel:
         files = _verified(source)
         if expect is not None and (found := _digest_of(files)) != expect:
             raise ModelError(
-                f"the files at '{source}' are not the ones that were registered (hash {found[:12]}, registered {expect[:12]}). Register the model again"
+                f"the files at '{source}' are not the ones that were registered (hash {found[:12]}, registered "
+                f"{expect[:12]}). Register the model again"
             )
         parts = json.loads(files[_PARTS])
         if parts["format"] > FORMAT:
             raise ModelError(
-                f"the model in '{source}' was written by a newer rareclass (format {parts['format']}, this one reads {FORMAT}). Upgrade rareclass"
+                f"the model in '{source}' was written by a newer rareclass (format {parts['format']}, this one reads "
+                f"{FORMAT}). Upgrade rareclass"
             )
         if parts["format"] < FORMAT:
             raise ModelError(
-                f"the model in '{source}' was written by an older rareclass, as a pickle, which is code and is not loaded any more. Train again"
+                f"the model in '{source}' was written by an older rareclass, as a pickle, which is code and is not "
+                "loaded any more. Train again"
             )
         schema = Schema.from_json(parts["schema"])
         return RareModel(
@@ -247,7 +259,8 @@ def _verified(source: Path) -> dict[str, bytes]:
         files = {name: (source / name).read_bytes() for name in sums if Path(name).name == name}
     except (OSError, json.JSONDecodeError):
         raise ModelError(
-            f"'{source}' is not a whole rareclass model ({_SUMS} or a file it lists is missing). Pass the uri that summary.json names"
+            f"'{source}' is not a whole rareclass model ({_SUMS} or a file it lists is missing). "
+            "Pass the uri that summary.json names"
         ) from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != sums[name]:

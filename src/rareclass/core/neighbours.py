@@ -28,10 +28,11 @@ _VALUES = 1 << 22  # distances held at once
 def distance_space(x: FloatMatrix, schema: Schema, *, scale: bool = True) -> FloatMatrix:
     """Return the (n, m) complete float32 matrix in which neighbours are looked for; ``x`` itself is not changed.
 
-    Numeric columns: missing (and infinite) becomes the median, then each is divided by its standard deviation (``scale=False``: left
-    in its own unit). Categorical columns become one indicator per level of height 1/sqrt(2), so that two different
-    levels are as far apart as one standard deviation, as in SMOTENC; missing is a level of its own, and levels beyond
-    the 16 most frequent count as one. Medians and deviations are of at most 100,000 rows, evenly spaced.
+    Numeric columns: missing (and infinite) becomes the median, then each is divided by its standard deviation
+    (``scale=False``: left in its own unit). Categorical columns become one indicator per level of height 1/sqrt(2), so
+    that two different levels are as far apart as one standard deviation, as in SMOTENC; missing is a level of its own,
+    and levels beyond the 16 most frequent count as one. Medians and deviations are of at most 100,000 rows, evenly
+    spaced.
     Source: Chawla et al., SMOTE, JAIR 2002, section 6.1.
     """
     sample = x[:: max(1, -(-len(x) // _STATISTICS_ROWS))]
@@ -90,8 +91,8 @@ def nearest(reference: FloatMatrix, queries: FloatMatrix, k: int, *, threads: in
 def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tuple[FloatArray, IntArray]:
     """Like ``nearest``, exact, without the second and a half that importing scikit-learn takes.
 
-    In float32 every block of rows yields its nearest; the k-th best of those bounds how far the k nearest can be, and what
-    rounding may have moved across that bound is kept. The few rows within it are compared in float64.
+    In float32 every block of rows yields its nearest; the k-th best of those bounds how far the k nearest can be, and
+    what rounding may have moved across that bound is kept. The few rows within it are compared in float64.
     """
     centre, slack = reference.mean(axis=0), _slack(reference.shape[1])
     marks, eyes = reference - centre, queries - centre
@@ -139,8 +140,8 @@ def surrounded(
 ) -> IntArray:
     """Return the positions of rows of class ``target`` that have a row of the other class among their k nearest.
 
-    This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is surrounded when fewer than k rows of
-    its own class are nearer than the nearest of the other class, so most rows are settled as soon as k such rows are
+    This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is surrounded when fewer than k rows
+    of its own class are nearer than the nearest of the other class, so most rows are settled as soon as k such rows are
     seen: in a few random cells of about 512 rows, or early in a scan. What rounding leaves open is searched in full.
     Raises TooLargeError when the distances between the classes alone would be more than 3e11.
     Source: Wilson, IEEE Transactions on Systems, Man and Cybernetics, 1972.
@@ -287,7 +288,8 @@ def tomek_links(space: FloatMatrix, y: IntArray, *, threads: int = 1) -> tuple[I
     """Return the positions (of class 0, of class 1) of the pairs that are each other's nearest row.
 
     Exact: only rows of the smaller class, and those of the other class that are nearest to one, are searched.
-    Raises TooLargeError when that is more than 3e11 distances. Source: Tomek, IEEE Trans. Systems, Man, Cybernetics, 1976.
+    Raises TooLargeError when that is more than 3e11 distances. Source: Tomek, IEEE Trans. Systems, Man, Cybernetics,
+    1976.
     """
     small = int(2 * y.sum() <= len(y))
     asked = np.flatnonzero(y == small)

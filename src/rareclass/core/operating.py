@@ -1,7 +1,8 @@
 """Which cut-off an operating point has now: decided here and nowhere else.
 
-A version brings cut-offs of its own. A re-threshold leaves others in the ledger, which the version's tags in the registry
-follow: ``rareclass.threshold.NAME`` for the point NAME, ``rareclass.threshold`` for the one that decides when none is named.
+A version brings cut-offs of its own. A re-threshold leaves others in the ledger, which the version's tags in the
+registry follow: ``rareclass.threshold.NAME`` for the point NAME, ``rareclass.threshold`` for the one that decides when
+none is named.
 Server, shadows, batch scoring, monitor, repairs and replay ask these functions.
 """
 
@@ -49,7 +50,8 @@ def in_force(own: Mapping[str, float], primary: str, retuned: Mapping[str, float
 def decides(
     cutoffs: Mapping[str, float], primary: str, *asked: str | None, where: str = "serve.operating_point"
 ) -> tuple[str, float]:
-    """Return the operating point that decides and its cut-off: the first name of ``asked`` that is given, else ``primary``.
+    """Return the operating point that decides and its cut-off: the first name of ``asked`` that is given, else
+    ``primary``.
 
     cutoffs : those in force;  where : the setting that an error names
     Raises ModelError when the version has no such point.

@@ -12,9 +12,16 @@ from rareclass.errors import ConfigError, nearest
 
 
 def leave_out(
-    x: FloatMatrix, y: AnyArray, names: Sequence[str], numeric: Sequence[int], keep: BoolArray, train: AnyArray, settings: TrainSettings
-) -> Iterator[tuple[str, BoolArray]]:  # fmt: skip
-    """Clear ``keep`` of what the settings keep from fits, one rule after the other; yield each one's name and (n,) what it took.
+    x: FloatMatrix,
+    y: AnyArray,
+    names: Sequence[str],
+    numeric: Sequence[int],
+    keep: BoolArray,
+    train: AnyArray,
+    settings: TrainSettings,
+) -> Iterator[tuple[str, BoolArray]]:
+    """Clear ``keep`` of what the settings keep from fits, one rule after the other; yield each one's name and (n,) what
+    it took.
 
     names, numeric : of the columns of x (n, n_features), and the positions of the numeric ones
     train : rows whose quantiles count, as far as they are kept. Raises ConfigError for a rule on no numeric feature.
@@ -47,7 +54,9 @@ def outlying_majority(
 
 
 def outlying_in_column(column: AnyArray, y: AnyArray, index: AnyArray, rule: OutliersSettings) -> BoolArray:
-    """(n,) True for rows of one class with a value outside its quantiles among that class's rows of ``index``; missing stays."""
+    """(n,) True for rows of one class with a value outside its quantiles among that class's rows of ``index``; missing
+    stays.
+    """
     label = int(rule.of == "rare")
     known = column[index[y[index] == label]]
     known = known[~np.isnan(known)]
@@ -63,6 +72,7 @@ def column_of(rule: OutliersSettings, numeric: Sequence[str]) -> str:
     """Return the column of a rule. Raises ConfigError when it is no numeric feature."""
     if rule.column not in numeric:
         raise ConfigError(
-            f"train.outliers: '{rule.column}' is no numeric feature.{nearest(rule.column, numeric)} Set column to one of: {', '.join(numeric)}"
+            f"train.outliers: '{rule.column}' is no numeric feature.{nearest(rule.column, numeric)} Set column to one "
+            f"of: {', '.join(numeric)}"
         )
     return rule.column

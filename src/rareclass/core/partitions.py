@@ -1,10 +1,11 @@
 """Exact figures of rows that lie in many partitions, on any engine: no row but the positives' scores has to travel.
 
-Average precision, ROC-AUC and the best cut-off of any metric depend on how many negatives lie between the scores of positives.
+Average precision, ROC-AUC and the best cut-off of any metric depend on how many negatives lie between the scores of
+positives.
 So the scores of the positives are gathered (``cut_points``), every partition counts its negatives between them
-(``count_partition``), and the counts are added: what is sent grows with the positives, not with the rows, and the sums are those
-of one process. Resamples draw a Poisson weight for each block from a hash of its id (Hanley and MacGibbon, 2006; online
-bagging of Oza and Russell, 2001), so that they depend neither on the partitions nor on their order.
+(``count_partition``), and the counts are added: what is sent grows with the positives, not with the rows, and the sums
+are those of one process. Resamples draw a Poisson weight for each block from a hash of its id (Hanley and MacGibbon,
+2006; online bagging of Oza and Russell, 2001), so that they depend neither on the partitions nor on their order.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ _AT_ONCE = 4_000_000  # Poisson weights that are drawn at once
 
 @dataclass(frozen=True, eq=False)
 class PartitionCounts:
-    """Weight of rows by step of the ranking; the counts of partitions over the same cut points can be added, also by ``sum``.
+    """Weight of rows by step of the ranking; the counts of partitions over the same cut points can be added, also by
+    ``sum``.
 
     Attributes
     ----------
     cut : ndarray of shape (k,)
         The distinct scores of all positives, descending.
     tp, fp, tied : ndarrays of shape (1 + resamples, k + 1)
-        Positives and negatives of each step, the last one being what is below every positive, and negatives that have exactly
-        the score of the step. The first line is of the rows themselves, the others of their resamples.
+        Positives and negatives of each step, the last one being what is below every positive, and negatives that have
+        exactly the score of the step. The first line is of the rows themselves, the others of their resamples.
     rows, found : int
         Rows, and positives among them.
     """
@@ -52,11 +54,17 @@ class PartitionCounts:
     def __add__(self, other: PartitionCounts) -> PartitionCounts:
         if not np.array_equal(self.cut, other.cut) or self.tp.shape != other.tp.shape:
             raise DataError(
-                "counts over other cut points, or with another number of resamples, cannot be added. Count every partition with the same ones"
+                "counts over other cut points, or with another number of resamples, cannot be added. "
+                "Count every partition with the same ones"
             )
         return PartitionCounts(
-            self.cut, self.tp + other.tp, self.fp + other.fp, self.tied + other.tied, self.rows + other.rows, self.found + other.found
-        )  # fmt: skip
+            self.cut,
+            self.tp + other.tp,
+            self.fp + other.fp,
+            self.tied + other.tied,
+            self.rows + other.rows,
+            self.found + other.found,
+        )
 
     def __radd__(self, other: object) -> PartitionCounts:
         return self if other == 0 else NotImplemented  # what ``sum`` begins with
@@ -72,7 +80,9 @@ class PartitionCounts:
         return bounded_estimate(float(values[0]), values[1:], confidence, self.found, self.rows)
 
     def sweep(self) -> Sweep:
-        """Return the counts at the cut-offs that can be best: with as many positives found, fewer alarms are never worse."""
+        """Return the counts at the cut-offs that can be best: with as many positives found, fewer alarms are never
+        worse.
+        """
         tp, fp = (np.concatenate([[0.0], np.cumsum(each[0])[:-1]]) for each in (self.tp, self.fp))
         cutoff = np.concatenate([[np.inf], self.cut])
         return Sweep(cutoff, tp, fp, float(self.tp[0].sum()), float(self.fp[0].sum()))

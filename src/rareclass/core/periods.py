@@ -28,13 +28,20 @@ class Period:
 
 
 def by_period(
-    time: NDArray[np.datetime64], y: IntArray, part: NDArray[Any], *, natural: FloatArray | None = None, confidence: float = 0.95
-) -> tuple[str, tuple[Period, ...]]:  # fmt: skip
-    """Return the unit, and the prevalence in each of its periods with the Wilson interval; periods without rows are left out.
+    time: NDArray[np.datetime64],
+    y: IntArray,
+    part: NDArray[Any],
+    *,
+    natural: FloatArray | None = None,
+    confidence: float = 0.95,
+) -> tuple[str, tuple[Period, ...]]:
+    """Return the unit, and the prevalence in each of its periods with the Wilson interval; periods without rows are
+    left out.
 
     time, y, part : (n,) when, 0 or 1, name of the part of the split
     natural : (n,) how many rows of the table each one stands for, where they are a sample of it
-    The unit is the coarsest of month, week, day and hour that makes at least 6 periods; not more than the last 60 are shown.
+    The unit is the coarsest of month, week, day and hour that makes at least 6 periods; not more than the last 60 are
+    shown.
     """
     if not len(time):
         return "", ()
@@ -44,9 +51,13 @@ def by_period(
     names, which = np.unique(part, return_inverse=True)
     most = np.stack([np.bincount(code, which == k, len(starts)) for k in range(len(names))]).argmax(axis=0)
     found = [
-        Period(str(start.astype("datetime64[s]"))[: 13 if unit == "hour" else 10], share_of(round(float(hits)), round(float(size)), confidence), str(names[k]))
+        Period(
+            str(start.astype("datetime64[s]"))[: 13 if unit == "hour" else 10],
+            share_of(round(float(hits)), round(float(size)), confidence),
+            str(names[k]),
+        )
         for start, hits, size, k in zip(starts, positives, rows, most, strict=True)
-    ]  # fmt: skip
+    ]
     return unit, tuple(found[-_MANY:])
 
 

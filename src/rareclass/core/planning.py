@@ -1,8 +1,8 @@
 """The plan: which candidates are worth their time on these rows, most promising first, each with its reason.
 
-CANDIDATE_RULES is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind, most unlike
-learners first, because a blend gains from those (docs/decisions/0017). Adding one is one function (when, and why) and one
-line.
+CANDIDATE_RULES is the table: one entry per candidate, in the order of what they were seen to win on sets of this kind,
+most unlike learners first, because a blend gains from those (docs/decisions/0017). Adding one is one function (when,
+and why) and one line.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ class Situation:
 def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, ...]:
     """Return the candidates to try, candidate 0 (XGBoost on untouched rows) first, most promising next.
 
-    `search.only` is all there is. `search.candidates` replaces everything after candidate 0, `search.extra` comes before the rest; `search.trials`
-    cuts the plan exactly, `search.seconds` drops the end that would hardly be reached (by a rough estimate: twice the
-    budget). Raises NoPositivesError without a row of the rare class, ConfigError for a recipe that does not exist.
+    `search.only` is all there is. `search.candidates` replaces everything after candidate 0, `search.extra` comes
+    before the rest; `search.trials` cuts the plan exactly, `search.seconds` drops the end that would hardly be reached
+    (by a rough estimate: twice the budget). Raises NoPositivesError without a row of the rare class, ConfigError for a
+    recipe that does not exist.
     """
     if found.regime == "none":
         raise NoPositivesError(NO_POSITIVES)
@@ -217,7 +218,10 @@ def random_forest(s: Situation) -> Candidate | None:
 def sqrt_balanced(s: Situation) -> Candidate | None:
     if s.found.ratio < 10 or s.found.regime == "few":
         return None
-    reason = f"At 1:{s.found.ratio:,.0f} a mild weight on positives can help the splits; full balancing mostly harms the ranking."
+    reason = (
+        f"At 1:{s.found.ratio:,.0f} a mild weight on positives can help the splits; "
+        "full balancing mostly harms the ranking."
+    )
     return Candidate("xgboost-sqrt-weights", "xgboost", weighting="sqrt_balanced", reason=reason)
 
 
@@ -235,7 +239,10 @@ def by_amount(s: Situation) -> Candidate | None:
 def under_xgboost(s: Situation) -> Candidate | None:
     if s.under_ratio is None or s.found.regime == "few" or s.rows < 20_000:
         return None
-    reason = f"Most of {s.rows:,} rows are easy negatives; under-sampled to 1:{s.under_ratio} the fit is a fraction of the time, and the prior is corrected exactly."
+    reason = (
+        f"Most of {s.rows:,} rows are easy negatives; under-sampled to 1:{s.under_ratio} the fit is a fraction of the "
+        "time, and the prior is corrected exactly."
+    )
     return Candidate(f"xgboost-under-{s.under_ratio}", "xgboost", resample=_under(s.under_ratio), reason=reason)
 
 
@@ -270,7 +277,10 @@ def synthetic(s: Situation) -> Candidate | None:
     if s.rows > SMALL or not s.numeric or s.found.positives < 30 or isolated > 0.5 or s.found.ratio < 4:
         return None
     ratio = 10.0 if s.found.ratio >= 20 else 2.0
-    reason = f"Features are numeric and {1 - isolated:.0%} of positives have their kind near, so rows between them are plausible."
+    reason = (
+        f"Features are numeric and {1 - isolated:.0%} of positives have their kind near, so rows between them are "
+        "plausible."
+    )
     return Candidate(
         f"xgboost-smote-{ratio:g}", "xgboost", resample=(ResampleStep(name="smote", ratio=ratio),), reason=reason
     )
@@ -284,7 +294,10 @@ def jittered(s: Situation) -> Candidate | None:
         "xgboost-jitter",
         "xgboost",
         resample=(ResampleStep(name="jitter", rows=s.found.positives + copies),),
-        reason=f"With {s.found.positives} rows of the rare class, {copies} copies moved by noise give the trees something to split.",
+        reason=(
+            f"With {s.found.positives} rows of the rare class, {copies} copies moved by noise give the trees "
+            "something to split."
+        ),
     )
 
 

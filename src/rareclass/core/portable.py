@@ -46,7 +46,8 @@ _RENAMED = {"kept": "negative_sampling_rate"}
 def pack(value: Any, types: Iterable[type], name: str = "value", *, small: bool = True) -> Files:
     """Return ``value`` as files: ``NAME.json``, and ``NAME.npz``, ``NAME-0.ubj``, ``NAME-1.skops`` where there is need.
 
-    types : dataclasses and pydantic models that may be in it · small : compress arrays, which takes longer. Raises TypeError for anything else that is not plain data.
+    types : dataclasses and pydantic models that may be in it · small : compress arrays, which takes longer. Raises
+        TypeError for anything else that is not plain data.
     """
     writer = _Writer({each.__name__: each for each in types}, name)
     tree = writer.tree(value)
@@ -69,7 +70,8 @@ def unpack(files: Mapping[str, bytes], types: Iterable[type], name: str = "value
         return reader.value(json.loads(files[f"{name}.json"]))
     except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ModelError(
-            f"'{name}' is not what this rareclass writes ({type(error).__name__}: {error}). It was written by another version, or by something else: train again"
+            f"'{name}' is not what this rareclass writes ({type(error).__name__}: {error}). "
+            "It was written by another version, or by something else: train again"
         ) from None
 
 
@@ -209,7 +211,9 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _check_leaves(tree: Mapping[str, str], features: int) -> None:
-    """Raise ModelError where a tree of LightGBM points outside of itself: a child is a later node or, negative, a leaf."""
+    """Raise ModelError where a tree of LightGBM points outside of itself: a child is a later node or, negative,
+    a leaf.
+    """
 
     def numbers(name: str) -> AnyArray:
         return np.array(tree.get(name, "").split(), dtype=np.float64).astype(np.int64)

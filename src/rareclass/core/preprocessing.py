@@ -1,7 +1,8 @@
 """Numbers for learners that need them scaled and complete: linear models, networks, boosted stumps.
 
 Numeric columns become asinh((x - median) / spread): monotone, linear near the middle, logarithmic in the tails, so that
-one enormous amount does not flatten everything else. A missing value becomes the median beside a 0/1 column that says so.
+one enormous amount does not flatten everything else. A missing value becomes the median beside a 0/1 column that says
+so.
 Categories become one 0/1 column per code; a missing or unseen code is all zeros.
 """
 

@@ -21,7 +21,9 @@ from rareclass.core.ranking import at_prevalence, average_precision, roc_auc
 
 Float32 = NDArray[np.float32]
 NEARLY = 0.95
-"""Share of one value from which a stretch of the reference counts as constant: a calm spell, which may be longer next time."""
+"""Share of one value from which a stretch of the reference counts as constant: a calm spell, which may be longer next
+time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class FeatureProfile:
     usual_psi, usual_missing : the most that one window of the reference shows against all of it
     may_be_constant : in some window of the reference nearly all rows have one value
     day_missing, day_constant : the same for its days (a weekday is constant on every day, and a clear sky on many)
-    least : (bins,) for levels and repeated values the lowest share in any window of the reference, 0 for other bins; empty
-        where it was not recorded;  least_other : the lowest share of all values but the commonest
+    least : (bins,) for levels and repeated values the lowest share in any window of the reference, 0 for other bins;
+        empty where it was not recorded;  least_other : the lowest share of all values but the commonest
     day_least, day_least_other : the same over its days
     """
 
@@ -171,8 +173,8 @@ def reference_profile(
 def score_reference(score: FloatArray, time: NDArray[np.datetime64], *, usual: float = 0.0) -> FeatureProfile:
     """Describe scores that a served version gave to rows it had not seen: its first window of answers.
 
-    The scores of the training's folds come from other models: on the same rows the refitted one gives others, most of all
-    where there are few distinct ones, and that is no drift.
+    The scores of the training's folds come from other models: on the same rows the refitted one gives others, most of
+    all where there are few distinct ones, and that is no drift.
     usual : how far windows of the training's reference lay from all of it
     """
     found = _profile_column("score", "numeric", (), score.astype(np.float32), _windows(time, timedelta(days=1)), [])

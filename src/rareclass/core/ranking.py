@@ -211,7 +211,8 @@ def at_prevalence(y: ArrayLike, prevalence: float, weight: ArrayLike | None = No
     positive, negative = float(mass[labels == 1].sum()), float(mass[labels == 0].sum())
     if not 0 < prevalence < 1 or positive == 0 or negative == 0:
         raise DataError(
-            f"{positive:g} positives and {negative:g} negatives cannot be weighted to prevalence {prevalence}. Both classes and a prevalence between 0 and 1 are needed"
+            f"{positive:g} positives and {negative:g} negatives cannot be weighted to prevalence {prevalence}. "
+            "Both classes and a prevalence between 0 and 1 are needed"
         )
     return np.where(labels == 1, mass, mass * (1 - prevalence) / prevalence * positive / negative)
 

@@ -24,7 +24,25 @@ Values = Any  # a Series, an array or a list of a column's values
 AnyArray = NDArray[Any]
 FloatArray = NDArray[np.float64]
 
-USUAL_MISSING = ("NA", "N/A", "n/a", "#N/A", "#NA", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None", "<NA>", "NaT", "?", "-", ".")  # fmt: skip
+USUAL_MISSING = (
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "#NA",
+    "NaN",
+    "nan",
+    "-NaN",
+    "-nan",
+    "null",
+    "NULL",
+    "None",
+    "<NA>",
+    "NaT",
+    "?",
+    "-",
+    ".",
+)
 """Texts that mean missing where numbers or times are expected; `NA` as a country is a country."""
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -182,7 +200,9 @@ def counted(values: Mapping[str, int], most: int = 3) -> str:
 
 
 def same_word(one: str, other: str) -> bool:
-    """Whether two values of a target can only mean the same: they differ in capitals, or are one truth value as `true` and 1."""
+    """Whether two values of a target can only mean the same: they differ in capitals, or are one truth value as `true`
+    and 1.
+    """
     one, other = one.lower(), other.lower()
     if one == other:
         return True
@@ -261,7 +281,7 @@ def _as_number(text: str, decimal: str = ".", thousands: str = "") -> str:
 
 def number_of(text: str, decimal: str = ".", thousands: str = "") -> float | None:
     """Return the number that a trimmed text is, also with a currency sign, a percent sign (12% is .12) or in
-    parentheses (negative), None where it is none."""  # fmt: skip
+    parentheses (negative), None where it is none."""
     if _NUMBER.fullmatch(text) and decimal == ".":
         return float(text)
     negative, share = False, 1.0

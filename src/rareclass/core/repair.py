@@ -29,7 +29,8 @@ MIN_JUDGES = 10
 class MaturedRows:
     """Matured rows of one version, in order of time.
 
-    score : (n,) deployed scores;  time : (n,) datetime64;  weight : (n,) inverse-propensity and sampling weights or None
+    score : (n,) deployed scores;  time : (n,) datetime64;  weight : (n,) inverse-propensity and sampling weights or
+        None
     """
 
     y: IntArray
@@ -168,7 +169,10 @@ def recalibrate(
         fit.y, score, settings, costs=fit.costs, days=fit.days, weight=fit.weight, block=fit.block, n_boot=50, seed=seed
     )
     found = {name: float(point.value) for name, point in points.items()}
-    told = f"{fitted.chosen}: log loss {'better' if gain.value > 0 else 'no better'} by {gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}] on {len(judge)} later rows"
+    told = (
+        f"{fitted.chosen}: log loss {'better' if gain.value > 0 else 'no better'} by {gain.value:.4g} "
+        f"[{gain.low:.4g}, {gain.high:.4g}] on {len(judge)} later rows"
+    )
     return Repair(
         gain.value > 0, told, "log_loss", gain, fit.prevalence, len(fit), len(judge), found, before, fitted.calibrator
     )
@@ -186,23 +190,33 @@ def recalibrated(
     """Return the new version: the same learner, another calibrator and thresholds.
 
     Its reference keeps the features and the average precision of the old one, whose ranking it shares; what depends
-    on the scale of the scores comes from the given matured rows. Its golden rows are those of the old one: no served row
-    gets into a version.
+    on the scale of the scores comes from the given matured rows. Its golden rows are those of the old one: no served
+    row gets into a version.
     """
     score = np.asarray(repair.calibrator(raw), dtype=np.float64)
     cut = float(repair.thresholds[model.primary])
     bare = Rows(
-        Schema(()), np.empty((len(scored), 0), np.float32), scored.y, np.arange(len(scored), dtype=np.uint64),
-        time=scored.time, weight=scored.weight,
-    )  # fmt: skip
+        Schema(()),
+        np.empty((len(scored), 0), np.float32),
+        scored.y,
+        np.arange(len(scored), dtype=np.uint64),
+        time=scored.time,
+        weight=scored.weight,
+    )
     fresh = reference_profile(bare, score, threshold=cut, window=window)
     profile: Mapping[str, Any] = fresh.to_json()
     if model.profile:
         old = Profile.from_json(model.profile)
         profile = replace(
-            old, score=fresh.score, threshold=cut, alert_rate=fresh.alert_rate, precision=fresh.precision, recall=fresh.recall,
-            score_ratio=fresh.score_ratio, window_alert_rate=fresh.window_alert_rate,
-        ).to_json()  # fmt: skip
+            old,
+            score=fresh.score,
+            threshold=cut,
+            alert_rate=fresh.alert_rate,
+            precision=fresh.precision,
+            recall=fresh.recall,
+            score_ratio=fresh.score_ratio,
+            window_alert_rate=fresh.window_alert_rate,
+        ).to_json()
     changed = replace(
         model,
         calibrator=repair.calibrator,

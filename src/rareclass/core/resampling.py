@@ -5,8 +5,8 @@ Every resampler takes labelled rows and one step of a chain and returns labelled
 - Distances are taken in ``neighbours.distance_space``: medians for missing values, standard deviations as units
   (``params: {scale: false}`` keeps the columns' own), indicators for categories. Rows that are kept are never changed:
   a missing value stays missing.
-- A synthetic row lies between a real row of the rare class (its base) and one of its neighbours. Where the base misses a
-  value it misses it too; where only the neighbour does it takes the base's. Columns of whole numbers stay whole. A
+- A synthetic row lies between a real row of the rare class (its base) and one of its neighbours. Where the base misses
+  a value it misses it too; where only the neighbour does it takes the base's. Columns of whole numbers stay whole. A
   category is the most frequent one among the base and its neighbours. Time, entity, amount, weight and fold are
   the base's; row_id is 0.
 - ``ratio`` is majority rows per minority row after the step (default 1), ``rows`` the number of rows of the class that
@@ -38,9 +38,9 @@ _KMEANS_ROWS = 50_000
 class Resampled:
     """Rows after a chain.
 
-    negative_sampling_rate : share of negatives kept, relative to the share of positives kept (over 1: not possible by dropping negatives
-        alone); the factor b of the prior correction p = b*ps / (b*ps - ps + 1). 1 = classes as they were; NaN when
-        rows were not changed at random, so that only a calibrator can learn the shift.
+    negative_sampling_rate : share of negatives kept, relative to the share of positives kept (over 1: not possible by
+        dropping negatives alone); the factor b of the prior correction p = b*ps / (b*ps - ps + 1). 1 = classes as they
+        were; NaN when rows were not changed at random, so that only a calibrator can learn the shift.
     steps : (name, positives, negatives) before the chain ("start") and after each step
     """
 
@@ -82,8 +82,8 @@ def resample(rows: Rows, chain: Sequence[ResampleStep], *, seed: int, threads: i
     """Apply a chain of resampling steps to training rows.
 
     The result depends on rows, chain and seed only. Kept rows keep their order; new ones come after them.
-    Raises NoPositivesError or DataError when a class is empty, ConfigError for an unknown resampler or setting, TooLargeError
-    when a step is out of its bound.
+    Raises NoPositivesError or DataError when a class is empty, ConfigError for an unknown resampler or setting,
+    TooLargeError when a step is out of its bound.
     """
     check_chain(chain)
     positives = rows.positives
@@ -271,9 +271,9 @@ def kmeans_smote(
 def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
     """Copies of rows of the rare class whose numbers are moved by noise of ``width`` standard deviations.
 
-    A column is moved on its normal scores (the normal quantile of a value's rank among all rows), so that a long tail sets
-    no scale, and stays between its least and its greatest value. Every base is copied equally often; categories and missing
-    values stay as they are. Noise does not need neighbours of the rare class, so it works from one row on.
+    A column is moved on its normal scores (the normal quantile of a value's rank among all rows), so that a long tail
+    sets no scale, and stays between its least and its greatest value. Every base is copied equally often; categories
+    and missing values stay as they are. Noise does not need neighbours of the rare class, so it works from one row on.
     Source: for noise as a regulariser, Bishop, Neural Computation 1995; normal scores, van der Waerden 1952.
     """
     index = np.flatnonzero(rows.y == 1)
@@ -373,7 +373,9 @@ def _is_whole(column: FloatMatrix) -> bool:
 
 
 def _modes(codes: FloatMatrix, near: IntArray) -> FloatMatrix:
-    """(n,) most frequent category among each row and its neighbours; ties go to the row's own, then to the lower code."""
+    """(n,) most frequent category among each row and its neighbours; ties go to the row's own,
+    then to the lower code.
+    """
     votes = np.concatenate([codes[:, None], codes[np.where(near < 0, np.arange(len(codes))[:, None], near)]], axis=1)
     same = (votes[:, :, None] == votes[:, None, :]) | (np.isnan(votes)[:, :, None] & np.isnan(votes)[:, None, :])
     count = same.sum(axis=2).astype(np.float64)

@@ -66,9 +66,11 @@ def _saving(config: Config, rows: Rows) -> SelectionMetric:
         return np.asarray(np.maximum((np.cumsum(found - alarms, axis=-1)).max(axis=-1), 0.0))
 
     return SelectionMetric(
-        "cost", f"{costs.currency} saved per 1,000 rows",
-        (costs.misses(len(rows)) * scale, costs.alarms(len(rows)) * scale), best,
-    )  # fmt: skip
+        "cost",
+        f"{costs.currency} saved per 1,000 rows",
+        (costs.misses(len(rows)) * scale, costs.alarms(len(rows)) * scale),
+        best,
+    )
 
 
 def _recall_at(floor: float) -> Sums:

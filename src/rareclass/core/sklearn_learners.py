@@ -21,7 +21,8 @@ _SMALL_ROWS, _FOREST_ROWS, _SLOW_ROWS = 10_000, 40_000, 60_000
 
 
 def thin(task: FitTask, most: int, *, balanced: bool = False) -> tuple[Rows, FloatArray | None]:
-    """Return at most ``most`` rows: every positive and a random part of the negatives, each weighing what it stands for.
+    """Return at most ``most`` rows: every positive and a random part of the negatives, each weighing what it stands
+    for.
 
     balanced : the learner draws the classes alike anyway, so that negatives keep the weight they have
     """
@@ -188,8 +189,14 @@ class GrowingNetwork:
         self.preparation, self.threads, self.y = Preparation.learn(rows), task.threads, rows.y
         self.estimator = MLPClassifier()
         check_params("mlp", params, {*self.estimator.get_params(), "epochs", "patience"})
-        settings: dict[str, Any] = {"hidden_layer_sizes": (64, 32), "alpha": 1e-3, "learning_rate_init": 2e-3, "epochs": 60,
-                                    "patience": 10, **params}  # fmt: skip
+        settings: dict[str, Any] = {
+            "hidden_layer_sizes": (64, 32),
+            "alpha": 1e-3,
+            "learning_rate_init": 2e-3,
+            "epochs": 60,
+            "patience": 10,
+            **params,
+        }
         epochs, self.patience = int(settings.pop("epochs")), int(settings.pop("patience"))
         self.most = task.rounds or epochs
         settings.setdefault("batch_size", int(min(512, max(64, len(rows) // 20))))
@@ -212,9 +219,13 @@ class GrowingNetwork:
     def fitted(self, rounds: int) -> Network:
         weights, biases = self.held[rounds - 1]
         return Network(
-            "mlp", rounds=rounds, weights=tuple(weights), biases=tuple(biases), activation=self.estimator.activation,
+            "mlp",
+            rounds=rounds,
+            weights=tuple(weights),
+            biases=tuple(biases),
+            activation=self.estimator.activation,
             preparation=self.preparation,
-        )  # fmt: skip
+        )
 
 
 def fit_mlp(task: FitTask, params: Mapping[str, Any]) -> Network:

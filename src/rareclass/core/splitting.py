@@ -55,7 +55,10 @@ class Fold:
 
 
 def resolve_kind(config: settings.SplitSettings, *, has_time: bool, has_entity: bool) -> str:
-    """Return 'time', 'grouped' or 'stratified' for ``split.kind: auto``. Raises DataError when the rows lack what it needs."""
+    """Return 'time', 'grouped' or 'stratified' for ``split.kind: auto``.
+
+    Raises DataError when the rows lack what it needs.
+    """
     if config.kind == "time" and not has_time:
         raise DataError("split.kind is 'time' but the rows have no time. Set data.time, or split.kind: stratified")
     if config.kind == "grouped" and not has_entity:
@@ -108,7 +111,8 @@ def _need_both(y: NDArray[Any], name: str, result: Split, positives: bool) -> No
     what = "no rows" if not len(y) else "no positive" if not found else "no negative"
     if result.dropped.get("seen_entities"):
         raise DataError(
-            f"the {name} part has {what} left (of {len(y)} rows) after split.entities_apart took {result.dropped['seen_entities']:,} rows of entities "
+            f"the {name} part has {what} left (of {len(y)} rows) after split.entities_apart took "
+            f"{result.dropped['seen_entities']:,} rows of entities "
             "seen earlier. Set split.entities_apart: false, or split.kind: grouped"
         )
     way = {
@@ -163,13 +167,17 @@ def _by_time(y: NDArray[Any], time: TimeArray, config: settings.SplitSettings, d
 def _gap_too_long(delay: timedelta, span: np.timedelta64) -> DataError:
     whole = float(span / np.timedelta64(1, "D"))
     return DataError(
-        f"the gap of one label delay ({settings.format_duration(delay)}) leaves no rows before it: the data span {whole:.1f} days. "
+        f"the gap of one label delay ({settings.format_duration(delay)}) leaves no rows before it: "
+        f"the data span {whole:.1f} days. "
         "Set data.label_delay lower, or bring a longer history"
     )
 
 
 def _by_hash(y: NDArray[Any], keys: HashArray, config: settings.SplitSettings, kind: str, seed: int) -> Split:
-    """Assign whole units by their hash. The first salt under which no part lacks a class is taken: 0 unless rows are few."""
+    """Assign whole units by their hash.
+
+    The first salt under which no part lacks a class is taken: 0 unless rows are few.
+    """
     edge, least = config.test + (1 - config.test) * config.validation, 1 if y.any() else 0
     for attempt in range(_SALTS):
         place = unit(keys, _salt(seed, attempt))
@@ -259,8 +267,9 @@ def development(
     """Return the rows on which candidates are compared, and the folds that score them out of sample.
 
     Time: forward windows over the validation rows, each fitted on everything that was labelled before it. Otherwise
-    stratified (or grouped) folds over all rows, whatever they hold where no positives can be dealt out, repeated where positives are few: under 30 five times, under 100 three;
-    at most three folds where rows and positives are so many that time is scarcer than either.
+    stratified (or grouped) folds over all rows, whatever they hold where no positives can be dealt out, repeated where
+    positives are few: under 30 five times, under 100 three; at most three folds where rows and positives are so many
+    that time is scarcer than either.
     """
     dev = concatenate([train, validation])
     kind = resolve_kind(config, has_time=dev.time is not None, has_entity=dev.entity is not None)
@@ -322,7 +331,8 @@ def forward_folds(
 ) -> tuple[Fold, ...]:
     """Cut the ``scored`` rows into windows of about equal size; each is fitted on all rows one label delay before it.
 
-    Windows without a positive are joined with the next one, where there is any. Raises DataError when nothing can be fitted or scored.
+    Windows without a positive are joined with the next one, where there is any. Raises DataError when nothing can be
+    fitted or scored.
     """
     span = time[scored]
     if not len(span):
@@ -375,7 +385,8 @@ def stratified_folds(y: IntArray, keys: HashArray, *, folds: int, repeats: int =
     count = min(folds, int(np.count_nonzero(positives)) if y.any() else len(distinct))
     if count < 2 or np.count_nonzero(positives < size) < 2:
         raise DataError(
-            f"only {np.count_nonzero(positives)} group(s) of rows hold a positive outside the test part: two are needed "
+            f"only {np.count_nonzero(positives)} group(s) of rows hold a positive outside the test part: "
+            "two are needed "
             "for cross-fitting. Bring more labelled positives, or set split.test lower"
         )
     found = []

@@ -142,20 +142,30 @@ class Constraint:
 
 CONSTRAINTS: dict[str, Constraint] = {
     "min_precision": Constraint(
-        "min_precision", lambda c, days: c.precision, False, "precision >=", "the highest precision{under} is {best:.3f}"
+        "min_precision",
+        lambda c, days: c.precision,
+        False,
+        "precision >=",
+        "the highest precision{under} is {best:.3f}",
     ),
     "min_recall": Constraint(
         "min_recall", lambda c, days: c.recall, False, "recall >=", "the highest recall{under} is {best:.3f}"
     ),
     "max_alerts": Constraint(
-        "max_alerts_per_day", lambda c, days: c.alerts / days, True, "alerts a day <=",
+        "max_alerts_per_day",
+        lambda c, days: c.alerts / days,
+        True,
+        "alerts a day <=",
         "the fewest alerts a day{under} are {best:.3g}",
     ),
     "max_false_alarms": Constraint(
-        "max_false_alarm_rate", lambda c, days: c.false_alarm_rate, True, "share of normal rows flagged <=",
+        "max_false_alarm_rate",
+        lambda c, days: c.false_alarm_rate,
+        True,
+        "share of normal rows flagged <=",
         "the least share of normal rows flagged{under} is {best:.3g}",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,8 @@ class TunedThreshold:
     low, high : percentile interval of the cut-off, tuned again on each resample
     objective_value, precision, recall : at ``value``, with intervals over the resamples (cut-off held)
     alerts_per_day : NaN where there is no time
-    feasible : False where no cut-off meets the constraints; ``value`` then misses them least, ``message`` says what is reachable
+    feasible : False where no cut-off meets the constraints; ``value`` then misses them least, ``message`` says what is
+        reachable
     """
 
     value: float
@@ -179,7 +190,9 @@ class TunedThreshold:
     feasible: bool
     message: str
     crossfitted: Mapping[str, Estimate] = field(default_factory=dict)
-    """precision and recall of rows whose cut-off was tuned on others; empty where positives are too few, and for a fixed one"""
+    """precision and recall of rows whose cut-off was tuned on others; empty where positives are too few, and for a
+    fixed one
+    """
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values, NaN as None."""
@@ -269,8 +282,8 @@ def tune(
 
     y, score : (n,) labels and deployed scores of rows the model was not fitted on; all distinct scores are candidates,
         and flagging nothing is. Ties go to the higher cut-off.
-    max_alerts : alerts a day at most, over the ``days`` that the rows span · max_false_alarms : share of negatives flagged
-    Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
+    max_alerts : alerts a day at most, over the ``days`` that the rows span · max_false_alarms : share of negatives
+    flagged Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
     Raises NoPositivesError without a positive, ConfigError for an unknown objective or one that lacks its constraint.
     Source: Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
     """
@@ -316,7 +329,8 @@ def tune(
 def _crossfitted(
     table: RankingTable, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float, seed: int
 ) -> dict[str, Estimate]:
-    """Precision and recall of rows whose cut-off was tuned on the others, whole units together; empty where that cannot be.
+    """Precision and recall of rows whose cut-off was tuned on the others, whole units together; empty where that cannot
+    be.
 
     The figures of the cut-off itself are those of the rows it was chosen on, and flatter it where positives are few.
     """
@@ -496,7 +510,8 @@ def tune_points(
 ) -> dict[str, TunedThreshold]:
     """Return the tuned threshold of each operating point, in order; the first, "default", is the one that decides.
 
-    ``objective: auto`` is the cost where costs were given, else F1. The last is "fixed" where ``settings.fixed`` is set.
+    ``objective: auto`` is the cost where costs were given, else F1. The last is "fixed" where ``settings.fixed`` is
+    set.
     """
     wanted = settings.objective
     if wanted == "auto":
@@ -505,7 +520,8 @@ def tune_points(
     for point in settings.points:
         if point.name in asked:
             raise ConfigError(
-                f"operating point '{point.name}' is named twice. Give each of threshold.points its own name (not 'default')"
+                f"operating point '{point.name}' is named twice. Give each of threshold.points its own name (not "
+                "'default')"
             )
         if point.name == FIXED:
             raise ConfigError(
@@ -542,10 +558,18 @@ def tune_points(
 
 
 def hold(
-    y: ArrayLike, score: ArrayLike, threshold: float, *, resamples: Resamples, days: float | None = None,
-    weight: ArrayLike | None = None, confidence: float = 0.95,
-) -> TunedThreshold:  # fmt: skip
-    """Return what a threshold that somebody set does on the rows that the others are tuned on; it has no interval itself."""
+    y: ArrayLike,
+    score: ArrayLike,
+    threshold: float,
+    *,
+    resamples: Resamples,
+    days: float | None = None,
+    weight: ArrayLike | None = None,
+    confidence: float = 0.95,
+) -> TunedThreshold:
+    """Return what a threshold that somebody set does on the rows that the others are tuned on; it has no interval
+    itself.
+    """
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights
     flagged = scores >= threshold

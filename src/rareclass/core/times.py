@@ -31,7 +31,12 @@ ORDERS = ("day-first", "month-first", "iso")
 
 _NAT = np.datetime64("NaT", "us")
 _FIRST, _LAST = np.datetime64("1970-01-01", "us"), np.datetime64("2100-01-01", "us")
-_RANGES = {"s": (10**8, 4_102_444_800), "ms": (10**11, 4_102_444_800_000), "us": (10**14, 4_102_444_800_000_000), "ns": (10**17, 4_102_444_800_000_000_000)}  # fmt: skip
+_RANGES = {
+    "s": (10**8, 4_102_444_800),
+    "ms": (10**11, 4_102_444_800_000),
+    "us": (10**14, 4_102_444_800_000_000),
+    "ns": (10**17, 4_102_444_800_000_000_000),
+}
 _DATE = re.compile(
     r"^(?P<a>\d{1,2})\s*[/.\-]\s*(?P<b>\d{1,2})\s*[/.\-]\s*(?P<y>\d{4}|\d{2})"
     r"(?:[T,\s]+(?P<h>\d{1,2})[:.h](?P<m>\d{2})(?:[:.](?P<s>\d{2}(?:[.,]\d{1,9})?))?\s*(?P<p>[AaPp]\.?[Mm]\.?)?\s*(?P<z>Z|UTC|GMT|[+-]\d{2}:?\d{2})?)?$"
@@ -390,12 +395,15 @@ class TimeSurvey:
             return units[0]
         if len(units) > 1:
             raise DataError(
-                f"column '{self.name}' (data.time) has numbers from {self.low} to {self.high}, which are times of {' and of '.join(units)}. "
+                f"column '{self.name}' (data.time) has numbers from {self.low} to {self.high}, which are times of "
+                f"{' and of '.join(units)}. "
                 "Bring one unit, or set data.time_unit: s, ms, us or ns"
             )
         if units and self.other * 20 < self.numbers:
             return units[0]  # a few values are no times: they are counted where they are read
         raise DataError(
-            f"column '{self.name}' (data.time) has numbers from {self.low} to {self.high}, which are no times by themselves. "
-            "Set data.time_unit to what they count (hour, day, month, ... from data.time_origin, or order), or data.time_format"
+            f"column '{self.name}' (data.time) has numbers from {self.low} to {self.high}, which are no times by "
+            "themselves. "
+            "Set data.time_unit to what they count (hour, day, month, ... "
+            "from data.time_origin, or order), or data.time_format"
         )

@@ -1,4 +1,6 @@
-"""What every threshold would have cost and how many alerts it would have made, for the picture behind the one that is used."""
+"""What every threshold would have cost and how many alerts it would have made, for the picture behind the one that is
+used.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def tradeoff(
     """Return cost with its interval, alerts (a day, where there is time), precision and recall at up to 120 thresholds.
 
     y, score : (n,) labels and deployed scores · days : length of the time in which all these rows came
-    The thresholds are distinct scores, in even steps of the logarithm of the number of alerts: from a handful to all rows.
+    The thresholds are distinct scores, in even steps of the logarithm of the number of alerts: from a handful to all
+    rows.
     """
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights

@@ -59,7 +59,8 @@ class Snapshot:
 
     champion : version that answers (None before the first);  roles : version -> champion, challenger or previous
     live : version -> its windows;  paired : version -> shadow against the champion on the same rows
-    calibration_bound, prevalence_bound : factors from which mean score / prevalence, or the prevalence, is off either way
+    calibration_bound, prevalence_bound : factors from which mean score / prevalence, or the prevalence, is off either
+        way
     events : kind of ledger entry -> (how many, when the last);  evidently : payload of its latest report, with ``at``
     """
 
@@ -168,7 +169,10 @@ def triage(evidence: Evidence, limits: MonitorSettings, gate: GateSettings | Non
             ]
     verdict, reasons = next(((name, why) for name, why in steps if why), ("nothing", [_quiet(evidence, limits)]))
     if verdict == "retrain" and evidence.new_positives < evidence.min_new_positives:
-        few = f"only {evidence.new_positives} positives since the last training, {evidence.min_new_positives} needed to learn from"
+        few = (
+            f"only {evidence.new_positives} positives since the last training, {evidence.min_new_positives} needed to "
+            "learn from"
+        )
         verdict, reasons = "page", [*reasons, few]
     return Verdict(verdict, tuple(reasons), summary(evidence), evidence.live.version, _fingerprint(verdict, evidence))
 
@@ -200,7 +204,8 @@ def graduated(evidence: Evidence) -> list[str]:
     if not unjudged(evidence) or found < needed:
         return []
     return [
-        f"graduate: {found} rows of the rare class are labelled since this detector was trained, {needed} are needed (retrain.min_positives): "
+        f"graduate: {found} rows of the rare class are labelled since this detector was trained, {needed} are needed "
+        "(retrain.min_positives): "
         "a classifier can be fitted and compared with it on the same rows"
     ]
 
@@ -215,7 +220,8 @@ def fallen_ranking(evidence: Evidence, limits: MonitorSettings) -> list[str]:
     fall = _fall(latest, live.reference_ap)
     if live.degraded:
         return [
-            f"average precision at the reference prevalence fell {fall} in {live.violations} of the last {live.of} windows "
+            f"average precision at the reference prevalence fell {fall} in {live.violations} of the last {live.of} "
+            "windows "
             f"and in the latest"
         ]
     moved = evidence.drift.drifted if evidence.drift is not None else []
@@ -343,7 +349,10 @@ def _fall(window: Window, reference: float) -> str:
 def _quiet(evidence: Evidence, limits: MonitorSettings) -> str:
     live = evidence.live
     if live.judged and not ranking_holds(evidence, limits):
-        return f"average precision fell {_fall(live.judged[-1], live.reference_ap)} in the latest window; one window is no proof"
+        return (
+            f"average precision fell {_fall(live.judged[-1], live.reference_ap)} in the latest window; "
+            "one window is no proof"
+        )
     if not live.matured:
         return "no matured rows yet: nothing to judge"
     if not live.judged:

@@ -25,8 +25,8 @@ def prevalence(
 
     The calibrator of a version was fitted on scores of other models (its folds'), and an estimate from scores alone
     multiplies what that leaves. So the scores are first lined up with labels of the version itself, and the interval
-    covers both samples. What is assumed is that only the prevalence changed since. None with fewer than ``MIN_POSITIVES``
-    labelled positives, or when less than one positive is expected among the rows.
+    covers both samples. What is assumed is that only the prevalence changed since. None with fewer than
+    ``MIN_POSITIVES`` labelled positives, or when less than one positive is expected among the rows.
     """
     if len(score) == 0 or y.sum() < MIN_POSITIVES or y.all():
         return None

@@ -2,7 +2,8 @@
 
 Weighting positives w times as much as negatives is, for the probabilities learned, the same as keeping the share
 b = 1 / w of the negatives: the prior correction of core.calibration undoes it exactly. Where the weight differs from
-row to row inside a class, w is the ratio of the mean weights: it brings the scores near, and the calibrator learns the rest.
+row to row inside a class, w is the ratio of the mean weights: it brings the scores near, and the calibrator learns the
+rest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """weight : (n,) positive, mean 1 over all rows; negative_sampling_rate : share of negatives it amounts to, by the mean weights of the classes."""
+    """weight : (n,) positive, mean 1 over all rows; negative_sampling_rate : share of negatives it amounts to, by the
+    mean weights of the classes.
+    """
 
     weight: FloatArray
     negative_sampling_rate: float
@@ -38,7 +41,8 @@ def _ratio(rows: Rows) -> float:
     positives = rows.positives
     if positives == 0 or positives == len(rows):
         raise NoPositivesError(
-            f"class weights need both classes; {positives} of {len(rows)} training rows are positive. Give the split more rows"
+            f"class weights need both classes; {positives} of {len(rows)} training rows are positive. "
+            "Give the split more rows"
         )
     return (len(rows) - positives) / positives
 

@@ -1,7 +1,8 @@
-"""What a run does where no label can choose, tune or judge: one fixed detector, p-values, and the rates that they allow.
+"""What a run does where no label can choose, tune or judge: one fixed detector, p-values, and the rates that they
+allow.
 
-A row's deployed score is 1 - p, p the conformal p-value of `core.conformal`: the share of normal rows that are less unusual,
-no probability of the rare class. Cut-offs are rates of alerts.
+A row's deployed score is 1 - p, p the conformal p-value of `core.conformal`: the share of normal rows that are less
+unusual, no probability of the rare class. Cut-offs are rates of alerts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ NOTHING = Estimate(math.nan)
 
 
 def teachable(dev: Rows, folds: Sequence[Fold]) -> bool:
-    """Whether a classifier can be fitted on every fold and compared: positives in each fit, and among the scored rows."""
+    """Whether a classifier can be fitted on every fold and compared: positives in each fit,
+    and among the scored rows.
+    """
     return all(dev.y[fold.train].any() for fold in folds) and any(dev.y[fold.score].any() for fold in folds)
 
 
@@ -69,7 +72,10 @@ def candidate(
         why = "there is no row of the rare class"
     else:
         why = f"{positives} row(s) of the rare class are too few to learn from"
-    said = f"One-class: {why}, so what is usual is learned. A fixed ensemble: without labels nothing can be chosen honestly."
+    said = (
+        f"One-class: {why}, so what is usual is learned. A fixed ensemble: "
+        "without labels nothing can be chosen honestly."
+    )
     if asked is not None and asked.learner != DETECTORS:
         said += f" search.only ({asked.learner}) needs rows of both classes."
     return Candidate(DETECTORS, DETECTORS, params, reason=said)
@@ -123,7 +129,8 @@ def cut_offs(
         if not rates:
             rates = [DEFAULT_RATE]
             notes.append(
-                f"no rate was asked for, so 1 normal row in {1 / DEFAULT_RATE:.0f} is flagged (threshold.max_false_alarm_rate, threshold.max_alerts_per_day)"
+                f"no rate was asked for, so 1 normal row in {1 / DEFAULT_RATE:.0f} is flagged "
+                "(threshold.max_false_alarm_rate, threshold.max_alerts_per_day)"
             )
         rate = min(rates)
         points[name] = _point(rate, map_, per_day, notes)
@@ -148,8 +155,8 @@ _PROBABILITIES = ("brier", "log_loss", "ece", "mean_score_ratio")
 
 
 def readable(found: Evaluation, test: Rows) -> Evaluation:
-    """Return the figures that mean something: 1 - p is no probability, and rows without labels are neither hits nor false
-    alarms."""
+    """Return the figures that mean something: 1 - p is no probability, and rows without labels are neither hits nor
+    false alarms."""
     known = bool(test.positives) and test.schema.roles.target is not None
     lost = list(_PROBABILITIES) if known else list(found.metrics)
     blank = dict.fromkeys(lost, NOTHING)
@@ -157,8 +164,13 @@ def readable(found: Evaluation, test: Rows) -> Evaluation:
         return replace(found, metrics={**found.metrics, **blank})
     empty = {name: dict.fromkeys(point, NOTHING) for name, point in found.points.items()}
     return replace(
-        found, metrics={**found.metrics, **blank}, points=empty, untuned=dict.fromkeys(found.untuned, NOTHING), top_k={}, slices=()
-    )  # fmt: skip
+        found,
+        metrics={**found.metrics, **blank},
+        points=empty,
+        untuned=dict.fromkeys(found.untuned, NOTHING),
+        top_k={},
+        slices=(),
+    )
 
 
 def decision(
@@ -166,8 +178,8 @@ def decision(
 ) -> GateDecision:
     """Return the gate's answer about a detector. base : what the gate says of the test rows
 
-    Where they hold enough positives (that came too late to learn from) these judge; its score being no probability is not
-    held against it. Otherwise no label can, which is said, with what becomes of the version.
+    Where they hold enough positives (that came too late to learn from) these judge; its score being no probability is
+    not held against it. Otherwise no label can, which is said, with what becomes of the version.
     """
     if gate.mode == "disabled":
         return base
@@ -182,8 +194,15 @@ def decision(
         rules.append(Rule("labels", "undecided", f"{champion.name} was judged by labels and stays until others judge"))
     elif free:
         rules.append(
-            Rule("without_labels", "pass", "there is no champion that labels judged, so it is registered all the same (gate.without_labels: register)")
-        )  # fmt: skip
+            Rule(
+                "without_labels",
+                "pass",
+                (
+                    "there is no champion that labels judged, so it is registered all the same (gate.without_labels: "
+                    "register)"
+                ),
+            )
+        )
     else:
         rules.append(Rule("without_labels", "undecided", "it is not registered (gate.without_labels: insufficient)"))
     return replace(decide(tuple(rules), gate.mode), unjudged=free)
@@ -197,8 +216,12 @@ def evidence(recipe: Any, test: Rows, score: Any, tuning: Any) -> Mapping[str, A
     uniform = conformal.uniformity(1 - usual, held_out=map_.rows)
     agreement = learner.agreement
     return {
-        "agreement": agreement.to_json(), "agreement_line": agreement.line(),
-        "uniformity": uniform.to_json(), "uniformity_line": uniform.line(), "held_out": map_.rows, "finest": map_.finest,
+        "agreement": agreement.to_json(),
+        "agreement_line": agreement.line(),
+        "uniformity": uniform.to_json(),
+        "uniformity_line": uniform.line(),
+        "held_out": map_.rows,
+        "finest": map_.finest,
         "members": [each.fitted.detector for each in learner.members],
         "reference": {each.fitted.detector: each.fitted.reference for each in learner.members},
-    }  # fmt: skip
+    }

@@ -13,7 +13,9 @@ _SAID_BY = " (said by "
 
 
 def me() -> str:
-    """Return the account that this process runs as: a pod's ServiceAccount, else the user; 'unknown' where it has no name."""
+    """Return the account that this process runs as: a pod's ServiceAccount, else the user; 'unknown' where it has no
+    name.
+    """
     account = service_account(ACCOUNT_TOKEN)
     if account is not None:
         return account

@@ -1,6 +1,8 @@
-"""A person's word before a version answers (``promotion.mode: manual``): asked for, given or refused once, in the ledger.
+"""A person's word before a version answers (``promotion.mode: manual``): asked for, given or refused once, in the
+ledger.
 
-States of a version: nothing asked -> waiting (line ``ask``) -> approved (``approve``) or declined (``decline``), both final.
+States of a version: nothing asked -> waiting (line ``ask``) -> approved (``approve``) or declined (``decline``), both
+final.
 """
 
 from __future__ import annotations
@@ -60,16 +62,25 @@ def status(entries: Sequence[LedgerEntry], version: str | int | None = None) -> 
 
 
 def answer(
-    config: Config, version: str | int | None = None, *, reason: str, now: datetime, actor: str | None = None, decline: bool = False
-) -> str:  # fmt: skip
-    """Approve a version, which makes it champion, or decline it, which takes it out of the shadow. Returns what happened.
+    config: Config,
+    version: str | int | None = None,
+    *,
+    reason: str,
+    now: datetime,
+    actor: str | None = None,
+    decline: bool = False,
+) -> str:
+    """Approve a version, which makes it champion, or decline it, which takes it out of the shadow. Returns what
+    happened.
 
     version : default: the one that waits
-    Raises NotAllowedError where ``promotion.four_eyes`` is set and the same person trained it, AlreadyDoneError when it was answered.
+    Raises NotAllowedError where ``promotion.four_eyes`` is set and the same person trained it, AlreadyDoneError when it
+    was answered.
     """
     if config.promotion.mode != "manual":
         raise ConfigError(
-            f"promotion.mode is '{config.promotion.mode}', so nothing waits for approval. Set promotion.mode: manual, or use `rareclass promote`"
+            f"promotion.mode is '{config.promotion.mode}', so nothing waits for approval. Set promotion.mode: "
+            "manual, or use `rareclass promote`"
         )
     if not reason.strip():
         raise ConfigError("an approval needs a reason that others can read later. Pass --reason WHY")
@@ -109,7 +120,8 @@ def _other_eyes(entries: Sequence[LedgerEntry], version: str, who: str) -> None:
         )
     if name_of(who) in trained:
         raise NotAllowedError(
-            f"version {version} was trained by '{name_of(who)}', who may not approve it too (promotion.four_eyes). Let somebody else look at it"
+            f"version {version} was trained by '{name_of(who)}', who may not approve it too (promotion.four_eyes). "
+            "Let somebody else look at it"
         )
 
 

@@ -61,7 +61,7 @@ def register(
     """Keep ``model`` with its run and make it the next complete version; doing it again returns the same version.
 
     tags : small values shown in the registry; evidence : what the ledger keeps (gate numbers, data hash, row range)
-    """  # fmt: skip
+    """
     with _opened(config) as (registry, _):  # a store that cannot be written is said before anything is logged
         uri, digest = registry.log(run_id, model, card=card)
     return register_logged(
@@ -81,7 +81,7 @@ def register_logged(
     tags: Mapping[str, Any] | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> Version:
-    """Make a model that a run has already logged (``Registry.log``) the next complete version; idempotent."""  # fmt: skip
+    """Make a model that a run has already logged (``Registry.log``) the next complete version; idempotent."""
     with _opened(config) as (registry, store):
         version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
         payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}
@@ -129,11 +129,12 @@ def promote(
     reason: str = "",
     evidence: Mapping[str, Any] | None = None,
 ) -> Move:
-    """Make a version champion (``immediate``) or challenger (``shadow``); without a champion it becomes champion anyway.
+    """Make a version champion (``immediate``) or challenger (``shadow``); without a champion it becomes champion
+    anyway.
 
     version : number; default: the challenger, else the newest version
     Raises AlreadyDoneError when it has that role, ModelError when the version is not there or is damaged.
-    """  # fmt: skip
+    """
     how = mode or config.promotion.mode
 
     def decide(registry: Registry, store: Store, entries: list[LedgerEntry], before: Aliases) -> Move:
@@ -142,7 +143,8 @@ def promote(
         if role == "champion" and before["champion"] != number and _waits(config, store, number, actor, reason, now):
             if before["champion"] is None or before["challenger"] == number:
                 raise NeedsApprovalError(
-                    f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
+                    f"version {number} of '{config.name}' waits for approval (promotion.mode: manual). "
+                    f"Look at it, then: rareclass approve -c CONFIG {number} --reason WHY"
                 )
             role = "challenger"  # scores in the shadow while it waits
         if before[role] == number:
@@ -204,7 +206,7 @@ def rollback(
     The one before it, if any, becomes the previous one, so that a second rollback goes one further back.
     expect : the champion to leave; AlreadyDoneError when it is no longer champion, so that a repeated call does nothing
     Raises ModelError when there is no previous version.
-    """  # fmt: skip
+    """
 
     def decide(registry: Registry, store: Store, entries: list[LedgerEntry], before: Aliases) -> Move:
         if expect is not None and before["champion"] != str(expect):
@@ -214,7 +216,8 @@ def rollback(
         number = before["previous"]
         if number is None:
             raise ModelError(
-                f"'{config.name}' has no previous version to go back to. Promote one with: rareclass promote -c CONFIG VERSION"
+                f"'{config.name}' has no previous version to go back to. Promote one with: "
+                "rareclass promote -c CONFIG VERSION"
             )
         _check(registry, config.name, number)
         after = {"champion": number, "challenger": before["challenger"], "previous": _predecessor(entries, number)}

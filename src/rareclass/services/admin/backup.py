@@ -55,7 +55,8 @@ def backup(config: Config, destination: str, now: datetime, *, keep: int | None 
     """Write what the store holds of this model, as of one moment, to a new folder under ``destination``.
 
     One Parquet file a table and, last, a manifest with their row counts: a folder without it is not a backup.
-    keep : number of backups of this model that stay, the newest; older ones are deleted. Returns (folder, rows by table).
+    keep : number of backups of this model that stay, the newest; older ones are deleted. Returns (folder, rows by
+        table).
     """
     from rareclass.adapters.store import archive
     from rareclass.adapters.tables.storage_folder import Place
@@ -81,7 +82,8 @@ def restore(
     """Put a backup's rows into the store where they are missing; what is there stays, doing it again changes nothing.
 
     source : folder of one backup, or a folder of backups, of which the newest of this model is taken.
-    Returns table -> (rows in the backup, rows that were new). Raises DataError when it is not a whole backup of this model.
+    Returns table -> (rows in the backup, rows that were new). Raises DataError when it is not a whole backup of this
+    model.
     """
     from rareclass.adapters.store import archive
     from rareclass.adapters.tables.storage_folder import Place
@@ -110,7 +112,8 @@ def restore(
                 progress(table, f"{seen:,} rows, {new:,} new")
             if seen != manifest["rows"][table]:
                 raise DataError(
-                    f"'{place.path}/{table}.parquet' has {seen} rows and its manifest says {manifest['rows'][table]}. Take another backup"
+                    f"'{place.path}/{table}.parquet' has {seen} rows and its manifest says {manifest['rows'][table]}. "
+                    "Take another backup"
                 )
             done[table] = (seen, new)
     return done

@@ -16,12 +16,16 @@ from rareclass.services.actor import me
 from rareclass.services.serving.shipping import REJECTED, purge_rejected, ship, spools
 
 SPOOL_SECONDS = 120
-"""Seconds within which a running server's spool holds nothing any more of what is in the store, or was refused there."""
+"""Seconds within which a running server's spool holds nothing any more of what is in the store,
+or was refused there.
+"""
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed: rows by table, whether the database's files were rewritten, and what is still to come, in words."""
+    """What was removed: rows by table, whether the database's files were rewritten, and what is still to come, in
+    words.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     compacted: bool = True
@@ -33,7 +37,8 @@ class Removed:
 
 
 def prune(config: Config, now: datetime, *, store: Store | None = None) -> Removed:
-    """Delete predictions older than ``store.retention``, with their shadow scores and labels; a line in the ledger says how many.
+    """Delete predictions older than ``store.retention``, with their shadow scores and labels; a line in the ledger says
+    how many.
 
     Doing it again at the same moment changes nothing.
     """
@@ -66,10 +71,16 @@ def forget(config: Config, now: datetime, *, request_id: str | None = None, enti
             purge_rejected(folder, store)
         compacted, remaining = _compacted(lambda: store.compact(done.parts))
         if waiting:
-            remaining = f"{remaining} A server uses {', '.join(waiting)}: it is empty of the rows within {SPOOL_SECONDS} s".strip()
+            remaining = (
+                f"{remaining} A server uses {', '.join(waiting)}: it is empty of the rows within {SPOOL_SECONDS} s"
+            ).strip()
         payload = {
-            "what": done.kind, "digest": done.digest, "rows": done.rows, "compacted": compacted, "spools_in_use": len(waiting),
-        }  # fmt: skip
+            "what": done.kind,
+            "digest": done.digest,
+            "rows": done.rows,
+            "compacted": compacted,
+            "spools_in_use": len(waiting),
+        }
         reason = f"{done.total} rows of one {done.kind} erased"
         _record(store, config, f"erasure:{done.digest}:{now.isoformat()}", "erasure", reason, payload, now)
     return Removed(done.rows, compacted, remaining)

@@ -22,8 +22,8 @@ IMAGES = {name: f"rareclass/{name}:{__version__}" for name in ("serving", "pipel
 def write_systemd(config: Config, chosen: Sequence[Unit], folder: Path) -> list[Path]:
     """Write a unit per service, a unit and a timer per job, and one target that stands for all; return the files.
 
-    They run as the user who writes them, in this folder, with this Python. Tokens and passwords do not belong into them:
-    each reads `NAME.env` beside them, where that is. Raises ConfigError when the folder cannot be written.
+    They run as the user who writes them, in this folder, with this Python. Tokens and passwords do not belong into
+    them: each reads `NAME.env` beside them, where that is. Raises ConfigError when the folder cannot be written.
     """
     name = f"rareclass-{config.name}"
     files = {f"{name}.target": _target(config, name, chosen)}
@@ -37,7 +37,8 @@ def write_systemd(config: Config, chosen: Sequence[Unit], folder: Path) -> list[
 def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: Sequence[str], file: Path) -> Path:
     """Write a compose file: server, monitor and one container with the jobs, over this folder; return it.
 
-    path : of the configuration, in this folder. Raises ConfigError where it is elsewhere, since a container would not see it.
+    path : of the configuration, in this folder. Raises ConfigError where it is elsewhere, since a container would not
+        see it.
     """
     import yaml
 
@@ -49,10 +50,17 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
         )
     tokens = (config.serve.token_env, config.labels.token_env, config.monitor.token_env)
     common: dict[str, Any] = {
-        "user": f"{os.getuid()}:{os.getgid()}", "working_dir": "/work", "volumes": [f"{here}:/work"],
-        "restart": "unless-stopped", "stop_grace_period": f"{STOP_SECONDS:.0f}s", "read_only": True, "tmpfs": ["/tmp"],  # noqa: S108 (in the container)
-        "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"], "entrypoint": ["rareclass"],
-    }  # fmt: skip
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "working_dir": "/work",
+        "volumes": [f"{here}:/work"],
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{STOP_SECONDS:.0f}s",
+        "read_only": True,
+        "tmpfs": ["/tmp"],  # noqa: S108 (in the container)
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "entrypoint": ["rareclass"],
+    }
     # inside the containers every address is listened on; from outside only this machine reaches the published ports
     environment = {
         **{f"RARECLASS_{name.upper()}__HOST": "0.0.0.0" for name in SERVICES},  # noqa: S104
@@ -89,18 +97,29 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
 
 def _target(config: Config, name: str, chosen: Sequence[Unit]) -> str:
     wants = " ".join(f"{name}-{unit.name}.{'service' if unit.every is None else 'timer'}" for unit in chosen)
-    return f"[Unit]\nDescription=rareclass: everything live of '{config.name}'\nWants={wants}\n\n[Install]\nWantedBy=default.target\n"
+    return (
+        "[Unit]\nDescription=rareclass: "
+        f"everything live of '{config.name}'\nWants={wants}\n\n[Install]\nWantedBy=default.target\n"
+    )
 
 
 def _service(config: Config, name: str, unit: Unit, folder: Path) -> str:
     here = Path.cwd()
     command = " ".join(_quoted(part) for part in (sys.executable, "-m", "rareclass.cli", *unit.arguments))
     lines = [
-        "[Unit]", f"Description=rareclass {unit.name} of '{config.name}'", "After=network-online.target", f"PartOf={name}.target",
-        *(["StartLimitIntervalSec=0"] if unit.every is None else []), "", "[Service]",
+        "[Unit]",
+        f"Description=rareclass {unit.name} of '{config.name}'",
+        "After=network-online.target",
+        f"PartOf={name}.target",
+        *(["StartLimitIntervalSec=0"] if unit.every is None else []),
+        "",
+        "[Service]",
         f"Type={'exec' if unit.every is None else 'oneshot'}",
-        f"ExecStart={command}", f"WorkingDirectory={_escaped(str(here))}", f"EnvironmentFile=-{_escaped(str(folder.resolve() / f'{name}.env'))}", "UMask=0077",
-    ]  # fmt: skip
+        f"ExecStart={command}",
+        f"WorkingDirectory={_escaped(str(here))}",
+        f"EnvironmentFile=-{_escaped(str(folder.resolve() / f'{name}.env'))}",
+        "UMask=0077",
+    ]
     if unit.every is None:
         lines += ["Restart=always", "RestartSec=2", f"TimeoutStopSec={STOP_SECONDS:.0f}"]
     else:

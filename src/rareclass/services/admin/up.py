@@ -1,4 +1,5 @@
-"""Everything live of one machine in one terminal: server, monitor, and what runs on a schedule, each a process of its own.
+"""Everything live of one machine in one terminal: server, monitor, and what runs on a schedule, each a process of its
+own.
 
 A service is started again when it ends, after a pause that doubles while it keeps ending; a job runs at its times, one
 run after the other. Whatever they print comes out with their name in front. Stopping lets each end by itself: servers
@@ -35,7 +36,9 @@ Say = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """One command. every : None for a service · first : pause before a job's first run · fine : exit codes that are no failure"""
+    """One command. every : None for a service · first : pause before a job's first run · fine : exit codes that are no
+    failure
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -68,10 +71,20 @@ def units(config: Config, path: str, overrides: Sequence[str] = (), only: Sequen
     found = [
         Unit("serve", ("serve", *given)),
         Unit("monitor", ("monitor", *given)),
-        *([Unit("labels", ("labels", "import", *given, settings.labels), settings.labels_every)] if settings.labels else []),
-        Unit("triage", ("triage", *given, "--act"), settings.triage_every, min(soon, settings.triage_every), frozenset(TRIAGED)),
+        *(
+            [Unit("labels", ("labels", "import", *given, settings.labels), settings.labels_every)]
+            if settings.labels
+            else []
+        ),
+        Unit(
+            "triage",
+            ("triage", *given, "--act"),
+            settings.triage_every,
+            min(soon, settings.triage_every),
+            frozenset(TRIAGED),
+        ),
         Unit("retention", ("retention", *given), settings.retention_every),
-    ]  # fmt: skip
+    ]
     if settings.backup:
         keep = ("--keep", str(settings.backup_keep))
         found.append(
@@ -96,7 +109,10 @@ def check_ports(config: Config, chosen: Sequence[Unit]) -> None:
     wanted = []
     if "serve" in names:
         serve = config.serve
-        wanted += [(serve.host, getattr(serve, port), f"serve.{port}", "serve.host") for port in ("http_port", "grpc_port", "metrics_port")]  # fmt: skip
+        wanted += [
+            (serve.host, getattr(serve, port), f"serve.{port}", "serve.host")
+            for port in ("http_port", "grpc_port", "metrics_port")
+        ]
     if "monitor" in names:
         wanted.append((config.monitor.host, config.monitor.port, "monitor.port", "monitor.host"))
     held = []
@@ -111,7 +127,9 @@ def check_ports(config: Config, chosen: Sequence[Unit]) -> None:
 
 
 def run(config: Config, chosen: Sequence[Unit], *, say: Say, pauses: Pauses | None = None) -> int:
-    """Run the units until SIGINT or SIGTERM; a second one kills what is left. Returns 0 when all ended by themselves."""
+    """Run the units until SIGINT or SIGTERM; a second one kills what is left. Returns 0 when all ended by
+    themselves.
+    """
     return asyncio.run(_Supervisor(config, chosen, say, pauses or Pauses()).run())
 
 
@@ -182,16 +200,25 @@ class _Supervisor:
             await self._rest(unit.every.total_seconds())
 
     async def _once(self, unit: Unit, *, quiet: bool = False) -> tuple[int, str]:
-        """Run a unit to its end; return its exit code (negative: the signal that ended it) and the last line it printed.
+        """Run a unit to its end; return its exit code (negative: the signal that ended it) and the last line it
+        printed.
 
         quiet : its lines are for the caller's status line and not said one by one; of a job that went well, all of them
         """
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rareclass.cli", *unit.arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "10000"},
+            sys.executable,
+            "-m",
+            "rareclass.cli",
+            *unit.arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "10000"},
             # Ctrl-C of the terminal reaches this process only, which tells each of them in its way
-            start_new_session=True, limit=1 << 20, preexec_fn=_ends_with_parent(),
-        )  # fmt: skip
+            start_new_session=True,
+            limit=1 << 20,
+            preexec_fn=_ends_with_parent(),
+        )
         self._running[unit.name] = process
         if self._stopping.is_set():  # asked while it was being started
             process.send_signal(unit.stop_signal)
@@ -218,7 +245,9 @@ class _Supervisor:
 
 
 def _ends_with_parent() -> Callable[[], None] | None:
-    """Return what a new process does so that it is told to end when this one is killed; None where the system cannot."""
+    """Return what a new process does so that it is told to end when this one is killed;
+    None where the system cannot.
+    """
     if not sys.platform.startswith("linux"):
         return None
     import ctypes
@@ -236,7 +265,9 @@ def _clock(after: timedelta) -> str:
 
 
 def _content(labels: str | None) -> object:
-    """Return what tells whether label files changed: names, sizes and times; None for no file; a new object where that is unknown."""
+    """Return what tells whether label files changed: names, sizes and times; None for no file; a new object where that
+    is unknown.
+    """
     if labels is None or "://" in labels:
         return object()
     place = Path(labels)

@@ -43,7 +43,9 @@ def _timed(path: str, step: str, function: Callable[[], Any]) -> Any:
 
 
 def _types() -> list[type]:
-    """Everything that may travel between steps: the values of core, the rows that were read, and what the steps return."""
+    """Everything that may travel between steps: the values of core, the rows that were read,
+    and what the steps return.
+    """
     import rareclass.core
     from rareclass.adapters.tables import Ingested
     from rareclass.config import ResampleStep
@@ -111,7 +113,8 @@ def ingest(
 ) -> dict[str, float]:
     """Read the source once into three Parquet files; returns rows and positives for the pipeline's own display.
 
-    repair : empty, or JSON of the repair that this run is (see ``_relearned``): its rows are the history that serves best
+    repair : empty, or JSON of the repair that this run is (see ``_relearned``): its rows are the history that serves
+        best
     """
     from rareclass.adapters import tables
 
@@ -285,9 +288,18 @@ def evaluate(
 
 
 def register(
-    config: str, ingested_path: str, plan_path: str, train_path: str, validation_path: str, selection_path: str, tuning_path: str,
-    judgement_path: str, details_path: str, *, now: datetime | None = None,
-) -> str:  # fmt: skip
+    config: str,
+    ingested_path: str,
+    plan_path: str,
+    train_path: str,
+    validation_path: str,
+    selection_path: str,
+    tuning_path: str,
+    judgement_path: str,
+    details_path: str,
+    *,
+    now: datetime | None = None,
+) -> str:
     """Refit on every labelled row, log everything, register what the gate admits; returns the version or ''."""
     settings = _settings(config)
     kept = {
@@ -321,8 +333,12 @@ def promote(config: str, details_path: str, summary_path: str, report_path: str,
     settings, details = _settings(config), json.loads(Path(details_path).read_text(encoding="utf-8"))
     card = details["data_card"]
     role = results.promote(
-        settings, details["summary"]["version"], now=now or steps.utc_now(), reason=card.get("reason", "run"), actor=card.get("actor"),
-    )  # fmt: skip
+        settings,
+        details["summary"]["version"],
+        now=now or steps.utc_now(),
+        reason=card.get("reason", "run"),
+        actor=card.get("actor"),
+    )
     ended = results.with_role(details, role)
     results.write(Path(summary_path), json.dumps(ended))
     results.write(Path(report_path), results.logged_report(settings, ended))

@@ -1,4 +1,6 @@
-"""The training pipeline on a Kubeflow cluster: placed, uploaded when it is new, run once per key, followed to its end."""
+"""The training pipeline on a Kubeflow cluster: placed, uploaded when it is new, run once per key,
+followed to its end.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,18 @@ class Job:
 
 
 def submit(
-    config: Config, *, now: datetime, key: str | None = None, recurring: str | None = None, wait: bool = True,
+    config: Config,
+    *,
+    now: datetime,
+    key: str | None = None,
+    recurring: str | None = None,
+    wait: bool = True,
     progress: Progress = silent,
-) -> Submitted:  # fmt: skip
+) -> Submitted:
     """Run the pipeline on the cluster of ``config.cluster``, or with ``recurring`` on a schedule of six fields.
 
-    key : name of the run; default: the model and the moment. Raises PipelineFailedError when the run fails and is waited for
+    key : name of the run; default: the model and the moment. Raises PipelineFailedError when the run fails and is
+        waited for
     """
     if recurring is not None:
         return _schedule(config, checked_cron(recurring), progress)
@@ -51,7 +59,10 @@ def submit(
 
 
 def retrain(config: Config, number: int, *, now: datetime, progress: Progress = silent) -> Action:
-    """Carry out a retrain that the governor reserved as a run of the pipeline, and record how it ended. Safe to repeat."""
+    """Carry out a retrain that the governor reserved as a run of the pipeline, and record how it ended.
+
+    Safe to repeat.
+    """
     from rareclass.services.live import governor
 
     return governor.repair(
@@ -202,14 +213,16 @@ def shown(config: Config) -> dict[str, Any]:
     for name, value in config.cluster.env.items():
         if masked_values({name: value})[name] != value:
             raise ConfigError(
-                f"cluster.env.{name} holds a password, which every reader of the run would see. Put it into a Secret and name that in cluster.secrets"
+                f"cluster.env.{name} holds a password, which every reader of the run would see. "
+                "Put it into a Secret and name that in cluster.secrets"
             )
     raw["cluster"] = {}
     for section, values in raw.items():
         for key, value in values.items() if isinstance(values, dict) else ():
             if value != masked_values({key: value})[key]:
                 raise ConfigError(
-                    f"{section}.{key} holds a password, which every reader of the run would see. Put it into a Secret and name that in cluster.secrets"
+                    f"{section}.{key} holds a password, which every reader of the run would see. "
+                    "Put it into a Secret and name that in cluster.secrets"
                 )
     return raw
 
@@ -230,6 +243,7 @@ def checked_cron(text: str) -> str:
     """Return a schedule of six fields (the first are seconds). Raises ConfigError."""
     if len(text.split()) != _CRON_FIELDS:
         raise ConfigError(
-            f"--recurring '{text}' has {len(text.split())} fields; Kubeflow wants 6, the first are seconds, like '0 0 2 * * *' for every day at two"
+            f"--recurring '{text}' has {len(text.split())} fields; Kubeflow wants 6, the first are seconds, like '0 0 "
+            "2 * * *' for every day at two"
         )
     return " ".join(text.split())

@@ -30,7 +30,8 @@ RUN = "evidently"
 class ReportFindings:
     """What a report found.
 
-    share : drifted columns / columns;  quality : metric -> value on the newest matured window, empty with too few positives
+    share : drifted columns / columns;  quality : metric -> value on the newest matured window, empty with too few
+        positives
     pages : files written;  run_id : MLflow run that keeps them
     """
 

@@ -36,7 +36,10 @@ SOON = timedelta(days=30)
 def govern(
     config: Config, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None
 ) -> tuple[Verdict, list[Action]]:
-    """One whole turn: judge a probation, let a challenger win, triage, and act. Safe to run twice, and by two at once."""
+    """One whole turn: judge a probation, let a challenger win, triage, and act.
+
+    Safe to run twice, and by two at once.
+    """
     own, close = _monitor(config, monitor)
     try:
         actions = _moves(config, now, own)
@@ -94,19 +97,27 @@ def _reserve(
 
 
 def _carry_out(
-    config: Config, number: int, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Callable[[str, str], None] | None,
+    config: Config,
+    number: int,
+    verdict: Verdict,
+    now: datetime,
+    *,
+    monitor: Monitor,
+    progress: Callable[[str, str], None] | None,
     retrain: Callable[[Verdict], Action] | None = None,
-) -> Action:  # fmt: skip
+) -> Action:
     """Do a reserved repair, unless an earlier attempt got as far as the promotion, and record how it ended.
 
-    What the repair itself says is wrong is recorded as failed. A crash is recorded too where the repair has no owner, since
-    nobody would take it up again; one with an owner stays open for it, until ``close`` ends it.
+    What the repair itself says is wrong is recorded as failed. A crash is recorded too where the repair has no owner,
+    since nobody would take it up again; one with an owner stays open for it, until ``close`` ends it.
     """
     from rareclass.services.live import repair as repairing
 
     doing: dict[str, Callable[..., Action]] = {
-        "rethreshold": repairing.rethreshold, "recalibrate": repairing.recalibrate, "retrain": repairing.retrain,
-    }  # fmt: skip
+        "rethreshold": repairing.rethreshold,
+        "recalibrate": repairing.recalibrate,
+        "retrain": repairing.retrain,
+    }
     store, version = monitor.store, verdict.version or None
     entries = store.entries(config.name)
     try:
@@ -193,9 +204,14 @@ def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None
 
 
 def repair(
-    config: Config, number: int, now: datetime, *, monitor: Monitor | None = None, progress: Callable[[str, str], None] | None = None,
+    config: Config,
+    number: int,
+    now: datetime,
+    *,
+    monitor: Monitor | None = None,
+    progress: Callable[[str, str], None] | None = None,
     retrain: Callable[[Verdict], Action] | None = None,
-) -> Action:  # fmt: skip
+) -> Action:
     """Carry out the repair with that number of the ledger and record how it ended; done already: says how it ended.
 
     retrain : does a retrain somewhere else; default: in this process
@@ -238,8 +254,14 @@ def _numbered(config: Config, store: Store, number: int) -> tuple[Verdict, Actio
         return verdict, None
     said = ended.payload
     action = Action(
-        ended.at, said["kind"], said["from_version"], said["to_version"], said["outcome"], said["reason"], said["numbers"]
-    )  # fmt: skip
+        ended.at,
+        said["kind"],
+        said["from_version"],
+        said["to_version"],
+        said["outcome"],
+        said["reason"],
+        said["numbers"],
+    )
     return verdict, action
 
 
@@ -267,10 +289,13 @@ def _begun(entries: Sequence[LedgerEntry], number: int) -> LedgerEntry:
 def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:
     ended = {entry.payload["number"] for entry in entries if entry.kind == "outcome"}
     left = [
-        entry for entry in entries
-        if entry.kind == "repair" and entry.payload.get("owner") == owner and entry.payload["number"] not in ended
+        entry
+        for entry in entries
+        if entry.kind == "repair"
+        and entry.payload.get("owner") == owner
+        and entry.payload["number"] not in ended
         and _aware(now) - _aware(entry.at) < LEASE
-    ]  # fmt: skip
+    ]
     return left[-1] if left else None
 
 
@@ -286,9 +311,10 @@ def permitted(
     outcomes = {entry.payload["number"]: entry for entry in entries if entry.kind == "outcome"}
     now = _aware(now)
     running = [
-        entry for entry in entries
+        entry
+        for entry in entries
         if entry.kind == "repair" and entry.payload["number"] not in outcomes and now - _aware(entry.at) < LEASE
-    ]  # fmt: skip
+    ]
     if running:
         return (
             False,
@@ -300,7 +326,10 @@ def permitted(
     if starts and now - _aware(starts[-1].at) < rest:
         return (
             False,
-            f"cooldown: the last {kind} was on {starts[-1].at:%Y-%m-%d}, rest until {_aware(starts[-1].at) + rest:%Y-%m-%d}",
+            (
+                f"cooldown: the last {kind} was on {starts[-1].at:%Y-%m-%d}, rest until "
+                f"{_aware(starts[-1].at) + rest:%Y-%m-%d}"
+            ),
         )
     if kind != "retrain":
         return True, ""
@@ -324,7 +353,8 @@ def _useless(
 ) -> int:
     """How many retrains in a row did not help, back to the last one that did or to the last act of a person.
 
-    A retrain helped when its version became champion, was not rolled back, and needed no retrain itself within ``SOON``.
+    A retrain helped when its version became champion, was not rolled back, and needed no retrain itself within
+    ``SOON``.
     version : the one that ``now`` needs a retrain
     """
     person = max((entry.id for entry in entries if entry.kind in MOVES and entry.actor != ACTOR), default=0)
@@ -421,10 +451,16 @@ def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) 
         numbers = found.to_json()
         wins = d.low > 0 or (config.promotion.mode == "immediate" and d.value > 0)
         if wins:
-            reason = f"version {version} leads version {champion} by {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
+            reason = (
+                f"version {version} leads version {champion} by {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on "
+                f"{d.positives} live positives"
+            )
             return _move(config, "promote", champion, version, now, reason, numbers)
         if d.high < 0 or _aware(now) - _aware(start) > 2 * config.promotion.probation + own.delay(now):
-            reason = f"version {version} did not win against version {champion}: {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] AP on {d.positives} live positives"
+            reason = (
+                f"version {version} did not win against version {champion}: {d.value:.3f} [{d.low:.3f}, {d.high:.3f}] "
+                f"AP on {d.positives} live positives"
+            )
             try:
                 promotion.retire(config, "challenger", now=now, actor=ACTOR, reason=reason)
             except AlreadyDoneError:
@@ -464,7 +500,9 @@ def probation(config: Config, now: datetime, *, monitor: Monitor | None = None) 
 
 
 def spending(elapsed: float, total: float = ERROR) -> float:
-    """Return the share of the error that may be spent by a fraction of the looks (Lan and DeMets 1983, Pocock's form)."""
+    """Return the share of the error that may be spent by a fraction of the looks (Lan and DeMets 1983,
+    Pocock's form).
+    """
     return total * math.log(1 + (math.e - 1) * min(max(elapsed, 0.0), 1.0))
 
 
@@ -491,7 +529,9 @@ def _move(
 
 
 def _paired(own: Monitor, version: str, champion: str, start: datetime, now: datetime, *, alpha: float) -> Paired:
-    """Compare on rows predicted since ``start``: shadow scores where there are any, else scored from stored features."""
+    """Compare on rows predicted since ``start``: shadow scores where there are any,
+    else scored from stored features.
+    """
     from rareclass.core import liveness
     from rareclass.services.live import monitor as watching
     from rareclass.services.live import repair

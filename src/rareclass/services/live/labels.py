@@ -28,11 +28,12 @@ _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 def import_labels(config: Config, path: str | Path, now: datetime, *, store: Store | None = None) -> LabelReport:
     """Read a label file into the store, some rows at a time; doing it again changes nothing.
 
-    path : CSV or Parquet (a file or an object like ``s3://bucket/labels.csv``) with the columns ``request_id`` and ``label``, or a SQL URL followed by ``#`` and a table or a
-        SELECT (``postgresql://host/db#SELECT request_id, label FROM chargebacks``). Instead of ``label`` the file may
-        have ``data.target`` as its column, with ``data.positive`` as the rare class. Optional columns: ``row`` (default
-        0), ``observed_at`` (default now), ``source`` (default the file's name). Other columns are ignored, and rows
-        without a label are labels that have not come.
+    path : CSV or Parquet (a file or an object like ``s3://bucket/labels.csv``) with the columns ``request_id`` and
+        ``label``, or a SQL URL followed by ``#`` and a table or a SELECT (``postgresql://host/db#SELECT request_id,
+        label FROM chargebacks``). Instead of ``label`` the file may have ``data.target`` as its column, with
+        ``data.positive`` as the rare class. Optional columns: ``row`` (default 0), ``observed_at`` (default now),
+        ``source`` (default the file's name). Other columns are ignored, and rows without a label are labels that have
+        not come.
     Raises DataError in one line when the file does not fit.
     """
     where, versions = _shown(path), Versions(config)
@@ -62,7 +63,8 @@ def _rows_of(frame: pd.DataFrame, config: Config, versions: Versions, where: str
     rows = fields.assign(label=labels)[known.to_numpy()]
     if rows["request_id"].isna().any():
         raise DataError(
-            f"label file '{where}' has {int(rows['request_id'].isna().sum())} labels without a request_id. Every label needs the id of its prediction"
+            f"label file '{where}' has {int(rows['request_id'].isna().sum())} labels without a request_id. "
+            "Every label needs the id of its prediction"
         )
     return rows
 
@@ -97,14 +99,17 @@ class Versions:
         if data.target is not None and isinstance(data.positive, str):
             return Target(data.target, data.positive.strip())
         raise DataError(
-            f"which value of '{data.target}' is the rare class is known once a version is registered. Train one first, or write labels as 0 and 1 in a column 'label'"
+            f"which value of '{data.target}' is the rare class is known once a version is registered. "
+            "Train one first, or write labels as 0 and 1 in a column 'label'"
         )
 
 
 def receive_labels(config: Config, payload: object, now: datetime, *, store: Store | None = None) -> LabelReport:
-    """Take the labels of one POST: ``[{"request_id": ..., "label": 0 or 1, "row": 0, "observed_at": ..., "source": ...}]``.
+    """Take the labels of one POST: ``[{"request_id": ..., "label": 0 or 1, "row": 0, "observed_at": ..., "source":
+    ...}]``.
 
-    A label may also be a value of the target as text, which the champion reads as training did. Raises InputError in one line when the payload does not fit; none of its labels is stored then.
+    A label may also be a value of the target as text, which the champion reads as training did. Raises InputError in
+    one line when the payload does not fit; none of its labels is stored then.
     """
     if isinstance(payload, Mapping) and isinstance(payload.get("labels"), list):
         payload = payload["labels"]
@@ -112,7 +117,8 @@ def receive_labels(config: Config, payload: object, now: datetime, *, store: Sto
         raise InputError('labels must be a list like [{"request_id": "a1", "label": 1}]')
     if len(payload) > config.labels.max_batch:
         raise InputError(
-            f"{len(payload)} labels in one request; at most {config.labels.max_batch} (labels.max_batch). Send them in parts"
+            f"{len(payload)} labels in one request; at most {config.labels.max_batch} (labels.max_batch). "
+            "Send them in parts"
         )
     versions = Versions(config)
     checked = [_checked(position, item, versions) for position, item in enumerate(payload)]
@@ -133,7 +139,8 @@ def _checked(position: int, item: object, versions: Versions) -> dict[str, Any]:
     for name in item:
         if name not in COLUMNS:
             raise InputError(
-                f"labels[{position}] has an unknown field '{str(name)[:80]}'.{nearest(name, COLUMNS)} Known: {', '.join(COLUMNS)}"
+                f"labels[{position}] has an unknown field '{str(name)[:80]}'.{nearest(name, COLUMNS)} Known: "
+                f"{', '.join(COLUMNS)}"
             )
     identity, label, row = item.get("request_id"), item.get("label"), item.get("row", 0)
     if not isinstance(identity, str) or not identity or len(identity) > 256:
@@ -152,7 +159,8 @@ def _checked(position: int, item: object, versions: Versions) -> dict[str, Any]:
             datetime.fromisoformat(observed)
         except (ValueError, TypeError):
             raise InputError(
-                f"labels[{position}].observed_at must be an ISO 8601 time like 2026-03-01T12:00:00Z; it is {str(observed)[:80]!r}"
+                f"labels[{position}].observed_at must be an ISO 8601 time like 2026-03-01T12:00:00Z; "
+                f"it is {str(observed)[:80]!r}"
             ) from None
     return {"request_id": identity, "row": row, "label": int(label), "observed_at": observed, "source": source}
 
@@ -190,13 +198,17 @@ def _moments(rows: pd.DataFrame, now: datetime, where: str) -> pd.Series[Any]:
 
 
 def _read(path: str, config: Config) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a label file, at least one frame, with ids as text: '007' is not 7. Files are read like the history, and so are written like it."""
+    """Yield the rows of a label file, at least one frame, with ids as text: '007' is not 7.
+
+    Files are read like the history, and so are written like it.
+    """
     if "://" in path and path.partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "postgres"):
         url, _, statement = path.partition("#")
         if not statement.strip():
             shown = _shown(url)
             raise DataError(
-                f"label source '{shown}' names no labels. Write {shown}#TABLE, or # and a SELECT of request_id and label"
+                f"label source '{shown}' names no labels. Write {shown}#TABLE, or # and a SELECT of request_id and "
+                "label"
             )
         try:
             with Store(url) as source:
@@ -217,7 +229,8 @@ def _read(path: str, config: Config) -> Iterator[pd.DataFrame]:
         reason = str(error).replace("data.path '", "'").partition(" Set data.path")[0]
         if "does not exist" in reason or "has no files" in reason:
             raise DataError(
-                f"label file '{_shown(path)}' is not a file. Pass a CSV or Parquet file, an object like s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
+                f"label file '{_shown(path)}' is not a file. Pass a CSV or Parquet file, an object like "
+                "s3://bucket/labels.csv, or a SQL URL followed by #TABLE"
             ) from None
         raise DataError(f"label file '{_shown(path)}' cannot be read: {reason}") from None
 
@@ -255,11 +268,14 @@ def _labels_of(
     if "label" not in own:
         if config.data.target is None:
             raise DataError(
-                f"label file '{where}' has no column 'label', and data.target names none.{nearest('label', names)} Rename the column with the truth to 'label' (0 and 1), or set data.target to it. It has: {', '.join(names)}"
+                f"label file '{where}' has no column 'label', and data.target names none.{nearest('label', names)} "
+                "Rename the column with the truth to 'label' (0 and 1), or set data.target to it. It has: "
+                f"{', '.join(names)}"
             )
         if config.data.target not in names:
             raise DataError(
-                f"label file '{where}' has no column 'label' and none named '{config.data.target}' (data.target).{nearest('label', names)} It has: {', '.join(names)}"
+                f"label file '{where}' has no column 'label' and none named '{config.data.target}' "
+                f"(data.target).{nearest('label', names)} It has: {', '.join(names)}"
             )
         try:
             found = versions.target().labels(frame[config.data.target])
@@ -271,7 +287,8 @@ def _labels_of(
     wrong = text[values.isna() & text.notna()]
     if len(wrong):
         raise DataError(
-            f"label file '{where}' has {len(wrong)} labels that are not 0 or 1, like {str(wrong.iloc[0])[:80]!r}. Write 0, 1, true or false"
+            f"label file '{where}' has {len(wrong)} labels that are not 0 or 1, like {str(wrong.iloc[0])[:80]!r}. "
+            "Write 0, 1, true or false"
         )
     return values.astype("Int64")
 

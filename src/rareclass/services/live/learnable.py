@@ -23,7 +23,8 @@ _OTHER: Any = object()
 def mark_filtered(config: Config, rows: Rows, table: pd.DataFrame, positive: Any) -> Rows:
     """Return the rows marked in ``keep`` by `train.filter`, as a run marks those of a source.
 
-    table : (n,) served columns of the rows, as they were sent · positive : value of the target that means the rare class
+    table : (n,) served columns of the rows, as they were sent · positive : value of the target that means the rare
+        class
     Raises DataError for a condition on a column that was not served, or on a class that the store does not tell.
     """
     wanted = filter_groups(config.train.filter)
@@ -55,17 +56,20 @@ def _check(config: Config, wanted: Sequence[Any], known: Sequence[str], positive
                 several = list(value) if sign in ("in", "not in") else [value]
                 if sign not in ("==", "=", "!=", "in", "not in") or {str(each) for each in several} - {str(positive)}:
                     raise DataError(
-                        f"train.filter compares '{name}' with another value than the rare class, '{positive}', and the store tells no other "
+                        f"train.filter compares '{name}' with another value than the rare class, '{positive}', and "
+                        "the store tells no other "
                         "class. Write the condition with the rare class, or set retrain.source: data"
                     )
             elif name != config.data.time and name not in known:
                 raise DataError(
-                    f"train.filter compares '{name}', which is not stored with the predictions. Set retrain.source: data"
+                    f"train.filter compares '{name}', which is not stored with the predictions. Set retrain.source: "
+                    "data"
                 )
 
 
 def mark_outlying(config: Config, rows: Rows) -> Rows:
-    """Return the rows without those that `train.majority_quantile` and `train.outliers` keep from fits, marked in ``keep``.
+    """Return the rows without those that `train.majority_quantile` and `train.outliers` keep from fits, marked in
+    ``keep``.
 
     The quantiles are those of the rows that fits may learn from so far.
     """

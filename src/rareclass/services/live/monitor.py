@@ -153,7 +153,9 @@ class Monitor:
         return {role: found[role] for role in ROLES if role in found}
 
     def delay(self, now: datetime) -> timedelta:
-        """Return the label delay: the configured one, else what the labels that came by ``now`` teach (0 before the first)."""
+        """Return the label delay: the configured one, else what the labels that came by ``now`` teach (0 before the
+        first).
+        """
         return self._learned(now) or timedelta(0)
 
     def _learned(self, now: datetime) -> timedelta | None:
@@ -277,7 +279,9 @@ class Monitor:
         return score_reference(rows["score"].to_numpy(float), time, usual=champion.profile.score.usual_psi)
 
     def _loud(self, champion: LoadedVersion) -> frozenset[str]:
-        """Features that the champion leans on: in those, values that no longer occur are damage; in others they are drift."""
+        """Features that the champion leans on: in those, values that no longer occur are damage; in others they are
+        drift.
+        """
         assert champion.model is not None
         model = champion.model
         if champion.version not in self._leaned_on:
@@ -373,7 +377,9 @@ def amounts(config: Config, frame: pd.DataFrame) -> FloatArray | None:
 
 
 def priced(config: Config, frame: pd.DataFrame, shadows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give rows, and what shadows scored of them, the costs that follow from their amount; as they are without amounts."""
+    """Give rows, and what shadows scored of them, the costs that follow from their amount;
+    as they are without amounts.
+    """
     from rareclass.core.costs import cost_arrays
 
     amount = amounts(config, frame)
@@ -385,7 +391,9 @@ def priced(config: Config, frame: pd.DataFrame, shadows: pd.DataFrame) -> tuple[
 
 
 def beside(shadows: pd.DataFrame, version: str, champion: str) -> pd.DataFrame:
-    """Return rows that ``champion`` answered and ``version`` scored in its shadow, in the shape of ``liveness.paired``."""
+    """Return rows that ``champion`` answered and ``version`` scored in its shadow,
+    in the shape of ``liveness.paired``.
+    """
     same = (shadows["version"].astype(str) == version) & (shadows["champion_version"].astype(str) == champion)
     rows = shadows[same.to_numpy()].rename(columns={"score": "shadow_score", "decision": "shadow_decision"})
     return rows.rename(columns={"champion_score": "score", "champion_decision": "decision"})
@@ -453,7 +461,9 @@ def _new_positives(frame: pd.DataFrame, champion: LoadedVersion | None, now: dat
 
 
 def readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Read a table of stored features with the schema: absent columns empty, text in numbers' places empty and reported."""
+    """Read a table of stored features with the schema: absent columns empty, text in numbers' places empty and
+    reported.
+    """
     import pandas as pd
 
     columns = {}

@@ -1,4 +1,7 @@
-"""What the governor does: another threshold, another calibration, another model. Each is tried, judged, then recorded."""
+"""What the governor does: another threshold, another calibration, another model.
+
+Each is tried, judged, then recorded.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,9 @@ def recalibrate(
 
 
 def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor, progress: Progress = None) -> Action:
-    """Train on the history that serves best; the new version starts in the shadow and is judged on rows still to come."""
+    """Train on the history that serves best; the new version starts in the shadow and is judged on rows still to
+    come.
+    """
     from rareclass.services.training import run
     from rareclass.services.training.steps import silent
 
@@ -154,14 +159,18 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
 
 
 def judged_later(config: Config) -> Config:
-    """Return the configuration of a retrain: the gate keeps out what is clearly worse; who is better is decided on rows still to come."""
+    """Return the configuration of a retrain: the gate keeps out what is clearly worse; who is better is decided on rows
+    still to come.
+    """
     gate = config.gate.model_copy(update={"min_positives": min(config.gate.min_positives, JUDGES)})
     shadow = config.promotion.model_copy(update={} if config.promotion.mode == "manual" else {"mode": "shadow"})
     return config.model_copy(update={"promotion": shadow, "gate": gate})
 
 
 def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Ingested, dict[str, Any]]:
-    """Choose how much history serves best and split it as a source is split; returns it with the numbers behind the choice."""
+    """Choose how much history serves best and split it as a source is split; returns it with the numbers behind the
+    choice.
+    """
     from rareclass.core import repair
 
     champion = _champion(monitor)
@@ -188,19 +197,30 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     from rareclass.masking import masked
 
     parts = splitting.split(
-        y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
-        label_delay=config.data.label_delay, seed=config.train.seed,
-    )  # fmt: skip
+        y=rows.y,
+        row_id=rows.row_id,
+        time=rows.time,
+        entity=rows.entity,
+        config=config.split,
+        label_delay=config.data.label_delay,
+        seed=config.train.seed,
+    )
     named = {name: rows.take(getattr(parts, name)) for name in ("train", "validation", "test")}
     content = _content_hash(rows)
     card: dict[str, Any] = {
         "source": "prediction log" if config.retrain.source == "store" else masked(config.data.path),
-        "target": config.data.target, "positive": str(model.meta.get("positive")),
+        "target": config.data.target,
+        "positive": str(model.meta.get("positive")),
         "rows": {name: len(part) for name, part in named.items()} | {"dropped": dict(parts.dropped)},
-        "parts": splitting.describe(list(named.items())), "split": {**parts.boundaries, "kind": parts.kind}, "train_kept": 1.0,
+        "parts": splitting.describe(list(named.items())),
+        "split": {**parts.boundaries, "kind": parts.kind},
+        "train_kept": 1.0,
         "prevalence": {name: part.prevalence for name, part in named.items()},
-        "by_time": [], "features": [], "content_hash": content, "warnings": [],
-    }  # fmt: skip
+        "by_time": [],
+        "features": [],
+        "content_hash": content,
+        "warnings": [],
+    }
     return Ingested(
         named["train"],
         named["validation"],
@@ -220,9 +240,14 @@ def _content_hash(rows: Rows) -> str:
     from rareclass.core import hashing
 
     total = hashing.rows_hash(
-        hashing.content_groups(rows.x), id=rows.row_id, time=rows.time, entity=rows.entity, amount=rows.amount,
-        weight=rows.weight, keep=rows.keep,
-    )  # fmt: skip
+        hashing.content_groups(rows.x),
+        id=rows.row_id,
+        time=rows.time,
+        entity=rows.entity,
+        amount=rows.amount,
+        weight=rows.weight,
+        keep=rows.keep,
+    )
     rare, others = hashing.SetHash(), hashing.SetHash()
     rare.add(total[rows.y == 1])
     others.add(total[rows.y == 0])
@@ -265,7 +290,10 @@ def private_features(config: Config, model: RareModel) -> list[str]:
 
 
 def cannot_retrain(private: Sequence[str]) -> str:
-    return f"a retrain cannot learn from the store: {', '.join(private[:5])} {'is' if len(private) == 1 else 'are'} private (data.private) and never stored. Set retrain.source: data"
+    return (
+        f"a retrain cannot learn from the store: {', '.join(private[:5])} {'is' if len(private) == 1 else 'are'} "
+        "private (data.private) and never stored. Set retrain.source: data"
+    )
 
 
 def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
@@ -319,7 +347,8 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
         first = monitor.store.counts(config.name)["first"]
         if first is None:
             raise DataError(
-                f"the store has no prediction of '{config.name}'. Serve or `rareclass score --log` first, or set retrain.source: data"
+                f"the store has no prediction of '{config.name}'. Serve or `rareclass score --log` first, or set "
+                "retrain.source: data"
             )
         served = matured_rows(monitor, champion.model, now, start=first)
         mature = min(mature, served.time.min() if served.time is not None else mature)
@@ -372,7 +401,9 @@ def change_point(monitor: Monitor, champion: LoadedVersion, now: datetime) -> da
 
 
 def quick_fit(config: Config) -> Any:
-    """Return what fits the default learner on rows and scores others with it; negatives are thinned when there are many."""
+    """Return what fits the default learner on rows and scores others with it; negatives are thinned when there are
+    many.
+    """
     from rareclass.core import learners
     from rareclass.core.fit_task import FitTask
 
@@ -381,9 +412,7 @@ def quick_fit(config: Config) -> Any:
         if len(negatives) > QUICK_ROWS:
             kept = np.random.default_rng(config.train.seed).choice(negatives, QUICK_ROWS, replace=False)
             rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
-        task = FitTask(
-            rows, rows.weight, 120, seed=config.train.seed, threads=config.compute.processors()
-        )  # fmt: skip
+        task = FitTask(rows, rows.weight, 120, seed=config.train.seed, threads=config.compute.processors())
         fitted = learners.fit("xgboost", task, {"eta": 0.1, "max_depth": 4})
         return fitted.score
 
@@ -429,7 +458,9 @@ def _newest(monitor: Monitor, now: datetime) -> datetime:
 
 
 def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> MaturedRows:
-    """Labelled matured rows of the champion, oldest first; their features are read only where costs follow from an amount."""
+    """Labelled matured rows of the champion, oldest first; their features are read only where costs follow from an
+    amount.
+    """
     from rareclass.core import liveness, repair
     from rareclass.core.costs import cost_arrays
 
@@ -447,7 +478,8 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Mature
     amount = watching.amounts(config, frame) if needed else None
     if needed and amount is None and len(frame):
         raise DataError(
-            f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. Take it out of data.drop and data.private, or set costs.false_negative"
+            f"costs.amount_share needs the amounts of the served rows, but none is stored as '{config.data.amount}'. "
+            "Take it out of data.drop and data.private, or set costs.false_negative"
         )
     prevalence = float(np.average(y, weights=weight)) if len(y) else 0.5
     return repair.MaturedRows(

@@ -1,4 +1,6 @@
-"""History through the whole loop on a virtual clock: serve, wait for labels, watch, triage, repair; with the live services."""
+"""History through the whole loop on a virtual clock: serve, wait for labels, watch, triage, repair; with the live
+services.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class Story:
 def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Play the rows after ``replay.train_until`` through the loop; leave replay.json and replay.html in ``out``.
 
-    Nothing of the live system is touched: registry and store of the replay live under ``out/work``, made anew each time.
+    Nothing of the live system is touched: registry and store of the replay live under ``out/work``, made anew each
+    time.
     Raises ConfigError without a time column, DataError when there are no rows on one side of the date.
     """
     from rareclass.adapters import reports
@@ -64,7 +67,8 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
         raise ConfigError("a replay needs to know when rows happened. Set data.time")
     if config.data.time_unit == "order":
         raise ConfigError(
-            "a replay needs a calendar, and data.time_unit: order tells none. Set data.time_unit to what the numbers count, like hour"
+            "a replay needs a calendar, and data.time_unit: order tells none. "
+            "Set data.time_unit to what the numbers count, like hour"
         )
     if config.promotion.mode == "manual":  # nobody is there to approve
         shadow = config.promotion.model_copy(update={"mode": "shadow"})
@@ -88,16 +92,23 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     truth = _truth_of(later[config.data.target], _first(live))
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
     money = _money(config, live, frame[known], later, truth, decisions, start, progress)
-    played: dict[str, Any] = results.clean({
-        "name": config.name, "train_until": start.isoformat(), "step": format_duration(config.replay.step), "first": summary["selected"],
-        "label_delay": format_duration(config.data.label_delay), **vars(story), "money": money,
-    })  # fmt: skip
+    played: dict[str, Any] = results.clean(
+        {
+            "name": config.name,
+            "train_until": start.isoformat(),
+            "step": format_duration(config.replay.step),
+            "first": summary["selected"],
+            "label_delay": format_duration(config.data.label_delay),
+            **vars(story),
+            "money": money,
+        }
+    )
     results.write(out / "replay.json", json.dumps(played, indent=1))
     results.write(out / "replay.html", reports.replay_report(played))
     return played
 
 
-# --- the rows ------------------------------------------------------------------------------------------------------------
+# --- the rows ---------------------------------------------------------------------------------------------------------
 
 
 def _frame(config: Config) -> pd.DataFrame:
@@ -114,13 +125,15 @@ def _frame(config: Config) -> pd.DataFrame:
     reading = tables.time_reading(data)
     if not reading.calendar:
         raise ConfigError(
-            f"a replay needs to know when rows happened, and data.time '{data.time}' only tells their order. Set data.time_unit to what it counts, like hour or day"
+            f"a replay needs to know when rows happened, and data.time '{data.time}' only tells their order. "
+            "Set data.time_unit to what it counts, like hour or day"
         )
     stamps, _ = reading.read(frame[data.time])
     lost = np.isnat(stamps)
     if lost.any():
         raise DataError(
-            f"data.time '{data.time}' holds {int(lost.sum())} values that are not a time, like {frame[data.time][lost].iloc[0]!r}. Clean them, or set data.filter"
+            f"data.time '{data.time}' holds {int(lost.sum())} values that are not a time, like "
+            f"{frame[data.time][lost].iloc[0]!r}. Clean them, or set data.filter"
         )
     order = np.argsort(stamps, kind="stable")
     frame = frame.iloc[order].reset_index(drop=True)
@@ -137,7 +150,8 @@ def _start(config: Config, frame: pd.DataFrame) -> datetime:
         start = datetime.combine(config.replay.train_until, datetime.min.time())
     if not stamps.iloc[0] < start - config.data.label_delay or not stamps.iloc[-1] >= start:
         raise DataError(
-            f"replay.train_until {start:%Y-%m-%d} leaves no rows on one side: the data run from {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}. Set it in between"
+            f"replay.train_until {start:%Y-%m-%d} leaves no rows on one side: "
+            f"the data run from {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}. Set it in between"
         )
     return start
 
@@ -160,10 +174,17 @@ def _configurations(config: Config, work: Path) -> tuple[Config, Config]:
     aside = () if config.data.id is None else (config.data.id,)  # the replay's own ids take its place; it is no feature
     data = config.data.model_copy(
         update={
-            "path": str(work / "history.parquet"), "query": None, "filter": (), "checks": checks, "id": ID,
-            "drop": (*config.data.drop, *aside), "time_format": None, "time_unit": None, "time_origin": None,
+            "path": str(work / "history.parquet"),
+            "query": None,
+            "filter": (),
+            "checks": checks,
+            "id": ID,
+            "drop": (*config.data.drop, *aside),
+            "time_format": None,
+            "time_unit": None,
+            "time_origin": None,
         }
-    )  # fmt: skip
+    )
     places = {
         "data": data,
         "tracking": config.tracking.model_copy(update={"uri": f"sqlite:///{work}/mlflow.db", "artifacts": None}),
@@ -182,7 +203,9 @@ def _write_history(frame: pd.DataFrame, known: pd.Series[bool], config: Config, 
 
 
 def _ensure_champion(config: Config, summary: Mapping[str, Any], start: datetime) -> None:
-    """A replay needs somebody to answer: where the gate declined, the first model is promoted all the same, and the ledger says why."""
+    """A replay needs somebody to answer: where the gate declined, the first model is promoted all the same, and the
+    ledger says why.
+    """
     from rareclass.adapters.registry import Registry
     from rareclass.core.model import digest_of
     from rareclass.services import promotion
@@ -205,11 +228,13 @@ def _steps(stamps: pd.Series[Any], start: datetime, step: timedelta) -> Iterator
         start = end
 
 
-# --- the loop ------------------------------------------------------------------------------------------------------------
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def _play(config: Config, frame: pd.DataFrame, truth: Any, steps: list[Step], progress: Progress) -> tuple[Story, Any]:
-    """Serve each step, deliver the labels that are due, let the governor look; returns the story and what was answered."""
+    """Serve each step, deliver the labels that are due, let the governor look;
+    returns the story and what was answered.
+    """
     from rareclass.services.live import governor
     from rareclass.services.live.monitor import Monitor
 
@@ -286,11 +311,20 @@ def _serve(
         shadow = registry.load(version)
         found = shadow.score(rows)
         store.add_shadow_scores(
-            pd.DataFrame({
-                "request_id": rows[ID].to_numpy(), "row": 0, "ts": pd.to_datetime(rows["__ts"], utc=True).to_numpy(), "model": config.name,
-                "version": version.version, "role": role, "score": found, "decision": (found >= operating.beside(shadow.thresholds, shadow.primary, point)).astype(int), "error": None,
-            })
-        )  # fmt: skip
+            pd.DataFrame(
+                {
+                    "request_id": rows[ID].to_numpy(),
+                    "row": 0,
+                    "ts": pd.to_datetime(rows["__ts"], utc=True).to_numpy(),
+                    "model": config.name,
+                    "version": version.version,
+                    "role": role,
+                    "score": found,
+                    "decision": (found >= operating.beside(shadow.thresholds, shadow.primary, point)).astype(int),
+                    "error": None,
+                }
+            )
+        )
     return champion.version, model
 
 
@@ -302,11 +336,18 @@ def _label(config: Config, store: Store, frame: pd.DataFrame, truth: Any, due: s
         return
     seen = pd.to_datetime(part["__ts"][known] + config.data.label_delay, utc=True)
     store.add_labels(
-        pd.DataFrame({
-            "model": config.name, "request_id": part[ID][known].to_numpy(), "row": 0, "label": truth[due][known].astype(int),
-            "observed_at": seen.to_numpy(), "received_at": seen.to_numpy(), "source": "replay",
-        })
-    )  # fmt: skip
+        pd.DataFrame(
+            {
+                "model": config.name,
+                "request_id": part[ID][known].to_numpy(),
+                "row": 0,
+                "label": truth[due][known].astype(int),
+                "observed_at": seen.to_numpy(),
+                "received_at": seen.to_numpy(),
+                "source": "replay",
+            }
+        )
+    )
 
 
 ALERTS: Mapping[str, Callable[[Snapshot], bool]] = {
@@ -328,8 +369,16 @@ def alerts(snapshot: Snapshot) -> set[str]:
 
 
 def _period(
-    config: Config, frame: pd.DataFrame, truth: Any, scores: Any, decisions: Any, step: Step, version: str, snapshot: Snapshot, model: RareModel,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config,
+    frame: pd.DataFrame,
+    truth: Any,
+    scores: Any,
+    decisions: Any,
+    step: Step,
+    version: str,
+    snapshot: Snapshot,
+    model: RareModel,
+) -> dict[str, Any]:
     """What a step was like, judged with all the labels that ever came."""
     from rareclass.core import evaluation
 
@@ -346,12 +395,22 @@ def _period(
     )
     decided = evaluation.decision_metrics(y, d) if len(y) else {}
     return {
-        "start": step.start.isoformat(), "end": step.end.isoformat(), "rows": len(part), "labelled": int(known.sum()), "positives": int(y.sum()), "version": version,
-        "ap": ap.value if ap else None, "ap_low": ap.low if ap else None, "ap_high": ap.high if ap else None,
-        "ap_estimated": ranking.estimated_ap(score) if len(score) else None, "prevalence": float(y.mean()) if len(y) else None,
-        "precision": decided.get("precision"), "recall": decided.get("recall"), "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
+        "start": step.start.isoformat(),
+        "end": step.end.isoformat(),
+        "rows": len(part),
+        "labelled": int(known.sum()),
+        "positives": int(y.sum()),
+        "version": version,
+        "ap": ap.value if ap else None,
+        "ap_low": ap.low if ap else None,
+        "ap_high": ap.high if ap else None,
+        "ap_estimated": ranking.estimated_ap(score) if len(score) else None,
+        "prevalence": float(y.mean()) if len(y) else None,
+        "precision": decided.get("precision"),
+        "recall": decided.get("recall"),
+        "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
         "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
-    }  # fmt: skip
+    }
 
 
 def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: RareModel) -> float:
@@ -368,7 +427,7 @@ def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: R
     )
 
 
-# --- money ---------------------------------------------------------------------------------------------------------------
+# --- money ------------------------------------------------------------------------------------------------------------
 
 
 def _money(

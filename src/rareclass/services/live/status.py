@@ -37,13 +37,23 @@ def gather(monitor: Monitor, snapshot: Snapshot, verdict: Verdict) -> Status:
     drift, problems = _drift(monitor, snapshot)
     asked = approval.status(entries)
     return Status(
-        snapshot=snapshot, verdict=verdict, currency=config.costs.currency,
-        next_steps=next_steps(config, verdict, snapshot, entries), waiting=str(asked) if asked.state == "waiting" else "",
+        snapshot=snapshot,
+        verdict=verdict,
+        currency=config.costs.currency,
+        next_steps=next_steps(config, verdict, snapshot, entries),
+        waiting=str(asked) if asked.state == "waiting" else "",
         marks=marks_of([mark for mark in map(_mark, entries) if mark is not None]),
         ledger=[_line(entry) for entry in reversed(entries[-LINES:])],
-        drift=drift, left_out=tally.left_out, due=tally.due, owed=tally.owed, owed_since=tally.owed_since,
-        log=log_state(config), psi_bound=config.monitor.psi, label_delay=delay, problems=problems,
-    )  # fmt: skip
+        drift=drift,
+        left_out=tally.left_out,
+        due=tally.due,
+        owed=tally.owed,
+        owed_since=tally.owed_since,
+        log=log_state(config),
+        psi_bound=config.monitor.psi,
+        label_delay=delay,
+        problems=problems,
+    )
 
 
 def next_steps(config: Config, verdict: Verdict, snapshot: Snapshot, entries: Sequence[LedgerEntry]) -> list[str]:
@@ -56,7 +66,9 @@ def next_steps(config: Config, verdict: Verdict, snapshot: Snapshot, entries: Se
     does = {
         "rethreshold": "The cut-offs are tuned again on labels that have come; the version stays.",
         "recalibrate": "The same learner gets another calibrator: a new version with the same ranking.",
-        "retrain": "A version is trained on the history that serves best; it starts in the shadow and has to win there.",
+        "retrain": (
+            "A version is trained on the history that serves best; it starts in the shadow and has to win there."
+        ),
     }[kind]
     allowed, why = permitted(config.governor, verdict, entries, snapshot.now, window=config.monitor.window)
     if allowed:
@@ -70,14 +82,20 @@ def _for_a_person(snapshot: Snapshot) -> list[str]:
     damaged = [report for report in (snapshot.drift, snapshot.fresh) if report is not None and report.broken]
     if damaged or snapshot.schema_errors:
         steps.append(
-            "Mend the columns named at their source; no model is changed while data looks damaged. If it began with a new version: `rareclass rollback -c CONFIG`."
+            "Mend the columns named at their source; no model is changed while data looks damaged. "
+            "If it began with a new version: `rareclass rollback -c CONFIG`."
         )
     if live is not None and live.starved:
         steps.append(
-            "Find out why labels no longer come, then import them: `rareclass labels import -c CONFIG FILE`, or POST /labels."
+            "Find out why labels no longer come, then import them: `rareclass labels import -c CONFIG FILE`, or POST "
+            "/labels."
         )
     return steps or [
-        "There are too few new positives to learn from: bring more labels, or decide by hand with `rareclass promote` or `rareclass rollback`."
+        (
+            "There are too few new positives to learn from: bring more labels, or decide by hand with `rareclass "
+            "promote` "
+            "or `rareclass rollback`."
+        )
     ]
 
 
@@ -117,7 +135,9 @@ def _lines_in(file: Path) -> int:
 
 
 def _drift(monitor: Monitor, snapshot: Snapshot) -> tuple[list[DriftPoint], list[str]]:
-    """Drift of each window that is over, against the champion's reference, and of the newest stretch of a window's length."""
+    """Drift of each window that is over, against the champion's reference, and of the newest stretch of a window's
+    length.
+    """
     found, problems = [], []
     live = snapshot.live.get(snapshot.champion or "")
     for window in live.windows if live is not None else ():

@@ -1,7 +1,8 @@
 """All validation and test rows of a table that is larger than memory, scored as a stream by the chosen recipe.
 
-Candidates are compared on the weighted sample that they are trained on. What is fitted once more here, on the same sample, is
-the winner: before each window (or without each fold) for the validation rows, and on the development rows for the test rows.
+Candidates are compared on the weighted sample that they are trained on. What is fitted once more here, on the same
+sample, is the winner: before each window (or without each fold) for the validation rows, and on the development rows
+for the test rows.
 Calibration, thresholds, evaluation and gate then stand on all rows, at the prevalence they have.
 """
 
@@ -35,7 +36,9 @@ _SALT = 27_644_437
 
 @dataclass(frozen=True, eq=False)
 class ScoredPart:
-    """Rows without their features (but those that evaluation reports by), and the raw scores of fits that have not seen them."""
+    """Rows without their features (but those that evaluation reports by), and the raw scores of fits that have not seen
+    them.
+    """
 
     rows: Rows
     raw: FloatArray
@@ -56,8 +59,15 @@ class ScoredBeyond:
 
 
 def score(
-    config: Config, ingested: Ingested, dev: Rows, folds: Sequence[Fold], fit: Fit, *, shifts: bool, progress: Callable[[str], None]
-) -> ScoredBeyond:  # fmt: skip
+    config: Config,
+    ingested: Ingested,
+    dev: Rows,
+    folds: Sequence[Fold],
+    fit: Fit,
+    *,
+    shifts: bool,
+    progress: Callable[[str], None],
+) -> ScoredBeyond:
     """Fit the chosen recipe on the sample and let it score all validation and test rows in one reading.
 
     fit : rows, and whether once is enough -> the fitted recipe
@@ -84,9 +94,15 @@ def score(
 def _worth(config: Config, rows: Rows, learner: Ensemble, other: Ensemble) -> Estimate:
     """Return by how much a fit is better than another one, paired on held-out rows that neither has seen."""
     return ranking.compare(
-        rows.y, learner.score(rows.x), other.score(rows.x), block=rows.block(), weight=rows.weight, seed=config.train.seed,
-        n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence,
-    )  # fmt: skip
+        rows.y,
+        learner.score(rows.x),
+        other.score(rows.x),
+        block=rows.block(),
+        weight=rows.weight,
+        seed=config.train.seed,
+        n_boot=config.evaluate.bootstraps,
+        confidence=config.evaluate.confidence,
+    )
 
 
 class _Test:
@@ -108,14 +124,23 @@ class _Test:
 
 
 class _HeldOut:
-    """Scores of the validation rows by fits that have not seen them, with those of sampled training rows that folds held out.
+    """Scores of the validation rows by fits that have not seen them, with those of sampled training rows that folds
+    held out.
 
-    Log-odds are averaged over repeated folds, and brought to the prevalence that all development rows have, as in training.
+    Log-odds are averaged over repeated folds, and brought to the prevalence that all development rows have, as in
+    training.
     """
 
     def __init__(
-        self, config: Config, dev: Rows, folds: Sequence[Fold], fits: Sequence[Ensemble], shifts: bool, train: int, rows: Rows
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        dev: Rows,
+        folds: Sequence[Fold],
+        fits: Sequence[Ensemble],
+        shifts: bool,
+        train: int,
+        rows: Rows,
+    ) -> None:
         self.config, self.dev, self.folds, self.fits, self.rows = config, dev, folds, fits, rows
         self.shift = [training.prior_shift(dev, fold) if shifts else 0.0 for fold in folds]
         kind = splitting.resolve_kind(config.split, has_time=dev.time is not None, has_entity=dev.entity is not None)
@@ -179,8 +204,8 @@ def _windows(dev: Rows, folds: Sequence[Fold]) -> Any:
 
 
 def _by_unit(dev: Rows, folds: Sequence[Fold], grouped: bool) -> Any:
-    """Return what tells the fold that held out a row's unit, for each repeat: that of sampled rows of its entity, or of equal
-    features, so that no fit knew its twin; any one of them where there is none."""
+    """Return what tells the fold that held out a row's unit, for each repeat: that of sampled rows of its entity, or of
+    equal features, so that no fit knew its twin; any one of them where there is none."""
     keys = [content_groups(dev.x)]
     if grouped and dev.entity is not None:
         keys.insert(0, dev.entity)
@@ -209,7 +234,8 @@ def _by_unit(dev: Rows, folds: Sequence[Fold], grouped: bool) -> Any:
 
 
 def scored_rows(beyond: ScoredBeyond, scores: tuple[FloatArray, FloatArray]) -> tuple[Rows, FloatArray]:
-    """Return all validation and test rows with their calibrated scores, and of the rows what a profile of scores asks for.
+    """Return all validation and test rows with their calibrated scores, and of the rows what a profile of scores asks
+    for.
 
     scores : of the held-out and of the test rows
     """
@@ -224,7 +250,10 @@ def scored_rows(beyond: ScoredBeyond, scores: tuple[FloatArray, FloatArray]) -> 
 
 
 def champion_scores(beyond: Beyond, model: RareModel) -> tuple[FloatArray, BoolArray]:
-    """Return (n_test,) scores and decisions of a version on its own columns, read as a stream. Raises DataError without one."""
+    """Return (n_test,) scores and decisions of a version on its own columns, read as a stream.
+
+    Raises DataError without one.
+    """
     for name in model.schema.names:
         if name not in beyond.columns:
             raise DataError(

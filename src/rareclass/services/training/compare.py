@@ -40,7 +40,8 @@ class Entrant:
 class Line:
     """One model on the common rows.
 
-    difference : its AP less the first one's, paired; its interval and the two-sided p_value allow for the number of models
+    difference : its AP less the first one's, paired; its interval and the two-sided p_value allow for the number of
+        models
     significant : that interval leaves 0 out
     """
 
@@ -83,12 +84,20 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         lines = [
             {
-                "name": line.name, "uri": line.uri, "ap": line.ap.to_json(), "difference": line.difference and line.difference.to_json(),
-                "p_value": line.p_value, "significant": line.significant, "roc_auc": line.roc_auc, "precision": line.precision,
-                "recall": line.recall, "f1": line.f1, "alerts": line.alerts,
+                "name": line.name,
+                "uri": line.uri,
+                "ap": line.ap.to_json(),
+                "difference": line.difference and line.difference.to_json(),
+                "p_value": line.p_value,
+                "significant": line.significant,
+                "roc_auc": line.roc_auc,
+                "precision": line.precision,
+                "recall": line.recall,
+                "f1": line.f1,
+                "alerts": line.alerts,
             }
             for line in self.lines
-        ]  # fmt: skip
+        ]
         return {"rows": self.rows, "positives": self.positives, "notes": list(self.notes), "lines": lines}
 
     def write_html(self, path: str | Path) -> None:
@@ -96,11 +105,15 @@ class Comparison:
         from rareclass.adapters import reports
 
         reports.overlay_page(
-            Path(path), head=self.head, lines=[line.cells() for line in self.lines], pr=self.pr, roc=self.roc,
+            Path(path),
+            head=self.head,
+            lines=[line.cells() for line in self.lines],
+            pr=self.pr,
+            roc=self.roc,
             subtitle=f"{self.rows:,} rows, {self.positives:,} positives. {' '.join(self.notes)} "
             "* marks a paired difference that is significant after correction for the number of models.",
             prevalence=self.positives / self.rows,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +144,15 @@ def compare(
         from each recipe before it was refitted on every row, on the test rows that all runs share
     target : column of ``data`` with the truth; default: the one the first model was trained for
     Raises ConfigError for fewer than 2 or more than 10, ModelError, DataError when no row is common.
-    """  # fmt: skip
+    """
     if not 2 <= len(uris) <= MOST:
         raise ConfigError(f"{len(uris)} models were given. Name 2 to {MOST} runs or versions to compare")
     entrants = _named([_entrant(uri, tracking_uri) for uri in uris])
     scored = _logged(entrants, tracking_uri) if data is None else _fresh(entrants, tracking_uri, data, target)
     if not 0 < int(scored.y.sum()) < len(scored.y):
         raise DataError(
-            f"{len(scored.y)} common rows with {int(scored.y.sum())} positives cannot tell models apart. Pass --data PATH with both classes"
+            f"{len(scored.y)} common rows with {int(scored.y.sum())} positives cannot tell models apart. "
+            "Pass --data PATH with both classes"
         )
     return _judged(entrants, scored, config or EvaluateSettings(), seed)
 
@@ -217,9 +231,11 @@ def _named(entrants: Sequence[Entrant]) -> list[Entrant]:
     """Give entrants of one name a number, so that every line and curve can be told apart."""
     names = [each.name for each in entrants]
     return [
-        each if names.count(each.name) == 1 else replace(each, name=f"{each.name} #{names[: position + 1].count(each.name)}")
+        each
+        if names.count(each.name) == 1
+        else replace(each, name=f"{each.name} #{names[: position + 1].count(each.name)}")
         for position, each in enumerate(entrants)
-    ]  # fmt: skip
+    ]
 
 
 def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantScores:
@@ -230,7 +246,8 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantSc
     for entrant in entrants:
         if entrant.run is None:
             raise ModelError(
-                f"'{entrant.uri}' belongs to no run, so there are no logged test scores. Pass --data PATH to score labelled rows"
+                f"'{entrant.uri}' belongs to no run, so there are no logged test scores. "
+                "Pass --data PATH to score labelled rows"
             )
         frames.append(_numbered(tracking.scores(entrant.run, tracking_uri)))
     common = frames[0].index
@@ -238,7 +255,8 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantSc
         common = common.intersection(frame.index, sort=False)
     if not len(common):
         raise DataError(
-            "the runs share no test row, so they cannot be compared on the same rows. Pass --data PATH with rows that none was trained on"
+            "the runs share no test row, so they cannot be compared on the same rows. "
+            "Pass --data PATH with rows that none was trained on"
         )
     most = max(len(frame) for frame in frames)
     frames = [frame.loc[common] for frame in frames]
@@ -249,10 +267,13 @@ def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantSc
     if len(common) < most:
         notes += (f"Only test rows that all runs share are used ({len(common):,} of {most:,}).",)
     return _EntrantScores(
-        y, [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
-        [frame["decision"].to_numpy(dtype=bool) for frame in frames], frames[0]["block"].to_numpy(dtype=np.int64) if "block" in frames[0] else None, notes,
+        y,
+        [frame["score"].to_numpy(dtype=np.float64) for frame in frames],
+        [frame["decision"].to_numpy(dtype=bool) for frame in frames],
+        frames[0]["block"].to_numpy(dtype=np.int64) if "block" in frames[0] else None,
+        notes,
         frames[0]["weight"].to_numpy(dtype=np.float64) if "weight" in frames[0] else None,
-    )  # fmt: skip
+    )
 
 
 def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
@@ -317,7 +338,9 @@ def _stamps(frame: pd.DataFrame, time: TimeReading | str | None) -> AnyArray | N
 
 
 def truth(values: pd.Series[Any], model: RareModel) -> FloatArray:
-    """Return (n,) 1 where the target is the rare class as the version reads it, 0 elsewhere, NaN where it is missing."""
+    """Return (n,) 1 where the target is the rare class as the version reads it, 0 elsewhere,
+    NaN where it is missing.
+    """
     from rareclass.core.reading import Target, reading_of
 
     known = model.schema.roles.target
@@ -334,7 +357,8 @@ _UNKNOWN = "It cannot be told whether the models were trained on these rows; if 
 def _unseen(
     stamps: AnyArray | None, models: Sequence[RareModel], data: str, count: int
 ) -> tuple[AnyArray, tuple[str, ...]]:
-    """Return the index of the rows that none of the models was trained on, as far as it can be told, and what to say of it.
+    """Return the index of the rows that none of the models was trained on, as far as it can be told, and what to say of
+    it.
 
     By time where the models know until when they were trained, else by the ids of their rows.
     """
@@ -348,7 +372,8 @@ def _unseen(
     shown = f"{pd.Timestamp(last):%Y-%m-%d %H:%M}"
     if not len(fresh):
         raise DataError(
-            f"every row is from {shown} or before, and a model was trained on rows up to then. Pass --data PATH with later rows"
+            f"every row is from {shown} or before, and a model was trained on rows up to then. "
+            "Pass --data PATH with later rows"
         )
     dropped = len(stamps) - len(fresh)
     return fresh, (
@@ -379,7 +404,9 @@ def _known(model: RareModel, data: str, count: int) -> Any:
 
 
 def _ids(model: RareModel, data: str) -> HashArray | None:
-    """Ids of the labelled rows of ``data`` as the model's own training read them; None where it would have read other columns."""
+    """Ids of the labelled rows of ``data`` as the model's own training read them; None where it would have read other
+    columns.
+    """
     from rareclass.adapters import tables
     from rareclass.config import parse
     from rareclass.errors import RareclassError

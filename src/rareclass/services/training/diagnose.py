@@ -58,7 +58,7 @@ def settings_for(
     drop: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Config:
-    """Make a configuration from what the command line says."""  # fmt: skip
+    """Make a configuration from what the command line says."""
     section = {"path": data, "target": target, "time": time, "entity": entity, "positive": positive, "drop": list(drop)}
     raw: dict[str, Any] = {"name": "diagnosis", "data": {key: value for key, value in section.items() if value}}
     return parse(with_overrides(raw, overrides))

@@ -176,7 +176,10 @@ def model_name(path: str) -> str:
 
 
 def write(draft: Draft, target: TargetGuess, out: Path) -> None:
-    """Write the configuration and, beside it, the schema that an editor checks it with. Raises ConfigError if it exists."""
+    """Write the configuration and, beside it, the schema that an editor checks it with.
+
+    Raises ConfigError if it exists.
+    """
     if out.exists():
         raise ConfigError(f"'{out}' exists and is left as it is. Pass --out another.yaml")
     drafted = text(draft, target, model_name(draft.path))

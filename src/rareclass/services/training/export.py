@@ -24,7 +24,7 @@ def export(
     """Ingest as a run would and write train, validation and test to a folder or an object store.
 
     Returns the written file of each split. Raises ConfigError for an unknown format, DataError as ingest does.
-    """  # fmt: skip
+    """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS, "--format")
     from rareclass.adapters import tables

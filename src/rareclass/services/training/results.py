@@ -1,4 +1,6 @@
-"""What a run leaves behind: one MLflow run with everything in it, perhaps a registered version, a summary and a report."""
+"""What a run leaves behind: one MLflow run with everything in it, perhaps a registered version,
+a summary and a report.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,16 @@ def register(
         version = None
         if run.judged.decision.registers:
             version = promotion.register_logged(
-                config, uri, digest, logged.id, now=now, actor=actor, reason=reason, evidence=_evidence(run),
+                config,
+                uri,
+                digest,
+                logged.id,
+                now=now,
+                actor=actor,
+                reason=reason,
+                evidence=_evidence(run),
                 tags={"gate": run.judged.decision.verdict, "selected": run.chosen.winner},
-            ).version  # fmt: skip
+            ).version
         else:
             said = run.judged.decision
             why = f"{said.verdict}: {'; '.join(said.reasons)}"
@@ -75,7 +84,8 @@ def _start(tracker: Tracker, config: Config, now: datetime, tags: Mapping[str, A
 
 @contextmanager
 def failures_logged(config: Config, *, now: datetime, reason: str = "run") -> Iterator[None]:
-    """Leave an MLflow run, FAILED (or KILLED where it was interrupted) with the error, of what does not come to its end.
+    """Leave an MLflow run, FAILED (or KILLED where it was interrupted) with the error, of what does not come to its
+    end.
 
     The error goes on; a store that cannot take the run is only noted on it.
     """
@@ -102,8 +112,14 @@ def error_line(fault: BaseException) -> str:
 
 
 def promote(
-    config: Config, version: str | None, *, now: datetime, reason: str = "run", actor: str | None = None, progress: Progress = silent
-) -> str | None:  # fmt: skip
+    config: Config,
+    version: str | None,
+    *,
+    now: datetime,
+    reason: str = "run",
+    actor: str | None = None,
+    progress: Progress = silent,
+) -> str | None:
     """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
     from rareclass.errors import AlreadyDoneError, NeedsApprovalError
 
@@ -134,11 +150,16 @@ def _evidence(run: Run) -> dict[str, Any]:
     trained, test = run.model.meta["trained"], run.ingested.judging
     return {
         **({"repair": run.ingested.card["repair"]} if "repair" in run.ingested.card else {}),
-        "data_hash": run.ingested.card["content_hash"], "test_rows": hashing.of_rows(test.row_id, test.y), "trained": trained, "gate": dict(run.judged.decision.numbers),
+        "data_hash": run.ingested.card["content_hash"],
+        "test_rows": hashing.of_rows(test.row_id, test.y),
+        "trained": trained,
+        "gate": dict(run.judged.decision.numbers),
         "judged_by": "test" if run.judged.crossed is None else "cross_fitting",
-        "verdict": run.judged.decision.verdict, "reasons": list(run.judged.decision.reasons),
-        "ap": clean(run.judged.evaluation.metrics["ap"].to_json()), "selected": run.chosen.winner,
-    }  # fmt: skip
+        "verdict": run.judged.decision.verdict,
+        "reasons": list(run.judged.decision.reasons),
+        "ap": clean(run.judged.evaluation.metrics["ap"].to_json()),
+        "selected": run.chosen.winner,
+    }
 
 
 def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
@@ -161,9 +182,12 @@ def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
         ("test", run.ingested.test),
     ):
         logged.dataset(
-            f"{run.config.name}-{context}", source=public(run.config)["data"]["path"], digest=card["content_hash"], context=context,
+            f"{run.config.name}-{context}",
+            source=public(run.config)["data"]["path"],
+            digest=card["content_hash"],
+            context=context,
             profile={"rows": rows.represented, "positives": rows.positives},
-        )  # fmt: skip
+        )
     results = {each.name: each for each in run.chosen.table}
     for one in run.trained:
         found = results.get(one.candidate.name)
@@ -195,19 +219,32 @@ def full(run: Run) -> dict[str, Any]:
     """Return everything a report needs, JSON-ready."""
     evaluation, chosen = run.judged.evaluation, run.chosen
     trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
-    found: dict[str, Any] = clean({
-        "name": run.config.name, "config": public(run.config), "data_card": run.ingested.card,
-        "warnings": [{"check": each.check, "column": each.column, "severity": each.severity, "message": each.message} for each in run.ingested.warnings],
-        "diagnosis": run.plan.diagnosis.to_json(), "selection": chosen.to_json(), "evaluation": evaluation.to_json(),
-        "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
-        "points": {name: point.to_json() for name, point in run.tuning.points.items()},
-        "gate": run.judged.decision.to_json(), "cross_fitting": _crossed(run),
-        "champion": run.judged.champion, "champion_metrics": dict(run.judged.champion_metrics),
-        "champion_left_out": run.judged.champion_left_out,
-        "trials": trials, "summary": summarise(run),
-        "importance": [each.to_json() for each in run.judged.importance], "tradeoff": dict(run.judged.tradeoff),
-        "periods": _periods(run),
-    })  # fmt: skip
+    found: dict[str, Any] = clean(
+        {
+            "name": run.config.name,
+            "config": public(run.config),
+            "data_card": run.ingested.card,
+            "warnings": [
+                {"check": each.check, "column": each.column, "severity": each.severity, "message": each.message}
+                for each in run.ingested.warnings
+            ],
+            "diagnosis": run.plan.diagnosis.to_json(),
+            "selection": chosen.to_json(),
+            "evaluation": evaluation.to_json(),
+            "calibration": {"chosen": run.tuning.calibration.chosen, "log_loss": dict(run.tuning.calibration.table)},
+            "points": {name: point.to_json() for name, point in run.tuning.points.items()},
+            "gate": run.judged.decision.to_json(),
+            "cross_fitting": _crossed(run),
+            "champion": run.judged.champion,
+            "champion_metrics": dict(run.judged.champion_metrics),
+            "champion_left_out": run.judged.champion_left_out,
+            "trials": trials,
+            "summary": summarise(run),
+            "importance": [each.to_json() for each in run.judged.importance],
+            "tradeoff": dict(run.judged.tradeoff),
+            "periods": _periods(run),
+        }
+    )
     return found
 
 
@@ -259,35 +296,65 @@ def summarise(run: Run) -> dict[str, Any]:
     ap = evaluation.metrics["ap"]
     sizes, positives, prevalence = _sizes(run)
     everything = sum(sizes.values())
-    found: dict[str, Any] = clean({
-        "status": "finished", "model": run.config.name, "version": None, "uri": None, "selected": run.chosen.winner,
-        "forced": run.config.search.only is not None, "selected_by": metric_of(run.config, run.dev).words,
-        "candidates": [
-            {"name": each.name, "ap": each.ap.value, "ap_low": each.ap.low, "ap_high": each.ap.high, "fit_seconds": each.fit_seconds,
-             "difference": each.difference.to_json(), "significant": each.significant, "reason": each.reason}
-            for each in run.chosen.table
-        ],
-        "metrics": {**metrics, "ap_low": ap.low, "ap_high": ap.high, "threshold": run.tuning.thresholds[run.tuning.primary]},
-        "should_resample": advice.should_resample(
-            run.trained, run.dev, confidence=run.config.evaluate.confidence, seed=run.config.train.seed
-        ).to_json(),
-        "prequential": list(judged.prequential),
-        "notes": list(evaluation.notes),
-        "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
-        "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
-        "champion": judged.champion, "champion_metrics": dict(judged.champion_metrics) or None,
-        "champion_left_out": judged.champion_left_out,
-        "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons), "next": list(judged.decision.next_steps)},
-        "judged_by": "test" if judged.crossed is None else "cross_fitting", "cross_fitting": _crossed(run),
-        "rows": {**sizes, "refit": run.model.meta["trained"]["rows"]},
-        "positives": positives,
-        "prevalence": {**prevalence, "all": sum(positives.values()) / everything},
-        "drawn": None if run.drawn is None else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
-        "labelled": run.ingested.schema.roles.target is not None, "regime": run.plan.diagnosis.regime,
-        "detection": None if judged.detection is None else dict(judged.detection),
-        "data_hash": run.ingested.card["content_hash"],
-        "seconds": dict(run.seconds), "peak_memory_bytes": peak_memory(),
-    })  # fmt: skip
+    found: dict[str, Any] = clean(
+        {
+            "status": "finished",
+            "model": run.config.name,
+            "version": None,
+            "uri": None,
+            "selected": run.chosen.winner,
+            "forced": run.config.search.only is not None,
+            "selected_by": metric_of(run.config, run.dev).words,
+            "candidates": [
+                {
+                    "name": each.name,
+                    "ap": each.ap.value,
+                    "ap_low": each.ap.low,
+                    "ap_high": each.ap.high,
+                    "fit_seconds": each.fit_seconds,
+                    "difference": each.difference.to_json(),
+                    "significant": each.significant,
+                    "reason": each.reason,
+                }
+                for each in run.chosen.table
+            ],
+            "metrics": {
+                **metrics,
+                "ap_low": ap.low,
+                "ap_high": ap.high,
+                "threshold": run.tuning.thresholds[run.tuning.primary],
+            },
+            "should_resample": advice.should_resample(
+                run.trained, run.dev, confidence=run.config.evaluate.confidence, seed=run.config.train.seed
+            ).to_json(),
+            "prequential": list(judged.prequential),
+            "notes": list(evaluation.notes),
+            "intervals": {name: each.to_json() for name, each in evaluation.metrics.items()},
+            "operating_points": {name: point.to_json() for name, point in run.tuning.points.items()},
+            "champion": judged.champion,
+            "champion_metrics": dict(judged.champion_metrics) or None,
+            "champion_left_out": judged.champion_left_out,
+            "gate": {
+                "verdict": judged.decision.verdict,
+                "reasons": list(judged.decision.reasons),
+                "next": list(judged.decision.next_steps),
+            },
+            "judged_by": "test" if judged.crossed is None else "cross_fitting",
+            "cross_fitting": _crossed(run),
+            "rows": {**sizes, "refit": run.model.meta["trained"]["rows"]},
+            "positives": positives,
+            "prevalence": {**prevalence, "all": sum(positives.values()) / everything},
+            "drawn": None
+            if run.drawn is None
+            else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
+            "labelled": run.ingested.schema.roles.target is not None,
+            "regime": run.plan.diagnosis.regime,
+            "detection": None if judged.detection is None else dict(judged.detection),
+            "data_hash": run.ingested.card["content_hash"],
+            "seconds": dict(run.seconds),
+            "peak_memory_bytes": peak_memory(),
+        }
+    )
     return found
 
 
@@ -305,7 +372,9 @@ def _sizes(run: Run) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
 
 
 def peak_memory() -> int | None:
-    """Largest resident set of this process and of its finished children, in bytes; None where the system does not say."""
+    """Largest resident set of this process and of its finished children, in bytes;
+    None where the system does not say.
+    """
     try:
         import resource
     except ImportError:  # Windows

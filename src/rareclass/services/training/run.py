@@ -55,9 +55,16 @@ def run(
 
 
 def run_rows(
-    config: Config, ingested: Ingested, out: Path | None, *, now: datetime, watch: Stopwatch | None = None, progress: Progress = silent,
-    reason: str = "retrain", actor: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config,
+    ingested: Ingested,
+    out: Path | None,
+    *,
+    now: datetime,
+    watch: Stopwatch | None = None,
+    progress: Progress = silent,
+    reason: str = "retrain",
+    actor: str | None = None,
+) -> dict[str, Any]:
     """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version.
 
     actor : who the ledger says did it; default: the user of this process
@@ -88,13 +95,19 @@ def run_rows(
 
 
 def fit(
-    config: Config, ingested: Ingested, *, watch: Stopwatch, now: datetime, progress: Progress = silent,
+    config: Config,
+    ingested: Ingested,
+    *,
+    watch: Stopwatch,
+    now: datetime,
+    progress: Progress = silent,
     champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
     looks: Callable[[Rows], int] = lambda rows: 0,
-) -> steps.Run:  # fmt: skip
+) -> steps.Run:
     """Everything up to the refitted model; writes nothing.
 
-    champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in memory
+    champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in
+        memory
     looks : how often rows judged a run before
     """
     with watch("ingest"):
@@ -131,10 +144,14 @@ def fit(
             from rareclass.services.training import beyond
 
             scored = beyond.score(
-                config, ingested, dev, folds, lambda rows, once: steps.fit_recipe(config, trained, chosen, rows, once=once),
+                config,
+                ingested,
+                dev,
+                folds,
+                lambda rows, once: steps.fit_recipe(config, trained, chosen, rows, once=once),
                 shifts=crossfitting.shifts(trained, chosen.weights),
                 progress=lambda message: progress("tune_threshold", message),
-            )  # fmt: skip
+            )
         tuning = steps.tune_threshold(
             config, dev, chosen, progress, held_out=None if scored is None else scored.held_out
         )
@@ -163,8 +180,8 @@ def fit(
 def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:
     """Return the registered champion and its name, None when there is none yet.
 
-    One that cannot be loaded (files gone or changed, a newer format) is not comparable. Raises ModelError when the registry
-    does not answer.
+    One that cannot be loaded (files gone or changed, a newer format) is not comparable. Raises ModelError when the
+    registry does not answer.
     """
     from rareclass.adapters.tracking import untouched
 

@@ -18,7 +18,9 @@ _MOST_VALUES = 20_000_000
 
 
 def test_rows(run: Run) -> pd.DataFrame:
-    """Return the test rows, or a sample with weights of a table larger than memory: label, score, decision, costs, block of the bootstrap, levels of slices, the champion's score."""
+    """Return the test rows, or a sample with weights of a table larger than memory: label, score, decision, costs,
+    block of the bootstrap, levels of slices, the champion's score.
+    """
     from rareclass.core import gating
 
     test, judged = run.ingested.test, run.judged
@@ -59,7 +61,9 @@ def heldout_rows(run: Run) -> pd.DataFrame:
 
 
 def cross_fitted_rows(run: Run) -> pd.DataFrame | None:
-    """Return the rows that cross-fitting judged: label, costs, score and decision of each repeat; None where the test rows did."""
+    """Return the rows that cross-fitting judged: label, costs, score and decision of each repeat; None where the test
+    rows did.
+    """
     from rareclass.core import dataset
 
     crossed = run.judged.crossed
