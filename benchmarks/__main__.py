@@ -1,7 +1,7 @@
 """`python -m benchmarks NAME [--full] [options of NAME]`, `python -m benchmarks short | all`.
 
-Every module of this folder without a leading underscore is a benchmark: its ``main(arguments)`` prints a table and, last,
-one JSON line per claim. A module may say SHORT and FULL, lists of arguments for the two sizes.
+Every module of this folder without a leading underscore is a benchmark: its ``main(arguments)`` prints a table and,
+last, one JSON line per claim. A module may say SHORT and FULL, lists of arguments for the two sizes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,14 @@ def several(full: bool) -> int:
             failed.append(name)
     _common.table(
         ["benchmark", "claim", "ours", "peer", "ratio", "goal", "met"],
-        [[*(each[key] for key in ("benchmark", "claim", "ours", "peer", "ratio", "goal")), "yes" if each["met"] else "NO"] for each in claims],
-    )  # fmt: skip
+        [
+            [
+                *(each[key] for key in ("benchmark", "claim", "ours", "peer", "ratio", "goal")),
+                "yes" if each["met"] else "NO",
+            ]
+            for each in claims
+        ],
+    )
     if failed:
         print(f"error: these benchmarks did not finish: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

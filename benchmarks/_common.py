@@ -21,16 +21,34 @@ RESULTS = Path(__file__).parent / "results"
 BIN = Path(sys.executable).parent
 THREADS = 2
 PEERS = (
-    "numpy", "pandas", "scikit-learn", "imbalanced-learn", "xgboost-cpu", "mlflow", "starlette", "uvicorn", "grpcio", "evidently", "kfp", "flaml", "autogluon.tabular",
-)  # fmt: skip
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "imbalanced-learn",
+    "xgboost-cpu",
+    "mlflow",
+    "starlette",
+    "uvicorn",
+    "grpcio",
+    "evidently",
+    "kfp",
+    "flaml",
+    "autogluon.tabular",
+)
 
 Claim = dict[str, Any]
 
 
 def claim(
-    benchmark: str, text: str, *, ours: float, peer: float | None, goal: float, rule: Literal["faster", "at most", "at least"],
+    benchmark: str,
+    text: str,
+    *,
+    ours: float,
+    peer: float | None,
+    goal: float,
+    rule: Literal["faster", "at most", "at least"],
     holds: bool = True,
-) -> Claim:  # fmt: skip
+) -> Claim:
     """Return one claim.
 
     rule : "faster" = the peer takes ``goal`` times as long or longer (ratio peer / ours) · "at most" and "at least" =
@@ -45,8 +63,14 @@ def claim(
     met = (ratio <= goal if rule == "at most" else ratio >= goal) and holds
     shown = None if peer is None else round(peer, 4)
     return {
-        "benchmark": benchmark, "claim": text, "ours": round(ours, 4), "peer": shown, "ratio": round(ratio, 3), "goal": goal, "met": bool(met),
-    }  # fmt: skip
+        "benchmark": benchmark,
+        "claim": text,
+        "ours": round(ours, 4),
+        "peer": shown,
+        "ratio": round(ratio, 3),
+        "goal": goal,
+        "met": bool(met),
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -79,9 +103,12 @@ def environment(**more: str) -> dict[str, str]:
     rareclass lets waiting threads sleep, which is slow for many small fits: peers keep what their libraries choose.
     """
     env = {
-        **os.environ, "OMP_NUM_THREADS": str(THREADS), "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true", **more,
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": str(THREADS),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        **more,
+    }
     for each in ("PYTHONDONTWRITEBYTECODE", "OMP_WAIT_POLICY"):
         env.pop(each, None)
     return env
@@ -176,9 +203,17 @@ def record(name: str, main: Callable[[list[str]], list[Claim]], arguments: list[
     text = "\n".join(line for line in tee.kept.getvalue().splitlines() if not line.startswith('{"benchmark"'))
     RESULTS.mkdir(exist_ok=True)
     found = {
-        "benchmark": name, "arguments": arguments, "full": full, "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(took, 1), "load": [before, after], "processors": cores, "versions": versions(), "text": text, "claims": claims,
-    }  # fmt: skip
+        "benchmark": name,
+        "arguments": arguments,
+        "full": full,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(took, 1),
+        "load": [before, after],
+        "processors": cores,
+        "versions": versions(),
+        "text": text,
+        "claims": claims,
+    }
     target = RESULTS / f"{name}.json"
     temporary = target.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1))

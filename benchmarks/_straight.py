@@ -1,8 +1,8 @@
 """What one would write without rareclass: one candidate from a Parquet file to a registered model, in a straight line.
 
-Read, split, cross-fit with early stopping, calibrate, tune a threshold, refit, judge with a bootstrap, refit on all rows,
-log and register; pandas, XGBoost, scikit-learn and MLflow, two threads. No checks of the data, no diagnosis, no drift
-reference, no gate, no ledger, no report: what rareclass does besides is what it may cost.
+Read, split, cross-fit with early stopping, calibrate, tune a threshold, refit, judge with a bootstrap, refit on all
+rows, log and register; pandas, XGBoost, scikit-learn and MLflow, two threads. No checks of the data, no diagnosis, no
+drift reference, no gate, no ledger, no report: what rareclass does besides is what it may cost.
 """
 
 from __future__ import annotations
@@ -51,13 +51,24 @@ def parts(frame: pd.DataFrame, y: np.ndarray, settings: dict[str, Any]) -> tuple
     return dev, test, [(dev[train], dev[score]) for train, score in folds]
 
 
-def fit(x: Any, y: Any, types: list[str], params: dict[str, Any], rounds: int, stop: Any = None, patience: int = 0, seed: int = 0) -> Any:  # fmt: skip
+def fit(
+    x: Any,
+    y: Any,
+    types: list[str],
+    params: dict[str, Any],
+    rounds: int,
+    stop: Any = None,
+    patience: int = 0,
+    seed: int = 0,
+) -> Any:
     """One booster; early stopping on AP where there are rows for it."""
     options: dict[str, Any] = {"feature_types": types, "enable_categorical": True, "nthread": 2}
     matrix = xgb.QuantileDMatrix(x, y, max_bin=params["max_bin"], **options)
     evals = [] if stop is None else [(xgb.QuantileDMatrix(*stop, ref=matrix, **options), "stop")]
     settings = {**params, "objective": "binary:logistic", "eval_metric": "aucpr", "nthread": 2, "seed": seed}
-    return xgb.train(settings, matrix, rounds, evals=evals, early_stopping_rounds=patience if evals else None, verbose_eval=False)  # fmt: skip
+    return xgb.train(
+        settings, matrix, rounds, evals=evals, early_stopping_rounds=patience if evals else None, verbose_eval=False
+    )
 
 
 def predict(booster: Any, x: Any) -> np.ndarray:
@@ -97,15 +108,22 @@ def main(file: str) -> None:
         draws.append(average_precision_score(y[test], score, sample_weight=weight))
     low, high = np.percentile(draws, [2.5, 97.5])
     metrics = {
-        "ap": average_precision_score(y[test], score), "ap_low": low, "ap_high": high, "roc_auc": roc_auc_score(y[test], score),
-        "brier": brier_score_loss(y[test], score), "log_loss": log_loss(y[test], score), "threshold": threshold,
-    }  # fmt: skip
+        "ap": average_precision_score(y[test], score),
+        "ap_low": low,
+        "ap_high": high,
+        "roc_auc": roc_auc_score(y[test], score),
+        "brier": brier_score_loss(y[test], score),
+        "log_loss": log_loss(y[test], score),
+        "threshold": threshold,
+    }
     everything = [fit(x, y, types, params, final, seed=seed) for seed in range(settings["seeds"])]
     register(settings, everything, calibrator, metrics, x[:5])
     print(json.dumps({key: float(value) for key, value in metrics.items()}))
 
 
-def register(settings: dict[str, Any], boosters: list[Any], calibrator: Any, metrics: dict[str, float], example: Any) -> None:  # fmt: skip
+def register(
+    settings: dict[str, Any], boosters: list[Any], calibrator: Any, metrics: dict[str, float], example: Any
+) -> None:
     """One MLflow run with a registered pyfunc model."""
     import mlflow
     from mlflow.models import infer_signature
@@ -120,9 +138,12 @@ def register(settings: dict[str, Any], boosters: list[Any], calibrator: Any, met
         mlflow.log_params(settings["params"])
         mlflow.log_metrics({key: float(value) for key, value in metrics.items()})
         mlflow.pyfunc.log_model(
-            name="model", python_model=Model(), signature=infer_signature(example, np.zeros(len(example))),
-            registered_model_name="straight", pip_requirements=["xgboost-cpu", "scikit-learn"],
-        )  # fmt: skip
+            name="model",
+            python_model=Model(),
+            signature=infer_signature(example, np.zeros(len(example))),
+            registered_model_name="straight",
+            pip_requirements=["xgboost-cpu", "scikit-learn"],
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Card transactions with the columns of the Fraud Detection Handbook, made from its description (chapter 3), not its code.
+"""Card transactions with the columns of the Fraud Detection Handbook, made from its description (chapter 3), not its
+code.
 
-Cardholders and terminals lie in a square; a cardholder spends at terminals within reach, with habits of its own. Three kinds
-of fraud: amounts above 220; terminals that are tampered with for 28 days; stolen card data, used for 14 days at a third of
-the card's purchases at five times their amount. The features follow chapter 3 too: what a card did in the last 1, 7 and 30
-days, and how many of a terminal's transactions were fraud in windows that end a label delay before the transaction.
+Cardholders and terminals lie in a square; a cardholder spends at terminals within reach, with habits of its own. Three
+kinds of fraud: amounts above 220; terminals that are tampered with for 28 days; stolen card data, used for 14 days at a
+third of the card's purchases at five times their amount. The features follow chapter 3 too: what a card did in the last
+1, 7 and 30 days, and how many of a terminal's transactions were fraud in windows that end a label delay before the
+transaction.
 """
 
 from __future__ import annotations
@@ -37,10 +39,15 @@ def transactions(cards: int, days: int, seed: int = 0, start: str = "2018-04-01"
     stolen = _struck(rng, cards, days, 3 * cards / 5_000, 14)[card, day] & (rng.random(n) < 1 / 3)
     amount = np.where(stolen, 5 * amount, amount)
     fraud |= stolen
-    frame = pd.DataFrame({
-        TIME: pd.Timestamp(start) + pd.to_timedelta(second, unit="s"), CARD: card, TERMINAL: terminal, AMOUNT: amount,
-        FRAUD: fraud.astype(int),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            TIME: pd.Timestamp(start) + pd.to_timedelta(second, unit="s"),
+            CARD: card,
+            TERMINAL: terminal,
+            AMOUNT: amount,
+            FRAUD: fraud.astype(int),
+        }
+    )
     return features(frame, delay)
 
 

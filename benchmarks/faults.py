@@ -1,9 +1,10 @@
 """Faults that must cost nothing: predictions through a real server, shipper and store while things are killed and lie.
 
-`rareclass serve` runs as a user starts it, clients send batches of rows without pause, and each line of the table is one
-fault that happens in the meantime; then everything is shipped and the store is asked what it has. Answered: rows whose
-answer reached a client with HTTP 200. Lost: answered, not stored. Double: stored more than once. A row that is stored and
-whose answer never arrived is neither. Once over SQLite, once over the machine's own PostgreSQL in a private cluster.
+`rareclass serve` runs as a user starts it, clients send batches of rows without pause, and each line of the table is
+one fault that happens in the meantime; then everything is shipped and the store is asked what it has. Answered: rows
+whose answer reached a client with HTTP 200. Lost: answered, not stored. Double: stored more than once. A row that is
+stored and whose answer never arrived is neither. Once over SQLite, once over the machine's own PostgreSQL in a private
+cluster.
 """
 
 from __future__ import annotations
@@ -73,9 +74,12 @@ class Server:
         paths = {"PYTHONPATH": os.pathsep.join([str(folder), str(TESTS)])}
         with (folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                [str(BIN / "rareclass"), "serve", "-c", str(file)], stdout=subprocess.PIPE, stderr=log, text=True,
+                [str(BIN / "rareclass"), "serve", "-c", str(file)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
                 env=environment(**paths, **more),
-            )  # fmt: skip
+            )
         STARTED.append(self.process)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -110,7 +114,9 @@ class Server:
 
 @dataclass
 class Traffic:
-    """Clients that send without pause until ``wanted`` requests are answered; each id is sent once, or again on purpose."""
+    """Clients that send without pause until ``wanted`` requests are answered; each id is sent once, or again on
+    purpose.
+    """
 
     name: str
     wanted: int
@@ -202,9 +208,14 @@ class Course:
         from rareclass.config import dump, parse
 
         settings = {
-            "http_port": 0, "grpc_port": 0, "metrics_port": 0, "spool": str(spool or self.folder / "spool"), "refresh_seconds": 0.5,
-            "shadows": False, **serve,
-        }  # fmt: skip
+            "http_port": 0,
+            "grpc_port": 0,
+            "metrics_port": 0,
+            "spool": str(spool or self.folder / "spool"),
+            "refresh_seconds": 0.5,
+            "shadows": False,
+            **serve,
+        }
         return parse(
             {**dump(self.base), "store": {"url": self.url}, "serve": settings, "monitor": {"port": 0, "every": "1s"}}
         )
@@ -408,7 +419,11 @@ class Course:
             filler.unlink()
             sent.join()
             server.stop()
-            self.done("the spool's disk is full", sent, note="requests were refused with 503" if refused else "the disk never was full, NOT a test")  # fmt: skip
+            self.done(
+                "the spool's disk is full",
+                sent,
+                note="requests were refused with 503" if refused else "the disk never was full, NOT a test",
+            )
 
     def _count(self) -> None:
         from rareclass.adapters.store import Store
@@ -427,8 +442,16 @@ class Course:
             lost = int((PER_REQUEST - stored).clip(lower=0).sum())
             mine = prefix.isin(names)
             self.lines.append(
-                Line(fault, len(answered) * PER_REQUEST, int(stored.sum()), lost, int((double & mine).sum()), sum(each.errors for each in traffic), note)
-            )  # fmt: skip
+                Line(
+                    fault,
+                    len(answered) * PER_REQUEST,
+                    int(stored.sum()),
+                    lost,
+                    int((double & mine).sum()),
+                    sum(each.errors for each in traffic),
+                    note,
+                )
+            )
 
     def _labels(self) -> None:
         """Early, late, duplicated and corrected labels, imported as files; the last one observed counts."""
@@ -486,10 +509,21 @@ class Course:
             .reindex(expected.index)
         )
         right = int((joined == expected).sum())
-        note = f"{len(early):,} came before their prediction, {len(late):,} 60 days late and twice, {len(corrected):,} corrected twice, {len(stale):,} outdated"
+        note = (
+            f"{len(early):,} came before their prediction, {len(late):,} 60 days late and twice, {len(corrected):,} "
+            f"corrected twice, {len(stale):,} outdated"
+        )
         self.lines.append(
-            Line("labels early, late, duplicated, corrected", len(expected), right, len(expected) - right, double, errors + sent.errors, note)
-        )  # fmt: skip
+            Line(
+                "labels early, late, duplicated, corrected",
+                len(expected),
+                right,
+                len(expected) - right,
+                double,
+                errors + sent.errors,
+                note,
+            )
+        )
 
     @staticmethod
     def _imported(work: Callable[[], Any]) -> int:
@@ -521,9 +555,13 @@ def evaluated(port: int) -> str | None:
 def small_disk(folder: Path) -> Iterator[Path | None]:
     """A file system of 8 MiB; None where it cannot be mounted."""
     folder.mkdir()
-    made = os.getuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
-    ).returncode == 0  # fmt: skip
+    made = (
+        os.getuid() == 0
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     try:
         yield folder if made else None
     finally:
@@ -596,14 +634,27 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
             continue
         table(
             [f"fault ({backend})", "answered", "stored", "lost", "double", "errors seen by the client", ""],
-            [[line.fault, f"{line.answered:,}", f"{line.stored:,}", line.lost, line.double, line.errors, line.note] for line in lines],
-        )  # fmt: skip
+            [
+                [line.fault, f"{line.answered:,}", f"{line.stored:,}", line.lost, line.double, line.errors, line.note]
+                for line in lines
+            ],
+        )
         print()
         answered = sum(line.answered for line in lines)
         for what in ("lost", "double"):
             count = sum(getattr(line, what) for line in lines)
             text = f"{backend}: rows {what} of {answered:,} answered, over all faults"
-            claims.append(claim("faults", text, ours=count, peer=None, goal=0, rule="at most", holds=not any("NOT a test" in line.note for line in lines)))  # fmt: skip
+            claims.append(
+                claim(
+                    "faults",
+                    text,
+                    ours=count,
+                    peer=None,
+                    goal=0,
+                    rule="at most",
+                    holds=not any("NOT a test" in line.note for line in lines),
+                )
+            )
     return announce(claims)
 
 

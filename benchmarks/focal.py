@@ -1,4 +1,5 @@
-"""The focal loss of a user-defined objective against XGBoost's built-in logistic loss: 100 rounds, the same matrix sizes.
+"""The focal loss of a user-defined objective against XGBoost's built-in logistic loss: 100 rounds, the same matrix
+sizes.
 
 Both train through ``learners.fit`` with the same settings and two threads, in turns; the median of the turns counts.
 """
@@ -46,7 +47,10 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         [loss, f"{taken[loss]:.2f}", f"{ranking.average_precision(y, fitted[loss].score(x)):.3f}"] for loss in taken
     ]
     table(["loss", f"s for {options.rounds} rounds of {options.rows:,} x {FEATURES}", "AP on the fitted rows"], lines)
-    text = f"focal loss, {options.rounds} rounds on {options.rows:,} x {FEATURES}: seconds against the built-in logistic loss"
+    text = (
+        f"focal loss, {options.rounds} rounds on {options.rows:,} x {FEATURES}: "
+        "seconds against the built-in logistic loss"
+    )
     return announce([claim("focal", text, ours=taken["focal"], peer=taken["logistic"], goal=GOAL, rule="at most")])
 
 

@@ -1,6 +1,7 @@
 """`rareclass run` against a straight script doing the same steps, and the same pipeline under KFP's local runner.
 
-Both fit one XGBoost with the same settings on the same file: on the flights of the demo, and on rows x 30 random numbers.
+Both fit one XGBoost with the same settings on the same file: on the flights of the demo, and on rows x 30 random
+numbers.
 Each is a process of its own from the command to its end; the smaller of two turns counts. Peak memory is the largest
 resident set of a process, against the table as float32. The straight script is benchmarks/_straight.py.
 """
@@ -52,12 +53,16 @@ def configuration(path: Path, roles: dict[str, Any], folder: Path, rounds: int, 
     """One candidate, finished whatever it takes; everything else of a run as it is."""
     recipe = {"name": "one", "learner": "xgboost", "params": {**PARAMS, "rounds": rounds, "patience": patience}}
     raw = {
-        "name": "bench", "data": {"path": str(path), **{key: value for key, value in roles.items() if value}},
+        "name": "bench",
+        "data": {"path": str(path), **{key: value for key, value in roles.items() if value}},
         # candidate 0 of the plan is always fitted; replaying a recorded plan of one candidate leaves it out
         "search": {"seconds": 3600, "tune": False, "ensemble": "none", "replay": str(folder / "replay.json")},
-        "threshold": {"objective": "f1", "calibration": "isotonic"}, "evaluate": {"bootstraps": BOOTSTRAPS}, "compute": {"threads": 2},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "store": {"url": f"sqlite:///{folder}/store.db"},
-    }  # fmt: skip
+        "threshold": {"objective": "f1", "calibration": "isotonic"},
+        "evaluate": {"bootstraps": BOOTSTRAPS},
+        "compute": {"threads": 2},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "store": {"url": f"sqlite:///{folder}/store.db"},
+    }
     plan = {"seed": 0, "trials": [{"candidate": recipe}]}
     (folder / "replay.json").write_text(json.dumps(plan))
     (folder / "config.json").write_text(json.dumps(raw))
@@ -79,9 +84,15 @@ def pair(name: str, path: Path, roles: dict[str, Any], work: Path, options: argp
         mine = rareclass("run", "-c", config, "--out", folder / "out", "--quiet", cwd=folder)
         summary = json.loads((folder / "out" / "summary.json").read_text())
         settings = {
-            "path": str(path), **roles, "params": PARAMS, "rounds": options.rounds, "patience": options.patience, "bootstraps": BOOTSTRAPS,
-            "tracking": f"sqlite:///{folder}/straight.db", "seeds": seeds_worth("xgboost", rows),
-        }  # fmt: skip
+            "path": str(path),
+            **roles,
+            "params": PARAMS,
+            "rounds": options.rounds,
+            "patience": options.patience,
+            "bootstraps": BOOTSTRAPS,
+            "tracking": f"sqlite:///{folder}/straight.db",
+            "seeds": seeds_worth("xgboost", rows),
+        }
         (folder / "straight.json").write_text(json.dumps(settings))
         theirs = process([sys.executable, Path(__file__).with_name("_straight.py"), folder / "straight.json"], folder)
         peer = json.loads(theirs.output.strip().splitlines()[-1])
@@ -120,7 +131,17 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         width = FEATURES if each["name"] == "numbers" else "demo"
         size = f"{each['rows']:,} x {width}" if each["name"] == "numbers" else f"demo, {each['rows']:,} rows"
         aps = f"{each['summary']['metrics']['ap']:.4f} / {each['straight']['ap']:.4f}"
-        lines.append([size, f"{mine.seconds:.1f}", f"{peer.seconds:.1f}", f"{mine.seconds / peer.seconds:.2f}", f"{mine.peak / 2**20:.0f}", f"{peer.peak / 2**20:.0f}", aps])  # fmt: skip
+        lines.append(
+            [
+                size,
+                f"{mine.seconds:.1f}",
+                f"{peer.seconds:.1f}",
+                f"{mine.seconds / peer.seconds:.2f}",
+                f"{mine.peak / 2**20:.0f}",
+                f"{peer.peak / 2**20:.0f}",
+                aps,
+            ]
+        )
         text = f"rareclass run on {size}: seconds against a straight script of the same steps"
         claims.append(claim("pipeline", text, ours=mine.seconds, peer=peer.seconds, goal=GOAL_TIME, rule="at most"))
     table(

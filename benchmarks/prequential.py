@@ -1,12 +1,14 @@
-"""The Fraud Detection Handbook's protocol: fit on a week, wait a week for its labels, judge on the next; several such folds.
+"""The Fraud Detection Handbook's protocol: fit on a week, wait a week for its labels, judge on the next; several such
+folds.
 
-Transactions of cards that are known to be compromised by then are not judged. Per fold ours, XGBoost as it comes and as it
-came in the handbook, and a random forest are fitted on the same rows; the difference of AP is paired, days are drawn together.
-Without a table, transactions are made (``_transactions.py``). A table of that shape has a time, a card, a target and numeric
-features; with the handbook's own column names nothing else needs to be said.
+Transactions of cards that are known to be compromised by then are not judged. Per fold ours, XGBoost as it comes and as
+it came in the handbook, and a random forest are fitted on the same rows; the difference of AP is paired, days are drawn
+together.
+Without a table, transactions are made (``_transactions.py``). A table of that shape has a time, a card, a target and
+numeric features; with the handbook's own column names nothing else needs to be said.
 
-Published for the handbook's own data (7 days each, 4 folds, mean AP; www.github.com/Fraud-Detection-Handbook): XGBoost with
-exact splits and base_score .5 .687, the same with class weight 100 .630, SMOTE 1:1 .637, undersampling 1:1 .471.
+Published for the handbook's own data (7 days each, 4 folds, mean AP; www.github.com/Fraud-Detection-Handbook): XGBoost
+with exact splits and base_score .5 .687, the same with class weight 100 .630, SMOTE 1:1 .637, undersampling 1:1 .471.
 """
 
 from __future__ import annotations
@@ -72,9 +74,13 @@ def of(frame: pd.DataFrame, when: str, card: str, target: str, drop: list[str]) 
     schema = infer_schema(x)
     cards = pd.factorize(frame[card])[0]
     rows = Rows(
-        schema, encode(x, schema), frame[target].to_numpy(np.int64), np.arange(len(frame), dtype=np.uint64),
-        time=frame[when].to_numpy("datetime64[us]"), entity=cards.astype(np.uint64),
-    )  # fmt: skip
+        schema,
+        encode(x, schema),
+        frame[target].to_numpy(np.int64),
+        np.arange(len(frame), dtype=np.uint64),
+        time=frame[when].to_numpy("datetime64[us]"),
+        entity=cards.astype(np.uint64),
+    )
     day = frame[when].to_numpy("datetime64[D]").astype(np.int64)
     return Table(rows, day - day[0], cards)
 
@@ -104,7 +110,9 @@ def _known(data: Table, start: int, until: int) -> np.ndarray:
 
 
 def ingested(data: Table, fold: Fold) -> Ingested:
-    """Return a fold as training reads it: a quarter of the cards are the validation rows, the next week the test rows."""
+    """Return a fold as training reads it: a quarter of the cards are the validation rows,
+    the next week the test rows.
+    """
     from rareclass.adapters.tables import Ingested
 
     rest = data.card[fold.train] % 4 == 0
@@ -113,7 +121,9 @@ def ingested(data: Table, fold: Fold) -> Ingested:
 
 
 def handbook_xgboost(config: Any, ingested: Ingested, dev: Rows, seconds: float, seed: int) -> FloatArray:
-    """The handbook's strongest model without tuning: XGBoost with the defaults of its time, exact splits and base score 1/2."""
+    """The handbook's strongest model without tuning: XGBoost with the defaults of its time, exact splits and base score
+    1/2.
+    """
     from xgboost import XGBClassifier
 
     model = XGBClassifier(tree_method="exact", base_score=0.5, n_jobs=THREADS, random_state=seed)
@@ -175,9 +185,12 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     from rareclass.services.training import steps
 
     raw = {
-        "name": "prequential", "data": {"path": "none.parquet", "target": "y", "entity": "card"}, "split": {"kind": "grouped"},
-        "search": {"seconds": 0.6 * seconds}, "compute": {"threads": THREADS},
-    }  # fmt: skip
+        "name": "prequential",
+        "data": {"path": "none.parquet", "target": "y", "entity": "card"},
+        "split": {"kind": "grouped"},
+        "search": {"seconds": 0.6 * seconds},
+        "compute": {"threads": THREADS},
+    }
     config = settings.parse(raw)
     methods: dict[str, Callable[..., FloatArray]] = {
         OURS: ours,
@@ -223,7 +236,10 @@ def measure(data: Table, parts: list[Fold], seconds: float) -> list[Claim]:
     for at, peer in list(enumerate(methods))[1:]:
         gains = np.mean([each[0] - each[at] for each in draws], axis=0)
         low, high = np.quantile(gains, (0.025, 0.975))
-        text = f"mean AP of {len(parts)} folds against {peer}: difference {mean[OURS] - mean[peer]:+.4f} [{low:+.4f}, {high:+.4f}]"
+        text = (
+            f"mean AP of {len(parts)} folds against {peer}: difference {mean[OURS] - mean[peer]:+.4f} [{low:+.4f}, "
+            f"{high:+.4f}]"
+        )
         said.append(claim("prequential", text, ours=mean[OURS], peer=mean[peer], goal=1.0, rule="at least"))
     return announce(said)
 

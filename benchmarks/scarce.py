@@ -2,8 +2,9 @@
 
     python -m benchmarks scarce [--seeds N] [--rows N] [DIR ...]
 
-DIR : as `quality` takes them; without any, the sets that packages ship. Half of a set (at random, stratified) is the test;
-of the other half, k rows of the rare class and at most ``--rows`` others are what is known. Every method sees the same.
+DIR : as `quality` takes them; without any, the sets that packages ship. Half of a set (at random, stratified) is the
+test; of the other half, k rows of the rare class and at most ``--rows`` others are what is known. Every method sees the
+same.
 A method that needs more rows of the rare class than there are is left out of that k.
 """
 
@@ -46,9 +47,12 @@ def weighted_xgboost(known: Rows, test: Rows, seed: int) -> FloatArray:
 
     types = ["c" if each else "q" for each in known.schema.categorical]
     model = XGBClassifier(
-        n_jobs=THREADS, random_state=seed, enable_categorical=True, feature_types=types,
+        n_jobs=THREADS,
+        random_state=seed,
+        enable_categorical=True,
+        feature_types=types,
         scale_pos_weight=(len(known) - known.positives) / known.positives,
-    )  # fmt: skip
+    )
     return np.asarray(model.fit(known.x, known.y).predict_proba(test.x)[:, 1], dtype=np.float64)
 
 
@@ -118,16 +122,26 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         if not found:
             continue
         sets = sorted({name for name, _ in found})
-        means = {m: [np.mean([ap[m] for name, ap in found if name == each and m in ap] or [np.nan]) for each in sets] for m in METHODS}  # fmt: skip
+        means = {
+            m: [np.mean([ap[m] for name, ap in found if name == each and m in ap] or [np.nan]) for each in sets]
+            for m in METHODS
+        }
         lines.append([k, len(sets), *("-" if np.isnan(np.mean(v)) else f"{np.mean(v):.3f}" for v in means.values())])
         gains = np.array(means["jitter + XGBoost"]) - np.array(means["default XGBoost"])
         low, high = _interval(gains)
         claims.append(
             claim(
-                "scarce", f"mean AP of jitter less that of default XGBoost at {k} positives, {len(sets)} sets [{low:+.3f}, {high:+.3f}]",
-                ours=float(gains.mean()), peer=None, goal=GOALS[k], rule="at least",
+                "scarce",
+                (
+                    f"mean AP of jitter less that of default XGBoost at {k} positives, {len(sets)} sets [{low:+.3f}, "
+                    f"{high:+.3f}]"
+                ),
+                ours=float(gains.mean()),
+                peer=None,
+                goal=GOALS[k],
+                rule="at least",
             )
-        )  # fmt: skip
+        )
     table(["positives", "sets", *METHODS], lines)
     return announce(claims)
 

@@ -2,9 +2,10 @@
 
 One model (30 features, 300 trees of depth 6), one and 100 rows in an FP32 tensor, 1 and 16 clients. Each server is a
 process of its own; they take turns in short rounds, so that all of them see the same machine, and the median round
-counts. MLServer runs in a virtual environment of its own, which the first run makes (``--mlserver`` names another). A row of
-plain starlette on uvicorn answering a constant shows what is left to win. The order changes from round to round, and after each turn of ours the next one waits until the log is in the
-store, so that nobody pays for another's backlog. The clients are asyncio connections that send the next request when they have the whole answer.
+counts. MLServer runs in a virtual environment of its own, which the first run makes (``--mlserver`` names another). A
+row of plain starlette on uvicorn answering a constant shows what is left to win. The order changes from round to round,
+and after each turn of ours the next one waits until the log is in the store, so that nobody pays for another's backlog.
+The clients are asyncio connections that send the next request when they have the whole answer.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Bare(MLModel):
         score = self.model.score(x)
         outputs = [NumpyCodec.encode_output("score", score), NumpyCodec.encode_output("decision", self.model.decide(score).astype("int64"))]
         return InferenceResponse(model_name=self.name, outputs=outputs)
-'''
+'''  # noqa: E501
 
 
 PYFUNC = '''
@@ -165,7 +166,10 @@ class Peer(NamedTuple):
 
 async def _client(port: int, path: str, content: bytes, until: float, taken: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        f"{len(content)}\r\n\r\n"
+    )
     request = head.encode() + content
     while (began := time.perf_counter()) < until:
         writer.write(request)
@@ -275,9 +279,13 @@ def mlserver(python: Path, name: str, folder: Path, implementation: str, uri: st
     (folder / "bare.py").write_text(BARE)
     http_port, grpc_port, metrics_port = _free()
     settings = {
-        "debug": False, "parallel_workers": 0, "host": "127.0.0.1", "http_port": http_port, "grpc_port": grpc_port,
+        "debug": False,
+        "parallel_workers": 0,
+        "host": "127.0.0.1",
+        "http_port": http_port,
+        "grpc_port": grpc_port,
         "metrics_port": metrics_port,
-    }  # fmt: skip
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     model = {"name": "bench", "implementation": implementation, "parameters": {"uri": uri, **parameters}}
     (folder / "model-settings.json").write_text(json.dumps(model))
@@ -299,13 +307,21 @@ def ours(name: str, folder: Path, model: Any, shadows: bool) -> Iterator[Peer]:
     folder.mkdir()
     http_port, grpc_port, metrics_port = _free()
     serve = {
-        "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port, "spool": str(folder / "spool"),
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "spool": str(folder / "spool"),
         "shadows": shadows,
-    }  # fmt: skip
-    config = parse({
-        "name": "bench", "data": {"path": "none.parquet", "target": "y"}, "store": {"url": f"sqlite:///{folder}/store.db"},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "serve": serve,
-    })  # fmt: skip
+    }
+    config = parse(
+        {
+            "name": "bench",
+            "data": {"path": "none.parquet", "target": "y"},
+            "store": {"url": f"sqlite:///{folder}/store.db"},
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+            "serve": serve,
+        }
+    )
     now = datetime.now(UTC)
     tracker = Tracker(config.tracking.uri, "bench")
     for version in (1, 2):
@@ -349,8 +365,11 @@ def measure(
 
         (root / "wrapped.py").write_text(PYFUNC)
         mlflow.pyfunc.save_model(
-            root / "pyfunc", python_model=str(root / "wrapped.py"), artifacts={"model": str(root / "model")}, pip_requirements=[]
-        )  # fmt: skip
+            root / "pyfunc",
+            python_model=str(root / "wrapped.py"),
+            artifacts={"model": str(root / "model")},
+            pip_requirements=[],
+        )
         runtime, uri = "mlserver_mlflow.MLflowRuntime", str(root / "pyfunc")
         peers["mlserver-mlflow"] = stack.enter_context(
             mlserver(python, "mlflow", root / "mlflow", runtime, uri, content_type="np")
@@ -417,10 +436,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         for (rows, _), case in zip(CASES, cases, strict=True):
             goal = goals[rows]
             mine, peer = table[name][case]["rps"], table["bare MLServer"][case]["rps"]
-            claims.append({
-                "benchmark": "serving", "claim": f"{name}: requests/s against bare MLServer, {case} rows x clients",
-                "ours": round(mine, 1), "peer": round(peer, 1), "ratio": round(mine / peer, 3), "goal": goal, "met": mine / peer >= goal,
-            })  # fmt: skip
+            claims.append(
+                {
+                    "benchmark": "serving",
+                    "claim": f"{name}: requests/s against bare MLServer, {case} rows x clients",
+                    "ours": round(mine, 1),
+                    "peer": round(peer, 1),
+                    "ratio": round(mine / peer, 3),
+                    "goal": goal,
+                    "met": mine / peer >= goal,
+                }
+            )
     for claim in claims:
         print(json.dumps(claim))
     return claims

@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
                 mine.append(rareclass("diagnose", f"rows.{kind}", "--target", "y", cwd=work).seconds)
             ours, peer = statistics.median(mine), statistics.median(theirs)
             lines.append([f"diagnose {kind}", f"{ours:.2f}", f"{peer:.2f}", f"{ours / peer:.2f}x"])
-            text = f"seconds of diagnose on {options.rows:,} x {FEATURES} rows of {kind} against reading the file with pandas"
+            text = (
+                f"seconds of diagnose on {options.rows:,} x {FEATURES} rows of {kind} against reading the file with "
+                "pandas"
+            )
             claims.append(claim("start", text, ours=ours, peer=peer, goal=GOAL_DIAGNOSE, rule="at most"))
     table(["command", "ours s", "reading s", ""], lines)
     return announce(claims)

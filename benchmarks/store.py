@@ -42,9 +42,15 @@ def batch(first: int, rows: int, total: int) -> pd.DataFrame:
     ts = START + index * (DAYS * 86_400_000_000 // total)
     frame = pd.DataFrame({"model": "m", "request_id": ids, "row": 0, "ts": ts, "version": "1"})
     return frame.assign(
-        operating_point="default", threshold=0.5, score=score, decision=(score > 0.5).astype(int), weight=1.0,
-        propensity=1.0, entity=None, features='{"amount":1.5,"hour":12.0,"country":"x"}',
-    )  # fmt: skip
+        operating_point="default",
+        threshold=0.5,
+        score=score,
+        decision=(score > 0.5).astype(int),
+        weight=1.0,
+        propensity=1.0,
+        entity=None,
+        features='{"amount":1.5,"hour":12.0,"country":"x"}',
+    )
 
 
 @contextmanager
@@ -111,10 +117,14 @@ def measure(url: str, total: int, rounds: int) -> dict[str, float]:
                 peer_insert.append(BATCH / timed(work)[0])
     engine.dispose()
     return {
-        "insert": total / spent, "insert_peer": float(np.median(peer_insert)), "again": BATCH / again,
-        "labels": len(labels) / label_seconds, "read": float(np.median(ours)), "read_peer": float(np.median(theirs)),
+        "insert": total / spent,
+        "insert_peer": float(np.median(peer_insert)),
+        "again": BATCH / again,
+        "labels": len(labels) / label_seconds,
+        "read": float(np.median(ours)),
+        "read_peer": float(np.median(theirs)),
         "window": len(window),
-    }  # fmt: skip
+    }
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -131,14 +141,16 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         else:
             found["PostgreSQL"] = measure(url, options.rows, options.rounds)
     print(
-        f"| {options.rows:,} stored rows | rows/s in (to_sql) | the same rows again/s | labels/s | rows of the window | window read s (read_sql) |"
+        f"| {options.rows:,} stored rows | rows/s in (to_sql) | the same rows again/s | labels/s | rows of the window "
+        "| window read s (read_sql) |"
     )
     print("|---|---|---|---|---|---|")
     claims = []
     for name, f in found.items():
         read = f"{f['read']:.2f} ({f['read_peer']:.2f})"
         print(
-            f"| {name} | {f['insert']:,.0f} ({f['insert_peer']:,.0f}) | {f['again']:,.0f} | {f['labels']:,.0f} | {f['window']:,.0f} | {read} |"
+            f"| {name} | {f['insert']:,.0f} ({f['insert_peer']:,.0f}) | {f['again']:,.0f} | {f['labels']:,.0f} | "
+            f"{f['window']:,.0f} | {read} |"
         )
         for claim, ours, peer, ratio in (
             (f"{name}: rows/s in", f["insert"], f["insert_peer"], f["insert"] / f["insert_peer"]),
@@ -149,10 +161,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 f["read_peer"] / f["read"],
             ),
         ):
-            claims.append({
-                "benchmark": "store", "claim": claim, "ours": round(ours, 3), "peer": round(peer, 3),
-                "ratio": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL,
-            })  # fmt: skip
+            claims.append(
+                {
+                    "benchmark": "store",
+                    "claim": claim,
+                    "ours": round(ours, 3),
+                    "peer": round(peer, 3),
+                    "ratio": round(ratio, 3),
+                    "goal": GOAL,
+                    "met": ratio >= GOAL,
+                }
+            )
     for claim in claims:
         print(json.dumps(claim))
     return claims

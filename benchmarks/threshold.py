@@ -1,8 +1,8 @@
 """Exact threshold with an interval against scikit-learn's tuner of 100 cut-offs.
 
 Ours looks at every distinct score and at 200 bootstrap resamples; the peer, TunedThresholdClassifierCV(cv="prefit",
-thresholds=100), looks at 100 cut-offs and at no resample. The scores are given on both sides; the peer's classifier only
-hands them on. Afterwards both cut-offs are judged by the same function on the same rows.
+thresholds=100), looks at 100 cut-offs and at no resample. The scores are given on both sides; the peer's classifier
+only hands them on. Afterwards both cut-offs are judged by the same function on the same rows.
 """
 
 from __future__ import annotations
@@ -61,8 +61,13 @@ def peer_threshold(y: np.ndarray, score: np.ndarray, metric: Callable[[Any, Any]
 
     x = score[:, None]
     tuner = TunedThresholdClassifierCV(
-        Given().fit(x, y), scoring=make_scorer(metric), response_method="predict_proba", thresholds=100, cv="prefit", refit=False
-    )  # fmt: skip
+        Given().fit(x, y),
+        scoring=make_scorer(metric),
+        response_method="predict_proba",
+        thresholds=100,
+        cv="prefit",
+        refit=False,
+    )
     return float(tuner.fit(x, y).best_threshold_)
 
 
@@ -97,12 +102,30 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
         mine, theirs = turns({"ours": ours}, 3)["ours"], seconds(peer)
         value = {name: metric(y, (score >= cut).astype(np.int64)) for name, cut in found.items()}
         lines.append(
-            [objective, f"{mine:.2f}", f"{theirs:.1f}", f"{theirs / mine:.0f}x", f"{value['ours']:.5f}", f"{value['peer']:.5f}"]
-        )  # fmt: skip
-        text = f"{objective}: seconds for the exact cut-off and {options.bootstraps} bootstraps of {options.rows:,} rows, never worse than TunedThresholdClassifierCV's"
+            [
+                objective,
+                f"{mine:.2f}",
+                f"{theirs:.1f}",
+                f"{theirs / mine:.0f}x",
+                f"{value['ours']:.5f}",
+                f"{value['peer']:.5f}",
+            ]
+        )
+        text = (
+            f"{objective}: seconds for the exact cut-off and {options.bootstraps} bootstraps of {options.rows:,} "
+            "rows, never worse than TunedThresholdClassifierCV's"
+        )
         claims.append(
-            claim("threshold", text, ours=mine, peer=theirs, goal=GOAL, rule="faster", holds=value["ours"] >= value["peer"])
-        )  # fmt: skip
+            claim(
+                "threshold",
+                text,
+                ours=mine,
+                peer=theirs,
+                goal=GOAL,
+                rule="faster",
+                holds=value["ours"] >= value["peer"],
+            )
+        )
     table(["objective", "ours s", "scikit-learn s", "faster", "our value", "scikit-learn's value"], lines)
     return announce(claims)
 

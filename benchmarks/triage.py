@@ -132,10 +132,21 @@ def stream(made: World, cause: str, seed: int) -> tuple[pd.DataFrame, np.ndarray
     observed = ts + pd.to_timedelta(rng.uniform(0.2, 6.8, n), unit="D")
     if cause == "labels stop":
         y = np.where(observed > pd.Timestamp(START) + pd.Timedelta(days=SINCE), np.nan, y)
-    frame = pd.DataFrame({
-        "request_id": np.arange(n), "row": 0, "ts": ts, "version": "1", "score": score, "decision": (score >= made.threshold).astype(int),
-        "weight": 1.0, "propensity": 1.0, "label": y, "label_observed_at": observed.where(~np.isnan(y)), "unknown": unknown,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "request_id": np.arange(n),
+            "row": 0,
+            "ts": ts,
+            "version": "1",
+            "score": score,
+            "decision": (score >= made.threshold).astype(int),
+            "weight": 1.0,
+            "propensity": 1.0,
+            "label": y,
+            "label_observed_at": observed.where(~np.isnan(y)),
+            "unknown": unknown,
+        }
+    )
     return frame[keep].reset_index(drop=True), x[keep]
 
 
@@ -240,19 +251,28 @@ def run(seeds: int = 3, quiet_streams: int = 12, every: int = 2) -> dict[str, An
     )
     months = quiet_days / 30.4
     print(
-        f"quiet: {quiet_alarms} false alarms in {months:.1f} months; retrains on broken data: {retrained_broken}; {time.perf_counter() - started:.0f} s"
+        f"quiet: {quiet_alarms} false alarms in {months:.1f} months; retrains on broken data: {retrained_broken}; "
+        f"{time.perf_counter() - started:.0f} s"
     )
     share = right / total
     return {
-        "benchmark": "triage", "claim": "share of streams with the right verdict, peer: retrain on PSI > .2 or AP down a fifth",
-        "ours": round(share, 3), "peer": round(naive_right / total, 3), "ratio": round(share / max(naive_right / total, 1e-9), 2), "goal": GOAL,
+        "benchmark": "triage",
+        "claim": "share of streams with the right verdict, peer: retrain on PSI > .2 or AP down a fifth",
+        "ours": round(share, 3),
+        "peer": round(naive_right / total, 3),
+        "ratio": round(share / max(naive_right / total, 1e-9), 2),
+        "goal": GOAL,
         "met": bool(share >= GOAL and retrained_broken == 0 and quiet_alarms <= max(1, months / 24)),
-        "false_alarms": quiet_alarms, "quiet_months": round(months, 1), "retrains_on_broken_data": retrained_broken,
-    }  # fmt: skip
+        "false_alarms": quiet_alarms,
+        "quiet_months": round(months, 1),
+        "retrains_on_broken_data": retrained_broken,
+    }
 
 
 def _play(made: World, frame: pd.DataFrame, x: np.ndarray, every: int) -> tuple[int, str, int, str, set[str]]:
-    """Return (false alarms before the cause, first verdict after it, days to it, what the usual rules do, all verdicts)."""
+    """Return (false alarms before the cause, first verdict after it, days to it, what the usual rules do, all
+    verdicts).
+    """
     before = [day for day in range(42, SINCE, every) if judge(made, frame, x, day)[0].verdict != "nothing"]
     first, delay, naive, every_verdict = "nothing", -1, "nothing", set()
     for day in range(SINCE + 1, DAYS + 1, every):

@@ -2,9 +2,9 @@
 
     python tests/recompute.py OUT        # the folder of a finished `rareclass run`
 
-Nothing of rareclass is imported. Every number of summary.json and run.json is either computed anew and compared, or listed in
-NOT_FROM_SCORES with the reason why scored rows cannot tell it. Values have to agree to 1e-9; ends of intervals have to lie
-where another bootstrap with other draws puts them.
+Nothing of rareclass is imported. Every number of summary.json and run.json is either computed anew and compared, or
+listed in NOT_FROM_SCORES with the reason why scored rows cannot tell it. Values have to agree to 1e-9; ends of
+intervals have to lie where another bootstrap with other draws puts them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ NOT_FROM_SCORES = {
     r"summary\.prequential\..*": "fits of their own, one before each window",
     r"gate\.numbers\..*\.bound": "what was asked for",
     r"points\..*\.(low|high)|summary\.operating_points\.[^.]*\.(low|high)": "thresholds tuned on each resample",
-    r".*operating_points\..*\.crossfitted\..*|points\..*\.crossfitted\..*": "thresholds tuned again without the rows they are judged on",
+    r".*operating_points\..*\.crossfitted\..*|points\..*\.crossfitted\..*": (
+        "thresholds tuned again without the rows they are judged on"
+    ),
     r"champion_metrics\..*threshold|summary\.champion_metrics\..*threshold": "the champion's own",
 }
 DRAWS = 200
@@ -63,9 +65,16 @@ class Check:
         self.interval(path, said["low"], said["high"], draws, own=own, positives=rows["label"].sum())
 
     def interval(
-        self, path: str, low: float | None, high: float | None, draws: np.ndarray, sep: str = ".", *,
-        own: float | None = None, positives: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        low: float | None,
+        high: float | None,
+        draws: np.ndarray,
+        sep: str = ".",
+        *,
+        own: float | None = None,
+        positives: float | None = None,
+    ) -> None:
         self.seen |= {f"{path}{sep}low", f"{path}{sep}high"}
         finite = draws[np.isfinite(draws)]
         if low is None or high is None:
@@ -87,7 +96,9 @@ BOUNDED = ("ap", "roc_auc", "f1", "f2", "gmean", "balanced_accuracy", "macro_pre
 
 
 def ends(name: str, draws: np.ndarray, own: float | None, positives: float | None) -> tuple[float, float]:
-    """Ends of an interval from other draws: Wilson's for a share, on the log-odds for what lies between 0 and 1, else percentiles."""
+    """Ends of an interval from other draws: Wilson's for a share, on the log-odds for what lies between 0 and 1, else
+    percentiles.
+    """
     spread = draws.std(ddof=1)
     if own is not None and 0 < own < 1 and spread > 0:
         if name in SHARES:
@@ -176,13 +187,25 @@ def decisions(y: np.ndarray, flag: np.ndarray, weight: np.ndarray, miss: np.ndar
     f2 = zero(share(5 * tp, 5 * tp + 4 * fn + fp)) if tp + fn else np.nan
     scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return {
-        "precision": precision, "recall": recall, "specificity": specificity, "f1": f1, "f2": f2, "mcc": zero(share(tp * tn - fp * fn, scale)),
-        "gmean": np.sqrt(recall * specificity), "balanced_accuracy": (recall + specificity) / 2,
-        "macro_precision": (zero(precision) + zero(share(tn, tn + fn))) / 2, "macro_recall": (zero(recall) + zero(specificity)) / 2,
-        "macro_f1": (zero(f1) + other) / 2, "micro_f1": (tp + tn) / (tp + fp + fn + tn),
-        "tp": tp, "fp": fp, "fn": fn, "tn": tn, "alerts": tp + fp,
+        "precision": precision,
+        "recall": recall,
+        "specificity": specificity,
+        "f1": f1,
+        "f2": f2,
+        "mcc": zero(share(tp * tn - fp * fn, scale)),
+        "gmean": np.sqrt(recall * specificity),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "macro_precision": (zero(precision) + zero(share(tn, tn + fn))) / 2,
+        "macro_recall": (zero(recall) + zero(specificity)) / 2,
+        "macro_f1": (zero(f1) + other) / 2,
+        "micro_f1": (tp + tn) / (tp + fp + fn + tn),
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "alerts": tp + fp,
         "cost": (weight * np.where(flag, np.where(y == 0, alarm, 0), np.where(y == 1, miss, 0))).sum(),
-    }  # fmt: skip
+    }
 
 
 def agree_with_scikit_learn(
@@ -190,13 +213,23 @@ def agree_with_scikit_learn(
 ) -> None:
     """Hold the decision metrics against scikit-learn's own functions."""
     given: dict[str, Callable[..., float]] = {
-        "precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score, "mcc": sk.matthews_corrcoef, "balanced_accuracy": sk.balanced_accuracy_score,
+        "precision": sk.precision_score,
+        "recall": sk.recall_score,
+        "f1": sk.f1_score,
+        "mcc": sk.matthews_corrcoef,
+        "balanced_accuracy": sk.balanced_accuracy_score,
         "f2": lambda a, b, sample_weight: sk.fbeta_score(a, b, beta=2, sample_weight=sample_weight, zero_division=0),
-        "macro_f1": lambda a, b, sample_weight: sk.f1_score(a, b, average="macro", sample_weight=sample_weight, zero_division=0),
-        "macro_precision": lambda a, b, sample_weight: sk.precision_score(a, b, average="macro", sample_weight=sample_weight, zero_division=0),
-        "macro_recall": lambda a, b, sample_weight: sk.recall_score(a, b, average="macro", sample_weight=sample_weight, zero_division=0),
+        "macro_f1": lambda a, b, sample_weight: sk.f1_score(
+            a, b, average="macro", sample_weight=sample_weight, zero_division=0
+        ),
+        "macro_precision": lambda a, b, sample_weight: sk.precision_score(
+            a, b, average="macro", sample_weight=sample_weight, zero_division=0
+        ),
+        "macro_recall": lambda a, b, sample_weight: sk.recall_score(
+            a, b, average="macro", sample_weight=sample_weight, zero_division=0
+        ),
         "micro_f1": lambda a, b, sample_weight: sk.f1_score(a, b, average="micro", sample_weight=sample_weight),
-    }  # fmt: skip
+    }
     for name, function in given.items():
         if said[name]["value"] is not None:
             check.same(f"{path}.{name}.value", said[name]["value"], function(y, flag, sample_weight=weight))
@@ -277,7 +310,13 @@ def judged(check: Check, details: Mapping[str, Any], test: Rows) -> None:
                 check.estimate(f"{path}.{metric}", said[metric], own, draws[metric], test.frame)
     rescued = (y == 1) & (score < 0.5) & (score >= thresholds[evaluation["primary"]])
     exact, draws = test.both(lambda weight: {"found": (weight * rescued).sum()})
-    check.estimate("evaluation.untuned.missed_but_tuned_finds", evaluation["untuned"]["missed_but_tuned_finds"], exact["found"], draws["found"], test.frame)  # fmt: skip
+    check.estimate(
+        "evaluation.untuned.missed_but_tuned_finds",
+        evaluation["untuned"]["missed_but_tuned_finds"],
+        exact["found"],
+        draws["found"],
+        test.frame,
+    )
     for name, threshold in evaluation["thresholds"].items():
         check.same(f"evaluation.thresholds.{name}", threshold, details["points"][name]["value"])
     counts = evaluation["counts"]
@@ -297,9 +336,13 @@ def money(check: Check, said: Mapping[str, Any], test: Rows, details: Mapping[st
             float((weight * each).sum()) for each in (np.where(flag, alarm, miss), miss, alarm)
         )
         return {
-            "cost": cost, "cost_nothing": nothing, "cost_everything": everything, "saving_vs_nothing": nothing - cost,
-            "saving_vs_everything": everything - cost, "per_1000_rows": 1000 * cost / weight.sum(),
-        }  # fmt: skip
+            "cost": cost,
+            "cost_nothing": nothing,
+            "cost_everything": everything,
+            "saving_vs_nothing": nothing - cost,
+            "saving_vs_everything": everything - cost,
+            "per_1000_rows": 1000 * cost / weight.sum(),
+        }
 
     exact, draws = test.both(spent)
     for name, own in exact.items():
@@ -322,7 +365,9 @@ def curves_lie_on(
 
 
 def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
-    """Points of the curves lie on scikit-learn's curves; bins of the calibration and the trade-off are computed anew."""
+    """Points of the curves lie on scikit-learn's curves;
+    bins of the calibration and the trade-off are computed anew.
+    """
     evaluation, y, score = details["evaluation"], test.label, test.score
     curves_lie_on(check, "evaluation.curves", evaluation["curves"], y, score, test.weight)
     rare = score[y == 1]
@@ -333,11 +378,18 @@ def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
         inside = where == place
         weight = test.weight[inside]
         rate, size, z = np.average(y[inside], weights=weight), weight.sum(), 1.959963984540054
-        middle, half = (rate + z * z / (2 * size)) / (1 + z * z / size), z / (1 + z * z / size) * np.sqrt(rate * (1 - rate) / size + z * z / (4 * size**2))  # fmt: skip
+        middle, half = (
+            (rate + z * z / (2 * size)) / (1 + z * z / size),
+            z / (1 + z * z / size) * np.sqrt(rate * (1 - rate) / size + z * z / (4 * size**2)),
+        )
         expected = {
-            "rows": inside.sum(), "positives": y[inside].sum(), "mean_score": np.average(score[inside], weights=weight), "rate": rate,
-            "rate_low": 0 if rate == 0 else middle - half, "rate_high": 1 if rate == 1 else middle + half,
-        }  # fmt: skip
+            "rows": inside.sum(),
+            "positives": y[inside].sum(),
+            "mean_score": np.average(score[inside], weights=weight),
+            "rate": rate,
+            "rate_low": 0 if rate == 0 else middle - half,
+            "rate_high": 1 if rate == 1 else middle + half,
+        }
         for name, value in expected.items():
             check.same(f"evaluation.calibration.{k}.{name}", each[name], value)
     found = details["tradeoff"]
@@ -345,7 +397,14 @@ def pictures(check: Check, details: Mapping[str, Any], test: Rows) -> None:
     days = 1.0 if np.isnan(days) else days
     for k, cut in enumerate(found["threshold"]):
         flag = score >= cut
-        exact, draws = test.both(lambda weight, flag=flag: {"cost": (weight * np.where(flag, np.where(y == 0, test.cost_of_alarm, 0), np.where(y == 1, test.cost_of_miss, 0))).sum()})  # type: ignore[misc] # fmt: skip
+        exact, draws = test.both(
+            lambda weight, flag=flag: {
+                "cost": (
+                    weight
+                    * np.where(flag, np.where(y == 0, test.cost_of_alarm, 0), np.where(y == 1, test.cost_of_miss, 0))
+                ).sum()
+            }
+        )  # type: ignore[misc]
         check.same(f"tradeoff.threshold.{k}", np.min(np.abs(score - cut)), 0.0)
         check.same(f"tradeoff.cost.{k}", found["cost"][k], exact["cost"])
         check.same(f"tradeoff.alerts.{k}", found["alerts"][k], test.weight[flag].sum() / days)
@@ -363,15 +422,18 @@ def slices(check: Check, said: list[dict[str, Any]], test: Rows, details: Mappin
         check.same(f"evaluation.slices.{k}.rows", each["rows"], len(y))
         check.same(f"evaluation.slices.{k}.positives", each["positives"], y.sum())
         exact, draws = part.both(
-            lambda weight, part=part, y=y, flag=flag: {**ranking(y, part.score, weight), **decisions(y, flag, weight, part.cost_of_miss, part.cost_of_alarm)}  # type: ignore[misc]
-        )  # fmt: skip
+            lambda weight, part=part, y=y, flag=flag: {
+                **ranking(y, part.score, weight),
+                **decisions(y, flag, weight, part.cost_of_miss, part.cost_of_alarm),
+            }  # type: ignore[misc]
+        )
         for name in ("ap", "recall", "precision"):
             check.estimate(f"evaluation.slices.{k}.{name}", each[name], exact[name], draws[name], part.frame)
 
 
 def best_of_days(check: Check, said: Mapping[str, Any], test: Rows, details: Mapping[str, Any]) -> None:
-    """Precision of the best k rows of a day; where only a share of its rows was scored, of that share of k, less half of
-    what is left out of one row."""
+    """Precision of the best k rows of a day; where only a share of its rows was scored, of that share of k, less half
+    of what is left out of one row."""
     by_time = details["data_card"]["split"]["kind"] == "time"
     share = 1.0 if by_time else details["config"]["split"]["test"]
     for k, each in said.items():
@@ -423,7 +485,11 @@ def tried(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
         )
         if (advice["answer"] == "yes") != (low > 0):
             check.wrong.append(f"summary.should_resample: '{advice['answer']}' beside an interval from {low}")
-    resampled_names = [each["candidate"]["name"] for each in details["trials"]["trials"] if each["complete"] and each["candidate"]["resample"]]  # fmt: skip
+    resampled_names = [
+        each["candidate"]["name"]
+        for each in details["trials"]["trials"]
+        if each["complete"] and each["candidate"]["resample"]
+    ]
     check.same("summary.should_resample.compared", advice["compared"], len(resampled_names))
 
 
@@ -447,7 +513,9 @@ def tuned(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
     for name, point in details["points"].items():
         path, flag = f"points.{name}", score >= point["value"]
         check.seen.add(f"{path}.value")
-        exact, draws = heldout.both(lambda w, flag=flag: decisions(y, flag, w, heldout.cost_of_miss, heldout.cost_of_alarm))  # type: ignore[misc] # fmt: skip
+        exact, draws = heldout.both(
+            lambda w, flag=flag: decisions(y, flag, w, heldout.cost_of_miss, heldout.cost_of_alarm)
+        )  # type: ignore[misc]
         exact["precision"] = np.nan_to_num(exact["precision"])
         for metric in ("precision", "recall"):
             check.estimate(f"{path}.{metric}", point[metric], exact[metric], draws[metric], heldout.frame)
@@ -456,7 +524,13 @@ def tuned(check: Check, details: Mapping[str, Any], heldout: Rows) -> None:
         if sign is None:
             check.seen |= {f"{path}.objective_value.{each}" for each in ("value", "low", "high", "positives", "rows")}
             continue
-        check.estimate(f"{path}.objective_value", point["objective_value"], exact[point["objective"]], draws[point["objective"]], heldout.frame)  # fmt: skip
+        check.estimate(
+            f"{path}.objective_value",
+            point["objective_value"],
+            exact[point["objective"]],
+            draws[point["objective"]],
+            heldout.frame,
+        )
         best = max(
             sign * decisions(y, score >= cut, weight, heldout.cost_of_miss, heldout.cost_of_alarm)[point["objective"]]
             for cut in [np.inf, *np.unique(score)]
@@ -477,7 +551,10 @@ def champion(check: Check, details: Mapping[str, Any], test: Rows) -> None:
 
     def compared(weight: np.ndarray) -> Numbers:
         old, new = (ranking(part.label, s, weight)["ap"] for s in (part.champion_score, part.score))
-        own, other = (decisions(part.label, flag, weight, part.cost_of_miss, part.cost_of_alarm)["cost"] for flag in (ours, theirs))  # fmt: skip
+        own, other = (
+            decisions(part.label, flag, weight, part.cost_of_miss, part.cost_of_alarm)["cost"]
+            for flag in (ours, theirs)
+        )
         return {"ap": old, "difference": new - old, "ours": new, "loss": 1 - new / old, "cost": own - other}
 
     exact, draws = part.both(compared)
@@ -521,11 +598,17 @@ def cross_fitted(check: Check, details: Mapping[str, Any], frame: pd.DataFrame) 
             nothing = float((weight * y * inside.cost_of_miss).sum())
             everything = float((weight * (1 - y) * inside.cost_of_alarm).sum())
             found = {
-                "ap": ranking(y, score, weight)["ap"], "mean_score_ratio": (weight * score).sum() / (weight * y).sum(),
-                "recall": made["recall"], "precision": made["precision"], "cost": made["cost"], "cost_nothing": nothing, "cost_everything": everything,
-                "saving_vs_nothing": nothing - made["cost"], "saving_vs_everything": everything - made["cost"],
+                "ap": ranking(y, score, weight)["ap"],
+                "mean_score_ratio": (weight * score).sum() / (weight * y).sum(),
+                "recall": made["recall"],
+                "precision": made["precision"],
+                "cost": made["cost"],
+                "cost_nothing": nothing,
+                "cost_everything": everything,
+                "saving_vs_nothing": nothing - made["cost"],
+                "saving_vs_everything": everything - made["cost"],
                 "per_1000_rows": 1000 * made["cost"] / weight.sum(),
-            }  # fmt: skip
+            }
             if "champion_score" in inside.frame:
                 old = ranking(y, inside.champion_score, weight)["ap"]
                 theirs = decisions(y, inside.champion_decision == 1, weight, inside.cost_of_miss, inside.cost_of_alarm)
@@ -571,11 +654,17 @@ def gate(check: Check, details: Mapping[str, Any]) -> None:
     nothing = money_["cost_nothing"]["value"] <= money_["cost_everything"]["value"]
     saved = money_["saving_vs_nothing" if nothing else "saving_vs_everything"]
     known = {
-        "positives.found": evaluation["counts"]["positives"], "cost.cost": evaluation["money"]["cost"]["value"], "ap_lift.bound": details["config"]["gate"]["min_ap_lift"] * evaluation["counts"]["prevalence"],
-        **{f"ap_lift.{end}": metrics["ap"][end] for end in ("value", "low", "high")}, **{f"cost.{end}": saved[end] for end in ("value", "low", "high")},
+        "positives.found": evaluation["counts"]["positives"],
+        "cost.cost": evaluation["money"]["cost"]["value"],
+        "ap_lift.bound": details["config"]["gate"]["min_ap_lift"] * evaluation["counts"]["prevalence"],
+        **{f"ap_lift.{end}": metrics["ap"][end] for end in ("value", "low", "high")},
+        **{f"cost.{end}": saved[end] for end in ("value", "low", "high")},
         **{f"calibration.{end}": metrics["mean_score_ratio"][end] for end in ("value", "low", "high")},
-        **({} if crossed else {"champion.found": details["champion_metrics"].get("positives", 0)}), "min_ap.value": metrics["ap"]["value"], "min_ap.low": metrics["ap"]["low"], "min_ap.high": metrics["ap"]["high"],
-    }  # fmt: skip
+        **({} if crossed else {"champion.found": details["champion_metrics"].get("positives", 0)}),
+        "min_ap.value": metrics["ap"]["value"],
+        "min_ap.low": metrics["ap"]["low"],
+        "min_ap.high": metrics["ap"]["high"],
+    }
     for name, value in numbers_.items():
         if name in known and isinstance(value, int | float):
             check.same(f"gate.numbers.{name}", value, known[name])
@@ -587,10 +676,12 @@ def repeated(check: Check, details: Mapping[str, Any], summary: Mapping[str, Any
     for name, value in metrics.items():
         end = name.removeprefix("ap_")
         said = (
-            evaluation["thresholds"][evaluation["primary"]] if name == "threshold"
-            else evaluation["metrics"]["ap"][end] if end in ("low", "high")
+            evaluation["thresholds"][evaluation["primary"]]
+            if name == "threshold"
+            else evaluation["metrics"]["ap"][end]
+            if end in ("low", "high")
             else evaluation["metrics"][name]["value"]
-        )  # fmt: skip
+        )
         check.same(f"summary.metrics.{name}", value, said)
     lines = {each["name"]: each for each in details["selection"]["table"]}
     for k, each in enumerate(summary["candidates"]):
@@ -599,7 +690,12 @@ def repeated(check: Check, details: Mapping[str, Any], summary: Mapping[str, Any
             check.same(f"summary.candidates.{k}.{name}", each[name], line["ap"][said])
         for path in numbers(each["difference"]):
             check.same(f"summary.candidates.{k}.difference.{path}", each["difference"][path], line["difference"][path])
-    for mine, theirs in (("intervals", evaluation["metrics"]), ("operating_points", details["points"]), ("champion_metrics", details["champion_metrics"]), ("cross_fitting", details["cross_fitting"])):  # fmt: skip
+    for mine, theirs in (
+        ("intervals", evaluation["metrics"]),
+        ("operating_points", details["points"]),
+        ("champion_metrics", details["champion_metrics"]),
+        ("cross_fitting", details["cross_fitting"]),
+    ):
         for path in numbers(summary[mine]):
             check.same(f"summary.{mine}.{path}", at(summary[mine], path), at(theirs, path))
     for part, rows in (("test", test), ("validation", heldout)):

@@ -81,22 +81,43 @@ CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "text for a number": (_set(search__seconds="soon"), "search.seconds"),
     "not a number": (_set(costs__false_negative=float("nan")), "costs.false_negative"),
     "a negative cost": (_set(costs__false_positive=-1), "costs.false_positive"),
-    "a split by a time that is not there": (_set(split__kind="time", data__time=None), "Set data.time, or split.kind: stratified"),
+    "a split by a time that is not there": (
+        _set(split__kind="time", data__time=None),
+        "Set data.time, or split.kind: stratified",
+    ),
     "groups without an entity": (_set(split__kind="grouped"), "Set data.entity, or split.kind: stratified"),
     "a loss of amounts without amounts": (_set(costs__amount_share=0.5), "Set data.amount"),
     "two roles for the target": (_set(data__time="fraud"), "has a second role"),
     "a filter that sees the target": (_set(data__filter=[["fraud", "==", 1]]), "may not see the target"),
     "operating points of one name": (_set(threshold__points=[{"name": "x"}, {"name": "x"}]), "different names"),
-    "an unknown learner": (_set(search__candidates=[{"learner": "xgbost"}]), "unknown learner 'xgbost'. Did you mean 'xgboost'?"),
-    "an unknown resampler": (_set(search__candidates=[{"resample": [{"name": "smoot"}]}]), "unknown resampler 'smoot'. Did you mean 'smote'?"),
-    "an unknown weighting": (_set(search__candidates=[{"weighting": "balance"}]), "unknown weighting 'balance'. Did you mean 'balanced'?"),
-    "an unknown setting of a resampler": (_set(search__extra=[{"resample": [{"name": "smote", "params": {"k": 3}}]}]), "'k'"),
+    "an unknown learner": (
+        _set(search__candidates=[{"learner": "xgbost"}]),
+        "unknown learner 'xgbost'. Did you mean 'xgboost'?",
+    ),
+    "an unknown resampler": (
+        _set(search__candidates=[{"resample": [{"name": "smoot"}]}]),
+        "unknown resampler 'smoot'. Did you mean 'smote'?",
+    ),
+    "an unknown weighting": (
+        _set(search__candidates=[{"weighting": "balance"}]),
+        "unknown weighting 'balance'. Did you mean 'balanced'?",
+    ),
+    "an unknown setting of a resampler": (
+        _set(search__extra=[{"resample": [{"name": "smote", "params": {"k": 3}}]}]),
+        "'k'",
+    ),
     "an unknown objective": (_set(threshold__objective="f3"), "unknown objective 'f3'"),
-    "an unknown objective of a point": (_set(threshold__points=[{"name": "x", "objective": "mc"}]), "Did you mean 'mcc'? Set threshold.points[0].objective"),
+    "an unknown objective of a point": (
+        _set(threshold__points=[{"name": "x", "objective": "mc"}]),
+        "Did you mean 'mcc'? Set threshold.points[0].objective",
+    ),
     "an objective without its bound": (_set(threshold__objective="recall_at_precision"), "Set threshold.min_precision"),
     "alerts a day without days": (_set(threshold__max_alerts_per_day=5, data__time=None), "Set data.time"),
-    "focal loss of a forest": (_set(search__candidates=[{"learner": "random_forest", "loss": "focal"}]), "Set loss: logistic"),
-}  # fmt: skip
+    "focal loss of a forest": (
+        _set(search__candidates=[{"learner": "random_forest", "loss": "focal"}]),
+        "Set loss: logistic",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
@@ -123,16 +144,22 @@ DATA: dict[str, tuple[Damage, str]] = {
     "a target of one class": (_with(fraud="ok"), "fraud"),
     "a target of three values": (lambda r: r.assign(fraud=r.index % 3), "data.positive"),
     "a target that is not there": (lambda r: r.rename(columns={"fraud": "fraude"}), "Did you mean 'fraude'?"),
-    "a target that is missing in places": (lambda r: r.assign(fraud=r["fraud"].astype("Int64").mask(r.index < 9)), "fraud"),
+    "a target that is missing in places": (
+        lambda r: r.assign(fraud=r["fraud"].astype("Int64").mask(r.index < 9)),
+        "fraud",
+    ),
     "a time that is not there": (lambda r: r.rename(columns={"ts": "time"}), "ts"),
     "a time that cannot be read": (lambda r: r.assign(ts=r["ts"].astype(str).where(r.index > 0, "yesterday")), "ts"),
     "an infinite value": (lambda r: r.assign(b=r["b"].where(r.index > 0, np.inf)), "'b'"),
     "the same id twice": (lambda r: r.assign(key=r["key"].where(r.index > 0, "k1")), "key"),
-    "free text": (lambda r: r.assign(note=[f"the customer number {i} wrote a letter about {i * 7} things" for i in r.index]), "note"),
+    "free text": (
+        lambda r: r.assign(note=[f"the customer number {i} wrote a letter about {i * 7} things" for i in r.index]),
+        "note",
+    ),
     "a second time column": (lambda r: r.assign(seen=r["ts"]), "seen"),
     "no row": (lambda r: r.iloc[:0], "row"),
     "no feature": (lambda r: r[["ts", "key", "fraud"]], "feature"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DATA)

@@ -281,25 +281,72 @@ def test_batch_scores_are_logged_once(home: Path, tmp_path: Path, capsys: pytest
 
 
 SUMMARY = {
-    "model": "small", "version": "3", "role": "champion", "status": "champion", "selected": "forest", "selected_by": "AP", "forced": False, "regime": "scarce",
-    "rows": {"train": 1000, "test": 500}, "positives": {"train": 20, "test": 10}, "prevalence": {"train": 0.02, "test": 0.02, "all": 0.02},
-    "metrics": {"ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "roc_auc": 0.9, "threshold": 0.1234, "recall": 0.7, "precision": 0.5, "f1": 0.58, "f2": None, "cost": 80.0},
+    "model": "small",
+    "version": "3",
+    "role": "champion",
+    "status": "champion",
+    "selected": "forest",
+    "selected_by": "AP",
+    "forced": False,
+    "regime": "scarce",
+    "rows": {"train": 1000, "test": 500},
+    "positives": {"train": 20, "test": 10},
+    "prevalence": {"train": 0.02, "test": 0.02, "all": 0.02},
+    "metrics": {
+        "ap": 0.4,
+        "ap_low": 0.3,
+        "ap_high": 0.5,
+        "roc_auc": 0.9,
+        "threshold": 0.1234,
+        "recall": 0.7,
+        "precision": 0.5,
+        "f1": 0.58,
+        "f2": None,
+        "cost": 80.0,
+    },
     "should_resample": {"sentence": "Should I resample? No: a gain of 2% or more is ruled out."},
-    "gate": {"verdict": "approve", "reasons": ["AP 20 times [the] prevalence"]}, "champion_metrics": {"ap": 0.35, "ap_low": 0.25, "ap_high": 0.45},
+    "gate": {"verdict": "approve", "reasons": ["AP 20 times [the] prevalence"]},
+    "champion_metrics": {"ap": 0.35, "ap_low": 0.25, "ap_high": 0.45},
     "candidates": [
-        {"name": "xgboost", "ap": 0.3, "ap_low": 0.2, "ap_high": 0.4, "fit_seconds": 1.0, "difference": {"value": 0, "low": 0, "high": 0}, "significant": False},
-        {"name": "forest", "ap": 0.4, "ap_low": 0.3, "ap_high": 0.5, "fit_seconds": None, "difference": {"value": 0.1, "low": 0.05, "high": 0.15}, "significant": True, "reason": "err unlike."},
+        {
+            "name": "xgboost",
+            "ap": 0.3,
+            "ap_low": 0.2,
+            "ap_high": 0.4,
+            "fit_seconds": 1.0,
+            "difference": {"value": 0, "low": 0, "high": 0},
+            "significant": False,
+        },
+        {
+            "name": "forest",
+            "ap": 0.4,
+            "ap_low": 0.3,
+            "ap_high": 0.5,
+            "fit_seconds": None,
+            "difference": {"value": 0.1, "low": 0.05, "high": 0.15},
+            "significant": True,
+            "reason": "err unlike.",
+        },
     ],
-}  # fmt: skip
+}
 DETAILS = {
     "evaluation": {
         "untuned": {"missed_but_tuned_finds": {"value": 4.0}},
-        "money": {"currency": "EUR", "note": "", "cost": {"value": 80.0}, "saving_vs_nothing": {"value": 1320.0}, "saving_vs_everything": {"value": 5115.0}},
+        "money": {
+            "currency": "EUR",
+            "note": "",
+            "cost": {"value": 80.0},
+            "saving_vs_nothing": {"value": 1320.0},
+            "saving_vs_everything": {"value": 5115.0},
+        },
         "thinned": {"recall": {"value": 0.5}, "precision": {"value": 0.9}, "f2": {"value": 0.55}},
     },
     "config": {"evaluate": {"test_ratio": 5.0}},
-    "points": {"default": {"feasible": True, "message": "fine"}, "desk": {"feasible": False, "message": "no threshold reaches it"}},
-}  # fmt: skip
+    "points": {
+        "default": {"feasible": True, "message": "fine"},
+        "desk": {"feasible": False, "message": "no threshold reaches it"},
+    },
+}
 
 
 def test_the_summary_says_what_won_whether_that_is_significant_and_what_it_saves(

@@ -115,8 +115,8 @@ def test_equal_rows_and_rows_of_a_group_are_never_on_both_sides_of_a_fold():
 
 @pytest.fixture(scope="module")
 def grouped(rare):
-    """Rows in pairs of one class whose weights sum up to 4, so that repeating rows leaves the folds as they are; the row
-    that is harder to tell weighs 3."""
+    """Rows in pairs of one class whose weights sum up to 4, so that repeating rows leaves the folds as they are; the
+    row that is harder to tell weighs 3."""
     x, y = rare
     hard = np.where(y == 1, -x[:, 0], x[:, 0])
     pairs = np.concatenate(
@@ -187,9 +187,14 @@ def test_weights_and_groups_are_routed_to_it_and_passed_by_hand(grouped):
         asked.set_score_request(sample_weight=True)
         routed = make_pipeline(MinMaxScaler(), asked).fit(x, y, sample_weight=weight, groups=pair)
         found = cross_validate(
-            asked, x, y, cv=GroupKFold(2), params={"sample_weight": weight, "groups": pair}, return_estimator=True,
+            asked,
+            x,
+            y,
+            cv=GroupKFold(2),
+            params={"sample_weight": weight, "groups": pair},
+            return_estimator=True,
             return_indices=True,
-        )  # fmt: skip
+        )
     for other in (by_hand, routed):
         assert (other.predict_proba(x) == direct.predict_proba(MinMaxScaler().fit_transform(x))).all()
     train = found["indices"]["train"][0]
@@ -225,8 +230,15 @@ def test_what_is_resampled_and_weighted_has_to_beat_the_untouched_first_candidat
 def test_named_candidates_all_are_resampled_and_weighted(rare):
     x, y = rare
     plain = RareClassifier("logistic_regression", folds=2, calibration="none").fit(x, y)
-    made = RareClassifier("logistic_regression", resample="smote", weighting="cost", folds=2, calibration="none",
-                          cost_false_negative=20, cost_false_positive=1).fit(x, y)  # fmt: skip
+    made = RareClassifier(
+        "logistic_regression",
+        resample="smote",
+        weighting="cost",
+        folds=2,
+        calibration="none",
+        cost_false_negative=20,
+        cost_false_positive=1,
+    ).fit(x, y)
     (only,) = made.plan_
     assert (only.group, only.weighting) == ("smote", "cost")
     assert not np.allclose(made.predict_proba(x), plain.predict_proba(x), atol=1e-3)

@@ -64,7 +64,10 @@ def test_what_goes_well_is_on_standard_output_and_text_is_the_message_alone(caps
 
 def test_a_child_writes_as_its_parent_was_told_to() -> None:
     logs.configure("json")
-    code = "import logging; from rareclass import logs; logs.configure(); logging.getLogger('rareclass.child').info('here')"
+    code = (
+        "import logging; from rareclass import logs; logs.configure(); "
+        "logging.getLogger('rareclass.child').info('here')"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert json.loads(said)["message"] == "here"
 

@@ -41,11 +41,19 @@ def test_no_form_of_a_password_is_left_in_a_text(form: str, around: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "sqlite:////var/lib/me@home/a:b.db", "models:/fraud@champion", "http://127.0.0.1:9000/v2/models/fraud", "postgresql://me@host:5432/db",
-        "s3://bucket/day=2024-01-01/rows.parquet", "http://host:8080/models/x@3", "RARECLASS_STORE_URL", "a ratio of 1:5, mail me@example.org",
-        "http://[::1]:5000/x", "postgresql://host:5432", "mlflow-artifacts:/1/2/artifacts",
+        "sqlite:////var/lib/me@home/a:b.db",
+        "models:/fraud@champion",
+        "http://127.0.0.1:9000/v2/models/fraud",
+        "postgresql://me@host:5432/db",
+        "s3://bucket/day=2024-01-01/rows.parquet",
+        "http://host:8080/models/x@3",
+        "RARECLASS_STORE_URL",
+        "a ratio of 1:5, mail me@example.org",
+        "http://[::1]:5000/x",
+        "postgresql://host:5432",
+        "mlflow-artifacts:/1/2/artifacts",
     ],
-)  # fmt: skip
+)
 def test_what_holds_no_password_stays_as_it_is(text: str) -> None:
     assert masked(text) == text
     assert not has_secret(text)

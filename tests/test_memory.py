@@ -63,8 +63,13 @@ def test_a_limit_of_the_process_counts_where_nothing_is_wanted() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size", "written"),
-    [("4GiB", 4 * GIB, "4Gi"), ("4Gi", 4 * GIB, "4Gi"), ("512MiB", 512 << 20, "512Mi"), ("2.5GB", 2_500_000_000, "2500M")],
-)  # fmt: skip
+    [
+        ("4GiB", 4 * GIB, "4Gi"),
+        ("4Gi", 4 * GIB, "4Gi"),
+        ("512MiB", 512 << 20, "512Mi"),
+        ("2.5GB", 2_500_000_000, "2500M"),
+    ],
+)
 def test_sizes_are_read_as_people_and_as_kubernetes_write_them(text: str, size: int, written: str) -> None:
     assert parse_size(text) == size
     assert format_size(size) == written

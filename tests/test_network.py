@@ -27,8 +27,20 @@ def test_a_header_with_the_token_opens_however_its_scheme_is_written(header):
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", b"", "Bearer", "Bearer ", "s3cret", "Token s3cret", "Bearer s3cre", "Bearer s3cret s3cret", "Bearer \u00e9"]
-)  # fmt: skip
+    "header",
+    [
+        None,
+        "",
+        b"",
+        "Bearer",
+        "Bearer ",
+        "s3cret",
+        "Token s3cret",
+        "Bearer s3cre",
+        "Bearer s3cret s3cret",
+        "Bearer \u00e9",
+    ],
+)
 def test_any_other_header_opens_nothing(header):
     assert not allows(header, "s3cret")
     assert not allows(header, "s3cret", password=True)
@@ -59,6 +71,7 @@ def test_nobody_else_compares_tokens_or_binds_sockets():
     wrong = [
         str(file.relative_to(SRC))
         for file in SRC.rglob("*.py")
-        if file.name != "network.py" and re.search(r"compare_digest|socket\.socket\([^)]|\.bind\(\(", file.read_text("utf-8"))
-    ]  # fmt: skip
+        if file.name != "network.py"
+        and re.search(r"compare_digest|socket\.socket\([^)]|\.bind\(\(", file.read_text("utf-8"))
+    ]
     assert wrong == []

@@ -1,4 +1,6 @@
-"""What trains, scores and judges runs on systems that have neither ``fcntl`` nor ``resource``; serving says why it does not."""
+"""What trains, scores and judges runs on systems that have neither ``fcntl`` nor ``resource``; serving says why it does
+not.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Who reads values: nothing outside of the reading modules guesses what a value means, and every reader is listed here.
 
-A new caller of one of GUESSES fails this test. Read with a version's schema instead (``tables.read_frames(schema=...)``,
-``Feature.read``, ``schema.roles.target.labels``, ``schema.roles.time.read``), or say here why there is nothing to guess.
+A new caller of one of GUESSES fails this test. Read with a version's schema instead
+(``tables.read_frames(schema=...)``, ``Feature.read``, ``schema.roles.target.labels``, ``schema.roles.time.read``), or
+say here why there is nothing to guess.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "rareclass"
 READING = {"core/reading.py", "core/times.py", "core/dataset.py"}
 """Where what a value means is decided."""
 GUESSES = {
-    "read_csv", "read_parquet", "read_table", "read_json", "to_datetime", "to_numeric", "infer_objects", "convert_dtypes",
-    "to_timedelta", "infer_datetime_format", "open_csv",
-}  # fmt: skip
+    "read_csv",
+    "read_parquet",
+    "read_table",
+    "read_json",
+    "to_datetime",
+    "to_numeric",
+    "infer_objects",
+    "convert_dtypes",
+    "to_timedelta",
+    "infer_datetime_format",
+    "open_csv",
+}
 ALLOWED = {
     ("adapters/store/frames.py", "read_csv"): "COPY of the database, with the type of every column",
     ("adapters/store/frames.py", "to_datetime"): "times of our own tables: stamps, or ISO 8601 and nothing else",

@@ -29,9 +29,15 @@ def test_the_contract_of_imbalanced_learn_holds(estimator: Any, check: Any) -> N
 
 def table(classes: int, rows: int = 3000) -> tuple[np.ndarray, np.ndarray]:
     x, y = make_classification(
-        rows, 6, n_informative=4, n_classes=classes, weights=[0.8, *[0.2 / (classes - 1)] * (classes - 1)],
-        n_clusters_per_class=1, class_sep=0.6, random_state=classes,
-    )  # fmt: skip
+        rows,
+        6,
+        n_informative=4,
+        n_classes=classes,
+        weights=[0.8, *[0.2 / (classes - 1)] * (classes - 1)],
+        n_clusters_per_class=1,
+        class_sep=0.6,
+        random_state=classes,
+    )
     return x.astype(np.float32), y
 
 

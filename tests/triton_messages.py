@@ -16,7 +16,10 @@ import pytest
 
 
 def messages() -> Any:
-    """Return the message classes by name, and ``stub(channel, method)``. Skips the test where there is no tritonclient."""
+    """Return the message classes by name, and ``stub(channel, method)``.
+
+    Skips the test where there is no tritonclient.
+    """
     from google.protobuf import descriptor_pool, message_factory
 
     spec = find_spec("tritonclient")
@@ -29,9 +32,10 @@ def messages() -> Any:
         [content] = [
             call.args[0].value
             for call in calls
-            if isinstance(call.func, ast.Attribute) and call.func.attr == "AddSerializedFile"
+            if isinstance(call.func, ast.Attribute)
+            and call.func.attr == "AddSerializedFile"
             and isinstance(call.args[0], ast.Constant)
-        ]  # fmt: skip
+        ]
         file = pool.AddSerializedFile(content) or pool.FindFileByName("grpc_service.proto")
     found = {name: message_factory.GetMessageClass(kind) for name, kind in file.message_types_by_name.items()}
     service = file.services_by_name["GRPCInferenceService"]

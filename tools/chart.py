@@ -31,7 +31,7 @@ Values for a trial and for production: [ci/](ci/). This page is made from the co
 
 | value | default | what it is |
 | --- | --- | --- |
-"""
+"""  # noqa: E501
 
 
 @dataclass
@@ -117,7 +117,9 @@ def schema(target: Path) -> None:
 
 
 def _loose(parts: dict[str, Any]) -> dict[str, Any]:
-    """Only the configuration's names and types matter here; descriptions and defaults are in docs/config.schema.json."""
+    """Only the configuration's names and types matter here;
+    descriptions and defaults are in docs/config.schema.json.
+    """
 
     def plain(node: Any, names: bool = False) -> Any:
         if isinstance(node, dict):

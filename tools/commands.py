@@ -13,7 +13,7 @@ from rareclass import cli
 HEAD = """# Commands
 
 Made from the command line by `make golden`. What each of them writes, and what its exit codes mean, is in the [reference](reference.md).
-"""
+"""  # noqa: E501
 
 
 def commands(target: Path) -> None:

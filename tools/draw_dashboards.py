@@ -1,6 +1,7 @@
 """Draws every dashboard's panels from the results of their own queries, without a Grafana: one HTML page each.
 
-python tools/draw_dashboards.py --prometheus http://localhost:9090 --out out/dashboards [--minutes 60] [--model NAME] [--png]
+python tools/draw_dashboards.py --prometheus http://localhost:9090 --out out/dashboards [--minutes 60] [--model NAME]
+[--png]
 """
 
 from __future__ import annotations
@@ -28,12 +29,19 @@ POINTS = 240
 
 
 def draw(
-    prometheus: str, out: Path, *, minutes: float = 60, png: bool = False, model: str = ".*", boards: Iterable[str] = (),
+    prometheus: str,
+    out: Path,
+    *,
+    minutes: float = 60,
+    png: bool = False,
+    model: str = ".*",
+    boards: Iterable[str] = (),
     height: int | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write DASHBOARD.html (and with ``png`` a picture, by Chromium) for each dashboard; return the pages.
 
-    model : of this name only;  boards : names of dashboards, default all;  height : pixels of the pictures, from the top
+    model : of this name only;  boards : names of dashboards, default all;  height : pixels of the pictures, from the
+        top
     """
     from monitoring.dashboards import DASHBOARDS
 
@@ -85,13 +93,18 @@ def _page(board: dict[str, Any], prometheus: str, minutes: float, page: Path) ->
     from plotly.offline import get_plotlyjs
 
     css = (
-        "body{margin:0 12px;font:14px system-ui,sans-serif;background:#f4f5f5;color:#222}.cell{position:absolute;box-sizing:border-box;padding:4px}"
-        ".panel{background:#fff;border:1px solid #ddd;height:100%;box-sizing:border-box;overflow:hidden}h2{font-size:15px;margin:12px 4px}"
-        ".big{font-size:26px;padding:0 12px}.big span{font-size:13px;color:#666;margin-left:.6em}h3{font-size:13px;margin:6px 12px}"
+        "body{margin:0 12px;font:14px "
+        "system-ui,sans-serif;background:#f4f5f5;color:#222}.cell{position:absolute;box-sizing:border-box;padding:4px}"
+        ".panel{background:#fff;border:1px solid "
+        "#ddd;height:100%;box-sizing:border-box;overflow:hidden}h2{font-size:15px;margin:12px 4px}"
+        ".big{font-size:26px;padding:0 12px}.big "
+        "span{font-size:13px;color:#666;margin-left:.6em}h3{font-size:13px;margin:6px 12px}"
     )
     page.write_text(
-        f"<!doctype html><meta charset=utf-8><title>{board['title']}</title><style>{css}</style><script>{get_plotlyjs()}</script>"
-        f"<h1 style='font-size:19px'>{board['title']}</h1><div style='position:relative;height:{bottom * UNIT}px'>{''.join(parts)}</div>",
+        "<!doctype html><meta "
+        f"charset=utf-8><title>{board['title']}</title><style>{css}</style><script>{get_plotlyjs()}</script>"
+        f"<h1 style='font-size:19px'>{board['title']}</h1><div "
+        f"style='position:relative;height:{bottom * UNIT}px'>{''.join(parts)}</div>",
         encoding="utf-8",
     )
     return bottom * UNIT + 80
@@ -187,16 +200,37 @@ def _lines(panel: dict[str, Any], found: Series, step: float) -> Any:
             for piece in _pieces([(at, value) for at, value in values if at in low], step):
                 x = [1000 * at for at, _ in piece]
                 y = [value for _, value in piece] + [float(low[at]) for at, _ in reversed(piece)]
-                figure.add_scatter(x=x + x[::-1], y=y, mode="lines", line={"width": 0}, fill="toself", fillcolor="rgba(59,111,182,.18)", showlegend=False, hoverinfo="skip")  # fmt: skip
+                figure.add_scatter(
+                    x=x + x[::-1],
+                    y=y,
+                    mode="lines",
+                    line={"width": 0},
+                    fill="toself",
+                    fillcolor="rgba(59,111,182,.18)",
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
         elif look.get("custom.axisPlacement") == "right":
             right = True
             x, y = [1000 * at for at, _ in values], [float(value) for _, value in values]
-            figure.add_bar(x=x, y=y, name=f"{legend} (right)", marker={"color": "rgba(120,120,120,.25)", "line": {"width": 0}}, yaxis="y2")  # fmt: skip
+            figure.add_bar(
+                x=x,
+                y=y,
+                name=f"{legend} (right)",
+                marker={"color": "rgba(120,120,120,.25)", "line": {"width": 0}},
+                yaxis="y2",
+            )
         else:
             points = [pair for piece in _pieces(values, step) for pair in (*piece, (piece[-1][0], None))]
             colour = COLOURS[position % len(COLOURS)]
             position += 1
-            figure.add_scatter(x=[1000 * at for at, _ in points], y=[value for _, value in points], mode="lines", name=legend, line={"width": 2, "color": colour})  # fmt: skip
+            figure.add_scatter(
+                x=[1000 * at for at, _ in points],
+                y=[value for _, value in points],
+                mode="lines",
+                name=legend,
+                line={"width": 2, "color": colour},
+            )
     percent = defaults.get("unit") == "percentunit"
     figure.update_yaxes(tickformat=".3~%" if percent else ".3~s")
     low_end, high_end = defaults.get("min"), defaults.get("max")

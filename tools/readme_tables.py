@@ -1,10 +1,12 @@
 """Fill the marked sections of README.md and docs/benchmarks.md from what the benchmarks measured.
 
     python tools/readme_tables.py            rewrite the sections whose benchmark has results
-    python tools/readme_tables.py --check    only say whether every marker is closed and names a benchmark (exit code 1 if not)
+    python tools/readme_tables.py --check    only say whether every marker is closed and names a benchmark (exit code 1
+    if not)
 
-``<!-- bench:NAME -->`` ... ``<!-- /bench -->`` gets the claims of NAME, ``<!-- bench:NAME:table -->`` what it printed, and
-``<!-- bench:summary -->`` the claims of all that were run, ``<!-- bench:headlines -->`` ten of them. A section whose benchmark was not run here keeps what it says.
+``<!-- bench:NAME -->`` ... ``<!-- /bench -->`` gets the claims of NAME, ``<!-- bench:NAME:table -->`` what it printed,
+and ``<!-- bench:summary -->`` the claims of all that were run, ``<!-- bench:headlines -->`` ten of them. A section
+whose benchmark was not run here keeps what it says.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ def caption(found: dict[str, Any]) -> str:
     size = "full size" if found["full"] else "short size"
     before, after = found["load"]
     return (
-        f"*{found['at'][:10]}, {size}, {found['processors']} processors, load {before} before and {after} after, {found['seconds']:.0f} s. {peers}.*"
-    )  # fmt: skip
+        f"*{found['at'][:10]}, {size}, {found['processors']} processors, load {before} before and {after} after, "
+        f"{found['seconds']:.0f} s. {peers}.*"
+    )
 
 
 def claims(found: dict[str, Any]) -> str:
@@ -77,7 +80,8 @@ def printed(found: dict[str, Any]) -> str:
 
 
 def summary(results: Path, only: Sequence[tuple[str, str]] | None = None) -> str | None:
-    """The claims of every benchmark that has results (or those asked for), with the load it ran under; None without any.
+    """The claims of every benchmark that has results (or those asked for), with the load it ran under; None without
+    any.
 
     only : (benchmark, words of the claim), in the order to show; a claim that has no results is left out
     """

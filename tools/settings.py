@@ -18,7 +18,7 @@ HEAD = """# Settings
 Made from the configuration model by `make golden`. Durations are written `30s`, `15m`, `12h`, `7d`, `2w`; paths are relative to the folder the command runs in. `rareclass run --set section.field=value` overrides.
 
 Every setting can come from the environment too: `RARECLASS_SEARCH__SECONDS=30` is `search.seconds`, `RARECLASS_DATA__CHECKS__LEAK_AP=0.9` is `data.checks.leak_ap`, `RARECLASS_NAME=fraud` is `name`. The environment is stronger than the file and weaker than `--set`; a value is read as `--set` reads it (YAML: a list or a mapping is given as a whole, `RARECLASS_DATA__DROP='[id, note]'`), an empty one counts as not set. A name with two underscores that is no setting's is refused with the nearest one.
-"""
+"""  # noqa: E501
 
 
 def settings(target: Path) -> None:

@@ -2,8 +2,8 @@
 
 python tools/sizing.py --release flights --namespace rareclass [--price 0.04] [--requests 400]
 
-Processor time is read from the pod's own control group before and after each series, so other work on the node lengthens
-latencies and not what a request costs. The clients run in a pod of their own in the same namespace.
+Processor time is read from the pod's own control group before and after each series, so other work on the node
+lengthens latencies and not what a request costs. The clients run in a pod of their own in the same namespace.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLIENT = """
     [each.start() for each in threads]; [each.join() for each in threads]
     seconds, took = time.perf_counter() - begin, sorted(took)
     print(json.dumps(dict(requests=len(took), seconds=seconds, p50=took[len(took) // 2], p99=took[int(len(took) * 0.99)])))
-"""
+"""  # noqa: E501
 USAGE = """
 import os, time, urllib.request
 url = "http://localhost:6000" + os.environ.get("MLSERVER_METRICS_ENDPOINT", "/metrics")
@@ -66,7 +66,7 @@ memory = root if second else f"{root}/memory"
 used = int(open(f"{memory}/{'memory.current' if second else 'memory.usage_in_bytes'}").read())
 stat = dict(line.split() for line in open(f"{memory}/memory.stat"))
 print(nanos, used - int(stat["inactive_file" if second else "total_inactive_file"]))
-"""
+"""  # noqa: E501
 
 
 def kubectl(*words: str, given: str | None = None) -> str:
@@ -86,10 +86,20 @@ def asked(namespace: str, image: str, script: str) -> dict[str, Any]:
     """Run the clients in a pod; return what they measured."""
     name = f"sizing-{uuid.uuid4().hex[:6]}"
     security = {
-        "runAsNonRoot": True, "runAsUser": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-    container = {"name": "clients", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["python", "-c", textwrap.dedent(script)], "securityContext": security}  # fmt: skip
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {
+        "name": "clients",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-c", textwrap.dedent(script)],
+        "securityContext": security,
+    }
     spec = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
     kubectl("apply", "-f", "-", given=json.dumps(pod))
@@ -110,7 +120,11 @@ def table(release: str, namespace: str, price: float, requests: int) -> list[str
     name, model = pods[0]["metadata"]["name"], container["name"]
     image = container["image"]
     lines = [
-        "| rows per request | processor ms per request | requests/s of one core | rows/s of one core | latency p50 / p99, 4 clients | memory | cost of a million predictions |",
+        (
+            "| rows per request | processor ms per request | requests/s of one core | rows/s of one core | latency "
+            "p50 / "
+            "p99, 4 clients | memory | cost of a million predictions |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     host = f"{release}-serving.{namespace}"
@@ -123,7 +137,8 @@ def table(release: str, namespace: str, price: float, requests: int) -> list[str
         each = (after - before) / said["requests"]
         cost = each / rows * 1e6 / 3600 * price
         lines.append(
-            f"| {rows:,} | {1000 * each:.1f} | {1 / each:,.0f} | {rows / each:,.0f} | {1000 * said['p50']:.0f} / {1000 * said['p99']:.0f} ms "
+            f"| {rows:,} | {1000 * each:.1f} | {1 / each:,.0f} | {rows / each:,.0f} | {1000 * said['p50']:.0f} / "
+            f"{1000 * said['p99']:.0f} ms "
             f"| {used / 2**20:.0f} MiB | {cost:.2g} USD |"
         )
     del lines[2]

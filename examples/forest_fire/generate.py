@@ -100,7 +100,8 @@ def main() -> None:
     frame.to_parquet(options.out, index=False)
     fires = int(frame["fire"].sum())
     print(
-        f"{options.out}: {len(frame):,} synthetic cell-days, {fires:,} with a fire (1:{(len(frame) - fires) / fires:.0f})"
+        f"{options.out}: {len(frame):,} synthetic cell-days, {fires:,} with a fire "
+        f"(1:{(len(frame) - fires) / fires:.0f})"
     )
 
 

@@ -2,8 +2,8 @@
 
     python examples/medical_screening/published.py    # reads small.parquet beside this file
 
-The test rows are then half synthetic: many are mixtures of rows that the model was fitted on. The second line judges the same
-fit as it should be: the test set apart before anything is resampled, at its own prevalence.
+The test rows are then half synthetic: many are mixtures of rows that the model was fitted on. The second line judges
+the same fit as it should be: the test set apart before anything is resampled, at its own prevalence.
 """
 
 from __future__ import annotations

@@ -5,7 +5,15 @@ from __future__ import annotations
 from monitoring.dashboards.parts import alerts, band, champion, counts, every, lines, made, number, states
 
 LATEST, MATURING = 'window="latest"', 'window="maturing"'
-ALERTS = ("RareclassApDegraded", "RareclassCalibrationOff", "RareclassPrevalenceShifted", "RareclassLabelStarvation", "RareclassEvaluationStale", "RareclassNeedsAPerson", "RareclassShadowBetter")  # fmt: skip
+ALERTS = (
+    "RareclassApDegraded",
+    "RareclassCalibrationOff",
+    "RareclassPrevalenceShifted",
+    "RareclassLabelStarvation",
+    "RareclassEvaluationStale",
+    "RareclassNeedsAPerson",
+    "RareclassShadowBetter",
+)
 
 
 def build() -> str:
@@ -20,7 +28,8 @@ def build() -> str:
             (champion("rareclass_ap_estimated_ratio", MATURING), "estimated without labels"),
             (champion("rareclass_window_positives_total", LATEST), "positives"),
         ],
-        says="Of the version that answers. Mature: every row of the window had its time to be labelled. Maturing: early labels "
+        says="Of the version that answers. Mature: every row of the window had its time to be labelled. Maturing: "
+        "early labels "
         "only, often too high. Estimated: from the scores alone. Few positives make wide intervals; below "
         "monitor.min_positives nothing is drawn.",
         span=24,
@@ -80,30 +89,103 @@ def build() -> str:
             (
                 "Now",
                 [
-                    number("Version that answers", [(every("rareclass_version_role_ratio", 'role="champion"'), "{{model}} version {{version}}")], says="From the registry.", named=True),
-                    number("Violated windows of the last 5", [(champion("rareclass_ap_violations_total"), "{{model}}")], says="Two, with the latest among them, raise the alert."),
-                    number("Positives in the newest mature window", [(champion("rareclass_window_positives_total", LATEST), "{{model}}")], says="A relative loss of 10 % needs about 200 to be seen."),
-                    number("Cost saved per 1000 rows", [(f"1000 * {champion('rareclass_cost_saved_per_row_ratio', LATEST)}", "{{model}}")], says="Against never alarming, in the currency of the configuration."),
+                    number(
+                        "Version that answers",
+                        [(every("rareclass_version_role_ratio", 'role="champion"'), "{{model}} version {{version}}")],
+                        says="From the registry.",
+                        named=True,
+                    ),
+                    number(
+                        "Violated windows of the last 5",
+                        [(champion("rareclass_ap_violations_total"), "{{model}}")],
+                        says="Two, with the latest among them, raise the alert.",
+                    ),
+                    number(
+                        "Positives in the newest mature window",
+                        [(champion("rareclass_window_positives_total", LATEST), "{{model}}")],
+                        says="A relative loss of 10 % needs about 200 to be seen.",
+                    ),
+                    number(
+                        "Cost saved per 1000 rows",
+                        [(f"1000 * {champion('rareclass_cost_saved_per_row_ratio', LATEST)}", "{{model}}")],
+                        says="Against never alarming, in the currency of the configuration.",
+                    ),
                 ],
             ),
-            ("Ranking", [counts(band(ap, "low", "high"), "positives"), band(at_reference, "low", "high"), band(prevalence, "low", "high")]),
+            (
+                "Ranking",
+                [
+                    counts(band(ap, "low", "high"), "positives"),
+                    band(at_reference, "low", "high"),
+                    band(prevalence, "low", "high"),
+                ],
+            ),
             (
                 "Scores and decisions",
                 [
                     band(calibration, "low", "high"),
                     decisions,
-                    lines("Alerts per day", [(champion("rareclass_alerts_per_day_ratio", LATEST), "mature"), (champion("rareclass_alerts_per_day_ratio", MATURING), "maturing")], says="Rows decided 1.", unit="short", low=0),
-                    lines("Mean score", [(champion("rareclass_mean_score_ratio", LATEST), "mature"), (champion("rareclass_mean_score_ratio", MATURING), "maturing")], says="Of all rows, labelled or not.", low=0),
+                    lines(
+                        "Alerts per day",
+                        [
+                            (champion("rareclass_alerts_per_day_ratio", LATEST), "mature"),
+                            (champion("rareclass_alerts_per_day_ratio", MATURING), "maturing"),
+                        ],
+                        says="Rows decided 1.",
+                        unit="short",
+                        low=0,
+                    ),
+                    lines(
+                        "Mean score",
+                        [
+                            (champion("rareclass_mean_score_ratio", LATEST), "mature"),
+                            (champion("rareclass_mean_score_ratio", MATURING), "maturing"),
+                        ],
+                        says="Of all rows, labelled or not.",
+                        low=0,
+                    ),
                 ],
             ),
             (
                 "Labels and evaluation",
                 [
-                    lines("Label coverage", [(champion("rareclass_label_coverage_ratio", LATEST), "newest mature window"), (champion("rareclass_label_recent_coverage_ratio"), "newest mature rows"), (champion("rareclass_label_coverage_ratio", MATURING), "maturing")], says="Labelled rows / rows whose label could be seen.", low=0, high=1),
-                    lines("Label delay, p95", [(champion("rareclass_label_delay_p95_seconds", 'window="all"'), "p95")], says="From prediction to label.", unit="s", low=0),
-                    lines("Evaluation", [(every("rareclass_evaluation_duration_seconds", by="model"), "duration"), (f"time() - {every('rareclass_evaluation_timestamp_seconds', by='model')}", "age"), (every("rareclass_evaluation_failures_total", by="model"), "failures")], says="The monitor's own health.", unit="s", low=0),
-                    states("Alerts on quality", [(alerts(ALERTS), "{{alertname}}")], says="Red fires, yellow is pending.", span=12, height=8),
+                    lines(
+                        "Label coverage",
+                        [
+                            (champion("rareclass_label_coverage_ratio", LATEST), "newest mature window"),
+                            (champion("rareclass_label_recent_coverage_ratio"), "newest mature rows"),
+                            (champion("rareclass_label_coverage_ratio", MATURING), "maturing"),
+                        ],
+                        says="Labelled rows / rows whose label could be seen.",
+                        low=0,
+                        high=1,
+                    ),
+                    lines(
+                        "Label delay, p95",
+                        [(champion("rareclass_label_delay_p95_seconds", 'window="all"'), "p95")],
+                        says="From prediction to label.",
+                        unit="s",
+                        low=0,
+                    ),
+                    lines(
+                        "Evaluation",
+                        [
+                            (every("rareclass_evaluation_duration_seconds", by="model"), "duration"),
+                            (f"time() - {every('rareclass_evaluation_timestamp_seconds', by='model')}", "age"),
+                            (every("rareclass_evaluation_failures_total", by="model"), "failures"),
+                        ],
+                        says="The monitor's own health.",
+                        unit="s",
+                        low=0,
+                    ),
+                    states(
+                        "Alerts on quality",
+                        [(alerts(ALERTS), "{{alertname}}")],
+                        says="Red fires, yellow is pending.",
+                        span=12,
+                        height=8,
+                    ),
                 ],
             ),
         ],
-    )  # fmt: skip
+    )

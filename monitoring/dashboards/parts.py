@@ -22,7 +22,10 @@ Query = tuple[str, str]
 
 def champion(name: str, matchers: str = "") -> str:
     """A series of the version that answers, whatever replica told it."""
-    return f"max by (model, version) ({series(name, matchers)} and on (namespace, model, version) rareclass:champion:info{{{HERE}}})"
+    return (
+        f"max by (model, version) ({series(name, matchers)} and on (namespace, model, version) "
+        f"rareclass:champion:info{{{HERE}}})"
+    )
 
 
 def every(name: str, matchers: str = "", by: str = "model, version") -> str:
@@ -85,7 +88,11 @@ def lines(
 def band(panel: timeseries.Panel, low: str, high: str) -> timeseries.Panel:
     """Draw two series of a panel, named by their legends, as the band of an interval."""
     thin = [model.DynamicConfigValue("custom.lineWidth", 0), model.DynamicConfigValue("custom.hideFrom", _no_legend())]
-    filled = [*thin, model.DynamicConfigValue("custom.fillBelowTo", low), model.DynamicConfigValue("custom.fillOpacity", 18)]  # fmt: skip
+    filled = [
+        *thin,
+        model.DynamicConfigValue("custom.fillBelowTo", low),
+        model.DynamicConfigValue("custom.fillOpacity", 18),
+    ]
     return panel.override_by_name(high, filled).override_by_name(low, thin)
 
 

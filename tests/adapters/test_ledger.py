@@ -128,8 +128,12 @@ def test_lines_from_before_the_chain_are_chained_by_the_migration(url: str) -> N
             for number, model in enumerate(("fraud", "other", "fraud")):
                 line = {"model": model, "key": f"k{number}", "at": number}
                 connection.execute(
-                    sa.text("INSERT INTO ledger (model, key, kind, actor, reason, payload, at) VALUES (:model, :key, 'x', 'ann', '', '{}', :at)"), line
-                )  # fmt: skip
+                    sa.text(
+                        "INSERT INTO ledger (model, key, kind, actor, reason, payload, at) VALUES (:model, :key, 'x', "
+                        "'ann', '', '{}', :at)"
+                    ),
+                    line,
+                )
         store.migrate()
         write(store, "new")
         assert [entry.key for entry in store.entries("fraud")] == ["k0", "k2", "new"]

@@ -25,9 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mlflow")
     environment = {
-        **os.environ, "MLFLOW_TRACKING_TOKEN": TOKEN, "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/m.db", "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/", "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "a"), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }  # fmt: skip
+        **os.environ,
+        "MLFLOW_TRACKING_TOKEN": TOKEN,
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/m.db",
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "a"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     command = [sys.executable, "-m", "uvicorn", "--factory", "rareclass.adapters.mlflow_gate:create_app", "--port", "0"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -75,7 +75,10 @@ def test_the_uri_is_absolute_and_loads_in_another_folder_without_anything_else(
     there: Registry, run_id: str, tmp_path: Path
 ) -> None:
     version = _registered(there, run_id, "elsewhere")
-    code = f"import pandas as pd; from rareclass.adapters.registry import load_model; print(load_model({version.uri!r}).score(pd.DataFrame({{'amount': [1.0], 'channel': ['web']}}))[0])"
+    code = (
+        "import pandas as pd; from rareclass.adapters.registry import load_model; "
+        f"print(load_model({version.uri!r}).score(pd.DataFrame({{'amount': [1.0], 'channel': ['web']}}))[0])"
+    )
     path = os.pathsep.join([str(Path(small_model.__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -153,10 +156,16 @@ there.register("killed", uri, run_id={run_id!r}, digest=digest)
 
 def test_the_card_says_what_was_learnt_and_how_good_it_was() -> None:
     meta = {
-        "target": "fraud", "positive": 1, "trained": {"rows": 12345, "positives": 67, "from": "2026-01-01", "until": "2026-02-01"},
-        "gate": {"verdict": "approve", "reasons": ["AP 9 times the prevalence"]}, "prevalence": 0.0054,
-        "metrics": {"ap": {"value": 0.41, "low": 0.35, "high": 0.47, "positives": 60, "rows": 9000}, "roc_auc": {"value": None}},
-    }  # fmt: skip
+        "target": "fraud",
+        "positive": 1,
+        "trained": {"rows": 12345, "positives": 67, "from": "2026-01-01", "until": "2026-02-01"},
+        "gate": {"verdict": "approve", "reasons": ["AP 9 times the prevalence"]},
+        "prevalence": 0.0054,
+        "metrics": {
+            "ap": {"value": 0.41, "low": 0.35, "high": 0.47, "positives": 60, "rows": 9000},
+            "roc_auc": {"value": None},
+        },
+    }
     card = registry.model_card(small_model.model(**meta))
     for line in (
         "12,345 rows, 67 of the rare class",

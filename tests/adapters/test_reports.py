@@ -34,7 +34,7 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
     charts: [...document.querySelectorAll('.main-svg')].map(e => e.getBoundingClientRect().right - edge),
     text: document.body.innerText.length, folded: folded, first: first, whole: root.scrollHeight,
   }, '*'), 1000)
-}, 1500))</script>"""
+}, 1500))</script>"""  # noqa: E501
 
 
 def browser() -> str:
@@ -80,26 +80,56 @@ def replayed() -> dict[str, Any]:
     """What replay.json holds, with a missing number, a refusal and reasons as long as live ones are."""
     periods = [
         {
-            "start": f"2013-07-{day:02}T00:00:00", "end": f"2013-07-{day + 7:02}T00:00:00", "rows": 6192, "labelled": 6100, "positives": 174, "version": "1",
-            "ap": None if day == 8 else 0.107, "ap_low": None if day == 8 else 0.02, "ap_high": None if day == 8 else 0.2, "ap_estimated": 0.29, "prevalence": 0.028,
-            "precision": 0.1, "recall": 0.54, "cost": 478200.0, "drifted_features": ["temp"],
+            "start": f"2013-07-{day:02}T00:00:00",
+            "end": f"2013-07-{day + 7:02}T00:00:00",
+            "rows": 6192,
+            "labelled": 6100,
+            "positives": 174,
+            "version": "1",
+            "ap": None if day == 8 else 0.107,
+            "ap_low": None if day == 8 else 0.02,
+            "ap_high": None if day == 8 else 0.2,
+            "ap_estimated": 0.29,
+            "prevalence": 0.028,
+            "precision": 0.1,
+            "recall": 0.54,
+            "cost": 478200.0,
+            "drifted_features": ["temp"],
         }
         for day in (1, 8, 15)
-    ]  # fmt: skip
+    ]
     reason = "; ".join(f"column 'a_long_name_{n}': 53% missing, 0% in the reference" for n in range(8))
     actions = [
         {
-            "time": "2013-07-08T00:00:00+00:00", "kind": kind, "from_version": "1", "to_version": None,
-            "outcome": outcome, "reason": reason, "numbers": {},
+            "time": "2013-07-08T00:00:00+00:00",
+            "kind": kind,
+            "from_version": "1",
+            "to_version": None,
+            "outcome": outcome,
+            "reason": reason,
+            "numbers": {},
         }
         for kind, outcome in (("page", "done"), ("retrain", "refused"))
-    ]  # fmt: skip
+    ]
     return {
-        "name": "flights", "train_until": "2013-07-01T00:00:00", "step": "1w", "first": "xgboost", "label_delay": "1d", "periods": periods,
-        "alerts": [{"time": "2013-07-08T00:00:00", "name": "RareclassFeatureDrift"}], "actions": actions,
+        "name": "flights",
+        "train_until": "2013-07-01T00:00:00",
+        "step": "1w",
+        "first": "xgboost",
+        "label_delay": "1d",
+        "periods": periods,
+        "alerts": [{"time": "2013-07-08T00:00:00", "name": "RareclassFeatureDrift"}],
+        "actions": actions,
         "verdicts": [{"time": "2013-07-08T00:00:00", "verdict": "page", "reasons": [reason], "evidence": {}}],
-        "money": {"currency": "USD", "ours": 8.7e6, "never": 8.9e6, "weekly": 9.1e6, "saved_vs_never": 2e5, "saved_vs_weekly": 4e5},
-    }  # fmt: skip
+        "money": {
+            "currency": "USD",
+            "ours": 8.7e6,
+            "never": 8.9e6,
+            "weekly": 9.1e6,
+            "saved_vs_never": 2e5,
+            "saved_vs_weekly": 4e5,
+        },
+    }
 
 
 def seen(pages: dict[str, str], folder: Path, scheme: str) -> dict[tuple[str, int], dict[str, Any]]:
@@ -112,14 +142,26 @@ def seen(pages: dict[str, str], folder: Path, scheme: str) -> dict[tuple[str, in
         for width in WIDTHS
     )
     (folder / "all.html").write_text(
-        "<html style='color-scheme: light dark'><pre id=seen></pre><script>const all = []; addEventListener('message', e => "
-        f"{{ all.push(e.data); document.getElementById('seen').textContent = JSON.stringify(all) }})</script>{frames}</html>"
+        "<html style='color-scheme: light dark'><pre id=seen></pre><script>const all = []; "
+        "addEventListener('message', e => "
+        f"{{ all.push(e.data); document.getElementById('seen').textContent = JSON.stringify(all) "
+        f"}})</script>{frames}</html>"
     )
     command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=20000",
-        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", "--dump-dom", (folder / "all.html").as_uri(),
-    ]  # fmt: skip
+        browser(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=20000",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+        "--dump-dom",
+        (folder / "all.html").as_uri(),
+    ]
     dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None
@@ -178,9 +220,17 @@ def test_every_number_that_is_computed_has_a_place_in_the_report(trained: dict[s
     text = html.unescape(reports.training_report(trained))
     evaluation, summary = trained["evaluation"], trained["summary"]
     for name in (
-        "Brier score", "expected calibration error", "macro F1", "micro F1", "G-mean", "Prevalence by week", "How steady it is",
-        "The best rows of each day", "What drives the scores", "Cost and alerts against the threshold",
-    ):  # fmt: skip
+        "Brier score",
+        "expected calibration error",
+        "macro F1",
+        "micro F1",
+        "G-mean",
+        "Prevalence by week",
+        "How steady it is",
+        "The best rows of each day",
+        "What drives the scores",
+        "Cost and alerts against the threshold",
+    ):
         assert name in text, name
     assert precise(evaluation["metrics"]["brier"]) in text
     assert estimate(evaluation["metrics"]["macro_f1"]) in text

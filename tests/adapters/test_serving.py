@@ -200,12 +200,20 @@ def test_a_bad_request_is_refused_with_one_line_that_says_what_to_change(body: A
 
 
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
     | st.sampled_from(["FP32", "BYTES", "rows", "amount", "channel", "web", "ts"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["name", "shape", "datatype", "data", "parameters", "missing", "ts"]), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["name", "shape", "datatype", "data", "parameters", "missing", "ts"]), inner, max_size=5
+        )
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -347,8 +355,11 @@ def test_an_answer_has_every_output_for_every_row_and_the_version_beside() -> No
     said = json.loads(body)
     assert split is None
     assert {node["name"]: (node["datatype"], node["shape"]) for node in said["outputs"]} == {
-        "score": ("FP64", [2]), "decision": ("INT64", [2]), "threshold": ("FP64", [2]), "version": ("BYTES", [2]),
-    }  # fmt: skip
+        "score": ("FP64", [2]),
+        "decision": ("INT64", [2]),
+        "threshold": ("FP64", [2]),
+        "version": ("BYTES", [2]),
+    }
     assert said["parameters"] == {"version": "3", "threshold": 0.5, "operating_point": "default"}
     assert said["outputs"][0]["data"] == pytest.approx(small_model.model().score(_read(ROWS).matrix).tolist())
 

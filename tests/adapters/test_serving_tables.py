@@ -137,13 +137,23 @@ def test_times_and_entities_of_an_arrow_table_are_logged_with_its_rows() -> None
         (stream(pa.table({"amount": [np.inf], "channel": ["web"]})), "not finite"),
         (stream(pa.table({"amount": pd.to_datetime(["2026-01-01"]), "channel": ["web"]})), "send numbers, booleans"),
         (
-            stream(pa.table({"amount": np.ones(900), "channel": pa.DictionaryArray.from_arrays(np.zeros(900, "i4"), ["x" * 2000])})),
+            stream(
+                pa.table(
+                    {
+                        "amount": np.ones(900),
+                        "channel": pa.DictionaryArray.from_arrays(np.zeros(900, "i4"), ["x" * 2000]),
+                    }
+                )
+            ),
             "unfolds to",
         ),
-        (stream(pa.Table.from_pandas(FRAME).replace_schema_metadata({"parameters": "["})), "parameters is not valid JSON"),
+        (
+            stream(pa.Table.from_pandas(FRAME).replace_schema_metadata({"parameters": "["})),
+            "parameters is not valid JSON",
+        ),
         (stream(pa.Table.from_pandas(FRAME).replace_schema_metadata({"id": "a\nb"})), "'id' must be"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_arrow_stream_is_refused_with_one_line(content: bytes, says: str) -> None:
     said = Site().send("/v2/models/small/infer", content, ARROW)
     assert said.status_code == 400
@@ -173,10 +183,8 @@ def test_bodies_of_mlflow_give_mlflows_answer_and_ignore_columns_the_model_does_
         said = site.invoke(body, kind, Seldon_Puid="p")
         assert said.headers["seldon-puid"] == "p"
         assert said.json() == {
-            "predictions": [
-                {"score": score, "decision": int(score >= 0.5)} for score in EXPECTED.tolist()
-            ]
-        }  # fmt: skip
+            "predictions": [{"score": score, "decision": int(score >= 0.5)} for score in EXPECTED.tolist()]
+        }
     strict = site.invoke({**records, "params": {"operating_point": "strict"}}).json()
     assert [row["decision"] for row in strict["predictions"]] == (EXPECTED >= 0.9).astype(int).tolist()
     assert set(decode(site.log.records).predictions["request_id"]) >= {"p"}
@@ -196,20 +204,28 @@ def test_bodies_of_mlflow_give_mlflows_answer_and_ignore_columns_the_model_does_
         ({"dataframe_records": [{"amount": "1", "channel": "web"}]}, "", "holds '1' at position 0"),
         ({"dataframe_records": [{"amount": [1], "channel": "web"}]}, "", "a list or an object"),
         ({"dataframe_records": [{"amount": 1}]}, "", "'channel' is missing"),
-        ({"dataframe_records": [{"amount": 1, "channel": "web"}], "params": {"operating_point": "x"}}, "", "unknown operating point"),
+        (
+            {"dataframe_records": [{"amount": 1, "channel": "web"}], "params": {"operating_point": "x"}},
+            "",
+            "unknown operating point",
+        ),
         ({"dataframe_records": [{"amount": 1, "channel": "web"}], "params": 3}, "", "'params' must be"),
         ({"dataframe_split": {"columns": ["amount"], "data": [[1, 2]]}}, "", "rows of 1 values"),
         ({"dataframe_split": {"columns": ["amount", "amount"], "data": [[1, 2]]}}, "", "twice"),
         ({"dataframe_split": [1]}, "", "'columns'"),
         ({"dataframe_split": {"columns": ["amount"], "data": []}}, "", "no rows"),
         (b"amount,channel\n1\n", "text/csv", "not a valid CSV"),
-        (b"amount,channel\nmuch,web\n", "text/csv", "column 'amount' must hold numbers; 1 of 1 values are none: 'much'"),
+        (
+            b"amount,channel\nmuch,web\n",
+            "text/csv",
+            "column 'amount' must hold numbers; 1 of 1 values are none: 'much'",
+        ),
         (b"amount,channel\n", "text/csv", "no rows"),
         (b"amount,amount,channel\n1,2,web\n", "text/csv", "twice"),
         (b"", "text/csv", "not a valid CSV"),
         (b"am\xd5unt,channel\n1,web\n", "text/csv", "not a valid CSV"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_body_for_invocations_is_refused_with_one_line(body: Any, kind: str, says: str) -> None:
     said = Site().invoke(body, kind or "application/json")
     assert said.status_code == 400

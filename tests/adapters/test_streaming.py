@@ -1,4 +1,6 @@
-"""Tables that are larger than memory: the same split, every positive, and weights that make a sample stand for the table."""
+"""Tables that are larger than memory: the same split, every positive, and weights that make a sample stand for the
+table.
+"""
 
 from __future__ import annotations
 

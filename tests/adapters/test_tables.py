@@ -175,9 +175,12 @@ def test_the_data_hash_changes_with_any_value_the_model_sees(tmp_path, data, col
     frame = history(400).assign(share=1.0, stake=2.0)
     settings = {"time": "when", "entity": "card", "amount": "stake", "propensity": "share", **data}
     other = {
-        "kind": "PAYMENT", "night": not frame["night"][7], "fraud": 1 - frame["fraud"][7], "share": 0.5,
+        "kind": "PAYMENT",
+        "night": not frame["night"][7],
+        "fraud": 1 - frame["fraud"][7],
+        "share": 0.5,
         "when": frame["when"][7] + pd.Timedelta("1s"),
-    }.get(column, 123)  # fmt: skip
+    }.get(column, 123)
     changed = frame.copy()
     changed.loc[7, column] = other
     assert changed.loc[7, column] != frame.loc[7, column]
@@ -491,10 +494,18 @@ BAD = {
     "database": (None, {"path": "sqlite:///none.db", "query": "SELECT 1"}, "does not exist"),
     "no query": (None, {"path": "sqlite:///none.db"}, r"Set data\.query"),
     "demo": (None, {"path": "demo:flight"}, "Did you mean 'flights'"),
-    "target": (bad(), {"target": "frauds"}, r"column 'frauds' \(data\.target\) is not in the data. Did you mean 'fraud'"),
+    "target": (
+        bad(),
+        {"target": "frauds"},
+        r"column 'frauds' \(data\.target\) is not in the data. Did you mean 'fraud'",
+    ),
     "drop": (bad(), {"drop": ["idd"]}, "Did you mean 'id'"),
     "time": (bad(), {"time": "amout"}, "Did you mean 'amount'"),
-    "one class": (bad(fraud="ok"), {}, "one class only: ok .600.*Set data.positive to the value that the rare class has"),
+    "one class": (
+        bad(fraud="ok"),
+        {},
+        "one class only: ok .600.*Set data.positive to the value that the rare class has",
+    ),
     "no such positive": (bad(), {"positive": "2"}, r"Set data\.positive to one of: 0 .*, 1 "),
     "many values": (bad(fraud=[i % 3 for i in range(N)]), {}, r"has 3 values: 0 \(200\), 1 \(200\), 2 \(200\)"),
     "number target": (bad(fraud=np.arange(N) / 7), {}, r"has 600 values: .*\.\.\.\. Set data\.positive"),
@@ -506,7 +517,11 @@ BAD = {
     "time feature": (bad(), {"drop": ["id"]}, "column 'when' is a time"),
     "gap": (bad(), {"time": "when", "label_delay": "365d"}, "label delay"),
     "infinite": (bad(age=[np.inf] * 3 + [1.0] * (N - 3)), {"time": "when"}, "'age' is infinite"),
-    "ids": (bad(id=[str(i // 2) for i in range(N)]), {"id": "id", "drop": [], "time": "when"}, r"repeats in 600 of 600"),
+    "ids": (
+        bad(id=[str(i // 2) for i in range(N)]),
+        {"id": "id", "drop": [], "time": "when"},
+        r"repeats in 600 of 600",
+    ),
     "free text": (bad(note=PROSE), {"time": "when"}, "free text .* bring embeddings as columns"),
     "image": (bad(picture=[[1, 2]] * N), {"time": "when"}, "bring embeddings as columns"),
     "blob": (bad(picture=[b"png"] * N), {"time": "when"}, "bring embeddings as columns"),
@@ -520,9 +535,13 @@ BAD = {
     "amount text": (bad(), {"time": "when", "amount": "kind"}, "must hold numbers"),
     "amount missing": (bad(), {"time": "when", "amount": "age"}, "is missing in"),
     "propensity": (bad(), {"time": "when", "propensity": "amount"}, "probabilities"),
-    "no feature": (bad(), {"drop": ["id", "when", "card", "amount", "kind", "night", "age", "count"]}, "no column is left"),
+    "no feature": (
+        bad(),
+        {"drop": ["id", "when", "card", "amount", "kind", "night", "age", "count"]},
+        "no column is left",
+    ),
     "all missing": (bad()[["fraud"]].assign(a=np.nan), {"drop": []}, "every feature is missing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

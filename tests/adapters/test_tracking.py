@@ -94,7 +94,10 @@ def test_a_pipelines_run_is_adopted(tracker: Tracker, monkeypatch: pytest.Monkey
 
 
 def test_the_run_of_a_killed_process_is_buried_and_a_living_one_is_not(tracker: Tracker) -> None:
-    code = f"import os; from rareclass.adapters.tracking import Tracker; print(Tracker({tracker.uri!r}, 'demo').start('doomed').id, flush=True); os.kill(os.getpid(), 9)"
+    code = (
+        "import os; from rareclass.adapters.tracking import Tracker; "
+        f"print(Tracker({tracker.uri!r}, 'demo').start('doomed').id, flush=True); os.kill(os.getpid(), 9)"
+    )
     dead = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}
     ).stdout.strip()
@@ -113,7 +116,10 @@ def test_scores_that_are_not_there_are_one_line_that_says_what_to_do(tracker: Tr
 
 
 def test_an_unreachable_server_is_one_line() -> None:
-    code = "from rareclass.adapters.tracking import Tracker\ntry: Tracker('http://127.0.0.1:9', 'demo')\nexcept Exception as e: print(type(e).__name__, str(e))"
+    code = (
+        "from rareclass.adapters.tracking import Tracker\ntry: Tracker('http://127.0.0.1:9', 'demo')\nexcept "
+        "Exception as e: print(type(e).__name__, str(e))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -128,7 +134,10 @@ def test_an_unreachable_server_is_one_line() -> None:
     "uri", ["http://127.0.0.1:9", "postgresql+psycopg://me:secret@127.0.0.1:9/mlflow"], ids=["server", "database"]
 )
 def test_that_nothing_answers_is_found_without_loading_mlflow_and_told_without_the_password(uri: str) -> None:
-    code = f"import sys\nfrom rareclass.adapters.tracking import check_reachable\ntry: check_reachable({uri!r})\nexcept Exception as e: print(type(e).__name__, str(e), 'mlflow' in sys.modules)"
+    code = (
+        "import sys\nfrom rareclass.adapters.tracking import check_reachable\ntry: "
+        f"check_reachable({uri!r})\nexcept Exception as e: print(type(e).__name__, str(e), 'mlflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("ModelError MLflow at '")
     assert "Set tracking.uri" in done.stdout

@@ -55,7 +55,7 @@ def cycle(values, n=N):
     return [values[i % len(values)] for i in range(n)]
 
 
-# ----------------------------------------------------------------------------- a category does not depend on its neighbours
+# ------------------------------------------------------------------------- a category does not depend on its neighbours
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_country_called_na_counts_in_csv_as_in_parquet(tmp_path):
     assert whole(a)["country"].isna().sum() == N // 4
 
 
-# -------------------------------------------------------------------------------------------------------- missing values
+# ------------------------------------------------------------------------------------------------------- missing values
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
@@ -153,7 +153,7 @@ def test_usual_tokens_are_missing_numbers_and_blanks_around_values_do_not_matter
     assert feature(found, "k").categories == ("b",)
 
 
-# ------------------------------------------------------------------------------------------------- numbers written as text
+# ---------------------------------------------------------------------------------------------- numbers written as text
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,16 @@ def test_usual_tokens_are_missing_numbers_and_blanks_around_values_do_not_matter
     [
         (lambda v: f"{v:.2f}".replace(".", ","), {"decimal": ","}, lambda v: round(v, 2)),
         (lambda v: f"{v * 1e4:,.1f}", {"thousands": ","}, lambda v: round(v * 1e4, 1)),
-        (lambda v: f"{v * 1e4:,.1f}".translate(str.maketrans(",.", ".,")), {"decimal": ",", "thousands": "."}, lambda v: round(v * 1e4, 1)),
+        (
+            lambda v: f"{v * 1e4:,.1f}".translate(str.maketrans(",.", ".,")),
+            {"decimal": ",", "thousands": "."},
+            lambda v: round(v * 1e4, 1),
+        ),
         (lambda v: f"{v:.1%}", {}, lambda v: round(v, 3)),
         (lambda v: f"${v:.2f}", {}, lambda v: round(v, 2)),
         (lambda v: f" {v:.2f} ", {}, lambda v: round(v, 2)),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 def test_numbers_in_any_writing_are_numbers(tmp_path, name, written, settings, expected):
     values = np.random.default_rng(1).uniform(0, 9, N)
@@ -256,7 +260,7 @@ def test_a_number_in_all_but_a_few_values_says_so(tmp_path, name):
     assert not [each for each in quiet.warnings if "all but" in each.message]
 
 
-# ---------------------------------------------------------------------------------------------------------------- dialects
+# ------------------------------------------------------------------------------------------------------------- dialects
 
 
 @pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
@@ -310,7 +314,7 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path, name):
     assert len(whole(take(tmp_path / name))) == N
 
 
-# ------------------------------------------------------------------------------------------------------------------- times
+# ---------------------------------------------------------------------------------------------------------------- times
 
 
 def stamps(form, n=N):
@@ -367,7 +371,11 @@ def test_a_replay_reads_times_as_a_run_does_in_the_rows_that_the_filter_keeps(tm
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 def test_numbers_with_a_point_or_a_sign_are_the_same_times_to_later_readers(tmp_path, name, values, settings):
-    rows(when=values).pipe(lambda frame: frame.to_csv(tmp_path / name, index=False) if name == "a.csv" else frame.to_parquet(tmp_path / name))  # fmt: skip
+    rows(when=values).pipe(
+        lambda frame: (
+            frame.to_csv(tmp_path / name, index=False) if name == "a.csv" else frame.to_parquet(tmp_path / name)
+        )
+    )
     found = take(tmp_path / name, time="when", **settings)
     times = np.concatenate([found.train.time, found.validation.time, found.test.time])
     frame = tables.read_frame(tmp_path / name, schema=found.schema)
@@ -444,7 +452,7 @@ def test_a_pandas_index_is_a_column_by_its_name_and_never_a_feature_without_one(
     assert len(scored(tmp_path / "b.parquet", found.schema)) == (frame["x"] > 0).sum()
 
 
-# --------------------------------------------------------------------------------------------------------- nothing is lost
+# ------------------------------------------------------------------------------------------------------ nothing is lost
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
@@ -489,12 +497,14 @@ def test_durations_decimals_and_nullable_numbers_are_numbers(tmp_path):
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
 def test_text_of_any_width_that_is_numbers_is_read_as_numbers_and_said(tmp_path, kind):
-    table = pa.table({
-        "v": pa.array([f" {i}.5" for i in range(N)]).cast(kind),
-        "k": pa.array(cycle(["a", "b"])).cast(kind),
-        "code": pa.array(cycle(["1", "2"])).cast(kind),
-        "y": rows()["y"].to_numpy(),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "v": pa.array([f" {i}.5" for i in range(N)]).cast(kind),
+            "k": pa.array(cycle(["a", "b"])).cast(kind),
+            "code": pa.array(cycle(["1", "2"])).cast(kind),
+            "y": rows()["y"].to_numpy(),
+        }
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     found = take(tmp_path / "a.parquet", categorical=["code"])
     assert [each.kind for each in found.schema.features] == ["numeric", "categorical", "categorical"]
@@ -515,7 +525,7 @@ def test_a_text_column_that_is_filled_late_is_written_and_read(tmp_path):
             np.testing.assert_array_equal(back["x"], frame["x"])
 
 
-# ----------------------------------------------------------------------------------------------------------------- targets
+# -------------------------------------------------------------------------------------------------------------- targets
 
 
 @pytest.mark.parametrize(
@@ -547,7 +557,7 @@ def test_the_rare_class_is_remembered_as_it_was_read(tmp_path, values, positive,
     assert target.labels([values[0], values[1], None])[:2].tolist() == [1.0, 0.0]
 
 
-# ----------------------------------------------------------------------------------------------------------------- folders
+# -------------------------------------------------------------------------------------------------------------- folders
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

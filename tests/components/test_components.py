@@ -1,4 +1,6 @@
-"""Every Kubeflow component called with real files: the same result as the run in one process, nothing installed at run time."""
+"""Every Kubeflow component called with real files: the same result as the run in one process, nothing installed at run
+time.
+"""
 
 from __future__ import annotations
 
@@ -104,9 +106,15 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, dict, dict, 
         **parts,
     )
     version = step(
-        "register", ingested=a("ingested"), plan=a("plan"), selection=a("selection"), tuning=a("tuning"), judgement=a("judgement"),
-        details=a("details"), **parts,
-    )  # fmt: skip
+        "register",
+        ingested=a("ingested"),
+        plan=a("plan"),
+        selection=a("selection"),
+        tuning=a("tuning"),
+        judgement=a("judgement"),
+        details=a("details"),
+        **parts,
+    )
     role = step("promote", details=a("details"), summary=a("summary"), report=a("report.html"))
     whole = run.run(settings(folder / "whole", data), folder / "whole" / "out")
     return step, json.loads((folder / "summary").read_text())["summary"], whole, [version, role, dict(metrics.metadata)]
@@ -129,7 +137,16 @@ def test_a_step_that_is_retried_leaves_the_same_files(walked: tuple) -> None:
     step = walked[0]
     before = (step.root / "train").read_bytes()
     a = step.artifact
-    step("ingest", repair="", data_version="x", ingested=a("ingested"), train=a("train"), validation=a("validation"), test=a("test"), metrics=a("again-metrics"))  # fmt: skip
+    step(
+        "ingest",
+        repair="",
+        data_version="x",
+        ingested=a("ingested"),
+        train=a("train"),
+        validation=a("validation"),
+        test=a("test"),
+        metrics=a("again-metrics"),
+    )
     assert (step.root / "train").read_bytes() == before
 
 

@@ -237,9 +237,16 @@ def test_an_evaluation_reports_everything_with_intervals():
     block = time.astype("datetime64[D]").astype(int)
     costs = CostArrays(19.0, 1.0, "EUR")
     found = ev.evaluate(
-        y, score, thresholds={"default": 0.1, "strict": 0.6}, primary="default", costs=costs,
-        config=EvaluateSettings(bootstraps=50, test_ratio=3, top_k=(2,)), block=block, time=time, rows=rows,
-    )  # fmt: skip
+        y,
+        score,
+        thresholds={"default": 0.1, "strict": 0.6},
+        primary="default",
+        costs=costs,
+        config=EvaluateSettings(bootstraps=50, test_ratio=3, top_k=(2,)),
+        block=block,
+        time=time,
+        rows=rows,
+    )
     for name in (
         "ap",
         "roc_auc",

@@ -12,8 +12,14 @@ from rareclass.core.dataset import Feature, FloatArray, FloatMatrix, Rows, Schem
 from rareclass.core.importance import Importance, permutation_importance
 
 SCHEMA = Schema(
-    (Feature("up"), Feature("down"), Feature("turns"), Feature("noise"), Feature("kind", "categorical", ("a", "b", "c")))
-)  # fmt: skip
+    (
+        Feature("up"),
+        Feature("down"),
+        Feature("turns"),
+        Feature("noise"),
+        Feature("kind", "categorical", ("a", "b", "c")),
+    )
+)
 
 
 def odds(x: FloatMatrix) -> FloatArray:
@@ -52,8 +58,12 @@ def test_features_are_ranked_as_scikit_learn_ranks_them_and_each_way_is_seen() -
         assert named[name].ap_lost.value == pytest.approx(value, abs=0.03)
     assert [each.feature for each in found][:2] == ["up", "turns"]
     assert {name: each.direction for name, each in named.items()} == {
-        "up": "up", "down": "down", "turns": "turns", "noise": "none", "kind": "category",
-    }  # fmt: skip
+        "up": "up",
+        "down": "down",
+        "turns": "turns",
+        "noise": "none",
+        "kind": "category",
+    }
     assert named["noise"].ap_lost.value == 0
     assert max(named["kind"].at, key=lambda pair: pair[1])[0] == "b"
     for name in ("up", "down", "turns"):

@@ -1,4 +1,6 @@
-"""A champion answers the same question, reads what is there, and is judged on rows it has not seen, or it is not compared."""
+"""A champion answers the same question, reads what is there, and is judged on rows it has not seen, or it is not
+compared.
+"""
 
 import numpy as np
 import pytest

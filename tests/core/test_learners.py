@@ -353,8 +353,9 @@ def test_a_booster_scores_as_xgboost_itself_does_with_categories_and_missing_val
     types = ["float", "float", "float", "c"]
     booster = xgb.train(
         {"objective": "binary:logistic", "max_depth": 5, "nthread": threads, "max_cat_to_onehot": 2},
-        xgb.DMatrix(x, y, feature_types=types, enable_categorical=True), 40,
-    )  # fmt: skip
+        xgb.DMatrix(x, y, feature_types=types, enable_categorical=True),
+        40,
+    )
     learner = Boosted("xgboost", rounds=40, booster=booster, types=tuple(types))
     expected = booster.predict(xgb.DMatrix(x, feature_types=types, enable_categorical=True), output_margin=True)
     assert np.allclose(np.log(learner.score(x) / (1 - learner.score(x))), expected, atol=1e-5)

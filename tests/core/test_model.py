@@ -54,7 +54,7 @@ for name, folder in json.loads(sys.argv[1]).items():
     golden = RareModel.load(folder + "/data/rareclass").golden
     scores[name] = mlflow.pyfunc.load_model(folder).predict(golden.drop(columns="score"))["score"].tolist()
 print(json.dumps(scores))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

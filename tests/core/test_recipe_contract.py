@@ -1,4 +1,6 @@
-"""The contract of a recipe: what is fitted on all rows is what was judged on the folds, for every recipe that is allowed."""
+"""The contract of a recipe: what is fitted on all rows is what was judged on the folds, for every recipe that is
+allowed.
+"""
 
 from __future__ import annotations
 
@@ -105,9 +107,11 @@ def test_the_final_fit_is_the_recipe_that_was_judged_to_the_digit(learner):
             final = refit([judged], {candidate.name: 0.3}, fit, seed=5)  # a share of the seeds: one
             assert len(final.members) == 1
             np.testing.assert_allclose(
-                logit(final.score(SCORED.x)), logit(judged.oof[fold.score]), atol=1e-9,
+                logit(final.score(SCORED.x)),
+                logit(judged.oof[fold.score]),
+                atol=1e-9,
                 err_msg=f"{candidate.name}, {weighting}",
-            )  # fmt: skip
+            )
             member = final.members[0]
             np.testing.assert_allclose(member.negative_sampling_rate, judged.negative_sampling_rate, rtol=1e-12)
             tried += 1
@@ -145,7 +149,7 @@ def test_inverse_propensity_weights_change_every_learner(learner):
     assert not np.allclose(*scores)
 
 
-# --- every pair of choices, with every split and refit ------------------------------------------------------------------
+# --- every pair of choices, with every split and refit ----------------------------------------------------------------
 
 FACTORS = ("learner", "weighting", "resampler", "loss", "filter", "split", "refit")
 SPLITS, REFITS = ("stratified", "grouped", "time"), ("none", "all")

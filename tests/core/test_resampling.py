@@ -45,9 +45,16 @@ def mixed_rows(n=400, positives=40, seed=0):
     schema = Schema((Feature("a"), Feature("b"), Feature("whole"), Feature("c", "categorical", ("x", "y", "z"))))
     time = np.datetime64("2024-01-01", "us") + np.arange(n).astype("timedelta64[h]")
     return Rows(
-        schema, x, plain.y, plain.row_id, time=time, entity=np.arange(n, dtype=np.uint64) % 7,
-        amount=rng.random(n), weight=1 + rng.random(n), fold=np.arange(n) % 3,
-    )  # fmt: skip
+        schema,
+        x,
+        plain.y,
+        plain.row_id,
+        time=time,
+        entity=np.arange(n, dtype=np.uint64) % 7,
+        amount=rng.random(n),
+        weight=1 + rng.random(n),
+        fold=np.arange(n) % 3,
+    )
 
 
 CASES = {
@@ -151,8 +158,11 @@ def test_no_chain_changes_nothing_even_without_positives():
 
 def test_the_sampling_factor_of_random_steps_corrects_the_prior_exactly():
     rows = numeric_rows(4000, 200)
-    for chain in ([step("random_under", ratio=3)], [step("random_over", ratio=3)],
-                  [step("random_under", ratio=6), step("random_over", ratio=2)]):  # fmt: skip
+    for chain in (
+        [step("random_under", ratio=3)],
+        [step("random_over", ratio=3)],
+        [step("random_under", ratio=6), step("random_over", ratio=2)],
+    ):
         done = resample(rows, chain, seed=0)
         shifted, b = done.rows.prevalence, done.negative_sampling_rate
         assert b * shifted / (b * shifted - shifted + 1) == pytest.approx(rows.prevalence, rel=1e-12)
@@ -206,7 +216,10 @@ def test_jitter_moves_copies_by_the_noise_that_was_asked_for_on_normal_scores_an
     base = np.concatenate([np.tile(base, (len(new) // len(base), 1)), base[: len(new) % len(base)]])
     np.testing.assert_array_equal(np.isnan(new), np.isnan(base))
     there = ~np.isnan(new[:, 0])
-    score = {value: NormalDist().inv_cdf((rank + 0.5) / (~np.isnan(x[:, 0])).sum()) for rank, value in enumerate(np.sort(x[~np.isnan(x[:, 0]), 0]))}  # fmt: skip
+    score = {
+        value: NormalDist().inv_cdf((rank + 0.5) / (~np.isnan(x[:, 0])).sum())
+        for rank, value in enumerate(np.sort(x[~np.isnan(x[:, 0]), 0]))
+    }
     known = np.array(sorted(score))
     moved = np.interp(new[there, 0], known, [score[v] for v in known]) - np.array([score[v] for v in base[there, 0]])
     assert np.std(moved) == pytest.approx(0.25, rel=0.05)
@@ -388,7 +401,7 @@ def test_threads_do_not_change_the_result():
     same(resample(rows, chain, seed=0, threads=1).rows, resample(rows, chain, seed=0, threads=2).rows)
 
 
-# --- distances ---------------------------------------------------------------------------------------------------------
+# --- distances --------------------------------------------------------------------------------------------------------
 
 
 def test_distances_take_medians_for_missing_values_and_deviations_as_units():
@@ -417,7 +430,7 @@ def test_levels_beyond_the_most_frequent_count_as_one():
     assert len(np.unique(space, axis=0)) == 16
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_negatives_that_are_left_out_for_speed_are_stood_for(monkeypatch):
     assert fast == pytest.approx(FastPrecision(ROWS.y)(logits[0]), rel=0.1)
 
 
-# --- what decides --------------------------------------------------------------------------------------------------------
+# --- what decides -----------------------------------------------------------------------------------------------------
 
 
 def brute_saving(rows, score, miss, alarm):
@@ -216,10 +216,24 @@ def brute_saving(rows, score, miss, alarm):
 def test_the_saving_and_the_recall_that_decide_are_those_of_the_best_of_all_thresholds():
     rows = ROWS.take(np.arange(300))
     score = scored("a", 3.0, rows=rows).oof
-    given = parse({"name": "t", "data": {"path": "p", "target": "y"}, "costs": {"false_negative": 7, "false_positive": 2}, "search": {"metric": "cost"}})  # fmt: skip
+    given = parse(
+        {
+            "name": "t",
+            "data": {"path": "p", "target": "y"},
+            "costs": {"false_negative": 7, "false_positive": 2},
+            "search": {"metric": "cost"},
+        }
+    )
     found = metric_of(given, rows)
     assert found.judge(rows, [score], 5, 0)[0][0] == pytest.approx(brute_saving(rows, score, 7, 2))
-    floor = parse({"name": "t", "data": {"path": "p", "target": "y"}, "threshold": {"min_precision": 0.6}, "search": {"metric": "recall_at_precision"}})  # fmt: skip
+    floor = parse(
+        {
+            "name": "t",
+            "data": {"path": "p", "target": "y"},
+            "threshold": {"min_precision": 0.6},
+            "search": {"metric": "recall_at_precision"},
+        }
+    )
     recalls = []
     for cut in np.unique(score):
         flag = score >= cut

@@ -27,9 +27,16 @@ def tool() -> ModuleType:
 def results(tmp_path: Path) -> Path:
     one: dict[str, Any] = {"claim": "seconds", "ours": 0.25, "peer": 1234.0, "ratio": 4936.0, "goal": 50.0, "met": True}
     found = {
-        "benchmark": "fast", "full": False, "at": "2026-03-01T00:00:00+00:00", "seconds": 3.0, "load": [0.5, 1.5], "processors": 2,
-        "versions": {"numpy": "2.4"}, "text": "a line\n| a | b |\n|---|---|\n| 1 | 2 |\n", "claims": [one, {**one, "peer": None, "met": False}],
-    }  # fmt: skip
+        "benchmark": "fast",
+        "full": False,
+        "at": "2026-03-01T00:00:00+00:00",
+        "seconds": 3.0,
+        "load": [0.5, 1.5],
+        "processors": 2,
+        "versions": {"numpy": "2.4"},
+        "text": "a line\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        "claims": [one, {**one, "peer": None, "met": False}],
+    }
     (tmp_path / "fast.json").write_text(json.dumps(found))
     return tmp_path
 

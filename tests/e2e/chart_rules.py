@@ -1,7 +1,8 @@
 """What must hold of any set of objects that the chart renders, found without a cluster.
 
-Shapes come from the models of the Kubernetes client, which are generated from the API's own schema; references are looked
-up among the objects themselves: what refers to something that nobody makes is accepted by an API server and fails later.
+Shapes come from the models of the Kubernetes client, which are generated from the API's own schema; references are
+looked up among the objects themselves: what refers to something that nobody makes is accepted by an API server and
+fails later.
 """
 
 from __future__ import annotations
@@ -15,18 +16,32 @@ from typing import Any
 from kubernetes import client
 
 VERSIONS = {
-    ("v1", "ConfigMap"): "V1ConfigMap", ("v1", "Secret"): "V1Secret", ("v1", "Service"): "V1Service",
-    ("v1", "ServiceAccount"): "V1ServiceAccount", ("v1", "PersistentVolumeClaim"): "V1PersistentVolumeClaim",
-    ("v1", "Pod"): "V1Pod", ("apps/v1", "Deployment"): "V1Deployment", ("apps/v1", "StatefulSet"): "V1StatefulSet",
-    ("batch/v1", "Job"): "V1Job", ("batch/v1", "CronJob"): "V1CronJob", ("policy/v1", "PodDisruptionBudget"): "V1PodDisruptionBudget",
+    ("v1", "ConfigMap"): "V1ConfigMap",
+    ("v1", "Secret"): "V1Secret",
+    ("v1", "Service"): "V1Service",
+    ("v1", "ServiceAccount"): "V1ServiceAccount",
+    ("v1", "PersistentVolumeClaim"): "V1PersistentVolumeClaim",
+    ("v1", "Pod"): "V1Pod",
+    ("apps/v1", "Deployment"): "V1Deployment",
+    ("apps/v1", "StatefulSet"): "V1StatefulSet",
+    ("batch/v1", "Job"): "V1Job",
+    ("batch/v1", "CronJob"): "V1CronJob",
+    ("policy/v1", "PodDisruptionBudget"): "V1PodDisruptionBudget",
     ("autoscaling/v2", "HorizontalPodAutoscaler"): "V2HorizontalPodAutoscaler",
-    ("networking.k8s.io/v1", "NetworkPolicy"): "V1NetworkPolicy", ("networking.k8s.io/v1", "Ingress"): "V1Ingress",
-    ("rbac.authorization.k8s.io/v1", "Role"): "V1Role", ("rbac.authorization.k8s.io/v1", "RoleBinding"): "V1RoleBinding",
-}  # fmt: skip
+    ("networking.k8s.io/v1", "NetworkPolicy"): "V1NetworkPolicy",
+    ("networking.k8s.io/v1", "Ingress"): "V1Ingress",
+    ("rbac.authorization.k8s.io/v1", "Role"): "V1Role",
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"): "V1RoleBinding",
+}
 CUSTOM = {
-    "monitoring.coreos.com/v1", "monitoring.coreos.com/v1alpha1", "machinelearning.seldon.io/v1", "argoproj.io/v1alpha1",
-    "serving.kserve.io/v1beta1", "serving.kserve.io/v1alpha1", "gateway.networking.k8s.io/v1",
-}  # fmt: skip
+    "monitoring.coreos.com/v1",
+    "monitoring.coreos.com/v1alpha1",
+    "machinelearning.seldon.io/v1",
+    "argoproj.io/v1alpha1",
+    "serving.kserve.io/v1beta1",
+    "serving.kserve.io/v1alpha1",
+    "gateway.networking.k8s.io/v1",
+}
 PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
@@ -66,8 +81,16 @@ def pod_specs(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
 
 
 KSERVE_FIELDS = {
-    "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "labels", "annotations", "deploymentStrategy", "logger", "timeout",
-}  # fmt: skip
+    "minReplicas",
+    "maxReplicas",
+    "scaleTarget",
+    "scaleMetric",
+    "labels",
+    "annotations",
+    "deploymentStrategy",
+    "logger",
+    "timeout",
+}
 
 
 def _template(where: str, template: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:

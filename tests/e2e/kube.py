@@ -96,7 +96,12 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 def turn(release: str, seconds: float) -> str:
     """Run one turn of a release's loop and return the phase that the workflow ended in."""
     spec = {"workflowTemplateRef": {"name": f"{release}-turn"}}
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{release}-turn-", "namespace": SPACE}, "spec": spec}  # fmt: skip
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": f"{release}-turn-", "namespace": SPACE},
+        "spec": spec,
+    }
     name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
 
     def over() -> str:
@@ -128,19 +133,30 @@ def prometheus(query: str) -> list[Any]:
 
 def pod_manifest(name: str, script: str, labels: dict[str, str] | None = None) -> str:
     security = {
-        "runAsNonRoot": True, "runAsUser": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
     version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
     container = {
-        "name": "main", "image": os.environ.get("IMAGE", f"rareclass/pipeline:{version}"), "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-c", textwrap.dedent(script)], "securityContext": security,
-        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}}, "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }  # fmt: skip
+        "name": "main",
+        "image": os.environ.get("IMAGE", f"rareclass/pipeline:{version}"),
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-c", textwrap.dedent(script)],
+        "securityContext": security,
+        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
     spec = {
-        "restartPolicy": "Never", "automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1,
-        "containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}],
-    }  # fmt: skip
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
     return json.dumps(
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {}}, "spec": spec}
     )
@@ -212,7 +228,7 @@ LOAD = """
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
     [each.start() for each in threads]; [each.join() for each in threads]
     print(json.dumps(dict(good=len(good), ids=good if {ids} else [], distinct=len(set(good)), bad=bad, failed=sum(bad.values()), versions=sorted(versions))))
-"""
+"""  # noqa: E501
 
 
 class Load:
@@ -255,7 +271,9 @@ def sql(statement: str, release: str = RELEASE) -> str:
 
 
 def under_load(change: Callable[[], Any], *, pause: float = 0.05) -> dict[str, Any]:
-    """Answer requests before, while and after something changes; return what the clients saw, and what the store has."""
+    """Answer requests before, while and after something changes; return what the clients saw,
+    and what the store has.
+    """
     load = Load(pause=pause)
     load.under_way()
     try:

@@ -34,9 +34,19 @@ from kube import (
 
 VALUES = sorted(each.name.removesuffix("-values.yaml") for each in (CHART / "ci").glob("*-values.yaml"))
 SMALL = (
-    "--set", "config.name=m", "--set", "config.data.path=s3://b/x", "--set", "config.data.target=y", "--set", "postgresql.existingSecret.name=p",
-    "--set", "networkPolicy.apiServer.cidrs={10.0.0.1/32}", "--set", "networkPolicy.egress[0].ports[0].port=443",
-)  # fmt: skip
+    "--set",
+    "config.name=m",
+    "--set",
+    "config.data.path=s3://b/x",
+    "--set",
+    "config.data.target=y",
+    "--set",
+    "postgresql.existingSecret.name=p",
+    "--set",
+    "networkPolicy.apiServer.cidrs={10.0.0.1/32}",
+    "--set",
+    "networkPolicy.egress[0].ports[0].port=443",
+)
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="there is no helm on the PATH")
 
@@ -398,8 +408,13 @@ def test_every_route_of_the_monitor_is_published_but_those_of_machines(way: str)
     routes = set(re.findall(r'Route\(\s*"([^"]+)"', source))
     values = {
         "ingress": ("ingress.enabled=true", "ingress.host=h", "ingress.tlsSecret=t"),
-        "gateway": ("gateway.enabled=true", "gateway.hostnames={h}", "gateway.parentRefs[0].name=g", "gateway.parentRefs[0].sectionName=s"),
-    }[way]  # fmt: skip
+        "gateway": (
+            "gateway.enabled=true",
+            "gateway.hostnames={h}",
+            "gateway.parentRefs[0].name=g",
+            "gateway.parentRefs[0].sectionName=s",
+        ),
+    }[way]
     tokens = (
         "monitor.labelsTokenSecret=a",
         "monitor.statusTokenSecret=a",
@@ -423,9 +438,16 @@ def test_the_page_of_the_platform_names_the_versions_that_are_pinned() -> None:
     page = (ROOT / "manifests/README.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(): line.split("|")[2] for line in page.splitlines() if line.startswith("| ")}
     parts = {
-        "minio": "MinIO, for trials", "metrics": "metrics-server", "argo": "Argo Workflows", "kfp": "Kubeflow Pipelines", "seldon": "Seldon Core",
-        "prometheus": "kube-prometheus-stack with Grafana", "kserve": "KServe", "cert-manager": "cert-manager", "kind": "kind node",
-    }  # fmt: skip
+        "minio": "MinIO, for trials",
+        "metrics": "metrics-server",
+        "argo": "Argo Workflows",
+        "kfp": "Kubeflow Pipelines",
+        "seldon": "Seldon Core",
+        "prometheus": "kube-prometheus-stack with Grafana",
+        "kserve": "KServe",
+        "cert-manager": "cert-manager",
+        "kind": "kind node",
+    }
     assert {each.name for each in (ROOT / "manifests").iterdir() if each.is_dir()} == parts.keys()
     for folder, row in parts.items():
         text = "".join(each.read_text(encoding="utf-8") for each in (ROOT / "manifests" / folder).rglob("*.yaml"))
@@ -540,9 +562,11 @@ def reached(expected: list[tuple[tuple[str, int], str]], **where: Any) -> dict[s
 @pytest.mark.cluster
 def test_the_network_denies_what_is_not_needed(release: str) -> None:
     serving, database, mlflow, monitor = targets = [
-        (f"{release}-serving.{SPACE}", 80), (f"{release}-postgresql.{SPACE}", 5432), (f"{release}-mlflow.{SPACE}", 5000),
+        (f"{release}-serving.{SPACE}", 80),
+        (f"{release}-postgresql.{SPACE}", 5432),
+        (f"{release}-mlflow.{SPACE}", 5000),
         (f"{release}-monitor.{SPACE}", 8090),
-    ]  # fmt: skip
+    ]
     own = {"app.kubernetes.io/name": "rareclass", "app.kubernetes.io/instance": release}
     cases: list[tuple[dict[str, Any], list[tuple[tuple[str, int], str]]]] = [
         ({}, [(serving, "open"), (database, "closed"), (mlflow, "closed"), (monitor, "open")]),
@@ -608,11 +632,29 @@ def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
 def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_is_kept(release: str) -> None:
     """Several models in one namespace share MLflow; this one has its own store and a persistent spool."""
     values = [
-        "--set", "fullnameOverride=second", "--set", f"tracking.uri=http://{release}-mlflow:5000", "--set", "tracking.existingSecret.name=mlflow-token",
-        "--set", "serving.backend=deployment", "--set", "serving.spool.persistent=true", "--set", "serving.spool.size=100Mi",
-        "--set", "train.enabled=false", "--set", "dashboards.enabled=false", "--set", "retrain.enabled=false",
-        "--set", "jobs.backup.enabled=false", "--set", "serving.terminationGracePeriodSeconds=20",
-    ]  # fmt: skip
+        "--set",
+        "fullnameOverride=second",
+        "--set",
+        f"tracking.uri=http://{release}-mlflow:5000",
+        "--set",
+        "tracking.existingSecret.name=mlflow-token",
+        "--set",
+        "serving.backend=deployment",
+        "--set",
+        "serving.spool.persistent=true",
+        "--set",
+        "serving.spool.size=100Mi",
+        "--set",
+        "train.enabled=false",
+        "--set",
+        "dashboards.enabled=false",
+        "--set",
+        "retrain.enabled=false",
+        "--set",
+        "jobs.backup.enabled=false",
+        "--set",
+        "serving.terminationGracePeriodSeconds=20",
+    ]
     done = helm("install", "second", str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     try:
         assert done.returncode == 0, done.stderr
@@ -637,7 +679,8 @@ def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_
     finally:
         gone = helm("uninstall", "second", "-n", SPACE, "--wait", "--timeout", "5m")
     assert gone.returncode == 0, gone.stderr
-    kinds = "all,configmap,secret,pvc,serviceaccount,networkpolicy,role,rolebinding,poddisruptionbudget,podmonitor,servicemonitor,prometheusrule,alertmanagerconfig"
+    core = "all,configmap,secret,pvc,serviceaccount,networkpolicy,role,rolebinding,poddisruptionbudget"
+    kinds = f"{core},podmonitor,servicemonitor,prometheusrule,alertmanagerconfig"
     which = ("-l", "app.kubernetes.io/instance=second")
     left = [each for each in got("-n", SPACE, kinds, *which)["items"] if "deletionTimestamp" not in each["metadata"]]
     assert sorted(f"{each['kind']}/{each['metadata']['name']}" for each in left) == [

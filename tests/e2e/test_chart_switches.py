@@ -32,7 +32,10 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "deployment": {"serving.backend": "deployment"},
         "statefulset": {"serving.backend": "deployment", "serving.spool.persistent": True},
         "kserve": {"serving.backend": "kserve"},
-        "logged": {"serving.backend": "kserve", "serving.kserve.logger": {"mode": "all", "url": "http://sink.example/events"}},
+        "logged": {
+            "serving.backend": "kserve",
+            "serving.kserve.logger": {"mode": "all", "url": "http://sink.example/events"},
+        },
         "found": {},
         "off": {"serving.enabled": False},
     },
@@ -43,8 +46,19 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "monitor": {
         "open": {},
         "tokens": {**TOKENS},
-        "ingress": {**TOKENS, "ingress.enabled": True, "ingress.host": "m.example.org", "ingress.tlsSecret": "outside-certificate", "ingress.className": "c"},
-        "gateway": {**TOKENS, "gateway.enabled": True, "gateway.hostnames": ["m.example.org"], "gateway.parentRefs": [{"name": "g", "sectionName": "https"}]},
+        "ingress": {
+            **TOKENS,
+            "ingress.enabled": True,
+            "ingress.host": "m.example.org",
+            "ingress.tlsSecret": "outside-certificate",
+            "ingress.className": "c",
+        },
+        "gateway": {
+            **TOKENS,
+            "gateway.enabled": True,
+            "gateway.hostnames": ["m.example.org"],
+            "gateway.parentRefs": [{"name": "g", "sectionName": "https"}],
+        },
         "off": {"monitor.enabled": False},
     },
     "store": {
@@ -56,20 +70,41 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "mlflow": {
         "volume": {},
         "bucket": {"mlflow.artifacts": "s3://b/a", "mlflow.createBucket": True},
-        "outside": {"tracking.uri": "https://mlflow.example.org", "tracking.existingSecret.name": "outside-mlflow", "mlflow.enabled": False},
+        "outside": {
+            "tracking.uri": "https://mlflow.example.org",
+            "tracking.existingSecret.name": "outside-mlflow",
+            "mlflow.enabled": False,
+        },
     },
     "gate": {"token": {"mlflow.tokenSecret": "outside-gate"}, "open": {}},
-    "s3": {"outside": {"s3.endpoint": "http://minio.minio:9000", "s3.existingSecret.name": "outside-s3"}, "identity": {}},
+    "s3": {
+        "outside": {"s3.endpoint": "http://minio.minio:9000", "s3.existingSecret.name": "outside-s3"},
+        "identity": {},
+    },
     "images": {
-        "digests": {"image.digests.pipeline": "sha256:" + "a" * 64, "image.digests.serving": "sha256:" + "b" * 64, "image.pullSecrets": [{"name": "outside-registry"}]},
+        "digests": {
+            "image.digests.pipeline": "sha256:" + "a" * 64,
+            "image.digests.serving": "sha256:" + "b" * 64,
+            "image.pullSecrets": [{"name": "outside-registry"}],
+        },
         "tag": {"image.tag": "1.2"},
     },
     "pods": {
         "placed": {
-            "pods.labels": {"team": "a"}, "pods.nodeSelector": {"disk": "fast"}, "pods.tolerations": [{"key": "gpu", "operator": "Exists"}],
-            "pods.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]}},
+            "pods.labels": {"team": "a"},
+            "pods.nodeSelector": {"disk": "fast"},
+            "pods.tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "pods.affinity": {
+                "nodeAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+                    ]
+                }
+            },
             "pods.topologySpread": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
-            "pods.priorityClassName": "high", "serviceAccounts.annotations": {"role": "a"}, "serviceAccounts.each": {"mlflow": {"labels": {"use": "true"}}},
+            "pods.priorityClassName": "high",
+            "serviceAccounts.annotations": {"role": "a"},
+            "serviceAccounts.each": {"mlflow": {"labels": {"use": "true"}}},
         },
         "anywhere": {},
     },
@@ -85,8 +120,15 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "off": {},
     },
     "network": {"on": {}, "off": {"networkPolicy.enabled": False, "mlflow.tokenSecret": "outside-gate"}},
-    "monitors": {"on": {"serviceMonitor.interval": "10s", "serviceMonitor.labels": {"team": "a"}}, "off": {"serviceMonitor.enabled": False}},
-    "alerts": {"on": {"alerts.labels": {"team": "a"}}, "unrouted": {"alerts.routing": False}, "off": {"alerts.enabled": False}},
+    "monitors": {
+        "on": {"serviceMonitor.interval": "10s", "serviceMonitor.labels": {"team": "a"}},
+        "off": {"serviceMonitor.enabled": False},
+    },
+    "alerts": {
+        "on": {"alerts.labels": {"team": "a"}},
+        "unrouted": {"alerts.routing": False},
+        "off": {"alerts.enabled": False},
+    },
     "argo": {
         "authority": {"alerts.argo.caSecret.name": "outside-authority", "alerts.argo.serverName": "localhost"},
         "unverified": {"alerts.argo.verify": False},
@@ -97,10 +139,15 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "retrain": {
         "off": {},
         "kubeflow": {"retrain.enabled": True, "retrain.kubeflow.existingSecret": "outside-pipeline"},
-        "beside": {"retrain.enabled": True, "retrain.kubeflow.namespace": "SPACE", "retrain.kubeflow.multiUser": True, "retrain.kubeflow.runAsUser": 10001},
+        "beside": {
+            "retrain.enabled": True,
+            "retrain.kubeflow.namespace": "SPACE",
+            "retrain.kubeflow.multiUser": True,
+            "retrain.kubeflow.runAsUser": 10001,
+        },
         "pod": {"retrain.enabled": True, "retrain.runner": "pod", "retrain.suspend": True},
     },
-}  # fmt: skip
+}
 """The switches of values.yaml that make or leave out objects: name -> setting -> values."""
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="there is no helm on the PATH")
@@ -222,13 +269,19 @@ def test_a_reference_to_nothing_a_wrong_field_and_a_selector_without_pods_are_fo
     assert "no volumes" in damaged("Deployment", lambda each: pod(each)["volumes"].clear())
     assert "Secret release-events-token, which nobody makes" in " ".join(
         problems([each for each in good if each["kind"] != "Secret"], "space", given)
-        + damaged("AlertmanagerConfig", lambda each: each["spec"]["receivers"].append({"credentials": {"name": "release-events-token"}})).splitlines()
-    )  # fmt: skip
+        + damaged(
+            "AlertmanagerConfig",
+            lambda each: each["spec"]["receivers"].append({"credentials": {"name": "release-events-token"}}),
+        ).splitlines()
+    )
 
 
 @needs_helm
 def test_alerts_reach_a_person_where_no_workflow_can_repair(tmp_path: Any) -> None:
-    """The defaults: routing on, retraining off. A receiver with a Secret that nobody makes takes the whole routing away."""
+    """The defaults: routing on, retraining off.
+
+    A receiver with a Secret that nobody makes takes the whole routing away.
+    """
     chosen = {name: next(iter(each)) for name, each in SWITCHES.items()} | {"retrain": "off", "argo": "unverified"}
     route = next(each for each in rendered(chosen, tmp_path) if each["kind"] == "AlertmanagerConfig")["spec"]
     assert [each["name"] for each in route["receivers"]] == ["page"]
@@ -303,14 +356,26 @@ def test_the_placement_authorities_and_labels_of_the_values_reach_every_pod(tmp_
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"image": {"digests": {"pipeline": "sha256:" + "a" * 64, "serving": "sha256:" + "a" * 64}}}, "are the same: they are two images"),
+        (
+            {"image": {"digests": {"pipeline": "sha256:" + "a" * 64, "serving": "sha256:" + "a" * 64}}},
+            "are the same: they are two images",
+        ),
         ({"image": {"digests": {"pipeline": "latest"}}}, "image.digests.pipeline is no digest"),
         ({"ingress": {"enabled": True}}, "set monitor.statusTokenSecret and monitor.labelsTokenSecret"),
-        ({"ingress": {"enabled": True}, "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"}}, "needs ingress.host and ingress.tlsSecret"),
-        ({"gateway": {"enabled": True, "hostnames": ["h"], "parentRefs": [{"name": "g"}]}, "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"}}, "needs sectionName"),
+        (
+            {"ingress": {"enabled": True}, "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"}},
+            "needs ingress.host and ingress.tlsSecret",
+        ),
+        (
+            {
+                "gateway": {"enabled": True, "hostnames": ["h"], "parentRefs": [{"name": "g"}]},
+                "monitor": {"labelsTokenSecret": "a", "statusTokenSecret": "b"},
+            },
+            "needs sectionName",
+        ),
         ({"serviceAccounts": {"each": {"server": {}}}}, "The accounts are: serving"),
     ],
-)  # fmt: skip
+)
 def test_what_would_be_open_or_mixed_up_is_refused(settings: dict[str, Any], said: str, tmp_path: Any) -> None:
     file = tmp_path / "values.json"
     file.write_text(json.dumps({**BASE, "postgresql": {"password": "p"}, **settings}))

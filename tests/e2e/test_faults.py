@@ -105,7 +105,13 @@ def test_a_killed_server_costs_what_it_was_answering_and_its_spool_is_shipped(tw
     kill_container(SPACE, SERVING)
     seen = settled(load)
     # until its address is taken out, a new connection to it is refused at once; the other one answers
-    assert set(seen["bad"]) <= {"nobody there", "ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected", "IncompleteRead"}, seen["bad"]  # fmt: skip
+    assert set(seen["bad"]) <= {
+        "nobody there",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "RemoteDisconnected",
+        "IncompleteRead",
+    }, seen["bad"]
     assert seen["failed"] < seen["good"] / 2
 
 
@@ -134,7 +140,12 @@ def turn() -> str:
     """Start a turn by hand; return its name once a step of it is at work."""
     name = f"{RELEASE}-fault-{uuid.uuid4().hex[:6]}"
     spec = {"workflowTemplateRef": {"name": f"{RELEASE}-turn"}}
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name, "namespace": SPACE}, "spec": spec}  # fmt: skip
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"name": name, "namespace": SPACE},
+        "spec": spec,
+    }
     kubectl("create", "-f", "-", given=json.dumps(workflow))
     until(lambda: steps(name), 120, f"a step of {name}")
     return name

@@ -47,7 +47,7 @@ ASK = """
                 time.sleep(0.5)
     columns = [dict(name=each["name"], datatype=each["datatype"], shape=[1], data=[1.0] if each["datatype"] == "FP32" else ["x"]) for each in ask("/v2/models/{model}")["inputs"]]
     print(json.dumps(ask("/v2/models/{model}/infer", dict(id="{name}", inputs=columns))))
-"""
+"""  # noqa: E501
 
 
 def test_a_turn_pins_the_inference_service_and_rolls_it_without_a_lost_request() -> None:
@@ -89,7 +89,12 @@ def test_an_upgrade_of_the_chart_that_changes_nothing_rolls_no_pod() -> None:
 def volume() -> Iterator[str]:
     """A version of the release on a volume, as another team would bring it."""
     name = "by-format"
-    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}}}}  # fmt: skip
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}}},
+    }
     kubectl("-n", SPACE, "apply", "-f", "-", given=json.dumps(claim))
     script = f"""
         import mlflow, os, shutil
@@ -130,13 +135,36 @@ def volume() -> Iterator[str]:
 
 def test_a_version_on_a_volume_is_served_by_its_format_and_logged_in_the_store(volume: str) -> None:
     service = {
-        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
-        "metadata": {"name": "claims", "namespace": SPACE, "annotations": {"serving.kserve.io/autoscalerClass": "none"}},
-        "spec": {"predictor": {"minReplicas": 1, "model": {"modelFormat": {"name": "rareclass"}, "protocolVersion": "v2", "storageUri": f"pvc://{volume}/claims/1"}}},
-    }  # fmt: skip
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": "claims",
+            "namespace": SPACE,
+            "annotations": {"serving.kserve.io/autoscalerClass": "none"},
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "model": {
+                    "modelFormat": {"name": "rareclass"},
+                    "protocolVersion": "v2",
+                    "storageUri": f"pvc://{volume}/claims/1",
+                },
+            }
+        },
+    }
     kubectl("apply", "-f", "-", given=json.dumps(service))
     try:
-        until(lambda: "successfully" in kubectl("-n", SPACE, "rollout", "status", "deployment/claims-predictor", "--watch=false", check=False), 400, "the runtime's pod ready")  # fmt: skip
+        until(
+            lambda: (
+                "successfully"
+                in kubectl(
+                    "-n", SPACE, "rollout", "status", "deployment/claims-predictor", "--watch=false", check=False
+                )
+            ),
+            400,
+            "the runtime's pod ready",
+        )
         script = ASK.format(host=f"claims-predictor.{SPACE}", model="claims", name="by-format-1")
         answer = json.loads(inside(script).splitlines()[-1])
         assert answer["model_name"] == "claims"

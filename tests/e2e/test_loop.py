@@ -1,7 +1,8 @@
-"""The loop on a real Kubernetes, arrow by arrow; each test asks the real system's own API. `make e2e` starts the cluster.
+"""The loop on a real Kubernetes, arrow by arrow; each test asks the real system's own API. `make e2e` starts the
+cluster.
 
-The release is installed when it is not there (RARECLASS_E2E_NAMESPACE, default `loop`); the tests stand on each other in
-the order of the file and may be run again on what an earlier run left.
+The release is installed when it is not there (RARECLASS_E2E_NAMESPACE, default `loop`); the tests stand on each other
+in the order of the file and may be run again on what an earlier run left.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> An
 
 
 def mlflow(path: str, **query: str) -> Any:
-    return ask(f"{address(NAMESPACE, f'{RELEASE}-mlflow', 5000)}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}", headers={"Host": f"{RELEASE}-mlflow:5000"})  # fmt: skip
+    return ask(
+        f"{address(NAMESPACE, f'{RELEASE}-mlflow', 5000)}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}",
+        headers={"Host": f"{RELEASE}-mlflow:5000"},
+    )
 
 
 def champion() -> str | None:
@@ -57,7 +61,24 @@ def champion() -> str | None:
 
 def ledger() -> list[Any]:
     """The ledger as the monitor's pod reads it from PostgreSQL."""
-    return list(json.loads(kubectl("-n", NAMESPACE, "exec", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "rareclass", "history", "-c", "/config/config.yaml", "--json")))  # fmt: skip
+    return list(
+        json.loads(
+            kubectl(
+                "-n",
+                NAMESPACE,
+                "exec",
+                f"deploy/{RELEASE}-monitor",
+                "-c",
+                "monitor",
+                "--",
+                "rareclass",
+                "history",
+                "-c",
+                "/config/config.yaml",
+                "--json",
+            )
+        )
+    )
 
 
 def rows(n: int, seed: int, sign: float = 1.0) -> pd.DataFrame:
@@ -97,16 +118,37 @@ class Stream:
             n = len(frame)
             when = [(self.until + timedelta(seconds=seconds * i / n)).isoformat() for i in range(n)]
             tensors = [
-                {"name": column, "shape": [n], "datatype": "BYTES" if column == "kind" else "FP32", "data": frame[column].tolist()}
+                {
+                    "name": column,
+                    "shape": [n],
+                    "datatype": "BYTES" if column == "kind" else "FP32",
+                    "data": frame[column].tolist(),
+                }
                 for column in ("a", "b", "noise", "kind")
-            ]  # fmt: skip
+            ]
             answer = ask(url, {"id": name, "inputs": tensors, "parameters": {"ts": when}})
             assert len(next(each["data"] for each in answer["outputs"] if each["name"] == "score")) == n
             labels += [f"{name},{row},{label}" for row, label in enumerate(frame["target"])]
             self.until = end
-        script = "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv --set store.wait=1m"
+        script = (
+            "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv --set "
+            "store.wait=1m"
+        )
         text = "\n".join(["request_id,row,label", *labels]) + "\n"
-        said = kubectl("-n", NAMESPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "sh", "-c", script, given=text)  # fmt: skip
+        said = kubectl(
+            "-n",
+            NAMESPACE,
+            "exec",
+            "-i",
+            f"deploy/{RELEASE}-monitor",
+            "-c",
+            "monitor",
+            "--",
+            "sh",
+            "-c",
+            script,
+            given=text,
+        )
         assert f"{len(labels):,} new" in said, said
 
     def while_waiting(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -189,7 +231,11 @@ def settings() -> dict[str, Any]:
 def release(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The chart in a namespace that enforces the restricted profile, the history in the object store."""
     folder = tmp_path_factory.mktemp("loop")
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}  # fmt: skip
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), S3_USER)
     secrets = [
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": where}, "stringData": keys}
@@ -211,13 +257,19 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> None:
     import boto3
 
     store = boto3.client(
-        "s3", endpoint_url=address("minio", "minio", 9000), region_name="us-east-1", aws_access_key_id=S3_USER, aws_secret_access_key=S3_USER
-    )  # fmt: skip
+        "s3",
+        endpoint_url=address("minio", "minio", 9000),
+        region_name="us-east-1",
+        aws_access_key_id=S3_USER,
+        aws_secret_access_key=S3_USER,
+    )
     if "stream" not in [each["Name"] for each in store.list_buckets()["Buckets"]]:
         store.create_bucket(Bucket="stream")
     if not store.list_objects_v2(Bucket="stream").get("KeyCount"):
         history = rows(4000, 1)
-        history["ts"] = pd.Timestamp.now("UTC").tz_localize(None).floor("s") - pd.to_timedelta(np.arange(4000)[::-1] * 60 + 86400, unit="s")  # fmt: skip
+        history["ts"] = pd.Timestamp.now("UTC").tz_localize(None).floor("s") - pd.to_timedelta(
+            np.arange(4000)[::-1] * 60 + 86400, unit="s"
+        )
         history.to_parquet(folder / "history.parquet")
         store.upload_file(str(folder / "history.parquet"), "stream", "history.parquet")
     (folder / "values.yaml").write_text(yaml.safe_dump(settings()))
@@ -256,9 +308,12 @@ def submitted(release: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     file = tmp_path_factory.mktemp("submit") / "config.json"
     file.write_text(json.dumps(config))
     environment = {
-        **os.environ, "AWS_ENDPOINT_URL": address("minio", "minio", 9000), "AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": S3_USER,
+        **os.environ,
+        "AWS_ENDPOINT_URL": address("minio", "minio", 9000),
+        "AWS_ACCESS_KEY_ID": S3_USER,
+        "AWS_SECRET_ACCESS_KEY": S3_USER,
         "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
+    }
 
     def submit(*words: str) -> str:
         command = [str(HERE / ".venv/bin/rareclass"), "submit", "-c", str(file), *words]
@@ -336,9 +391,14 @@ def test_a_recurring_run_of_kubeflow_starts_by_itself(submitted: tuple[Any, Path
     job = said.split()[-1]
     try:
         runs = until(
-            lambda: [each for each in kubeflow("runs", page_size="100", sort_by="created_at desc").get("runs", []) if each.get("recurring_run_id") == job and "state" in each],
-            3 * MINUTES, "a run of the schedule",
-        )  # fmt: skip
+            lambda: [
+                each
+                for each in kubeflow("runs", page_size="100", sort_by="created_at desc").get("runs", [])
+                if each.get("recurring_run_id") == job and "state" in each
+            ],
+            3 * MINUTES,
+            "a run of the schedule",
+        )
         assert runs[0]["state"] in ("PENDING", "RUNNING", "SUCCEEDED")
     finally:  # its runs go with it
         request = urllib.request.Request(
@@ -354,7 +414,7 @@ def test_labels_come_late_and_prometheus_has_the_live_ap(submitted: tuple[Any, P
     assert all(0 <= float(each["value"][1]) <= 1 for each in found)
 
 
-# --- the pattern of the rare class changes; from here on nobody but the alert and the schedule does anything -------------
+# --- the pattern of the rare class changes; from here on nobody but the alert and the schedule does anything ----------
 
 
 @pytest.fixture(scope="module")
@@ -391,8 +451,13 @@ def test_our_rule_fires_in_prometheus(drifted: dict[str, Any], stream: Stream) -
 
 
 def test_alertmanager_routes_the_alert_to_the_event_endpoint(drifted: dict[str, Any], stream: Stream) -> None:
-    url = f"{address('monitoring', 'alertmanager-operated', 9093)}/api/v2/alerts?{urllib.parse.urlencode({'filter': 'alertname=RareclassApDegraded'})}"
-    found = stream.while_waiting(lambda: [each for each in ask(url) if each["labels"]["model"] == MODEL], 2 * MINUTES, "the alert in Alertmanager")  # fmt: skip
+    query = urllib.parse.urlencode({"filter": "alertname=RareclassApDegraded"})
+    url = f"{address('monitoring', 'alertmanager-operated', 9093)}/api/v2/alerts?{query}"
+    found = stream.while_waiting(
+        lambda: [each for each in ask(url) if each["labels"]["model"] == MODEL],
+        2 * MINUTES,
+        "the alert in Alertmanager",
+    )
     assert [each["name"] for each in found[0]["receivers"]] == [f"{NAMESPACE}/{RELEASE}/triage"]
 
 
@@ -440,8 +505,15 @@ def test_the_challenger_wins_on_live_labels(drifted: dict[str, Any], stream: Str
 
 def test_the_backend_serves_the_new_version(drifted: dict[str, Any], stream: Stream) -> None:
     url = f"{address(NAMESPACE, f'{RELEASE}-serving', 80)}/v2/models/{MODEL}/infer"
-    tensors = [{"name": n, "shape": [1], "datatype": "BYTES" if n == "kind" else "FP32", "data": ["x" if n == "kind" else 0.0]} for n in ("a", "b", "noise", "kind")]  # fmt: skip
-    stream.while_waiting(lambda: ask(url, {"inputs": tensors})["model_version"] == champion(), 10 * MINUTES, "the new version behind the Service")  # fmt: skip
+    tensors = [
+        {"name": n, "shape": [1], "datatype": "BYTES" if n == "kind" else "FP32", "data": ["x" if n == "kind" else 0.0]}
+        for n in ("a", "b", "noise", "kind")
+    ]
+    stream.while_waiting(
+        lambda: ask(url, {"inputs": tensors})["model_version"] == champion(),
+        10 * MINUTES,
+        "the new version behind the Service",
+    )
 
     def rolled() -> bool:
         return pinned(NAMESPACE, RELEASE) == champion() and available(NAMESPACE, RELEASE)
@@ -463,7 +535,7 @@ def test_the_ledger_tells_the_whole_story(drifted: dict[str, Any], stream: Strea
     ), kinds
 
 
-# --- the cheaper branches: the ranking holds, scores or prevalence do not ------------------------------------------------
+# --- the cheaper branches: the ranking holds, scores or prevalence do not ---------------------------------------------
 
 
 def repaired(stream: Stream, kind: str) -> Any:
@@ -505,7 +577,13 @@ def test_a_moved_prevalence_moves_the_threshold_of_the_running_pods(drifted: dic
     assert champion() == version
     moved = [entry for entry in ledger() if entry["kind"] == "rethreshold"][-1]["payload"]["thresholds"]
     query = f'rareclass_serve_threshold_ratio{{model="{MODEL}",namespace="{NAMESPACE}"}}'
-    stream.while_waiting(lambda: any(abs(float(each["value"][1]) - value) < 1e-6 for each in prometheus(query) for value in moved.values()), 2 * MINUTES, query)  # fmt: skip
+    stream.while_waiting(
+        lambda: any(
+            abs(float(each["value"][1]) - value) < 1e-6 for each in prometheus(query) for value in moved.values()
+        ),
+        2 * MINUTES,
+        query,
+    )
     now = got("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/component=serving")["items"]
     assert {each["metadata"]["uid"] for each in now} == {each["metadata"]["uid"] for each in pods}
 

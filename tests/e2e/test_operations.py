@@ -1,4 +1,6 @@
-"""What runs beside the loop on a cluster: scheduled jobs, backup and restore, the plain backend, scaling, the pipeline's cache."""
+"""What runs beside the loop on a cluster: scheduled jobs, backup and restore, the plain backend, scaling, the
+pipeline's cache.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kube import (  # fmt: skip
+from kube import (
     CHART,
     KIT,
     OBJECT_STORE_KEY,
@@ -130,7 +132,8 @@ def test_old_predictions_are_deleted_by_the_schedule_and_the_ledger_says_so(answ
     sql(f"CREATE TABLE predictions_{day:%Y%m%d} PARTITION OF predictions FOR VALUES {bounds}")
     rest = "row, version, operating_point, threshold, score, decision, weight, propensity, entity, features"
     sql(
-        f"INSERT INTO predictions (model, request_id, ts, {rest}) SELECT model, 'long-ago', {start}, {rest} FROM predictions LIMIT 1"
+        f"INSERT INTO predictions (model, request_id, ts, {rest}) SELECT model, 'long-ago', {start}, {rest} FROM "
+        "predictions LIMIT 1"
     )
     count = "SELECT count(*) FROM predictions WHERE request_id = 'long-ago'"
     assert sql(count) == "1"
@@ -151,7 +154,10 @@ def test_what_is_erased_is_gone_from_database_and_spools_and_the_ledger_proves_i
     assert left == dict.fromkeys(tables, "0")
     assert int(sql("SELECT count(*) FROM ledger WHERE kind = 'erasure'")) == before + 1
     assert sql(f"SELECT count(*) FROM ledger WHERE reason LIKE '%{marker}%' OR payload LIKE '%{marker}%'") == "0"
-    look = f"import pathlib; print(sum({marker.encode()!r} in each.read_bytes() for each in pathlib.Path('/spool').rglob('*') if each.is_file()))"  # fmt: skip
+    look = (
+        f"import pathlib; print(sum({marker.encode()!r} in each.read_bytes() for each in "
+        "pathlib.Path('/spool').rglob('*') if each.is_file()))"
+    )
     servers = got("-n", SPACE, "pods", "-l", "app.kubernetes.io/component=serving")["items"]
     places = [(each["metadata"]["name"], each["spec"]["containers"][0]["name"]) for each in servers]
 
@@ -172,12 +178,37 @@ def plain() -> Iterator[str]:
     """The same model behind a Deployment that scales with its processor use."""
     name = "plain"
     values = [
-        "--set", f"fullnameOverride={name}", "--set", f"tracking.uri=http://{RELEASE}-mlflow:5000", "--set", "tracking.existingSecret.name=mlflow-token", "--set", "serving.backend=deployment",
-        "--set", "postgresql.persistence.keep=false", "--set", "monitor.enabled=false",
-        "--set", "serving.autoscaling.enabled=true", "--set", "serving.autoscaling.minReplicas=1", "--set", "serving.autoscaling.maxReplicas=2",
-        "--set", "serving.resources.requests.cpu=50m", "--set", "train.enabled=false", "--set", "retrain.runner=pod",
-        "--set", "jobs.backup.enabled=false", "--set", "alerts.enabled=false", "--set", "dashboards.enabled=false",
-    ]  # fmt: skip
+        "--set",
+        f"fullnameOverride={name}",
+        "--set",
+        f"tracking.uri=http://{RELEASE}-mlflow:5000",
+        "--set",
+        "tracking.existingSecret.name=mlflow-token",
+        "--set",
+        "serving.backend=deployment",
+        "--set",
+        "postgresql.persistence.keep=false",
+        "--set",
+        "monitor.enabled=false",
+        "--set",
+        "serving.autoscaling.enabled=true",
+        "--set",
+        "serving.autoscaling.minReplicas=1",
+        "--set",
+        "serving.autoscaling.maxReplicas=2",
+        "--set",
+        "serving.resources.requests.cpu=50m",
+        "--set",
+        "train.enabled=false",
+        "--set",
+        "retrain.runner=pod",
+        "--set",
+        "jobs.backup.enabled=false",
+        "--set",
+        "alerts.enabled=false",
+        "--set",
+        "dashboards.enabled=false",
+    ]
     done = helm("install", name, str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     assert done.returncode == 0, done.stderr
     try:
@@ -283,7 +314,7 @@ def test_the_same_data_a_second_time_come_from_the_cache_but_for_what_acts(
     assert {"ingest", "train", "register"} <= set(found)
 
 
-# --- a person's word ---------------------------------------------------------------------------------------------------
+# --- a person's word --------------------------------------------------------------------------------------------------
 
 _COPY = """
 import datetime, sys
@@ -321,7 +352,12 @@ def test_a_turn_stays_suspended_until_another_person_than_the_trainer_approves(m
     execute = ("-n", SPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--")
     version = kubectl(*execute, "python", "-", given=_COPY).split("version ")[1].split()[0]
     spec = {"entrypoint": "ask", "workflowTemplateRef": {"name": f"{RELEASE}-turn"}}
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"generateName": f"{RELEASE}-ask-", "namespace": SPACE}, "spec": spec}  # fmt: skip
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": f"{RELEASE}-ask-", "namespace": SPACE},
+        "spec": spec,
+    }
     name = json.loads(kubectl("create", "-o", "json", "-f", "-", given=json.dumps(workflow)))["metadata"]["name"]
 
     def status() -> dict[str, Any]:
@@ -339,12 +375,23 @@ def test_a_turn_stays_suspended_until_another_person_than_the_trainer_approves(m
     assert "approved" in kubectl(*execute, *approve, "bob")
     line = sql(f"SELECT actor FROM ledger WHERE kind = 'approve' AND key = 'approve:{version}'")
     assert line.startswith("bob")
-    resumed = {"status": {"nodes": {each: {**node, "phase": "Succeeded"} for each, node in status()["nodes"].items() if node["displayName"] == "await-approval"}}}  # fmt: skip
+    resumed = {
+        "status": {
+            "nodes": {
+                each: {**node, "phase": "Succeeded"}
+                for each, node in status()["nodes"].items()
+                if node["displayName"] == "await-approval"
+            }
+        }
+    }
     kubectl("-n", SPACE, "patch", "workflow", name, "--type=merge", "-p", json.dumps(resumed))
-    assert until(lambda: status().get("phase") in ("Succeeded", "Failed", "Error") and status()["phase"], 120, "its end") == "Succeeded"  # fmt: skip
+    assert (
+        until(lambda: status().get("phase") in ("Succeeded", "Failed", "Error") and status()["phase"], 120, "its end")
+        == "Succeeded"
+    )
 
 
-# --- thresholds by name ------------------------------------------------------------------------------------------------
+# --- thresholds by name -----------------------------------------------------------------------------------------------
 
 _MOVE = """
 import datetime, json
@@ -368,7 +415,7 @@ with Monitor(config) as monitor:
         data = [("" if value is None else str(value)) if text else float(value) for value in values]
         inputs.append({"name": feature.name, "shape": [len(values)], "datatype": "BYTES" if text else "FP64", "data": data})
     print(json.dumps({"thresholds": moved, "primary": model.primary, "inputs": inputs}))
-"""
+"""  # noqa: E501
 _ASK = """
 import json, urllib.request
 given = json.loads(GIVEN)
@@ -381,11 +428,13 @@ for name in [None, *given["thresholds"]]:
     columns = {each["name"]: each["data"] for each in said["outputs"]}
     found[name or ""] = {"threshold": said["parameters"]["threshold"], "score": columns["score"], "decision": columns["decision"]}
 print(json.dumps(found))
-"""
+"""  # noqa: E501
 
 
 def test_after_a_repair_the_pods_decide_with_the_moved_threshold_of_every_name() -> None:
-    """A line of the ledger moves every cut-off; then, whichever point a request names, the pod decides with that one."""
+    """A line of the ledger moves every cut-off; then, whichever point a request names,
+    the pod decides with that one.
+    """
     execute = ("-n", SPACE, "exec", "-i", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "python", "-")
     assert turn(RELEASE, 600) == "Succeeded"  # the pods are pinned to the champion
     servers = got("-n", SPACE, "pods", "-l", "app.kubernetes.io/component=serving")["items"]
@@ -401,7 +450,9 @@ def test_after_a_repair_the_pods_decide_with_the_moved_threshold_of_every_name()
 
         def decided(script: str = script, wanted: dict[str, Any] = wanted) -> bool:
             for pod, container in places:
-                said = json.loads(kubectl("-n", SPACE, "exec", "-i", pod, "-c", container, "--", "python", "-", given=script))  # fmt: skip
+                said = json.loads(
+                    kubectl("-n", SPACE, "exec", "-i", pod, "-c", container, "--", "python", "-", given=script)
+                )
                 for name, answer in said.items():
                     cut = wanted["thresholds"][name or wanted["primary"]]
                     if abs(answer["threshold"] - cut) > 1e-9:

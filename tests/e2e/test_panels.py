@@ -1,4 +1,6 @@
-"""Every query of every dashboard is answered with data by the Prometheus of a cluster where the loop has turned (test_loop.py)."""
+"""Every query of every dashboard is answered with data by the Prometheus of a cluster where the loop has turned
+(test_loop.py).
+"""
 
 from __future__ import annotations
 

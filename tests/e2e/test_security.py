@@ -48,7 +48,7 @@ SCAN = """
     secrets = [name for name in os.environ if re.search("PASSWORD|SECRET|TOKEN|CREDENTIAL", name)]
     print("ENV", *secrets) if secrets else None
     print("files", seen)
-"""
+"""  # noqa: E501
 DOCUMENTED = re.compile(r"user|username|name|login|me|scott|u|foo|bob|myuser|postgres|root|admin|test|alice|guest")
 """Users of the addresses that packages show in their documentation; nobody's."""
 
@@ -126,6 +126,8 @@ def test_no_secret_is_in_what_kubeflow_and_argo_show_of_a_run(secrets: set[str])
     ) as answer:
         runs: Any = json.load(answer)["runs"]
     assert runs
-    shown = json.dumps(runs) + kubectl("get", "workflows,workflowtemplates,cronworkflows,pods,configmaps,deployments", "-A", "-o", "json")  # fmt: skip
+    shown = json.dumps(runs) + kubectl(
+        "get", "workflows,workflowtemplates,cronworkflows,pods,configmaps,deployments", "-A", "-o", "json"
+    )
     assert not [each[:4] + "..." for each in secrets if each in shown]
     assert RELEASE in shown

@@ -69,8 +69,11 @@ class Running:
         self.log = (folder / "server.log").open("w+")
         self.process = subprocess.Popen(
             [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(file)],
-            stdout=subprocess.PIPE, stderr=self.log, env=env, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=env,
+            text=True,
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith("serving "), f"{line}{(folder / 'server.log').read_text()}"
@@ -150,9 +153,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def _config(registry: Config, folder: Path, **serve: Any) -> Config:
     """The registry's models with a ledger, store and spool of their own."""
     settings = {
-        "http_port": 0, "grpc_port": 0, "metrics_port": 0, "spool": str(folder / "spool"), "refresh_seconds": 0.3,
-        "shadow_seconds": 2, **serve,
-    }  # fmt: skip
+        "http_port": 0,
+        "grpc_port": 0,
+        "metrics_port": 0,
+        "spool": str(folder / "spool"),
+        "refresh_seconds": 0.3,
+        "shadow_seconds": 2,
+        **serve,
+    }
     return parse({**dump(registry), "store": {"url": f"sqlite:///{folder}/store.db"}, "serve": settings})
 
 
@@ -581,10 +589,21 @@ def test_rows_that_a_worker_left_behind_are_shipped_by_a_server_with_fewer(
 ) -> None:
     with Spool(tmp_path / "spool" / "worker-5", 1 << 20, "process", 50) as left:
         engine_record = {
-            "kind": "prediction", "model": "small", "version": "1", "request_id": "left", "ts": 1_772_000_000_000_000,
-            "operating_point": "default", "threshold": 0.5, "score": [0.25], "decision": [0], "row": [0], "weight": 1.0,
-            "propensity": 1.0, "entity": None, "features": {"amount": [1.0], "channel": ["web"]},
-        }  # fmt: skip
+            "kind": "prediction",
+            "model": "small",
+            "version": "1",
+            "request_id": "left",
+            "ts": 1_772_000_000_000_000,
+            "operating_point": "default",
+            "threshold": 0.5,
+            "score": [0.25],
+            "decision": [0],
+            "row": [0],
+            "weight": 1.0,
+            "propensity": 1.0,
+            "entity": None,
+            "features": {"amount": [1.0], "channel": ["web"]},
+        }
         left.append([json.dumps(engine_record).encode()])
     running = start(shadows=False)
     assert running.stored()["request_id"].tolist() == ["left"]
@@ -595,8 +614,11 @@ def test_without_a_champion_it_says_what_to_do_and_ends(registry: Config, tmp_pa
     file = tmp_path / "config.json"
     file.write_text(json.dumps(dump(config)))
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(file)], capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+        [str(Path(sys.executable).with_name("rareclass")), "serve", "-c", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2
     assert "has no champion" in done.stderr
     assert "Traceback" not in done.stderr

@@ -65,9 +65,12 @@ def snapshot(cause: str, data: str = "nothing") -> triage.Snapshot:
         min_new_positives=30,
         calibration_bound=1.5,
         prevalence_bound=1.5,
-        events={"promote": (2, datetime.now(UTC) - timedelta(days=9)), "rollback": (1, datetime.now(UTC) - timedelta(days=2))},
+        events={
+            "promote": (2, datetime.now(UTC) - timedelta(days=9)),
+            "rollback": (1, datetime.now(UTC) - timedelta(days=2)),
+        },
         evidently={"share": 0.6, "version": "7", "at": datetime.now(UTC).isoformat()},
-    )  # fmt: skip
+    )
 
 
 class Exposed:
@@ -97,7 +100,10 @@ class Hook:
     """What Alertmanager posted, by path, with the token it showed."""
 
     def __init__(self) -> None:
-        self.received: dict[str, queue.Queue[tuple[str, dict[str, Any]]]] = {"/triage": queue.Queue(), "/page": queue.Queue()}  # fmt: skip
+        self.received: dict[str, queue.Queue[tuple[str, dict[str, Any]]]] = {
+            "/triage": queue.Queue(),
+            "/page": queue.Queue(),
+        }
 
     def alert(self, path: str, name: str, seconds: float = 90) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Wait for a notification with the alert; return (token, payload, alert)."""
@@ -232,9 +238,13 @@ def running(folder: Path, first: triage.Snapshot) -> Iterator[Stack]:
         rules.mkdir()
         impatient_rules(rules)
         jobs = [
-            {"job_name": path.strip("/"), "metrics_path": path, "static_configs": [{"targets": [served], "labels": {"namespace": "ml"}}]}
+            {
+                "job_name": path.strip("/"),
+                "metrics_path": path,
+                "static_configs": [{"targets": [served], "labels": {"namespace": "ml"}}],
+            }
             for path in pages
-        ]  # fmt: skip
+        ]
         config = {
             "global": {"scrape_interval": STEP, "scrape_timeout": STEP, "evaluation_interval": STEP},
             "rule_files": [f"{rules}/*.yaml"],

@@ -124,7 +124,11 @@ def test_a_p_value_drifts_below_its_bound_and_a_distance_above(tmp_path):
     assert few.drifted_columns == ["moved"]
     assert few.drifted == 1
     many = evidently.drift(
-        pd.concat([current] * 10), pd.concat([reference] * 10), numeric=["same", "moved"], categorical=[], page=tmp_path / "many.html"
-    )  # fmt: skip
+        pd.concat([current] * 10),
+        pd.concat([reference] * 10),
+        numeric=["same", "moved"],
+        categorical=[],
+        page=tmp_path / "many.html",
+    )
     assert "distance" in many.scores["moved"]["method"]
     assert many.drifted_columns == ["moved"]

@@ -79,7 +79,9 @@ def test_variables_list_the_namespace_and_the_model(degraded):
         if variable["type"] == "query":
             inner = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
             expression, label = inner[1].replace("$namespace", ".*"), inner[2]
-            assert {one["metric"][label] for one in degraded.query(expression)} == {{"namespace": "ml", "model": "live"}[label]}  # fmt: skip
+            assert {one["metric"][label] for one in degraded.query(expression)} == {
+                {"namespace": "ml", "model": "live"}[label]
+            }
 
 
 def test_broken_data_holds_the_repairs_back(degraded):
@@ -173,7 +175,9 @@ def test_no_panel_covers_another():
         taken: set[tuple[int, int]] = set()
         for panel in json.loads(build())["panels"]:
             grid = panel["gridPos"]
-            cells = {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}  # fmt: skip
+            cells = {
+                (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+            }
             assert not cells & taken, panel["title"]
             taken |= cells
 

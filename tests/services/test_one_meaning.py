@@ -1,7 +1,7 @@
 """What a value means is decided once, in training: scoring, the log, labels, the store and the monitor read the same.
 
-Each ugly table is told twice: as somebody writes it to CSV, and as typed columns in Parquet. Whichever comes, in whatever
-company of other rows, everything after training has to be equal.
+Each ugly table is told twice: as somebody writes it to CSV, and as typed columns in Parquet. Whichever comes, in
+whatever company of other rows, everything after training has to be equal.
 """
 
 from __future__ import annotations
@@ -85,16 +85,22 @@ TABLES = {
         index="when",
     ),
     "values that mean missing, and NA that is a country": Ugly(
-        lambda rng, a: {"a": np.where(rng.random(N) < 0.2, -999, a), "country": np.where(a > 0.6, "NA", rng.choice(["DE", "FR"], N))},
+        lambda rng, a: {
+            "a": np.where(rng.random(N) < 0.2, -999, a),
+            "country": np.where(a > 0.6, "NA", rng.choice(["DE", "FR"], N)),
+        },
         {"missing_values": [-999]},
     ),
     "zones, blanks, dots and our own words as names": Ugly(
         lambda rng, a: {"label": a, "a.b c": rng.choice(["u", "v"], N), "score": rng.normal(size=N)},
         {"positive": "fraud"},
         target=lambda rare: np.where(rare, "fraud", "ok"),
-        written={"when": lambda t: f"{t + timedelta(hours=2):%Y-%m-%dT%H:%M:%S}+02:00", "a.b c": lambda text: f" {text}"},
+        written={
+            "when": lambda t: f"{t + timedelta(hours=2):%Y-%m-%dT%H:%M:%S}+02:00",
+            "a.b c": lambda text: f" {text}",
+        },
     ),
-}  # fmt: skip
+}
 
 
 def made(table: Ugly) -> pd.DataFrame:
@@ -120,7 +126,7 @@ def write(table: Ugly, frame: pd.DataFrame, path: Path) -> str:
             name: [table.written[name](v) for v in frame[name]] if name in table.written else frame[name]
             for name in frame
         }
-        pd.DataFrame(plain).to_csv(path, index=False, **table.csv)  # fmt: skip
+        pd.DataFrame(plain).to_csv(path, index=False, **table.csv)
     return str(path)
 
 
@@ -146,12 +152,21 @@ def test_an_ugly_table_means_the_same_from_training_to_the_store(name: str, firs
     config = parse(
         {
             "name": "ugly",
-            "data": {"path": write(table, history, tmp_path / f"history.{first}"), "target": "y", "time": "when", "id": "key", **table.data},
+            "data": {
+                "path": write(table, history, tmp_path / f"history.{first}"),
+                "target": "y",
+                "time": "when",
+                "id": "key",
+                **table.data,
+            },
             "search": {"trials": 1, "tune": False, "ensemble": "none", "candidates": [{"params": {"rounds": 15}}]},
-            "evaluate": {"bootstraps": 50}, "gate": {"mode": "disabled"}, "monitor": {"bootstraps": 50, "min_rows": 50},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, "store": {"url": f"sqlite:///{tmp_path}/store.db"},
+            "evaluate": {"bootstraps": 50},
+            "gate": {"mode": "disabled"},
+            "monitor": {"bootstraps": 50, "min_rows": 50},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "store": {"url": f"sqlite:///{tmp_path}/store.db"},
         }
-    )  # fmt: skip
+    )
     run.run(config, tmp_path / "out")
     registry = Registry(config.tracking.uri)
     version = registry.at("ugly", "champion")

@@ -199,7 +199,7 @@ try:
     promotion.promote(config, 1, now=datetime.now(UTC)); print("done")
 except AlreadyDoneError:
     print("refused")
-"""
+"""  # noqa: E501
     path = str(Path(small_model.__file__).parent)
     both = [
         subprocess.Popen(

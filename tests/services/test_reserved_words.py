@@ -136,9 +136,14 @@ def test_the_server_tells_features_from_its_own_names(world: tuple[Config, pd.Da
 
     rows = frame.tail(5)
     inputs = [
-        {"name": name, "shape": [5], "datatype": "BYTES" if rows[name].dtype == object else "FP64", "data": rows[name].tolist()}
+        {
+            "name": name,
+            "shape": [5],
+            "datatype": "BYTES" if rows[name].dtype == object else "FP64",
+            "data": rows[name].tolist(),
+        }
         for name in RESERVED
-    ]  # fmt: skip
+    ]
     body = json.dumps({"id": "r1", "inputs": inputs}).encode()
     signature = Signature(model.schema, max_rows=10, points=tuple(model.thresholds))
     log = Log()

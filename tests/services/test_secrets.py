@@ -72,7 +72,9 @@ def planted(folder: Path, url: str, **sections: Any) -> Config:
         {
             "name": "calibration",
             "data": {
-                "path": with_password(plain, PASSWORDS["history"]), "query": "SELECT * FROM history", "target": "label",
+                "path": with_password(plain, PASSWORDS["history"]),
+                "query": "SELECT * FROM history",
+                "target": "label",
                 "label_delay": "7d",
             },
             "store": {"url": with_password(url, PASSWORDS["store"])},
@@ -85,7 +87,7 @@ def planted(folder: Path, url: str, **sections: Any) -> Config:
             "gate": {"mode": "dry_run"},
             **sections,
         }
-    )  # fmt: skip
+    )
 
 
 def test_no_password_is_left_in_anything_that_the_loop_writes_or_says(
@@ -103,8 +105,11 @@ def test_no_password_is_left_in_anything_that_the_loop_writes_or_says(
         file.write_text(json.dumps(dump(settings)))
         done = subprocess.run(
             [str(Path(sys.executable).with_name("rareclass")), *arguments, "-c", str(file), "--debug"],
-            capture_output=True, text=True, cwd=work, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=work,
+            check=False,
+        )
         file.unlink()
         said.append(done.stdout + done.stderr)
         return said[-1]
@@ -168,7 +173,14 @@ def test_no_password_is_left_in_anything_that_the_loop_writes_or_says(
     ):
         assert "error: " in command(*arguments, settings=gone)
     wrong = planted(work, url, name="wrong")
-    assert "error: " in command("run", "--out", "w", settings=wrong.model_copy(update={"data": wrong.data.model_copy(update={"query": "SELECT nothing FROM nowhere"})}))  # fmt: skip
+    assert "error: " in command(
+        "run",
+        "--out",
+        "w",
+        settings=wrong.model_copy(
+            update={"data": wrong.data.model_copy(update={"query": "SELECT nothing FROM nowhere"})}
+        ),
+    )
 
     found = everything(work, url) | {f"said {at}": text for at, text in enumerate(said)}
     assert len(found) > 30

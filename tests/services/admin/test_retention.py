@@ -80,7 +80,10 @@ MARK = "Marker7461"
 
 
 def installation(config: Config, folder: Path, server: PostgresServer | None) -> list[Path]:
-    """Every file of the installation: spools, configuration, database. PostgreSQL's own log is recycled by the server."""
+    """Every file of the installation: spools, configuration, database.
+
+    PostgreSQL's own log is recycled by the server.
+    """
     files = [file for file in folder.rglob("*") if file.is_file()]
     return files + ([file for file in (server.data / "base").rglob("*") if file.is_file()] if server else [])
 
@@ -113,9 +116,15 @@ def test_an_erased_entity_is_in_no_file_of_the_installation_and_labels_do_not_br
         "features": {"name": [f"f-{MARK}", "x"]},
     }
     shadow = {
-        "kind": "shadow", "model": "fraud", "version": "2", "role": "challenger", "request_id": f"r-{MARK}", "ts": before,
-        "score": [0.1, 0.2], "decision": [0, 0],
-    }  # fmt: skip
+        "kind": "shadow",
+        "model": "fraud",
+        "version": "2",
+        "role": "challenger",
+        "request_id": f"r-{MARK}",
+        "ts": before,
+        "score": [0.1, 0.2],
+        "decision": [0, 0],
+    }
     labels = tmp_path / "labels.csv"
     labels.write_text(f"request_id,row,label\nr-{MARK},0,1\nlater-{MARK},0,1\nbobs,0,1\n")
     with Spool(config.serve.spool, seconds=0.05) as spool, Spool(Path(config.serve.spool) / "shadow") as shadows:
@@ -172,15 +181,22 @@ def test_what_a_running_server_shipped_leaves_its_spool_by_itself(config: Config
 def test_days_that_no_other_model_uses_are_dropped_and_the_others_keep_their_rows(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    config = parse({
-        "name": "fraud", "data": {"path": "x", "target": "y"}, "store": {"url": postgres_url, "retention": "30d"},
-        "serve": {"spool": str(tmp_path)},
-    })  # fmt: skip
+    config = parse(
+        {
+            "name": "fraud",
+            "data": {"path": "x", "target": "y"},
+            "store": {"url": postgres_url, "retention": "30d"},
+            "serve": {"spool": str(tmp_path)},
+        }
+    )
     add(config, [40, 50, 5])
     with Store(postgres_url) as store:
         rows = pd.DataFrame({"request_id": ["n"], "ts": [NOW - timedelta(days=50)], "model": "loans", "version": "1"})
         store.add_predictions(rows.assign(score=0.5, decision=0))
-        parts = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'predictions_2%' AND relnamespace = current_schema()::regnamespace"
+        parts = (
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'predictions_2%' AND relnamespace = "
+            "current_schema()::regnamespace"
+        )
         assert len(store.query(parts)) == 3
         assert prune(config, NOW).rows["predictions"] == 2
         assert sorted(store.query(parts)["relname"]) == ["predictions_20260129", "predictions_20260315"]

@@ -39,8 +39,11 @@ class Up:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rareclass.cli", "up", "-c", str(file), *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=file.parent,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=file.parent,
+        )
         self._arrived = threading.Condition()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -90,10 +93,12 @@ def config(tmp_path_factory) -> Config:
     often = {"labels_every": "2s", "triage_every": "10s", "retention_every": "1h", "backup_every": "10s"}
     return parse(
         {
-            **dump(made), "serve": ports, "monitor": {"port": 0},
+            **dump(made),
+            "serve": ports,
+            "monitor": {"port": 0},
             "up": {**often, "labels": str(folder / "labels"), "backup": str(folder / "backups"), "backup_keep": 2},
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -158,8 +163,10 @@ def test_a_port_that_is_taken_is_one_line_before_anything_starts(config, file):
         port = other.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "rareclass.cli", "up", "-c", str(file), "--set", f"monitor.port={port}"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(rf"error: cannot listen on 127.0.0.1:{port}: .*Set monitor.port .*\n", done.stderr)
@@ -209,12 +216,19 @@ def test_the_systemd_units_are_accepted_by_systemd_and_run_the_same_commands(fil
     assert "systemctl --user start rareclass-small.target" in capsys.readouterr().out.replace("\n", "")
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(
-        ["rareclass-small.target", *(f"rareclass-small-{name}.service" for name in (*up.SERVICES, *up.JOBS)), *(f"rareclass-small-{name}.timer" for name in up.JOBS)]
-    )  # fmt: skip
+        [
+            "rareclass-small.target",
+            *(f"rareclass-small-{name}.service" for name in (*up.SERVICES, *up.JOBS)),
+            *(f"rareclass-small-{name}.timer" for name in up.JOBS),
+        ]
+    )
     done = subprocess.run(
         ["systemd-analyze", "verify", *(str(path) for path in folder.iterdir())],
-        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
+    )
     mine = [line for line in done.stderr.splitlines() if "rareclass" in line]
     assert mine == []
     text = (folder / "rareclass-small-triage.service").read_text()
@@ -236,8 +250,9 @@ def test_the_compose_file_runs_commands_that_the_command_line_takes(config, file
         parsed = cli.app.registered_commands
         assert service["command"][0] in {each.name or each.callback.__name__ for each in parsed}
         assert service["command"][1:5] in (
-            ["-c", "config.json", "--set", "search.seconds=5"], ["--set", "search.seconds=5", "-c", "config.json"],
-        )  # fmt: skip
+            ["-c", "config.json", "--set", "search.seconds=5"],
+            ["--set", "search.seconds=5", "-c", "config.json"],
+        )
         assert service["read_only"] is True
     only = [part for part in made["services"]["jobs"]["command"] if part in up.JOBS]
     assert only == list(up.JOBS)

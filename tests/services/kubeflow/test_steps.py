@@ -32,7 +32,10 @@ def test_test_rows_that_judged_a_run_before_are_counted_in_the_pipeline_too(tmp_
     )
     assert run.run(config, tmp_path / "out")["version"] == "1"
     text = json.dumps(dump(config))
-    at = {name: str(tmp_path / name) for name in ("ingested", "train", "validation", "test", "plan", "trained", "selection", "tuning", "judged")}  # fmt: skip
+    at = {
+        name: str(tmp_path / name)
+        for name in ("ingested", "train", "validation", "test", "plan", "trained", "selection", "tuning", "judged")
+    }
     parts = (at["train"], at["validation"])
     steps.ingest(text, at["ingested"], *parts, at["test"])
     assert steps.detect_imbalance(text, *parts, at["plan"]) == ["none"]

@@ -289,9 +289,13 @@ def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | No
     logged = score.score_and_log(config, source, output, now=BORN, point=point)
     found["batch"] = (logged.operating_point, logged.threshold)
     alone = score.score(
-        f"models:/{config.name}@champion", source, output, tracking_uri=config.tracking.uri, point=point,
+        f"models:/{config.name}@champion",
+        source,
+        output,
+        tracking_uri=config.tracking.uri,
+        point=point,
         serving=config.serve.operating_point,
-    )  # fmt: skip
+    )
     found["batch by name"] = (alone.operating_point, alone.threshold)
     champion = monitor.known()["champion"]
     model = champion.model
@@ -340,9 +344,15 @@ def test_every_caller_decides_with_the_same_cutoffs_after_every_repair(folder, t
     )
     desk = {"name": "desk", "objective": "f1", "max_alerts_per_day": 5}
     config = make(
-        folder, "points", "nothing", model=made, per_day=600, threshold={"points": [desk]}, serve={"operating_point": "desk"},
+        folder,
+        "points",
+        "nothing",
+        model=made,
+        per_day=600,
+        threshold={"points": [desk]},
+        serve={"operating_point": "desk"},
         costs={"false_negative": 60, "false_positive": 1},
-    )  # fmt: skip
+    )
 
     def alike(expected: dict[str, float]) -> None:
         for point in (None, "default", "desk"):
@@ -574,7 +584,7 @@ def test_history_is_the_training_rows_then_the_served_ones_without_overlap(chang
     assert len(served) == pytest.approx(56 * 800, abs=10)
 
 
-# --- the same in steps, each a process of its own -----------------------------------------------------------------------
+# --- the same in steps, each a process of its own ---------------------------------------------------------------------
 
 
 def test_a_repair_that_was_reserved_and_killed_is_taken_up_by_its_owner_and_done_once(folder):

@@ -34,7 +34,13 @@ def history(path: Path) -> pd.DataFrame:
 
 
 def settings(folder: Path, **train: Any) -> Config:
-    data = {"path": str(folder / "rows.parquet"), "target": "target", "positive": "yes", "time": "when", "label_delay": "1d"}  # fmt: skip
+    data = {
+        "path": str(folder / "rows.parquet"),
+        "target": "target",
+        "positive": "yes",
+        "time": "when",
+        "label_delay": "1d",
+    }
     return parse({"name": "t", "data": data, "train": train})
 
 
@@ -43,9 +49,12 @@ def served(config: Config) -> tuple[Rows, np.ndarray]:
     found = tables.ingest(config)
     parts = [found.train, found.validation, found.test]
     rows = Rows(
-        found.schema, np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]),
-        np.concatenate([part.row_id for part in parts]), time=np.concatenate([part.time for part in parts]),
-    )  # fmt: skip
+        found.schema,
+        np.concatenate([part.x for part in parts]),
+        np.concatenate([part.y for part in parts]),
+        np.concatenate([part.row_id for part in parts]),
+        time=np.concatenate([part.time for part in parts]),
+    )
     return rows, np.concatenate([part.keep for part in parts])
 
 

@@ -1,4 +1,6 @@
-"""The status page over a real store, registry and spool: what it says, what it reads, and what it lets nobody write into it."""
+"""The status page over a real store, registry and spool: what it says, what it reads, and what it lets nobody write
+into it.
+"""
 
 from __future__ import annotations
 
@@ -65,16 +67,21 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
-    """A champion whose pattern changed on day 28, a challenger that knows the new one, and a ledger with hostile words."""
+    """A champion whose pattern changed on day 28, a challenger that knows the new one,
+    and a ledger with hostile words.
+    """
     folder = tmp_path_factory.mktemp("status")
     made = parse(
         {
-            "name": "shop", "data": {"path": "none.parquet", "target": "label", "label_delay": "7d"},
-            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "store": {"url": f"sqlite:///{folder}/shop.db"},
-            "serve": {"spool": str(folder / "spool")}, "costs": {"currency": "EUR", "false_negative": 100, "false_positive": 2},
+            "name": "shop",
+            "data": {"path": "none.parquet", "target": "label", "label_delay": "7d"},
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+            "store": {"url": f"sqlite:///{folder}/shop.db"},
+            "serve": {"spool": str(folder / "spool")},
+            "costs": {"currency": "EUR", "false_negative": 100, "false_positive": 2},
             "monitor": {"bootstraps": 60, "port": 0, "every": "1h"},
         }
-    )  # fmt: skip
+    )
     frame, x = live_rows.stream("pattern", days=56, per_day=400, since=28)
     with Store(made.store.url) as store:
         store.migrate()
@@ -126,8 +133,13 @@ def test_the_page_says_what_happened_on_what_evidence_and_what_comes_next(watch)
 def test_every_chart_has_a_window_for_each_of_the_snapshot_and_the_promotion_is_marked(watch):
     charts = {c["aria-label"].partition(":")[0]: c for c in Page(watch.page()[0]).named("svg")}
     assert list(charts) == [
-        "Average precision", "Prevalence", "EUR per 1,000 rows", "Alerts a day", "Columns that moved", "Drift of the score",
-    ]  # fmt: skip
+        "Average precision",
+        "Prevalence",
+        "EUR per 1,000 rows",
+        "Alerts a day",
+        "Columns that moved",
+        "Drift of the score",
+    ]
     parts = re.findall(r"<svg.*?</svg>", watch.page()[0], flags=re.DOTALL)
     windows = watch.snapshot.live["1"].windows
     alerts = parts[3]
@@ -146,10 +158,48 @@ def test_nothing_that_others_wrote_becomes_markup_and_nothing_is_asked_of_any_ho
     page = Page(text)
     assert EVIL in page.text  # shown, as text
     assert {tag for tag, _ in page.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "section", "strong", "ul", "li", "div", "span", "b", "i",
-        "figure", "figcaption", "svg", "g", "line", "rect", "text", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
-        "small", "footer", "a", "br",
-    }  # fmt: skip
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "section",
+        "strong",
+        "ul",
+        "li",
+        "div",
+        "span",
+        "b",
+        "i",
+        "figure",
+        "figcaption",
+        "svg",
+        "g",
+        "line",
+        "rect",
+        "text",
+        "dl",
+        "dt",
+        "dd",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "details",
+        "summary",
+        "small",
+        "footer",
+        "a",
+        "br",
+    }
     for tag, attrs in page.tags:
         assert not {name for name in attrs if name.startswith("on") or name in ("src", "style", "srcset", "data")}
         assert tag != "a" or attrs["href"] in ("metrics", "snapshot.json")
@@ -218,9 +268,7 @@ def test_labels_owed_are_counted_from_the_rows_that_are_old_enough(config):
 
 
 def test_the_log_on_its_way_has_an_age_and_what_was_not_stored_is_counted(config, tmp_path):
-    elsewhere = config.model_copy(
-        update={"serve": config.serve.model_copy(update={"spool": str(tmp_path / "spool")})}
-    )  # fmt: skip
+    elsewhere = config.model_copy(update={"serve": config.serve.model_copy(update={"spool": str(tmp_path / "spool")})})
     assert log_state(elsewhere) is None
     moment = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1e6)
     with Spool(tmp_path / "spool") as spool:
@@ -258,11 +306,14 @@ def test_each_verdict_has_a_headline_and_the_next_step(config, kind):
 def test_a_version_that_waits_for_a_person_is_on_the_page(config, tmp_path):
     manual = parse(
         {
-            "name": "manual", "data": {"path": "none.parquet", "target": "label", "label_delay": "7d"},
-            "tracking": {"uri": config.tracking.uri}, "store": {"url": f"sqlite:///{tmp_path}/shop.db"},
-            "monitor": {"bootstraps": 60}, "promotion": {"mode": "manual"},
+            "name": "manual",
+            "data": {"path": "none.parquet", "target": "label", "label_delay": "7d"},
+            "tracking": {"uri": config.tracking.uri},
+            "store": {"url": f"sqlite:///{tmp_path}/shop.db"},
+            "monitor": {"bootstraps": 60},
+            "promotion": {"mode": "manual"},
         }
-    )  # fmt: skip
+    )
     run = Tracker(manual.tracking.uri, "manual").start("run")
     version = promotion.register(manual, live_rows.model(), run.id, now=NOW).version
     with pytest.raises(NeedsApprovalError):
@@ -279,11 +330,13 @@ def test_a_version_that_waits_for_a_person_is_on_the_page(config, tmp_path):
 def test_windows_of_minutes_and_a_path_without_features_have_a_page_too(config, tmp_path):
     short = parse(
         {
-            "name": "short", "data": {"path": "none.parquet", "target": "label", "label_delay": "1h"},
-            "tracking": {"uri": config.tracking.uri}, "store": {"url": f"sqlite:///{tmp_path}/shop.db"},
+            "name": "short",
+            "data": {"path": "none.parquet", "target": "label", "label_delay": "1h"},
+            "tracking": {"uri": config.tracking.uri},
+            "store": {"url": f"sqlite:///{tmp_path}/shop.db"},
             "monitor": {"bootstraps": 60, "window": "2h"},
         }
-    )  # fmt: skip
+    )
     frame, x = live_rows.stream("nothing", days=2, per_day=4000)
     with Store(short.store.url) as store:
         store.migrate()

@@ -62,7 +62,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(("GET", self.path, ""))
         if "labelSelector" in query:
             name, value = query["labelSelector"][0].split("=")
-            items = [each for key, each in self.server.objects.items() if key.startswith(path) and each["metadata"].get("labels", {}).get(name) == value]  # fmt: skip
+            items = [
+                each
+                for key, each in self.server.objects.items()
+                if key.startswith(path) and each["metadata"].get("labels", {}).get(name) == value
+            ]
             self._answer(200, {"items": items})
         elif path in self.server.objects:
             self._answer(200, self.server.objects[path])
@@ -93,10 +97,13 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "users": [{"name": "u", "user": {}}],
         "clusters": [{"name": "k", "cluster": {"server": url}}],
         "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "models"}}],
-    }  # fmt: skip
+    }
     (tmp_path / "config").write_text(json.dumps(config))
     for module in ("kubernetes.config", "kubernetes.config.kube_config"):  # read when it was imported, from KUBECONFIG
         monkeypatch.setattr(f"{module}.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))

@@ -79,12 +79,21 @@ def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_po
     from rareclass.adapters.serving.server import options
 
     settings: dict[str, Any] = {
-        "name": "small", "host": "127.0.0.1", "http_port": 1, "grpc_port": 2, "metrics_port": 3, "token": None,
-    }  # fmt: skip
+        "name": "small",
+        "host": "127.0.0.1",
+        "http_port": 1,
+        "grpc_port": 2,
+        "metrics_port": 3,
+        "token": None,
+    }
     injected = {
-        "MLSERVER_HTTP_PORT": "9000", "MLSERVER_GRPC_PORT": "9500", "MLSERVER_METRICS_PORT": bad, "MLSERVER_MODEL_NAME": "node",
-        "MLSERVER_METRICS_ENDPOINT": "/prometheus", "MLSERVER_HOST": "0.0.0.0",
-    }  # fmt: skip
+        "MLSERVER_HTTP_PORT": "9000",
+        "MLSERVER_GRPC_PORT": "9500",
+        "MLSERVER_METRICS_PORT": bad,
+        "MLSERVER_MODEL_NAME": "node",
+        "MLSERVER_METRICS_ENDPOINT": "/prometheus",
+        "MLSERVER_HOST": "0.0.0.0",
+    }
     found = options(injected, **settings)
     assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, 9500, 3)
     assert (found.name, found.metrics_path, found.host) == ("node", "/prometheus", "0.0.0.0")

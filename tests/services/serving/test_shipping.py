@@ -29,17 +29,32 @@ ALWAYS = ("2026-01-01", "2027-01-01")
 def prediction(request_id: str = "r0", **more: Any) -> dict[str, Any]:
     """A request of two rows."""
     return {
-        "kind": "prediction", "model": "fraud", "version": "1", "request_id": request_id, "ts": TS,
-        "operating_point": "default", "threshold": 0.5, "score": [0.25, 0.75], "decision": [0, 1],
-        "entity": ["ann", None], "features": {"a": [1.5, float("nan")], "b": ["x", "ü"]},
-    } | more  # fmt: skip
+        "kind": "prediction",
+        "model": "fraud",
+        "version": "1",
+        "request_id": request_id,
+        "ts": TS,
+        "operating_point": "default",
+        "threshold": 0.5,
+        "score": [0.25, 0.75],
+        "decision": [0, 1],
+        "entity": ["ann", None],
+        "features": {"a": [1.5, float("nan")], "b": ["x", "ü"]},
+    } | more
 
 
 def shadow(request_id: str = "r0", **more: Any) -> dict[str, Any]:
     return {
-        "kind": "shadow", "model": "fraud", "version": "2", "role": "challenger", "request_id": request_id, "ts": TS,
-        "score": [0.3, 0.6], "decision": [0, 1], "error": None,
-    } | more  # fmt: skip
+        "kind": "shadow",
+        "model": "fraud",
+        "version": "2",
+        "role": "challenger",
+        "request_id": request_id,
+        "ts": TS,
+        "score": [0.3, 0.6],
+        "decision": [0, 1],
+        "error": None,
+    } | more
 
 
 @pytest.fixture
@@ -234,7 +249,7 @@ for i in range(100):
     spool.append(encode({**record, "request_id": f"r{i}"}))
 print(start_process(config).pid, flush=True)
 os.kill(os.getpid(), 9)
-"""
+"""  # noqa: E501
     read, write = os.pipe()  # the shipper inherits its end: the pipe ends when it does
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "spool"), sqlite_url], stdout=subprocess.PIPE, stderr=write

@@ -44,7 +44,13 @@ def config(folder: Path, kind: str, memory: object = TIGHT, **sections: Any) -> 
     return parse(
         {
             "name": f"payments-{kind}",
-            "data": {"path": str(folder / "payments.parquet"), "target": "fraud", "id": "id", "drop": [] if roles else ["when", "card"], **roles},
+            "data": {
+                "path": str(folder / "payments.parquet"),
+                "target": "fraud",
+                "id": "id",
+                "drop": [] if roles else ["when", "card"],
+                **roles,
+            },
             "split": {"kind": kind, "folds": 3},
             "search": {"seconds": 60, "only": only},
             "evaluate": {"bootstraps": 50, "importance_repeats": 0},
@@ -54,7 +60,7 @@ def config(folder: Path, kind: str, memory: object = TIGHT, **sections: Any) -> 
             "compute": {"memory": memory, "threads": 1},
             **sections,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +163,10 @@ print(json.dumps({"drawn": summary["drawn"], "rows": summary["rows"], "peak": su
 def test_a_run_stays_below_a_hard_limit_that_the_table_does_not_fit_into(tmp_path: Path) -> None:
     rows, width, limit = 300_000, 80, 640 << 20
     rng = np.random.default_rng(0)
-    with pq.ParquetWriter(tmp_path / "payments.parquet", pa.schema([*((f"f{k}", pa.float32()) for k in range(width)), ("fraud", pa.int8()), ("id", pa.int64())])) as writer:  # fmt: skip
+    with pq.ParquetWriter(
+        tmp_path / "payments.parquet",
+        pa.schema([*((f"f{k}", pa.float32()) for k in range(width)), ("fraud", pa.int8()), ("id", pa.int64())]),
+    ) as writer:
         for start in range(0, rows, 50_000):
             x = rng.standard_normal((50_000, width), dtype=np.float32)
             y = rng.random(50_000) < 1 / (1 + np.exp(7 - 2 * x[:, 0]))
@@ -168,8 +177,11 @@ def test_a_run_stays_below_a_hard_limit_that_the_table_does_not_fit_into(tmp_pat
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(tmp_path), str(limit), json.dumps(settings)],
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["drawn"]["rows"] == rows

@@ -163,8 +163,13 @@ def test_what_a_run_would_stumble_over_at_its_end_is_told_before_a_row_is_read(t
     with pytest.raises(ConfigError, match="cannot be written"):
         run.run(settings(tmp_path, nowhere), tmp_path / "file" / "out")
     timeless = parse(
-        {"name": "m", "data": {"path": str(nowhere), "target": "y"}, "split": {"prequential": 2}, "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}}
-    )  # fmt: skip
+        {
+            "name": "m",
+            "data": {"path": str(nowhere), "target": "y"},
+            "split": {"prequential": 2},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"},
+        }
+    )
     with pytest.raises(ConfigError, match="prequential folds need a time"):
         run.run(timeless, tmp_path / "out")
 

@@ -42,8 +42,11 @@ def test_roles_are_guessed_and_the_file_is_one_that_the_parser_reads(payments: P
     assert read.name == "payments-2024"
     assert (read.data.target, read.data.positive) == ("is_fraud", "yes")
     assert (read.data.time, read.data.id, read.data.entity, read.data.amount) == (
-        "booked_at", "payment_id", "card_id", "amount",
-    )  # fmt: skip
+        "booked_at",
+        "payment_id",
+        "card_id",
+        "amount",
+    )
     assert out.read_text().startswith("# yaml-language-server: $schema=rareclass.schema.json")
     assert (tmp_path / "rareclass.schema.json").is_file()
 

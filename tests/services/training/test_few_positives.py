@@ -57,7 +57,10 @@ def test_a_hundred_positives_are_judged_by_default_and_everything_says_how(tmp_p
     ap, test = found["metrics"]["ap"], summary["metrics"]
     assert ap["low"] < ap["value"] < ap["high"]
     assert ap["high"] - ap["low"] < test["ap_high"] - test["ap_low"], "five times the positives of the test rows"
-    said = f"the test rows hold only {summary['positives']['test']} positives, so the verdict is by cross-fitting over all rows"
+    said = (
+        f"the test rows hold only {summary['positives']['test']} positives, so the verdict is by cross-fitting over "
+        "all rows"
+    )
     assert any(reason.startswith(said) and "100 positives" in reason for reason in summary["gate"]["reasons"])
     assert "the verdict is by cross-fitting over all rows" in (tmp_path / "out" / "report.html").read_text("utf-8")
     fresh = pd.read_parquet(table(tmp_path / "fresh.parquet", 5000, n=60_000, seed=99))
@@ -88,9 +91,21 @@ def test_by_time_only_later_windows_are_judged_and_a_champion_is_compared_on_the
     whole = pd.read_parquet(table(tmp_path / "rows.parquet", 180, n=1500))
     whole.iloc[:500].to_parquet(tmp_path / "before.parquet")
     costs = {"false_negative": 20, "false_positive": 1}
-    first = settings(tmp_path, tmp_path, data={**data, "path": str(tmp_path / "before.parquet")}, costs=costs, gate={"mode": "dry_run"})  # fmt: skip
+    first = settings(
+        tmp_path,
+        tmp_path,
+        data={**data, "path": str(tmp_path / "before.parquet")},
+        costs=costs,
+        gate={"mode": "dry_run"},
+    )
     assert run.run(first, tmp_path / "first")["role"] == "champion"
-    second = settings(tmp_path, tmp_path, data={**data, "path": str(tmp_path / "rows.parquet")}, costs=costs, gate={"min_positives": 50})  # fmt: skip
+    second = settings(
+        tmp_path,
+        tmp_path,
+        data={**data, "path": str(tmp_path / "rows.parquet")},
+        costs=costs,
+        gate={"min_positives": 50},
+    )
     summary = run.run(second, tmp_path / "out")
     found, details = summary["cross_fitting"], json.loads((tmp_path / "out" / "run.json").read_text())
     assert found["rows"] < 1500

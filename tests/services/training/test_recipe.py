@@ -31,9 +31,14 @@ def drawn(n: int, seed: int) -> Rows:
         "datetime64[us]"
     )
     return Rows(
-        SCHEMA, x, y, rng.integers(0, 2**63, n).astype(np.uint64), time=when,
-        entity=(np.arange(n) // 2).astype(np.uint64), amount=rng.lognormal(1, 0.7, n),
-    )  # fmt: skip
+        SCHEMA,
+        x,
+        y,
+        rng.integers(0, 2**63, n).astype(np.uint64),
+        time=when,
+        entity=(np.arange(n) // 2).astype(np.uint64),
+        amount=rng.lognormal(1, 0.7, n),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +57,14 @@ KEPT = {
     "negatives of one side": lambda rows: (rows.y == 1) | (rows.x[:, 0] > -0.5),
     "no outlying negatives": lambda rows: (rows.y == 1) | (rows.x[:, 1] < np.quantile(rows.x[rows.y == 0, 1], 0.9)),
 }
-WEIGHTED = {"none": {}, "balanced": {}, "sqrt_balanced": {}, "amount": {}, "cost": {"false_negative": 20.0, "false_positive": 1.0},
-            "cost by amount": {"amount_share": 5.0, "false_positive": 1.0}}  # fmt: skip
+WEIGHTED = {
+    "none": {},
+    "balanced": {},
+    "sqrt_balanced": {},
+    "amount": {},
+    "cost": {"false_negative": 20.0, "false_positive": 1.0},
+    "cost by amount": {"amount_share": 5.0, "false_positive": 1.0},
+}
 CHAINS = {
     "under": [{"name": "random_under", "ratio": 2}], "over": [{"name": "random_over", "ratio": 1}],
     "smote": [{"name": "smote", "ratio": 2}], "enn": [{"name": "enn"}], "tomek": [{"name": "tomek"}],
@@ -66,19 +77,35 @@ LINE = {"learner": "logistic_regression"}
 def configuration(kind: str = "stratified", refit: str = "all", **sections: object) -> Config:
     return parse(
         {
-            "name": "recipe", "data": {"path": "memory", "target": "y", "label_delay": "2d", "time": "time", "entity": "entity", "amount": "amount"},
-            "split": {"kind": kind, "folds": 3, "windows": 2}, "train": {"refit": refit},
-            "evaluate": {"bootstraps": 50}, "threshold": {"objective": "f1"}, "compute": {"threads": 1}, **sections,
+            "name": "recipe",
+            "data": {
+                "path": "memory",
+                "target": "y",
+                "label_delay": "2d",
+                "time": "time",
+                "entity": "entity",
+                "amount": "amount",
+            },
+            "split": {"kind": kind, "folds": 3, "windows": 2},
+            "train": {"refit": refit},
+            "evaluate": {"bootstraps": 50},
+            "threshold": {"objective": "f1"},
+            "compute": {"threads": 1},
+            **sections,
         }
-    )  # fmt: skip
+    )
 
 
 def history(config: Config, keep: str) -> Ingested:
     rows = dataclasses.replace(KNOWN, keep=KEPT[keep](KNOWN))
     parts = splitting.split(
-        y=rows.y, row_id=rows.row_id, time=rows.time, entity=rows.entity, config=config.split,
+        y=rows.y,
+        row_id=rows.row_id,
+        time=rows.time,
+        entity=rows.entity,
+        config=config.split,
         label_delay=config.data.label_delay,
-    )  # fmt: skip
+    )
     used = np.concatenate([parts.train, parts.validation, parts.test])
     rest = rows.take(np.setdiff1d(np.arange(len(rows)), used))
     named = (rows.take(part) for part in (parts.train, parts.validation, parts.test))
@@ -147,12 +174,18 @@ def test_mean_score_is_the_prevalence_whatever_rows_are_drawn_or_made(chain, kee
 
 
 FEW = {
-    "lightgbm": {"rounds": 30, "num_leaves": 4, "learning_rate": 0.3}, "catboost": {"rounds": 30, "depth": 2, "learning_rate": 0.3},
-    "xgboost": {"rounds": 30, "max_depth": 2, "eta": 0.3}, "random_forest": {"n_estimators": 10, "min_samples_leaf": 10},
-    "balanced_random_forest": {"n_estimators": 10, "min_samples_leaf": 10}, "extra_trees": {"n_estimators": 10, "min_samples_leaf": 10},
-    "hist_gradient_boosting": {"max_iter": 12, "learning_rate": 0.3}, "mlp": {"epochs": 12, "hidden_layer_sizes": 8, "batch_size": 64}, "adaboost": {"n_estimators": 10},
-    "rusboost": {"n_estimators": 20}, "easy_ensemble": {"n_estimators": 1},
-}  # fmt: skip
+    "lightgbm": {"rounds": 30, "num_leaves": 4, "learning_rate": 0.3},
+    "catboost": {"rounds": 30, "depth": 2, "learning_rate": 0.3},
+    "xgboost": {"rounds": 30, "max_depth": 2, "eta": 0.3},
+    "random_forest": {"n_estimators": 10, "min_samples_leaf": 10},
+    "balanced_random_forest": {"n_estimators": 10, "min_samples_leaf": 10},
+    "extra_trees": {"n_estimators": 10, "min_samples_leaf": 10},
+    "hist_gradient_boosting": {"max_iter": 12, "learning_rate": 0.3},
+    "mlp": {"epochs": 12, "hidden_layer_sizes": 8, "batch_size": 64},
+    "adaboost": {"n_estimators": 10},
+    "rusboost": {"n_estimators": 20},
+    "easy_ensemble": {"n_estimators": 1},
+}
 
 
 @pytest.mark.parametrize(("learner", "weighting", "kind"), pairs(LEARNERS, ("none", "sqrt_balanced", "cost by amount")))

@@ -17,7 +17,9 @@ from rareclass.services.training import run
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run with time, costs by row, slices, a resampled candidate, an ensemble, and a champion to compare with."""
+    """A small run with time, costs by row, slices, a resampled candidate, an ensemble,
+    and a champion to compare with.
+    """
     folder = tmp_path_factory.mktemp("recompute")
     rng = np.random.default_rng(0)
     n = 3600
@@ -65,9 +67,16 @@ def test_every_number_of_a_run_is_computed_again_from_its_scored_rows(out: Path)
 
 
 WRONG = (
-    "evaluation.points.default.f2.value", "evaluation.metrics.ap.low", "evaluation.money.saving_vs_nothing.value", "selection.table.1.difference.value",
-    "tradeoff.cost.7", "points.default.recall.high", "evaluation.calibration.1.rate", "champion_metrics.ap", "gate.numbers.champion.loss_low",
-)  # fmt: skip
+    "evaluation.points.default.f2.value",
+    "evaluation.metrics.ap.low",
+    "evaluation.money.saving_vs_nothing.value",
+    "selection.table.1.difference.value",
+    "tradeoff.cost.7",
+    "points.default.recall.high",
+    "evaluation.calibration.1.rate",
+    "champion_metrics.ap",
+    "gate.numbers.champion.loss_low",
+)
 
 
 def test_a_number_that_is_wrong_and_one_that_nobody_computes_again_are_found(out: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A run with no row of the rare class, or hardly any: a detector, said plainly, registered, and judged once labels come."""
+"""A run with no row of the rare class, or hardly any: a detector, said plainly, registered, and judged once labels
+come.
+"""
 
 from __future__ import annotations
 
