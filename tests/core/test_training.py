@@ -246,9 +246,16 @@ def test_a_member_of_an_ensemble_takes_its_share_of_the_seeds(plain):
 def test_the_final_fit_keeps_the_settings_of_the_folds(plain):
     assert plain.params["eta"] == 0.05
     final = refit([plain], {"xgboost": 1.0}, ROWS, seed=0)
-    assert {member.fitted.rounds for member in final.members} == {
-        scaled_rounds(plain.rounds, plain.fitted_rows, len(ROWS))
-    }
+    assert {member.fitted.rounds for member in final.members} == {plain.rounds_for(len(ROWS))}
+
+
+def test_a_fit_that_was_ended_while_it_still_got_better_has_the_rounds_that_it_was_judged_with():
+    """More of them would stretch its scores beyond those that the calibrator knows: their mean left the prevalence."""
+    short = train_candidate(Candidate("short", "xgboost", {"rounds": 20, "eta": 0.05}), ROWS, FOLDS, seed=0)
+    assert set(short.rounds) == {20}
+    assert short.rounds_for(10 * len(ROWS)) == 20
+    long = dataclasses.replace(short, trace=(*short.trace, {"round": 30.0, "ap": 0.1, "loss": 9.0}))
+    assert long.rounds_for(10 * len(ROWS)) == 26
 
 
 def test_a_fold_without_positives_is_named():

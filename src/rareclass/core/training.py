@@ -71,6 +71,17 @@ class Trained:
         """(n_dev,) True where there is a score."""
         return np.isfinite(self.oof)
 
+    def rounds_for(self, rows: int) -> int | None:
+        """Return the rounds of a fit on ``rows`` rows; None for a learner that does not grow.
+
+        Where the folds were still getting better when a limit or the clock ended them, more rounds would stretch the scores
+        beyond those that the calibrator was fitted on: the fit gets as many as they had.
+        """
+        if not self.rounds:
+            return None
+        unfinished = bool(self.trace) and max(self.rounds) > self.trace[-1]["round"] - self.trace[0]["round"]
+        return scaled_rounds(self.rounds, self.fitted_rows, 0 if unfinished else rows)
+
     def trial(self) -> dict[str, Any]:
         """Return what a repetition needs and what it can be checked against."""
         return {
@@ -493,7 +504,7 @@ def _refit_one(
 
         fit_rows = resample(fit_rows.as_drawn(), candidate.resample, seed=seed, threads=threads).rows
     part = _fitted_on(rows, fit_rows, one.costs)
-    rounds = scaled_rounds(one.rounds, one.fitted_rows, len(fit_rows)) if one.rounds else None
+    rounds = one.rounds_for(len(fit_rows))
     setting = _Setting(candidate, one.params, seed, threads, device, never)
     worth = 1 if once else seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)
     seeds = max(1, round(weight * worth))
