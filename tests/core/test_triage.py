@@ -144,3 +144,4 @@ def test_a_detector_that_met_enough_labelled_positives_graduates_and_is_never_re
     assert early.verdict not in ("rethreshold", "recalibrate", "retrain")
     assert late.verdict == "retrain"
     assert late.reasons[0].startswith("graduate: ")
+    assert "since version 1, a detector, was trained" in late.reasons[0]

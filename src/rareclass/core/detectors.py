@@ -553,6 +553,10 @@ def fit(
     if not 0 <= contamination < 0.5:
         raise ConfigError(f"contamination {contamination:g} is not a share from 0 to below 0.5. Set data.contamination")
     settings = {**member.params, **(params or {})}
+    if (
+        contamination and len(rows) > SAMPLE_ROWS
+    ):  # no member learns from more, so no more have to be scored for trimming
+        rows = rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), SAMPLE_ROWS, replace=False)))
     learning = _learning(rows.x, Space.learn(rows), seed, threads)
     made = member.fit(learning, settings)
     if not contamination:

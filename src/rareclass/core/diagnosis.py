@@ -25,8 +25,9 @@ __all__ = [
 ]
 
 NO_POSITIVES = (
-    "there is no row of the rare class, so a classifier has nothing to learn from: this is the one-class regime "
-    "(anomaly detection). Check data.target, data.positive and data.filter, or bring labelled rows of the rare class"
+    "there is no row of the rare class, so a classifier has nothing to learn from: this is the one-class regime, in "
+    "which a run trains detectors. Check data.target, data.positive and data.filter, or bring labelled rows of the "
+    "rare class"
 )
 
 Regime = Literal["none", "few", "scarce", "ample"]
@@ -99,7 +100,7 @@ class Diagnosis:
 
 
 REGIMES: dict[Regime, str] = {
-    "none": "Nothing to learn from: only one-class methods could work.",
+    "none": "No classifier can be taught and judged: detectors learn what is usual.",
     "few": "Every figure will have a wide interval; only few, simple candidates can be told apart.",
     "scarce": "Intervals are wide; simple and averaged learners have the edge.",
     "ample": "Enough to compare candidates and to tune.",
@@ -149,7 +150,13 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
         reference=reference,
         notes=(),
     )
-    return replace(found, notes=tuple(_notes(found)))
+    return in_regime(found, found.regime)
+
+
+def in_regime(found: Diagnosis, regime: Regime) -> Diagnosis:
+    """Return the diagnosis with the regime that holds for it, and the notes that follow."""
+    settled = replace(found, regime=regime)
+    return replace(settled, notes=tuple(_notes(settled)))
 
 
 def _missing_share(rows: Rows) -> float:
@@ -252,7 +259,11 @@ def _thinned(y: IntArray, share: float, rng: np.random.Generator) -> IntArray:
 
 def _notes(found: Diagnosis) -> Iterator[str]:
     if found.regime == "none":
-        yield NO_POSITIVES
+        yield (
+            f"{found.positives} rows of the rare class are too few to teach and to judge a classifier"
+            if found.positives
+            else NO_POSITIVES
+        )
     if found.regime == "few":
         yield (
             f"with {found.positives} rows of the rare class a result can change by chance alone; "

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rareclass.config import Config, ResampleStep, SearchSettings
+from rareclass.core import without_labels
 from rareclass.core.candidates import Candidate, with_unique_names
-from rareclass.core.dataset import Schema
-from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis
+from rareclass.core.dataset import Rows, Schema
+from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
+from rareclass.core.splitting import Fold
 from rareclass.errors import NoPositivesError
 
 LARGE = 200_000
@@ -70,6 +72,20 @@ class Situation:
     def under_ratio(self) -> int | None:
         """Majority rows per positive after under-sampling: the most of 20, 10, 5 that still halves the majority."""
         return next((ratio for ratio in (20, 10, 5) if self.found.ratio >= 2 * ratio), None)
+
+
+def plan_for(
+    rows: Rows, folds: Sequence[Fold], found: Diagnosis, config: Config
+) -> tuple[Diagnosis, tuple[Candidate, ...]]:
+    """Return what a run tries on development rows and their folds, with its regime: classifiers where every fold can
+    teach and judge one, else detectors alone, whose regime is "none".
+
+    Raises as `plan`, but never for want of rows of the rare class.
+    """
+    if without_labels.teachable(rows, folds):
+        return found, plan(found, config, rows.schema)
+    only = without_labels.candidate(config.data, config.search, rows.positives, without_labels.labelled(rows))
+    return in_regime(found, "none"), (only,)
 
 
 def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, ...]:

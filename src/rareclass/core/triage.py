@@ -204,8 +204,8 @@ def graduated(evidence: Evidence) -> list[str]:
     if not unjudged(evidence) or found < needed:
         return []
     return [
-        f"graduate: {found} rows of the rare class are labelled since this detector was trained, {needed} are needed "
-        "(retrain.min_positives): "
+        f"graduate: {found} rows of the rare class are labelled since version {evidence.live.version}, a detector, was "
+        f"trained; {needed} are needed (retrain.min_positives): "
         "a classifier can be fitted and compared with it on the same rows"
     ]
 

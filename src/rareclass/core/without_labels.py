@@ -50,6 +50,11 @@ def teachable(dev: Rows, folds: Sequence[Fold]) -> bool:
     return all(dev.y[fold.train].any() for fold in folds) and any(dev.y[fold.score].any() for fold in folds)
 
 
+def labelled(rows: Rows) -> bool:
+    """Whether anybody knows of the rows which are rare: a target says it, or labels that came later do."""
+    return rows.schema.roles.target is not None or rows.positives > 0
+
+
 def contamination(data: settings.DataSettings, labelled: bool) -> float:
     """Return the share of rows that may not be normal: what is set; unknown is 2 % where nothing is labelled."""
     if isinstance(data.contamination, float | int):
@@ -157,7 +162,7 @@ _PROBABILITIES = ("brier", "log_loss", "ece", "mean_score_ratio")
 def readable(found: Evaluation, test: Rows) -> Evaluation:
     """Return the figures that mean something: 1 - p is no probability, and rows without labels are neither hits nor
     false alarms."""
-    known = bool(test.positives) and test.schema.roles.target is not None
+    known = bool(test.positives)
     lost = list(_PROBABILITIES) if known else list(found.metrics)
     blank = dict.fromkeys(lost, NOTHING)
     if known:

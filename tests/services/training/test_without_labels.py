@@ -5,7 +5,7 @@ come.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,11 @@ from rareclass.config import dump, parse
 from rareclass.core.profile import Profile
 from rareclass.services import promotion
 from rareclass.services.kubeflow import steps
-from rareclass.services.live import labels, replay
+from rareclass.services.live import labels, repair, replay
+from rareclass.services.live.monitor import Monitor
 from rareclass.services.serving import score
-from rareclass.services.training import run
+from rareclass.services.training import diagnose, run
+from rareclass.services.training import steps as training
 
 ROWS = 1_500
 
@@ -100,6 +102,54 @@ def test_as_many_rows_of_the_next_period_alarm_as_were_asked_for(unlabelled):
         tracking_uri=config.tracking.uri,
     )
     assert pd.read_parquet(folder / "odd_scored.parquet")["decision"].all()
+
+
+@pytest.mark.parametrize("rare", [(), (10,), (10, 700, 1_400), range(5, 1_500, 50)])
+def test_diagnose_says_what_a_run_would_try(tmp_path, rare):
+    config = settings(tmp_path, frame(rare=rare))
+    report = diagnose.diagnose(config)
+    read = tables.ingest(config)
+    planned = training.detect_imbalance(config, read.train, read.validation)
+    assert [each.name for each in report.plan] == [each.name for group in planned.groups.values() for each in group]
+    assert report.diagnosis.regime == planned.diagnosis.regime
+    assert "would be tried:" in report.lines()
+
+
+def test_diagnose_takes_rows_without_any_label(tmp_path):
+    empty = settings(tmp_path, frame().assign(target=pd.Series(dtype=float)))
+    for config in (empty, settings(tmp_path, frame().drop(columns="target"), target=None)):
+        assert [each.name for each in diagnose.diagnose(config).plan] == ["detectors"]
+
+
+def test_diagnose_says_where_a_run_would_stop(tmp_path):
+    config = settings(tmp_path, frame(rare=range(5, 1_500, 50)))
+    late = config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(days=400)})})
+    report = diagnose.diagnose(late)
+    assert any("a run would stop" in each and "data.label_delay" in each for each in report.warnings)
+    assert report.plan[0].name == "xgboost"
+
+
+def test_a_history_without_labels_teaches_no_classifier(unlabelled):
+    config, folder, _ = unlabelled
+    served = frame(600, seed=8, rare=range(0, 600, 20))
+    served["when"] += pd.Timedelta(days=50)
+    served["request"] = [f"r{number}" for number in range(600)]
+    served.drop(columns="target").to_parquet(folder / "served.parquet")
+    now = datetime(2024, 4, 1, tzinfo=UTC)
+    score.score_and_log(
+        config, str(folder / "served.parquet"), str(folder / "out.parquet"), now=now, id_column="request"
+    )
+    truth = pd.DataFrame({"request_id": served["request"], "label": served["target"]})
+    truth.to_csv(folder / "truth.csv", index=False)
+    labels.import_labels(config, str(folder / "truth.csv"), now)
+    now += timedelta(days=60)  # labels came up to forty days late
+    with Monitor(config) as monitor:
+        champion = monitor.known()["champion"]
+        rows = repair.history_rows(monitor, champion, now)
+        assert (len(rows), rows.positives) == (600, 30)
+        source = config.model_copy(update={"retrain": config.retrain.model_copy(update={"source": "data"})})
+        with Monitor(source) as other, pytest.raises(errors.DataError, match=r"without labels.*retrain\.source: store"):
+            repair.history_rows(other, champion, now)
 
 
 def test_labels_and_a_replay_say_that_no_target_is_named(unlabelled, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from rareclass.errors import DataError, NoLabelsError
 from rareclass.masking import masked
 
 Progress = Callable[[str], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,16 @@ def ingest(config: Config, progress: Progress | None = None) -> Ingested:
     ``beyond`` reads all validation and test rows. Raises DataError, ConfigError or NoPositivesError with one line.
     """
     say = progress or (lambda message: None)
+    return _labelled_or_not(_ingest, config, say)
+
+
+def _labelled_or_not(read: Callable[[Config, Progress], _T], config: Config, say: Progress) -> _T:
+    """Read, once more without a target where not a single row has a value of it."""
     try:
-        return _ingest(config, say)
+        return read(config, say)
     except NoLabelsError as error:
         say(f"{error}: the rows count as not labelled")
-        return _ingest(without_target(config), say)
+        return read(without_target(config), say)
 
 
 def _ingest(config: Config, say: Progress) -> Ingested:
@@ -166,6 +172,10 @@ def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list
     Categories are learned from all rows, so nothing may be trained on these. Raises as `ingest` does.
     """
     say = progress or (lambda message: None)
+    return _labelled_or_not(_survey, config, say)
+
+
+def _survey(config: Config, say: Progress) -> tuple[Rows, list[Finding]]:
     source, room = open_data(config.data), Room.of(config)
     plan = ReadPlan.of(config, source)
     raw = _read(config, source, plan, room, say)

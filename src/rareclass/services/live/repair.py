@@ -333,7 +333,9 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
 def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Rows:
     """Return everything a retrain may learn from, oldest first: the training history, then served rows with labels.
 
-    With ``retrain.source: data`` the source of the configuration is all there is, up to one label delay ago.
+    With ``retrain.source: data`` the source of the configuration is all there is, up to one label delay ago. A history
+    without labels (``data.target: null``) teaches no classifier: its rows may be of either class, so only served rows
+    with labels are learned from then.
     """
     from rareclass.core.dataset import concatenate
 
@@ -353,6 +355,12 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
         served = matured_rows(monitor, champion.model, now, start=first)
         mature = min(mature, served.time.min() if served.time is not None else mature)
     past = _past(config, champion.model, mature)
+    if past is not None and past.schema.roles.target is None:
+        if served is None:
+            raise DataError(
+                "a retrain cannot learn from a source without labels (data.target: null). Set retrain.source: store"
+            )
+        past = None
     if served is None:
         if past is None:
             raise DataError(f"'{config.data.path}' has no row before {mature}. Set retrain.source: store")

@@ -404,13 +404,22 @@ def _period(
         "ap": ap.value if ap else None,
         "ap_low": ap.low if ap else None,
         "ap_high": ap.high if ap else None,
-        "ap_estimated": ranking.estimated_ap(score) if len(score) else None,
+        "ap_estimated": _promised_ap(score, model),
         "prevalence": float(y.mean()) if len(y) else None,
         "precision": decided.get("precision"),
         "recall": decided.get("recall"),
         "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
         "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
     }
+
+
+def _promised_ap(score: Any, model: RareModel) -> float | None:
+    """What the scores alone promise; None without rows, and for a detector, whose ranks promise nothing."""
+    from rareclass.core.profile import Profile
+
+    if not len(score) or Profile.from_json(model.profile).unjudged:
+        return None
+    return ranking.estimated_ap(score)
 
 
 def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: RareModel) -> float:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, parse, with_overrides
+from rareclass.errors import DataError
 
 if TYPE_CHECKING:
     from rareclass.core.candidates import Candidate
+    from rareclass.core.dataset import Rows
     from rareclass.core.diagnosis import Diagnosis
     from rareclass.core.estimate import Estimate
+    from rareclass.core.splitting import Fold
 
 _PERIODS, _BARS = 8, "▁▂▃▄▅▆▇█"
 
@@ -65,12 +68,46 @@ def settings_for(
 
 
 def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda step, message: None) -> Report:
-    """Read the source once and say how rare the rare class is. Raises DataError, NoPositivesError."""
+    """Read the source once, say how rare the rare class is, and what a run would try on its split. Raises DataError.
+
+    Where the rows cannot be split as `run` has to, that is a warning, and the plan is for rows that can.
+    """
+    import numpy as np
+
     from rareclass.adapters import tables
     from rareclass.core import diagnosis, planning
+    from rareclass.core.splitting import Fold
 
     progress("ingest", f"reading {config.data.path}")
     known, warnings = tables.survey(config, progress=lambda message: progress("ingest", message))
     progress("diagnose", f"{len(known):,} rows")
     found = diagnosis.diagnose(known, config)
-    return Report(found, planning.plan(found, config, known.schema), [each.message for each in warnings])
+    said = [each.message for each in warnings]
+    try:
+        rows, folds = _development(config, known)
+    except DataError as error:
+        everything = np.arange(len(known))
+        rows, folds = known, (Fold(everything, everything),)
+        said.append(f"a run would stop: {error}")
+    taught = found if rows is known else diagnosis.diagnose(rows, config)
+    planned, plan = planning.plan_for(rows, folds, taught, config)
+    return Report(diagnosis.in_regime(found, planned.regime), plan, said)
+
+
+def _development(config: Config, known: Rows) -> tuple[Rows, Sequence[Fold]]:
+    """The rows that a run would compare candidates on, and its folds. Raises DataError where rows cannot be split."""
+    from rareclass.core import splitting
+    from rareclass.core.hashing import content_groups
+
+    delay, seed = config.data.label_delay, config.train.seed
+    parts = splitting.split(
+        y=known.y,
+        row_id=known.row_id,
+        time=known.time,
+        entity=known.entity,
+        groups=content_groups(known.x),
+        config=config.split,
+        label_delay=delay,
+        seed=seed,
+    )
+    return splitting.development(known.take(parts.train), known.take(parts.validation), config.split, delay, seed)

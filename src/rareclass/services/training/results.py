@@ -285,7 +285,7 @@ def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | No
 
 def summarise(run: Run) -> dict[str, Any]:
     """Return the stable keys that other tools rely on."""
-    from rareclass.core import advice
+    from rareclass.core import advice, without_labels
     from rareclass.core.selection_metrics import metric_of
 
     evaluation, judged = run.judged.evaluation, run.judged
@@ -347,7 +347,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "drawn": None
             if run.drawn is None
             else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
-            "labelled": run.ingested.schema.roles.target is not None,
+            "labelled": any(without_labels.labelled(part) for part in (run.dev, run.ingested.test)),
             "regime": run.plan.diagnosis.regime,
             "detection": None if judged.detection is None else dict(judged.detection),
             "data_hash": run.ingested.card["content_hash"],

@@ -145,7 +145,7 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
     """Say how rare, how hard, what regime, and plan the candidates: detectors alone where no classifier can be fitted."""
-    from rareclass.core import candidates, diagnosis, planning, without_labels
+    from rareclass.core import candidates, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
     known, folds = development(config, train, validation)
@@ -153,13 +153,10 @@ def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Pr
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
         wanted = _recorded(config.search.replay)
-    elif without_labels.teachable(known, folds):
-        wanted = planning.plan(found, config, known.schema)
     else:
-        found = replace(found, regime="none")
-        labelled = known.schema.roles.target is not None
-        wanted = (without_labels.candidate(config.data, config.search, known.positives, labelled),)
-        progress("detect_imbalance", wanted[0].reason)
+        found, wanted = planning.plan_for(known, folds, found, config)
+        if found.regime == "none":
+            progress("detect_imbalance", wanted[0].reason)
     groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
 
