@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Claim, announce, claim, seconds, table, turns
+from rareclass.core.bootstrap import Bootstrap, Sample
+from rareclass.core.thresholds import Aim
 
 GOAL = 50.0
 MISS, ALARM = 50.0, 1.0
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
 
     y, score = scores(options.rows, 0.01)
     for objective in options.objectives:  # imports and first calls are nobody's cost
-        thresholds.tune(y[:5000], score[:5000], objective=objective, n_boot=50)
+        thresholds.tune(Sample(y[:5000], score[:5000]), aim=Aim(objective=objective), bootstrap=Bootstrap(resamples=50))
         peer_threshold(y[:5000], score[:5000], metrics()[objective])
     lines, claims = [], []
     for objective in options.objectives:
@@ -92,7 +94,10 @@ def main(arguments: list[str] | None = None) -> list[Claim]:
 
         def ours(objective: str = objective, found: dict[str, float] = found) -> None:
             tuned = thresholds.tune(
-                y, score, objective=objective, costs=CostArrays(MISS, ALARM), n_boot=options.bootstraps, seed=0
+                Sample(y, score),
+                costs=CostArrays(MISS, ALARM),
+                aim=Aim(objective=objective),
+                bootstrap=Bootstrap(resamples=options.bootstraps, seed=0),
             )
             found["ours"] = tuned.value
 

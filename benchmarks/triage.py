@@ -19,6 +19,7 @@ import pandas as pd
 
 from rareclass.config import MonitorSettings, parse
 from rareclass.core import dataset, drift, learners, liveness, triage
+from rareclass.core.drift import ServedWindow
 from rareclass.core.fit_task import FitTask
 from rareclass.core.profile import Profile, reference_profile
 
@@ -203,7 +204,13 @@ def judge(made: World, frame: pd.DataFrame, x: np.ndarray, day: int) -> tuple[tr
         part = (seen["ts"] > now - length).to_numpy()
         unknown = {"origin": float(seen["unknown"][part].mean())}
         reports.append(
-            drift.compare(made.profile, x[part], seen["score"].to_numpy()[part], limits=LIMITS, unknown=unknown)
+            drift.compare(
+                made.profile,
+                x[part],
+                seen["score"].to_numpy()[part],
+                limits=LIMITS,
+                window=ServedWindow(unknown=unknown),
+            )
         )
     positives = int(((seen["label"] == 1) & (seen["ts"] <= now - DELAY)).sum())
     evidence = triage.Evidence(

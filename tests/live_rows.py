@@ -14,6 +14,7 @@ from rareclass.config import MonitorSettings
 from rareclass.core import drift, liveness, training, triage
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import Feature, Rows, Schema, decode
+from rareclass.core.drift import ServedWindow
 from rareclass.core.model import RareModel
 from rareclass.core.profile import Profile, reference_profile
 
@@ -164,7 +165,7 @@ def judge(
             x[part],
             frame["score"].to_numpy()[part],
             limits=LIMITS,
-            unknown=_unknown(x[part]) if renamed else None,
+            window=ServedWindow(unknown=_unknown(x[part]) if renamed else None),
         )
         for part in (newest, fresh)
     ]

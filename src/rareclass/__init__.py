@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from rareclass.api import diagnose, evaluate, load_demo, load_version, score
+    from rareclass.api import compare, diagnose, evaluate, load_demo, load_version, score, tune_threshold
     from rareclass.core.calibration import prior_correction
     from rareclass.core.partitions import count_partition, cut_points
-    from rareclass.core.ranking import average_precision, compare, estimate_ap
-    from rareclass.core.thresholds import tune as tune_threshold
+    from rareclass.core.ranking import average_precision, estimate_ap
     from rareclass.detector import RareDetector
     from rareclass.estimator import RareClassifier
     from rareclass.samplers import ExactEditedNearestNeighbours, ExactTomekLinks
@@ -32,7 +31,7 @@ _HOME = {
     "ExactEditedNearestNeighbours": ("rareclass.samplers", "ExactEditedNearestNeighbours"),
     "ExactTomekLinks": ("rareclass.samplers", "ExactTomekLinks"),
     "average_precision": ("rareclass.core.ranking", "average_precision"),
-    "compare": ("rareclass.core.ranking", "compare"),
+    "compare": ("rareclass.api", "compare"),
     "count_partition": ("rareclass.core.partitions", "count_partition"),
     "cut_points": ("rareclass.core.partitions", "cut_points"),
     "diagnose": ("rareclass.api", "diagnose"),
@@ -42,7 +41,7 @@ _HOME = {
     "load_version": ("rareclass.api", "load_version"),
     "prior_correction": ("rareclass.core.calibration", "prior_correction"),
     "score": ("rareclass.api", "score"),
-    "tune_threshold": ("rareclass.core.thresholds", "tune"),
+    "tune_threshold": ("rareclass.api", "tune_threshold"),
 }
 """Public name -> module and name it lives under."""
 

@@ -9,11 +9,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rareclass import config as settings
-from rareclass.core import diagnosis, evaluation
-from rareclass.core.costs import cost_arrays
+from rareclass.core import diagnosis, evaluation, ranking, thresholds
+from rareclass.core.bootstrap import Bootstrap, Sample
+from rareclass.core.costs import CostArrays, cost_arrays
 from rareclass.core.dataset import Rows, encode, infer_schema
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
+from rareclass.core.thresholds import TunedThreshold
 from rareclass.errors import DataError
 from rareclass.frames import as_pandas
 
@@ -150,17 +152,129 @@ def evaluate(
     """
     labels = _binary(y, len(np.asarray(score)))
     found = evaluation.evaluate(
-        labels,
-        score,
+        Sample(labels, score, block=block, weight=sample_weight),
         thresholds={"default": threshold},
         primary="default",
         costs=cost_arrays(settings.CostsSettings(), float(labels.mean()) or 0.5),
         config=settings.EvaluateSettings(confidence=confidence, bootstraps=bootstraps),
-        block=block,
-        weight=sample_weight,
         seed=random_state,
     )
     return {name: value for name, value in found.metrics.items() if name != "cost"}
+
+
+def compare(
+    y: ArrayLike,
+    score_a: ArrayLike,
+    score_b: ArrayLike,
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weight: ArrayLike | None = None,
+) -> Estimate:
+    """Return the difference of average precision, a - b, paired: both on the same resamples of the same rows.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score_a, score_b : array-like of shape (n,)
+        Scores of the same rows.
+    block : ndarray of shape (n,), optional
+        Rows of one block (a day, a customer) are drawn together, because they are not independent.
+    n_boot : int
+        Resamples behind the interval.
+    confidence : float
+        Coverage of the interval.
+    seed : int
+    weight : array-like of shape (n,), optional
+
+    Returns
+    -------
+    Estimate
+        ``value``, ``low``, ``high``, ``positives`` and ``rows``.
+
+    Raises
+    ------
+    DataError
+        Where labels are not 0 and 1, a score is not finite, or lengths differ.
+    """
+    bootstrap = Bootstrap(n_boot, confidence, seed)
+    return ranking.compare(y, score_a, score_b, block=block, weight=weight, bootstrap=bootstrap)
+
+
+def tune_threshold(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    objective: str = "f1",
+    beta: float = 1.0,
+    min_precision: float | None = None,
+    min_recall: float | None = None,
+    max_alerts: float | None = None,
+    max_false_alarms: float | None = None,
+    costs: CostArrays | None = None,
+    days: float | None = None,
+    weight: ArrayLike | None = None,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> TunedThreshold:
+    """Return the cut-off that is best for the objective among those that meet the constraints, exactly.
+
+    All distinct scores are candidates, and flagging nothing is. Ties go to the higher cut-off. Constraints that no
+    cut-off meets are no error: see ``feasible`` of what comes back.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score : array-like of shape (n,)
+        Deployed scores of rows that the model was not fitted on.
+    objective : str
+        What is best, like ``f1``, ``cost`` or ``recall_at_precision``.
+    beta : float
+        Weight of recall in F-beta.
+    min_precision, min_recall : float, optional
+        Bounds that a cut-off has to meet.
+    max_alerts : float, optional
+        Alerts a day at most, over the ``days`` that the rows span.
+    max_false_alarms : float, optional
+        Share of negatives flagged at most.
+    costs : CostArrays, optional
+        What a miss and a false alarm cost, for the objective ``cost``.
+    days : float, optional
+        Days that the rows span.
+    weight : array-like of shape (n,), optional
+    block : ndarray of shape (n,), optional
+        Rows of one block (a day, a customer) are drawn together, because they are not independent.
+    n_boot : int
+        Resamples behind the intervals.
+    confidence : float
+        Coverage of the intervals.
+    seed : int
+
+    Returns
+    -------
+    TunedThreshold
+        ``value`` and what it gives, with intervals.
+
+    Raises
+    ------
+    NoPositivesError
+        Without a positive.
+    ConfigError
+        For an unknown objective, or one that lacks its constraint.
+
+    References
+    ----------
+    Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
+    """
+    aim = thresholds.Aim(objective, beta, min_precision, min_recall, max_alerts, max_false_alarms, days)
+    sample, bootstrap = Sample(y, score, weight, block), Bootstrap(n_boot, confidence, seed)
+    return thresholds.tune(sample, aim, costs=costs, bootstrap=bootstrap)
 
 
 def _binary(y: ArrayLike, rows: int) -> NDArray[np.int64]:

@@ -172,6 +172,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For anything else than two classes, and for a recipe that does not exist or does not fit the rows.
         """
         from rareclass.core import calibration, selection, splitting, thresholds, training
+        from rareclass.core.bootstrap import Bootstrap, Sample
         from rareclass.core.model import RareModel
         from rareclass.errors import RareclassError
 
@@ -186,19 +187,12 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             trained = [training.train_candidate(each, rows, folds, costs=costs, **options) for each in self.plan_]
             self.selection_ = selection.select(trained, rows, config=config, seed=self.random_state)
             held_out, known = self.selection_.oof[self.selection_.scored], rows.take(self.selection_.scored)
-            common: dict[str, Any] = {"weight": known.weight, "block": known.block(), "seed": self.random_state}
-            self.calibration_ = calibration.fit(known.y, held_out, method=self.calibration, **common)
+            sample = Sample(known.y, held_out, known.weight, known.block())
+            self.calibration_ = calibration.fit(sample, method=self.calibration, seed=self.random_state)
             score = self.calibration_.calibrator(held_out)
-            self.tuned_ = thresholds.tune(
-                known.y,
-                score,
-                objective=self.objective,
-                beta=self.beta,
-                min_precision=self.min_precision,
-                min_recall=self.min_recall,
-                costs=costs,
-                **common,
-            )
+            aim = thresholds.Aim(self.objective, self.beta, self.min_precision, self.min_recall)
+            bootstrap = Bootstrap(seed=self.random_state)
+            self.tuned_ = thresholds.tune(replace(sample, score=score), aim, costs=costs, bootstrap=bootstrap)
             learner = training.refit(trained, self.selection_.weights, rows, **options)
         except RareclassError as error:
             raise ValueError(str(error)) from error

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.metrics import log_loss as sk_log_loss
 
 from rareclass.core import calibration
+from rareclass.core.bootstrap import Sample
 from rareclass.core.calibration import METHODS, at_prevalence, fit, from_json, label_shift_em, logit, prior_correction
 from rareclass.errors import ConfigError, DataError, ModelError, NoPositivesError
 
@@ -40,7 +41,7 @@ def messy(draw):
 @settings(max_examples=25, deadline=None)
 def test_every_calibrator_rises_strictly_over_all_single_precision_scores(method, case, kept):
     y, score = case
-    calibrated = fit(y, score, method=method, negative_sampling_rate=kept)
+    calibrated = fit(Sample(y, score), method=method, negative_sampling_rate=kept)
     rng = np.random.default_rng(0)
     grid = np.unique(np.concatenate([score, rng.random(100), rng.random(100) ** 12]).astype(np.float32))
     grid = grid[(grid == 0) | (grid > 1e-30)]
@@ -56,14 +57,14 @@ def test_every_calibrator_rises_strictly_over_all_single_precision_scores(method
 def test_calibration_never_changes_average_precision(method):
     y, p = world()
     score = (p**0.5).astype(np.float32).astype(np.float64)
-    assert average_precision_score(y, fit(y, score, method=method)(score)) == average_precision_score(y, score)
+    assert average_precision_score(y, fit(Sample(y, score), method=method)(score)) == average_precision_score(y, score)
 
 
 @pytest.mark.parametrize("method", ["platt", "beta", "isotonic"])
 @pytest.mark.parametrize("distort", [lambda p: p**0.5, lambda p: p**2, lambda p: expit(3 * logit(p) + 4)])
 def test_distorted_scores_come_back_to_the_truth(method, distort):
     y, p = world(60_000)
-    calibrated = fit(y, distort(p), method=method)(distort(p))
+    calibrated = fit(Sample(y, distort(p)), method=method)(distort(p))
     assert calibrated.mean() / y.mean() == pytest.approx(1, abs=0.01)
     assert sk_log_loss(y, calibrated) <= sk_log_loss(y, p) * 1.02
 
@@ -71,7 +72,7 @@ def test_distorted_scores_come_back_to_the_truth(method, distort):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_calibrator_survives_its_json(method):
     y, p = world(3000)
-    found = fit(y, p, method=method, negative_sampling_rate=0.2)
+    found = fit(Sample(y, p), method=method, negative_sampling_rate=0.2)
     again = from_json(json.loads(json.dumps(found.calibrator.to_json())))
     assert again == found.calibrator
     np.testing.assert_array_equal(again(p), found(p))
@@ -93,14 +94,14 @@ def test_prior_correction_undoes_random_under_sampling():
     kept = 0.1
     biased = p / (p + kept * (1 - p))  # the posterior among rows of which a tenth of the negatives is left
     np.testing.assert_allclose(prior_correction(biased, kept), p)
-    assert fit(y, biased, negative_sampling_rate=kept).chosen == "none"
-    assert fit(y, biased, negative_sampling_rate=kept)(biased).mean() == pytest.approx(y.mean(), rel=0.05)
+    assert fit(Sample(y, biased), negative_sampling_rate=kept).chosen == "none"
+    assert fit(Sample(y, biased), negative_sampling_rate=kept)(biased).mean() == pytest.approx(y.mean(), rel=0.05)
 
 
 def test_a_factor_that_is_not_known_is_learnt_by_the_calibrator():
     y, p = world(60_000)
     biased = p / (p + 0.05 * (1 - p))
-    found = fit(y, biased, negative_sampling_rate=float("nan"))
+    found = fit(Sample(y, biased), negative_sampling_rate=float("nan"))
     assert found.chosen != "none"
     assert found(biased).mean() / y.mean() == pytest.approx(1, abs=0.01)
     assert found.to_json()["negative_sampling_rate"] is None
@@ -108,14 +109,14 @@ def test_a_factor_that_is_not_known_is_learnt_by_the_calibrator():
 
 def test_scores_that_are_calibrated_already_are_left_alone():
     y, p = world(40_000)
-    found = fit(y, p)
+    found = fit(Sample(y, p))
     assert found.chosen == "none"
     np.testing.assert_array_equal(found(p), p)
 
 
 def test_the_table_holds_cross_fitted_losses_and_the_best_is_chosen():
     y, p = world(40_000)
-    found = fit(y, p**0.5)
+    found = fit(Sample(y, p**0.5))
     assert set(found.table) == set(METHODS)
     assert found.table[found.chosen] <= min(found.table.values()) * 1.0005
     assert found.table["none"] == pytest.approx(sk_log_loss(y, p**0.5))
@@ -125,13 +126,13 @@ def test_few_positives_try_only_maps_of_two_parameters():
     y, p = world(400)
     y[:] = 0
     y[np.argsort(-p)[:20]] = 1
-    assert set(fit(y, p).table) == {"none", "platt"}
-    assert fit(y, p, method="isotonic").chosen == "isotonic"
+    assert set(fit(Sample(y, p)).table) == {"none", "platt"}
+    assert fit(Sample(y, p), method="isotonic").chosen == "isotonic"
 
 
 def test_one_positive_or_only_positives_still_calibrate():
-    assert np.isfinite(fit([0, 0, 1, 0], [0.1, 0.2, 0.3, 0.4])([0.1])).all()
-    assert fit([1, 1], [0.1, 0.2]).chosen == "none"
+    assert np.isfinite(fit(Sample([0, 0, 1, 0], [0.1, 0.2, 0.3, 0.4]))([0.1])).all()
+    assert fit(Sample([1, 1], [0.1, 0.2])).chosen == "none"
 
 
 def test_weights_count_as_repeated_rows():
@@ -139,7 +140,10 @@ def test_weights_count_as_repeated_rows():
     weight = np.random.default_rng(1).integers(1, 4, len(y))
     again = np.repeat(np.arange(len(y)), weight)
     for method in ("platt", "beta", "isotonic"):
-        weighted, repeated = fit(y, p**0.5, method=method, weight=weight), fit(y[again], (p**0.5)[again], method=method)
+        weighted, repeated = (
+            fit(Sample(y, p**0.5, weight=weight), method=method),
+            fit(Sample(y[again], (p**0.5)[again]), method=method),
+        )
         np.testing.assert_allclose(weighted(p), repeated(p), rtol=2e-3)
 
 
@@ -173,8 +177,10 @@ def test_pooling_negatives_changes_the_fit_by_less_than_its_noise(method):
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_with_one_line(arguments, error, says):
+    rows = Sample(arguments.get("y", [0, 1]), arguments.get("score", [0.1, 0.2]))
+    options = {name: value for name, value in arguments.items() if name not in ("y", "score")}
     with pytest.raises(error, match=says) as caught:
-        fit(**{"y": [0, 1], "score": [0.1, 0.2], **arguments})
+        fit(rows, **options)
     assert "\n" not in str(caught.value)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rareclass.config import MonitorSettings
 from rareclass.core import drift, ranking
 from rareclass.core.dataset import OTHER, Feature, Rows, Schema
+from rareclass.core.drift import ServedWindow
 from rareclass.core.profile import Profile, psi, reference_profile
 
 SCHEMA = Schema(
@@ -94,7 +95,7 @@ def test_values_that_no_longer_occur_are_damage_where_the_model_leans_on_them_an
     assert words.startswith("only 0 arrives; ")
     assert words.endswith("% of the reference has other values")
     assert "'b' no longer occurs" in report.broken["level"][0]
-    quiet = drift.compare(profile, now, loud={"level"})
+    quiet = drift.compare(profile, now, window=ServedWindow(loud={"level"}))
     assert set(quiet.broken) == {"level"}
     assert {"zeros", "level"} <= set(quiet.drifted)
     few = drift.compare(profile, now[:60], limits=MonitorSettings(min_rows=50))  # sixty zeros are no surprise
@@ -228,7 +229,7 @@ def test_unknown_categories_are_counted_on_the_raw_values(profile):
     frame = pd.DataFrame({"country": ["us", "US", None, "de"], "shop": ["a", "zz", "b", "c"]})
     assert drift.unknown_shares(frame, SCHEMA) == {"country": 0.25}
     fresh = make_rows(1000, seed=4)
-    report = drift.compare(profile, fresh.x, unknown={"country": 0.06})
+    report = drift.compare(profile, fresh.x, window=ServedWindow(unknown={"country": 0.06}))
     assert "unknown categories" in report.broken["country"][0]
 
 

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from rareclass.config import EvaluateSettings
 from rareclass.core import evaluation as ev
 from rareclass.core import ranking
-from rareclass.core.bootstrap import Bootstrap, Resamples
+from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.errors import ConfigError, DataError
@@ -166,10 +166,10 @@ def test_bins_of_equal_mass_hold_equally_many_rows_in_order():
 def test_precision_at_k_per_day_is_the_mean_over_days_with_ties_shared():
     time = np.array(["2025-01-01T01"] * 4 + ["2025-01-02T02"] * 2, dtype="datetime64[us]")
     y, score = np.array([1, 0, 0, 1, 0, 1]), np.array([0.9, 0.5, 0.5, 0.5, 0.2, 0.1])
-    assert ev.precision_at_k_per_day(y, score, time, 1).value == pytest.approx(0.5)
+    assert ev.precision_at_k_per_day(Sample(y, score, time=time), 1).value == pytest.approx(0.5)
     # day 1: the first and, of three tied rows with one positive, one; day 2: both rows
-    assert ev.precision_at_k_per_day(y, score, time, 2).value == pytest.approx(((1 + 1 / 3) / 2 + 0.5) / 2)
-    assert ev.precision_at_k_per_day(y, score, time, 9).value == pytest.approx(0.5)
+    assert ev.precision_at_k_per_day(Sample(y, score, time=time), 2).value == pytest.approx(((1 + 1 / 3) / 2 + 0.5) / 2)
+    assert ev.precision_at_k_per_day(Sample(y, score, time=time), 9).value == pytest.approx(0.5)
 
 
 def test_precision_at_k_of_a_share_of_the_rows_is_that_of_whole_days():
@@ -183,14 +183,16 @@ def test_precision_at_k_of_a_share_of_the_rows_is_that_of_whole_days():
     )
     kept = rng.random((days, rows)) < 0.2
     for k in (10, 30, 100):
-        whole = ev.precision_at_k_per_day(y.ravel(), score.ravel(), time.ravel(), k)
-        part = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], k, share=0.2)
-        naive = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], k)
+        whole = ev.precision_at_k_per_day(Sample(y.ravel(), score.ravel(), time=time.ravel()), k)
+        part = ev.precision_at_k_per_day(Sample(y[kept], score[kept], share=0.2, time=time[kept]), k)
+        naive = ev.precision_at_k_per_day(Sample(y[kept], score[kept], time=time[kept]), k)
         assert part.value == pytest.approx(whole.value, abs=0.05)
         assert part.low <= whole.value <= part.high
         assert naive.value < 0.5 * whole.value
-    everything = ev.precision_at_k_per_day(y[kept], score[kept], time[kept], 5000, share=0.2)
-    assert everything.value == pytest.approx(ev.precision_at_k_per_day(y[kept], score[kept], time[kept], 5000).value)
+    everything = ev.precision_at_k_per_day(Sample(y[kept], score[kept], share=0.2, time=time[kept]), 5000)
+    assert everything.value == pytest.approx(
+        ev.precision_at_k_per_day(Sample(y[kept], score[kept], time=time[kept]), 5000).value
+    )
 
 
 def test_money_adds_up_per_row():
@@ -237,14 +239,11 @@ def test_an_evaluation_reports_everything_with_intervals():
     block = time.astype("datetime64[D]").astype(int)
     costs = CostArrays(19.0, 1.0, "EUR")
     found = ev.evaluate(
-        y,
-        score,
+        Sample(y, score, block=block, time=time),
         thresholds={"default": 0.1, "strict": 0.6},
         primary="default",
         costs=costs,
         config=EvaluateSettings(bootstraps=50, test_ratio=3, top_k=(2,)),
-        block=block,
-        time=time,
         rows=rows,
     )
     for name in (
@@ -286,15 +285,18 @@ def test_the_roc_auc_of_an_evaluation_handles_ties_like_scikit_learn():
     y, score, _ = world()
     coarse = np.round(score, 1)
     found = ev.evaluate(
-        y, coarse, thresholds={"d": 0.3}, primary="d", costs=CostArrays(), config=EvaluateSettings(bootstraps=50)
+        Sample(y, coarse),
+        thresholds={"d": 0.3},
+        primary="d",
+        costs=CostArrays(),
+        config=EvaluateSettings(bootstraps=50),
     )
     assert found.metrics["roc_auc"].value == pytest.approx(sk.roc_auc_score(y, coarse))
 
 
 def test_evaluating_rows_without_a_positive_reports_nan_and_does_not_fail():
     found = ev.evaluate(
-        np.zeros(50),
-        np.linspace(0, 1, 50),
+        Sample(np.zeros(50), np.linspace(0, 1, 50)),
         thresholds={"d": 0.5},
         primary="d",
         costs=CostArrays(),
@@ -321,5 +323,9 @@ def test_curves_are_short_keep_their_ends_and_lie_on_the_exact_curve():
 def test_what_cannot_be_evaluated_is_refused(y, primary, error):
     with pytest.raises(error):
         ev.evaluate(
-            y, np.zeros(len(y)), thresholds={"d": 0.5}, primary=primary, costs=CostArrays(), config=EvaluateSettings()
+            Sample(y, np.zeros(len(y))),
+            thresholds={"d": 0.5},
+            primary=primary,
+            costs=CostArrays(),
+            config=EvaluateSettings(),
         )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from rareclass.config import EvaluateSettings, GateSettings
+from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.evaluation import evaluate
-from rareclass.core.gating import Champion, NotComparable, judge
+from rareclass.core.gating import Champion, JudgedRows, NotComparable, judge
 
 COSTS = CostArrays(19.0, 1.0, "EUR")
 
@@ -24,15 +25,15 @@ def world(n=5000, seed=0, blur=0.0):
 
 def decide(y, score, champion=None, gate=None, threshold=0.1, costs=COSTS, rows=None, **kw):
     found = evaluate(
-        y,
-        score,
+        Sample(y, score),
         thresholds={"default": threshold},
         primary="default",
         costs=costs,
         config=EvaluateSettings(bootstraps=100, slices=("g",) if rows else ()),
         rows=rows,
     )
-    return judge(found, y, score, champion, gate or GateSettings(), costs=costs, n_boot=100, **kw)
+    asked = JudgedRows(Sample(y, score), **kw)
+    return judge(found, asked, champion, gate or GateSettings(), costs=costs, bootstrap=Bootstrap(100))
 
 
 def test_a_good_recipe_without_a_champion_is_approved_with_numbers_in_every_reason():
@@ -65,7 +66,7 @@ def test_random_scores_are_rejected_for_their_lift():
 def test_an_interval_across_the_bound_does_not_decide():
     y, score = world(1500)
     ap = evaluate(
-        y, score, thresholds={"d": 0.1}, primary="d", costs=COSTS, config=EvaluateSettings(bootstraps=50)
+        Sample(y, score), thresholds={"d": 0.1}, primary="d", costs=COSTS, config=EvaluateSettings(bootstraps=50)
     ).metrics["ap"]
     found = decide(y, score, gate=GateSettings(min_ap=ap.value))
     assert found.verdict == "not enough evidence"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from rareclass.config import EvaluateSettings
-from rareclass.core.bootstrap import Resamples, share_estimate, unbiased_estimate
+from rareclass.core.bootstrap import Bootstrap, Resamples, Sample, share_estimate, unbiased_estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.differences import judge_difference
 from rareclass.core.evaluation import evaluate
 from rareclass.core.ranking import average_precision, bootstrap_average_precision, estimate_ap
-from rareclass.core.thresholds import tune
+from rareclass.core.thresholds import Aim, tune
 
 TRUTH = 400_000
 
@@ -79,14 +79,14 @@ def test_all_found_of_eight_is_not_certainty():
     y = np.repeat([1, 0], [8, 92])
     score = np.where(y == 1, 0.9, 0.1)
     found = evaluate(
-        y, score, thresholds={"default": 0.5}, primary="default", costs=CostArrays(), config=EvaluateSettings()
+        Sample(y, score), thresholds={"default": 0.5}, primary="default", costs=CostArrays(), config=EvaluateSettings()
     )
     for name in ("recall", "precision", "ap", "f1", "f2", "roc_auc"):
         each = found.metrics[name]
         assert each.value == each.high == 1.0, name
         assert 0.2 < each.low < 0.9, name
     assert found.metrics["recall"].low == pytest.approx(0.676, abs=0.001), "Wilson"
-    tuned = tune(y, score, objective="f1")
+    tuned = tune(Sample(y, score), aim=Aim(objective="f1"))
     assert tuned.recall.low < 0.9
     assert tuned.precision.low < 0.9
 
@@ -97,8 +97,7 @@ def test_the_calibration_error_lies_inside_its_interval():
         score = rng.beta(1, 9, 400)
         y = (rng.random(400) < score).astype(int)
         found = evaluate(
-            y,
-            score,
+            Sample(y, score),
             thresholds={"default": 0.5},
             primary="default",
             costs=CostArrays(),
@@ -118,11 +117,11 @@ def test_days_too_few_to_be_drawn_are_said():
         "costs": CostArrays(),
         "config": EvaluateSettings(bootstraps=50),
     }
-    few = evaluate(y, score, block=np.arange(300) % 3, **options)
+    few = evaluate(Sample(y, score, block=np.arange(300) % 3), **options)
     assert "fewer than 5: rows are drawn one by one" in few.notes[0]
     assert few.to_json()["notes"] == list(few.notes)
-    assert not evaluate(y, score, block=np.arange(300) % 30, **options).notes
-    assert not evaluate(y, score, **options).notes
+    assert not evaluate(Sample(y, score, block=np.arange(300) % 30), **options).notes
+    assert not evaluate(Sample(y, score), **options).notes
     assert Resamples(300, np.arange(300) % 3).independent
 
 
@@ -130,7 +129,7 @@ def test_a_threshold_is_also_judged_on_rows_it_was_not_tuned_on():
     gaps = []
     for seed in range(20):
         y, score = drawn(120, 1.0, seed)
-        tuned = tune(y, score, objective="f1", n_boot=50, seed=seed)
+        tuned = tune(Sample(y, score), aim=Aim(objective="f1"), bootstrap=Bootstrap(resamples=50, seed=seed))
         held = tuned.crossfitted
         gaps.append(tuned.precision.value + tuned.recall.value - held["precision"].value - held["recall"].value)
         assert tuned.to_json()["crossfitted"]["recall"]["low"] <= held["recall"].value

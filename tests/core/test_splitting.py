@@ -39,10 +39,9 @@ def make_rows(n=4000, *, prevalence=0.05, days=100, entities=None, seed=0, dupli
 def cut(rows, *, groups=None, delay=timedelta(0), seed=0, **options):
     return splitting.split(
         y=rows.y,
-        row_id=rows.row_id,
+        row_id=rows.row_id if groups is None else groups,
         time=rows.time,
         entity=rows.entity,
-        groups=groups,
         config=config.SplitSettings(**options),
         label_delay=delay,
         seed=seed,

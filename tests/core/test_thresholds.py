@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, fbeta_score, matthews_corrcoef
 
 from rareclass.config import OperatingPoint, ThresholdSettings
-from rareclass.core.bootstrap import Resamples
+from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.ranking import RankingTable, sweep
-from rareclass.core.thresholds import OBJECTIVES, place, tune, tune_points
+from rareclass.core.thresholds import OBJECTIVES, Aim, place, tune, tune_points
 from rareclass.errors import ConfigError, NoPositivesError
 
 
@@ -65,7 +65,12 @@ def test_the_tuned_threshold_is_the_best_of_all_cutoffs(objective, case, seed, w
         "alerts_per_day": {"max_alerts": 3.0, "days": 2.0},
         "false_alarm_rate": {"max_false_alarms": 0.3},
     }.get(objective, {})
-    found = tune(y, score, objective=objective, beta=0.5, costs=costs, weight=weight, n_boot=50, seed=seed, **bounds)
+    found = tune(
+        Sample(y, score, weight=weight),
+        costs=costs,
+        aim=Aim(objective=objective, beta=0.5, **bounds),
+        bootstrap=Bootstrap(resamples=50, seed=seed),
+    )
     options = []
     for cut in cutoffs(score):
         flagged = score >= cut
@@ -89,7 +94,7 @@ def test_the_tuned_threshold_is_the_best_of_all_cutoffs(objective, case, seed, w
 @given(scored())
 def test_ties_go_to_the_higher_cutoff(case):
     y, score = case
-    found = tune(y, score, objective="f1", n_boot=50)
+    found = tune(Sample(y, score), aim=Aim(objective="f1"), bootstrap=Bootstrap(resamples=50))
     values = [(worth("f1", y, score >= cut, None)[0], cut) for cut in cutoffs(score)]
     best = max(value for value, _ in values)
     highest = max(cut for value, cut in values if value == pytest.approx(best, abs=1e-12))
@@ -111,7 +116,7 @@ def test_every_threshold_decides_like_its_rung_and_lies_between_neighbours(case)
 def test_neighbouring_floats_leave_no_room_between_and_still_decide_right():
     low = 0.3
     score = np.array([low, np.nextafter(low, 1)])
-    found = tune([0, 1], score, n_boot=50)
+    found = tune(Sample([0, 1], score), bootstrap=Bootstrap(resamples=50))
     np.testing.assert_array_equal(score >= found.value, [False, True])
 
 
@@ -132,7 +137,12 @@ def test_the_interval_is_that_of_tuning_each_resample_again(case, blocked, seed)
     rng = np.random.default_rng(seed)
     block = rng.integers(0, 9, len(y)) if blocked else None
     costs = CostArrays(rng.integers(1, 9, len(y)).astype(float), 1.0)
-    found = tune(y, score, objective="cost", costs=costs, block=block, n_boot=50, seed=seed)
+    found = tune(
+        Sample(y, score, block=block),
+        costs=costs,
+        aim=Aim(objective="cost"),
+        bootstrap=Bootstrap(resamples=50, seed=seed),
+    )
     resampled = []
     for rows in np.concatenate(list(Resamples(len(y), block, 50, seed).weights())):
         options = [
@@ -146,7 +156,7 @@ def test_with_calibrated_scores_the_cheapest_threshold_tends_to_the_ratio_of_cos
     rng = np.random.default_rng(0)
     p = rng.beta(0.4, 6, 200_000)
     y = (rng.random(len(p)) < p).astype(int)
-    found = tune(y, p, objective="cost", costs=CostArrays(9.0, 1.0), seed=0)
+    found = tune(Sample(y, p), costs=CostArrays(9.0, 1.0), aim=Aim(objective="cost"), bootstrap=Bootstrap(seed=0))
     assert found.value == pytest.approx(0.1, abs=0.02)
     assert found.low <= found.value <= found.high
 
@@ -154,7 +164,7 @@ def test_with_calibrated_scores_the_cheapest_threshold_tends_to_the_ratio_of_cos
 def test_a_constraint_that_cannot_be_met_is_said_with_what_is_reachable():
     y = np.array([0, 1, 0, 1, 0, 0, 1, 0, 0, 0])
     score = np.linspace(0.9, 0.1, 10)
-    found = tune(y, score, min_precision=0.7, min_recall=0.85, n_boot=50)
+    found = tune(Sample(y, score), aim=Aim(min_precision=0.7, min_recall=0.85), bootstrap=Bootstrap(resamples=50))
     assert not found.feasible
     assert "no threshold reaches precision >= 0.7 and recall >= 0.85" in found.message
     assert "the highest precision with recall >= 0.85 is 0.429" in found.message
@@ -168,7 +178,7 @@ def test_what_is_said_to_be_reachable_is_the_best_there_is():
     score = np.round(rng.random(400) * 0.7 + 0.3 * y, 2)
     swept = sweep(y, score)
     recall, daily = swept.tp / y.sum(), (swept.tp + swept.fp) / 4
-    found = tune(y, score, min_recall=0.9, max_alerts=5, days=4, n_boot=50)
+    found = tune(Sample(y, score), aim=Aim(min_recall=0.9, max_alerts=5, days=4), bootstrap=Bootstrap(resamples=50))
     assert not found.feasible
     assert f"the highest recall with alerts a day <= 5 is {recall[daily <= 5].max():.3f}" in found.message
     assert f"the fewest alerts a day with recall >= 0.9 are {daily[recall >= 0.9].min():.3g}" in found.message
@@ -177,7 +187,11 @@ def test_what_is_said_to_be_reachable_is_the_best_there_is():
 def test_three_constraints_of_which_no_two_go_together_are_each_said():
     y = np.array([0, 0, 1, 0, 0, 1, 0, 0])
     score = np.linspace(0.9, 0.2, 8)
-    found = tune(y, score, min_precision=0.9, min_recall=0.9, max_alerts=0.1, days=2, n_boot=50)
+    found = tune(
+        Sample(y, score),
+        aim=Aim(min_precision=0.9, min_recall=0.9, max_alerts=0.1, days=2),
+        bootstrap=Bootstrap(resamples=50),
+    )
     assert "the highest precision with recall >= 0.9 is 0.333" in found.message
     assert "the fewest alerts a day with recall >= 0.9 are 3" in found.message
 
@@ -186,7 +200,7 @@ def test_the_nearest_threshold_misses_the_constraints_least():
     rng = np.random.default_rng(0)
     y = (rng.random(300) < 0.1).astype(int)
     score = rng.random(300) * 0.5 + 0.2 * y
-    found = tune(y, score, min_precision=0.95, min_recall=0.95, n_boot=50)
+    found = tune(Sample(y, score), aim=Aim(min_precision=0.95, min_recall=0.95), bootstrap=Bootstrap(resamples=50))
 
     def short(cut):
         flagged = score >= cut
@@ -199,24 +213,36 @@ def test_the_nearest_threshold_misses_the_constraints_least():
 
 def test_capacity_below_the_smallest_tie_flags_nothing_and_says_so():
     y, score = np.array([1, 1, 0, 0] * 5), np.array([0.9] * 10 + [0.1] * 10)
-    found = tune(y, score, objective="alerts_per_day", max_alerts=1, days=2, n_boot=50)
+    found = tune(
+        Sample(y, score), aim=Aim(objective="alerts_per_day", max_alerts=1, days=2), bootstrap=Bootstrap(resamples=50)
+    )
     assert found.feasible
     assert not (score >= found.value).any()
     assert "it flags nothing" in found.message
 
 
 def test_constant_scores_are_tuned_to_all_or_nothing():
-    found = tune([0, 1, 0], [0.5, 0.5, 0.5], objective="cost", costs=CostArrays(9, 1), n_boot=50)
+    found = tune(
+        Sample([0, 1, 0], [0.5, 0.5, 0.5]),
+        costs=CostArrays(9, 1),
+        aim=Aim(objective="cost"),
+        bootstrap=Bootstrap(resamples=50),
+    )
     assert found.value <= 0.5
-    dear = tune([0, 1, 0], [0.5, 0.5, 0.5], objective="cost", costs=CostArrays(1, 9), n_boot=50)
+    dear = tune(
+        Sample([0, 1, 0], [0.5, 0.5, 0.5]),
+        costs=CostArrays(1, 9),
+        aim=Aim(objective="cost"),
+        bootstrap=Bootstrap(resamples=50),
+    )
     assert dear.value > 0.5
 
 
 def test_alerts_per_day_are_counted_over_the_days_given():
     y, score = np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.7, 0.1])
-    found = tune(y, score, days=2, n_boot=50)
+    found = tune(Sample(y, score), aim=Aim(days=2), bootstrap=Bootstrap(resamples=50))
     assert found.alerts_per_day == pytest.approx(1.5)
-    assert np.isnan(tune(y, score, n_boot=50).alerts_per_day)
+    assert np.isnan(tune(Sample(y, score), bootstrap=Bootstrap(resamples=50)).alerts_per_day)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +257,13 @@ def test_alerts_per_day_are_counted_over_the_days_given():
 )
 def test_what_cannot_be_tuned_for_is_refused_with_what_to_set(arguments, says):
     with pytest.raises(ConfigError, match=says) as caught:
-        tune([0, 1], [0.1, 0.2], **arguments)
+        tune(Sample([0, 1], [0.1, 0.2]), Aim(**arguments))
     assert "\n" not in str(caught.value)
 
 
 def test_no_positive_is_refused():
     with pytest.raises(NoPositivesError, match="rare class"):
-        tune([0, 0], [0.1, 0.2])
+        tune(Sample([0, 0], [0.1, 0.2]))
 
 
 def test_operating_points_come_with_the_default_first():
@@ -245,19 +271,26 @@ def test_operating_points_come_with_the_default_first():
         points=(OperatingPoint(name="cautious", objective="recall_at_precision", min_precision=0.5),)
     )
     y, score = np.array([0, 1, 0, 1, 0]), np.array([0.1, 0.9, 0.5, 0.4, 0.2])
-    points = tune_points(y, score, settings_, costs=CostArrays(5, 1, given=True), n_boot=50)
+    points = tune_points(
+        Sample(y, score), settings_, costs=CostArrays(5, 1, given=True), bootstrap=Bootstrap(resamples=50)
+    )
     assert list(points) == ["default", "cautious"]
     assert points["default"].objective == "cost"
-    assert tune_points(y, score, settings_, costs=CostArrays(5, 1, given=False), n_boot=50)["default"].objective == "f1"
+    assert (
+        tune_points(
+            Sample(y, score), settings_, costs=CostArrays(5, 1, given=False), bootstrap=Bootstrap(resamples=50)
+        )["default"].objective
+        == "f1"
+    )
     twice = ThresholdSettings(points=(OperatingPoint(name="default"),))
     with pytest.raises(ConfigError, match="named twice"):
-        tune_points(y, score, twice)
+        tune_points(Sample(y, score), twice)
 
 
 def test_the_same_seed_gives_the_same_interval_and_json_is_plain():
     rng = np.random.default_rng(0)
     y, score = (rng.random(2000) < 0.05).astype(int), rng.random(2000)
-    first, second = (tune(y, score, seed=5) for _ in range(2))
+    first, second = (tune(Sample(y, score), bootstrap=Bootstrap(seed=5)) for _ in range(2))
     assert first == second or first.to_json() == second.to_json()
     assert first.to_json()["alerts_per_day"] is None
     assert set(itertools.chain(first.to_json())) >= {"value", "low", "high", "feasible", "message"}
@@ -267,7 +300,7 @@ def test_a_threshold_set_by_hand_is_judged_beside_the_tuned_ones_and_never_decid
     rng = np.random.default_rng(0)
     score = rng.random(2000)
     y = (rng.random(2000) < score**3).astype(int)
-    points = tune_points(y, score, ThresholdSettings(fixed=0.3), days=10, n_boot=50)
+    points = tune_points(Sample(y, score), ThresholdSettings(fixed=0.3), days=10, bootstrap=Bootstrap(resamples=50))
     assert list(points) == ["default", "fixed"]
     fixed = points["fixed"]
     flagged = score >= 0.3
@@ -278,4 +311,4 @@ def test_a_threshold_set_by_hand_is_judged_beside_the_tuned_ones_and_never_decid
     assert fixed.alerts_per_day == pytest.approx(flagged.sum() / 10)
     assert fixed.message.startswith("threshold 0.3, set by hand, gives precision ")
     with pytest.raises(ConfigError, match=r"'fixed' is the name of threshold\.fixed"):
-        tune_points(y, score, ThresholdSettings(points=(OperatingPoint(name="fixed"),)))
+        tune_points(Sample(y, score), ThresholdSettings(points=(OperatingPoint(name="fixed"),)))

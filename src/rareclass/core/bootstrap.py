@@ -66,6 +66,32 @@ def as_scores(
     return labels, scores, weights
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Labelled rows with their scores: what travels together to everything that judges.
+
+    Attributes
+    ----------
+    y : (n,) 0 or 1, 1 = the rare class
+    score : (n,) deployed scores of rows that the model was not fitted on; a gate also takes (repeats, n)
+    weight : (n,) how many rows each stands for; None: one
+    block : (n,) rows that are resampled together (days, entities); None where rows are independent
+    time : (n,) when each row was; needed for what is counted by day
+    share : of all rows of their days that these are, drawn at random
+    """
+
+    y: ArrayLike
+    score: ArrayLike
+    weight: ArrayLike | None = None
+    block: NDArray[Any] | None = None
+    time: NDArray[np.datetime64] | None = None
+    share: float = 1.0
+
+    def checked(self) -> tuple[IntArray, FloatArray, FloatArray | None]:
+        """Return ``as_scores`` of labels, scores and weights. Raises DataError."""
+        return as_scores(self.y, self.score, self.weight)
+
+
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
     """How intervals are made: from so many resamples, at a confidence, with draws that a seed repeats."""
@@ -78,6 +104,14 @@ class Bootstrap:
     def of(config: EvaluateSettings, seed: int) -> Bootstrap:
         """Return what the configuration asks for."""
         return Bootstrap(config.bootstraps, config.confidence, seed)
+
+    def of_rows(self, n: int, block: NDArray[Any] | None = None) -> Resamples:
+        """Return the resamples of ``n`` rows."""
+        return Resamples(n, block, self.resamples, self.seed)
+
+
+DEFAULT_BOOTSTRAP = Bootstrap()
+"""200 resamples, 95 %."""
 
 
 @dataclass(frozen=True, eq=False)

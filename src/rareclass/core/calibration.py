@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from rareclass.core.bootstrap import as_scores
+from rareclass.core.bootstrap import Sample
 from rareclass.core.conformal import Conformal
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
@@ -375,28 +375,24 @@ class Calibration:
 
 
 def fit(
-    y: ArrayLike,
-    score: ArrayLike,
+    sample: Sample,
     *,
     method: str = "auto",
     negative_sampling_rate: float = 1.0,
-    weight: ArrayLike | None = None,
-    block: NDArray[Any] | None = None,
     seed: int = 0,
     folds: int = 5,
 ) -> Calibration:
     """Fit a calibrator on scores of rows the model was not fitted on.
 
-    y, score : (n,) labels and raw scores in [0, 1]
+    sample : labels and raw scores in [0, 1]; rows of one block stay together in cross-fitting
     method : auto | none | platt | beta | isotonic. auto takes the lowest cross-fitted log loss; none (the prior
         correction alone) wins unless another is better by 0.05 %, and below 30 positives isotonic and beta are not
         tried
     negative_sampling_rate : b of `prior_correction`; NaN where the resampling has no exact correction, then the
         calibrator learns it
-    block : (n,) rows that stay together in cross-fitting
     Raises NoPositivesError without a positive, DataError for scores outside [0, 1], ConfigError for an unknown method.
     """
-    labels, scores, weights = as_scores(y, score, weight)
+    labels, scores, weights = sample.checked()
     if method not in ("auto", *METHODS):
         raise unknown("calibration", method, ("auto", *METHODS), "threshold.calibration")
     if labels.sum() == 0:
@@ -411,7 +407,7 @@ def fit(
         else math.log(_positive(negative_sampling_rate))
     )
     mass = np.ones(len(labels)) if weights is None else weights
-    fold = _folds(labels, block, folds, seed)
+    fold = _folds(labels, sample.block, folds, seed)
     both = 0 < labels.sum() < len(labels)
     names = list(METHODS) if labels.sum() >= FEW_POSITIVES else ["none", "platt"]
     if method != "auto" and method not in names:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rareclass import config as settings
 from rareclass.core import calibration, evaluation, splitting, thresholds, training
+from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.hashing import content_groups
@@ -181,19 +182,16 @@ def _repeat(
             continue
         raw = expit(relative[others] + base)
         calibrator = calibration.fit(
-            learn.y, raw, method=procedure.threshold.calibration, weight=learn.weight, block=learn.block(), seed=seed
+            Sample(learn.y, raw, weight=learn.weight, block=learn.block()),
+            method=procedure.threshold.calibration,
+            seed=seed,
         ).calibrator
         tuned = thresholds.tune_points(
-            learn.y,
-            calibrator(raw),
+            Sample(learn.y, calibrator(raw), weight=learn.weight, block=learn.block()),
             procedure.threshold.model_copy(update={"points": (), "fixed": None}),
             costs=procedure.costs(learn),
             days=procedure.days(learn, len(learn) / len(rows)),
-            weight=learn.weight,
-            block=learn.block(),
-            n_boot=config.bootstraps,
-            confidence=config.confidence,
-            seed=seed,
+            bootstrap=Bootstrap(resamples=config.bootstraps, confidence=config.confidence, seed=seed),
         )
         score[fold.score] = calibrator(expit(relative[fold.score] + base))
         flagged[fold.score] = score[fold.score] >= next(iter(tuned.values())).value

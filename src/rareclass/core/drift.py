@@ -8,7 +8,7 @@ core.damage.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -76,6 +76,23 @@ class DriftReport:
         return {**to_plain(asdict(self)), "drifted": self.drifted, "drifted_share": self.drifted_share}
 
 
+@dataclass(frozen=True, slots=True)
+class ServedWindow:
+    """What is known of a window of served rows besides its values.
+
+    unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at
+        hand
+    skip : features that are not stored and cannot be compared
+    day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
+    loud : features in which values that no longer occur are damage, None = all; in the others they are drift
+    """
+
+    unknown: Mapping[str, float] | None = None
+    skip: Collection[str] = ()
+    day: bool = False
+    loud: Collection[str] | None = None
+
+
 def compare(
     profile: Profile,
     x: FloatMatrix,
@@ -83,11 +100,8 @@ def compare(
     *,
     limits: MonitorSettings | None = None,
     answered: FeatureProfile | None = None,
-    unknown: Mapping[str, float] | None = None,
     weight: FloatArray | None = None,
-    skip: Collection[str] = (),
-    day: bool = False,
-    loud: Collection[str] | None = None,
+    window: ServedWindow | None = None,
 ) -> DriftReport:
     """Compare a window of served rows with the reference.
 
@@ -96,28 +110,26 @@ def compare(
     limits : bounds of the configuration's `monitor` section
     answered : what ``score`` is compared with (``score_reference``); default: the reference's scores, which other
         models gave where the served one was fitted on all rows
-    unknown : share of values outside the known categories by column (``unknown_shares``), when the raw values are at
-        hand
     weight : (n,) sampling weights, None = 1
-    skip : features that are not stored and cannot be compared
-    day : the rows are about a day's, so what the reference's days show counts as usual, not what its windows show
-    loud : features in which values that no longer occur are damage, None = all; in the others they are drift
+    window : what else is known of the rows
     """
-    limits = limits or MonitorSettings()
+    limits, window = limits or MonitorSettings(), window or ServedWindow()
     judged = len(x) >= limits.min_rows
     if not len(x):
         return DriftReport(0, False, (), None)
     columns = np.ascontiguousarray(x.T)
-    unknown = unknown or {}
-    found = tuple(
-        _compare_column(
-            _daily(reference) if day else reference, column, weight, limits, unknown.get(reference.name, 0.0), judged
-        )
+    compared = [
+        (_daily(reference) if window.day else reference, column)
         for reference, column in zip(profile.features, columns, strict=True)
-        if reference.name not in skip
+        if reference.name not in window.skip
+    ]
+    unknown = window.unknown or {}
+    found = tuple(
+        _compare_column(reference, column, weight, limits, unknown.get(reference.name, 0.0), judged)
+        for reference, column in compared
     )
     if judged:
-        found = _without(found, profile, columns, limits, skip, day, loud)
+        found = _without(found, compared, window.loud)
     score_drift = None
     if score is not None:
         score_drift = compare_scores(answered or profile.score, score, limits=limits, weight=weight)
@@ -158,32 +170,23 @@ def _daily(profile: FeatureProfile) -> FeatureProfile:
 
 
 def _without(
-    found: tuple[FeatureDrift, ...],
-    profile: Profile,
-    columns: FloatMatrix,
-    limits: MonitorSettings,
-    skip: Collection[str],
-    day: bool,
+    drifts: tuple[FeatureDrift, ...],
+    compared: Sequence[tuple[FeatureProfile, Float32]],
     loud: Collection[str] | None,
 ) -> tuple[FeatureDrift, ...]:
     """Say of each column which of its values no longer occur; where chance cannot explain it,
     that is damage or drift.
     """
-    known = [
-        (_daily(reference) if day else reference, column)
-        for reference, column in zip(profile.features, columns, strict=True)
-        if reference.name not in skip
-    ]
-    tests = sum(1 + int(np.count_nonzero(reference.least)) for reference, _ in known)
+    tests = sum(1 + int(np.count_nonzero(reference.least)) for reference, _ in compared)
     out = []
-    for one, (reference, column) in zip(found, known, strict=True):
+    for drift, (reference, column) in zip(drifts, compared, strict=True):
         heavy, light = values_gone(reference, column, VANISHED / max(tests, 1))
         if not heavy and not light:
-            out.append(one)
+            out.append(drift)
             continue
-        damage = bool(heavy) and (loud is None or one.name in loud)
-        broken = (*one.broken, *heavy) if damage and not one.broken else one.broken
-        out.append(replace(one, broken=broken, drifted=True, gone=(*heavy, *light)))
+        damage = bool(heavy) and (loud is None or drift.name in loud)
+        broken = (*drift.broken, *heavy) if damage and not drift.broken else drift.broken
+        out.append(replace(drift, broken=broken, drifted=True, gone=(*heavy, *light)))
     return tuple(out)
 
 

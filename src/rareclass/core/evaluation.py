@@ -14,8 +14,10 @@ from scipy.special import xlogy
 
 from rareclass import config
 from rareclass.core.bootstrap import (
+    DEFAULT_BOOTSTRAP,
     Bootstrap,
     Resamples,
+    Sample,
     as_scores,
     bounded_estimate,
     estimate,
@@ -179,16 +181,14 @@ def money(
     costs: CostArrays,
     weight: ArrayLike | None = None,
     block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Money:
     """Return the cost of decisions with intervals; savings are paired on the same resamples."""
     labels, flags, weights = as_scores(y, np.asarray(decision, dtype=np.float64), weight)
     mass = np.ones(len(labels)) if weights is None else weights
     columns = np.stack([mass, *_cost_columns(labels, flags > 0, costs, mass)], axis=1)
-    drawn = Resamples(len(labels), block, n_boot, seed).sums(columns)
-    return _money(columns.sum(axis=0), drawn, costs, confidence, int(labels.sum()), len(labels))
+    drawn = bootstrap.of_rows(len(labels), block).sums(columns)
+    return _money(columns.sum(axis=0), drawn, costs, bootstrap.confidence, int(labels.sum()), len(labels))
 
 
 def _cost_columns(y: IntArray, flagged: BoolArray, costs: CostArrays, mass: FloatArray) -> list[FloatArray]:
@@ -229,27 +229,17 @@ def ranks_of_best(k: int, share: float) -> float:
     return share * k - (1 - share) / 2
 
 
-def precision_at_k_per_day(
-    y: ArrayLike,
-    score: ArrayLike,
-    time: NDArray[np.datetime64],
-    k: int,
-    *,
-    share: float = 1.0,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
+def precision_at_k_per_day(sample: Sample, k: int, *, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> Estimate:
     """Return the mean over days of the precision among the k best rows of each day (all rows on days with fewer).
 
-    share : of all rows of a day that these are, drawn at random (`ranks_of_best`)
+    sample : with its ``time``, and its ``share`` of all rows of a day (`ranks_of_best`)
     Rows that tie for the last places count with their expected precision. Days are resampled.
     Source: Le Borgne et al., Fraud Detection Handbook, 2022 (card precision top-k, here on rows).
     """
-    labels, scores, _ = as_scores(y, score)
+    (labels, scores, _), share = sample.checked(), sample.share
     if len(labels) == 0:
         return Estimate(math.nan)
-    day = np.unique(np.asarray(time).astype("datetime64[D]"), return_inverse=True)[1]
+    day = np.unique(np.asarray(sample.time).astype("datetime64[D]"), return_inverse=True)[1]
     order = np.lexsort((-scores, day))
     day, ranked, hit = day[order], scores[order], labels[order].astype(np.float64)
     tie = np.cumsum(np.append(True, (day[1:] != day[:-1]) | (ranked[1:] != ranked[:-1]))) - 1
@@ -259,8 +249,8 @@ def precision_at_k_per_day(
     best = np.where(size / share <= k, size, ranks_of_best(k, share))  # a day may have no more than k rows
     counts = np.clip(best[day] - rank, 0.0, 1.0)
     by_day = np.bincount(day, expected * counts, len(size)) / np.bincount(day, counts, len(size))
-    drawn = Resamples(len(by_day), None, n_boot, seed).sums(by_day) / len(by_day)
-    found = estimate(float(by_day.mean()), drawn, confidence, int(labels.sum()), len(labels))
+    drawn = bootstrap.of_rows(len(by_day)).sums(by_day) / len(by_day)
+    found = estimate(float(by_day.mean()), drawn, bootstrap.confidence, int(labels.sum()), len(labels))
     return found if len(by_day) > 1 else Estimate(found.value, positives=found.positives, rows=found.rows)
 
 
@@ -441,29 +431,44 @@ def _json(estimates: Estimates) -> dict[str, Any]:
 
 
 def evaluate(
-    y: ArrayLike,
-    score: ArrayLike,
+    sample: Sample,
     *,
     thresholds: Mapping[str, float],
     primary: str,
     costs: CostArrays,
     config: config.EvaluateSettings,
-    block: NDArray[Any] | None = None,
-    time: NDArray[np.datetime64] | None = None,
     rows: Rows | None = None,
-    weight: ArrayLike | None = None,
-    share: float = 1.0,
     seed: int = 0,
 ) -> Evaluation:
     """Return everything that is reported about calibrated scores and their operating points.
 
-    y, score : (n,) labels and deployed scores of rows never used before
-    thresholds : operating points by name; ``primary`` is the one that decides
-    block : (n,) rows that are resampled together (days, entities); time : (n,) for precision@k per day
-    rows : the rows themselves, for slices · share : of all rows of their days that these are, for precision@k
-    Raises DataError without rows, ConfigError when ``primary`` is not among the thresholds.
+    Parameters
+    ----------
+    sample : Sample
+        Rows never used before, with their deployed scores; with ``time`` also the precision among the best of a day.
+    thresholds : mapping of str to float
+        Operating points by name.
+    primary : str
+        The one that decides.
+    costs : CostArrays
+    config : EvaluateSettings
+    rows : Rows, optional
+        The rows themselves, for slices.
+    seed : int
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    DataError
+        Without rows.
+    ConfigError
+        When ``primary`` is not among the thresholds.
     """
-    labels, scores, weights = as_scores(y, score, weight)
+    labels, scores, weights = sample.checked()
+    block, time, share, bootstrap = sample.block, sample.time, sample.share, Bootstrap.of(config, seed)
     if len(labels) == 0:
         raise DataError("there are no rows to evaluate. Raise split.test")
     if primary not in thresholds:
@@ -476,7 +481,6 @@ def evaluate(
         points[name], moneys[name] = judge.decisions(scores >= threshold)
     untuned, _ = judge.decisions(scores >= UNTUNED)
     untuned["missed_but_tuned_finds"] = judge.rescued(scores >= thresholds[primary])
-    shared: dict[str, Any] = {"n_boot": config.bootstraps, "confidence": config.confidence, "seed": seed}
     return Evaluation(
         metrics={**judge.ranking(), **judge.probabilities(), **points[primary]},
         points=points,
@@ -484,13 +488,11 @@ def evaluate(
         money=moneys[primary],
         thresholds=dict(thresholds),
         primary=primary,
-        slices=tuple(
-            slices(rows, scores, scores >= thresholds[primary], config.slices, bootstrap=Bootstrap.of(config, seed))
-        )
+        slices=tuple(slices(rows, scores, scores >= thresholds[primary], config.slices, bootstrap=bootstrap))
         if rows is not None
         else (),
         top_k={
-            k: precision_at_k_per_day(labels, scores, time, k, share=share, **shared)
+            k: precision_at_k_per_day(sample, k, bootstrap=bootstrap)
             for k in config.top_k
             if ranks_of_best(k, share) >= 1
         }

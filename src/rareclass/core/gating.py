@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rareclass import config
-from rareclass.core.bootstrap import Resamples, as_scores, estimate
+from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Resamples, Sample, as_scores, estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
@@ -127,23 +127,32 @@ class NotComparable:
         return f"{self.name} cannot be compared, because {self.reason}"
 
 
+@dataclass(frozen=True, eq=False)
+class JudgedRows:
+    """The rows that judge, and what is to be known about them.
+
+    sample : labelled rows with scores (n,), or (repeats, n) of cross-fitting
+    flagged : decisions in the shape of cross-fitting's scores; None: those of the threshold that decides
+    where : how sentences call the rows
+    unless : why no others judge, where these are too few
+    looks : how often these rows judged a run before; the error of the comparison is divided by all looks (Bonferroni)
+    """
+
+    sample: Sample
+    flagged: ArrayLike | None = None
+    where: str = "the test rows"
+    unless: str | None = None
+    looks: int = 0
+
+
 def judge(
     evaluation: Evaluation,
-    y: ArrayLike,
-    score: ArrayLike,
+    rows: JudgedRows,
     champion: Champion | NotComparable | None,
     gate: config.GateSettings,
     *,
     costs: CostArrays | None = None,
-    weight: ArrayLike | None = None,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    looks: int = 0,
-    seed: int = 0,
-    flagged: ArrayLike | None = None,
-    where: str = "the test rows",
-    unless: str | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> GateDecision:
     """Judge a recipe on the rows of its evaluation, against absolute bounds and against the champion.
 
@@ -152,18 +161,34 @@ def judge(
     ``gate.min_positives`` nothing is judged. The champion is compared on the rows it was not trained on, paired; what
     it means when it cannot be compared, ``gate.without_comparison`` says.
 
-    score : (n,), or (repeats, n) of cross-fitting; then ``flagged`` holds the decisions, of the same shape
-    where : how sentences call the rows · unless : why no others judge, where these are too few
-    looks : how often these rows judged a run before; the error of the comparison is divided by all looks (Bonferroni)
+    Parameters
+    ----------
+    evaluation : Evaluation
+    rows : JudgedRows
+    champion : Champion, NotComparable or None
+        The current champion on these rows, why it has no scores, or None without one.
+    gate : GateSettings
+    costs : CostArrays, optional
+    bootstrap : Bootstrap
+
+    Returns
+    -------
+    GateDecision
+
+    Raises
+    ------
+    DataError
+        Where labels are not 0 and 1, a score is not finite, or lengths differ.
     """
     if gate.mode == "disabled":
         return GateDecision("approve", ("the gate is disabled (gate.mode): nothing was judged",), {}, gate.mode)
-    lines = np.atleast_2d(np.asarray(score, dtype=np.float64))
-    labels, _, weights = as_scores(y, lines[0], weight)
-    if flagged is None:
+    sample, where, unless, looks = rows.sample, rows.where, rows.unless, rows.looks
+    lines = np.atleast_2d(np.asarray(sample.score, dtype=np.float64))
+    labels, _, weights = as_scores(sample.y, lines[0], sample.weight)
+    if rows.flagged is None:
         decisions = lines >= evaluation.thresholds[evaluation.primary]
     else:
-        decisions = np.atleast_2d(np.asarray(flagged, dtype=bool))
+        decisions = np.atleast_2d(np.asarray(rows.flagged, dtype=bool))
     positives = int(labels.sum())
     if positives < gate.min_positives:
         scarce = _scarce("positives", positives, len(labels), gate.min_positives, f"{where} hold")
@@ -183,10 +208,10 @@ def judge(
     elif isinstance(champion, NotComparable):
         rules.append(_without_comparison(champion, gate))
     else:
-        level = 1 - (1 - confidence) / (1 + looks)
+        level = 1 - (1 - bootstrap.confidence) / (1 + looks)
         if looks:
-            rules.append(Rule("looks", "pass", _looked(looks, confidence, level), {"before": float(looks)}))
-        pair = _Pair(labels, lines, decisions, weights, block, champion, Resamples(0, None, n_boot, seed), level)
+            rules.append(Rule("looks", "pass", _looked(looks, bootstrap.confidence, level), {"before": float(looks)}))
+        pair = _Pair(labels, lines, decisions, weights, sample.block, champion, bootstrap.of_rows(0), level)
         rules.extend(pair.rules(gate, costs))
     return decide(tuple(rules), gate.mode)
 

@@ -121,22 +121,19 @@ def reference_profile(
     *,
     threshold: float,
     window: timedelta = timedelta(days=7),
-    weight: FloatArray | None = None,
     ap_low: float = math.nan,
     ap_high: float = math.nan,
     ranks: bool = False,
 ) -> Profile:
     """Describe the reference rows and the deployed scores on them.
 
-    rows : the rows whose out-of-sample scores are known; their time, where there is one, cuts them into windows
+    rows : the rows whose out-of-sample scores are known, with their weights; their time, where there is one, cuts them
+        into windows
     score : (n,) deployed (calibrated) scores of a model that has not seen the row; NaN where there is none
     threshold : the cut-off that decides
-    weight : (n,) inverse-propensity weights, default those of the rows
     ap_low, ap_high : interval of the reference's average precision, where it has been estimated
     ranks : the scores are a detector's
     """
-    if weight is not None:
-        rows = replace(rows, weight=weight)
     known = np.isfinite(score)
     y, s, weight = rows.y[known], score[known], None if rows.weight is None else rows.weight[known]
     parts = _windows(rows.time, window)

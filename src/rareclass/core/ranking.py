@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rareclass.core.bootstrap import WIDTH, Resamples, as_scores, bounded_estimate, estimate
+from rareclass.core.bootstrap import (
+    DEFAULT_BOOTSTRAP,
+    WIDTH,
+    Bootstrap,
+    Resamples,
+    as_scores,
+    bounded_estimate,
+    estimate,
+)
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 from rareclass.errors import DataError
@@ -324,17 +332,39 @@ def compare(
     score_b: ArrayLike,
     *,
     block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
     weight: ArrayLike | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Estimate:
-    """Return the difference of average precision, a - b, paired: both on the same resamples of the same rows."""
+    """Return the difference of average precision, a - b, paired: both on the same resamples of the same rows.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score_a, score_b : array-like of shape (n,)
+        Scores of the same rows.
+    block : ndarray of shape (n,), optional
+        Rows of one block are drawn together.
+    weight : array-like of shape (n,), optional
+    bootstrap : Bootstrap
+        How the interval is made.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    DataError
+        Where labels are not 0 and 1, a score is not finite, or lengths differ.
+    """
     pair = np.stack([np.asarray(score_a, dtype=np.float64), np.asarray(score_b, dtype=np.float64)])
-    drawn = bootstrap_average_precision(y, pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
+    drawn = bootstrap_average_precision(
+        y, pair, block=block, n_boot=bootstrap.resamples, seed=bootstrap.seed, weight=weight
+    )
     value = average_precision(y, pair[0], weight) - average_precision(y, pair[1], weight)
     labels = np.asarray(y)
-    return estimate(value, drawn[0] - drawn[1], confidence, int(labels.sum()), len(labels))
+    return estimate(value, drawn[0] - drawn[1], bootstrap.confidence, int(labels.sum()), len(labels))
 
 
 @dataclass(frozen=True, slots=True)

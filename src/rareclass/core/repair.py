@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rareclass.config import Config, ThresholdSettings
 from rareclass.core import calibration, thresholds
-from rareclass.core.bootstrap import Resamples
+from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate
@@ -123,7 +123,11 @@ def rethreshold(
         return Repair(False, counts, "", Estimate(math.nan), prevalence, len(fit), len(judge), before, before)
     weight = at_prevalence(fit.y, prevalence, fit.weight) if shifted and not fit.y.all() else fit.weight
     points = thresholds.tune_points(
-        fit.y, fit.score, settings, costs=fit.costs, days=fit.days, weight=weight, block=fit.block, n_boot=50, seed=seed
+        Sample(fit.y, fit.score, weight=weight, block=fit.block),
+        settings,
+        costs=fit.costs,
+        days=fit.days,
+        bootstrap=Bootstrap(resamples=50, seed=seed),
     )
     found = {name: float(point.value) for name, point in points.items()}
     first = next(iter(points))
@@ -158,7 +162,7 @@ def recalibrate(
             False, counts, "log_loss", Estimate(math.nan), fit.prevalence, len(fit), len(judge), before, before
         )
     method = "auto" if settings.calibration == "none" else settings.calibration
-    fitted = calibration.fit(fit.y, raw_fit, method=method, weight=fit.weight, block=fit.block, seed=seed)
+    fitted = calibration.fit(Sample(fit.y, raw_fit, weight=fit.weight, block=fit.block), method=method, seed=seed)
     old, new = _losses(judge.y, judge.score), _losses(judge.y, fitted(raw_judge))
     weight = np.ones(len(judge)) if judge.weight is None else judge.weight
     draws = Resamples(len(judge), judge.block, 200, seed)
@@ -166,7 +170,11 @@ def recalibrate(
     gain = _estimate(float(np.average(old - new, weights=weight)), sums[:, 0] / sums[:, 1], judge)
     score = np.asarray(fitted(raw_fit))
     points = thresholds.tune_points(
-        fit.y, score, settings, costs=fit.costs, days=fit.days, weight=fit.weight, block=fit.block, n_boot=50, seed=seed
+        Sample(fit.y, score, weight=fit.weight, block=fit.block),
+        settings,
+        costs=fit.costs,
+        days=fit.days,
+        bootstrap=Bootstrap(resamples=50, seed=seed),
     )
     found = {name: float(point.value) for name, point in points.items()}
     told = (

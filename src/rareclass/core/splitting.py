@@ -76,15 +76,17 @@ def split(
     row_id: HashArray,
     time: TimeArray | None = None,
     entity: HashArray | None = None,
-    groups: HashArray | None = None,
     config: settings.SplitSettings,
     label_delay: timedelta = timedelta(0),
     seed: int = 0,
 ) -> Split:
     """Set training, validation and test rows apart.
 
-    y : (n,) 0 or 1 · row_id : (n,) uint64, stable · time : (n,) datetime64 · entity, groups : (n,) uint64, rows that
-    belong together (``groups``: equal in every feature; not used where time decides, a later equal row is a new event).
+    y : (n,) 0 or 1
+    row_id : (n,) uint64, stable; one number for rows that stay together because they are equal in every feature. Not
+        used where time decides: there, a later equal row is a new event
+    time : (n,) datetime64
+    entity : (n,) uint64, rows that belong together
     Raises DataError when a part would lack one of the two classes; with fewer than six positives it may lack those.
     """
     kind = resolve_kind(config, has_time=time is not None, has_entity=entity is not None)
@@ -95,7 +97,7 @@ def split(
         if config.entities_apart and entity is not None:
             result = _entities_apart(result, entity)
     else:
-        keys = units(row_id if groups is None else groups, entity if kind == "grouped" else None)
+        keys = units(row_id, entity if kind == "grouped" else None)
         result = _by_hash(y, keys, config, kind, seed)
     if config.drop_known_entities and entity is not None:
         result = _without_known(result, y, entity)

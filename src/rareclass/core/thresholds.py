@@ -9,10 +9,10 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rareclass import config
-from rareclass.core.bootstrap import Resamples, as_scores, estimate, interval, share_estimate
+from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Resamples, Sample, estimate, interval, share_estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
@@ -260,46 +260,92 @@ class _Task:
         return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a cut-off is tuned for, and what binds it.
+
+    max_alerts : alerts a day at most · max_false_alarms : share of negatives flagged
+    days : days that the rows span, which alerts a day are counted by
+    """
+
+    objective: str = "f1"
+    beta: float = 1.0
+    min_precision: float | None = None
+    min_recall: float | None = None
+    max_alerts: float | None = None
+    max_false_alarms: float | None = None
+    days: float | None = None
+
+    @staticmethod
+    def of(point: config.ThresholdSettings | config.OperatingPoint, objective: str, days: float | None) -> Aim:
+        """Return what the configuration asks of an operating point, for the objective that ``auto`` stands for."""
+        return Aim(
+            objective,
+            point.beta,
+            point.min_precision,
+            point.min_recall,
+            point.max_alerts_per_day,
+            point.max_false_alarm_rate,
+            days,
+        )
+
+
+DEFAULT_AIM = Aim()
+"""The best F1, bound by nothing."""
+
+
 def tune(
-    y: ArrayLike,
-    score: ArrayLike,
+    sample: Sample,
+    aim: Aim = DEFAULT_AIM,
     *,
-    objective: str = "f1",
-    beta: float = 1.0,
-    min_precision: float | None = None,
-    min_recall: float | None = None,
-    max_alerts: float | None = None,
-    max_false_alarms: float | None = None,
     costs: CostArrays | None = None,
-    days: float | None = None,
-    weight: ArrayLike | None = None,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> TunedThreshold:
     """Return the cut-off that is best for the objective among those that meet the constraints, exactly.
 
-    y, score : (n,) labels and deployed scores of rows the model was not fitted on; all distinct scores are candidates,
-        and flagging nothing is. Ties go to the higher cut-off.
-    max_alerts : alerts a day at most, over the ``days`` that the rows span · max_false_alarms : share of negatives
-    flagged Constraints that no cut-off meets are no error: see `TunedThreshold.feasible`.
-    Raises NoPositivesError without a positive, ConfigError for an unknown objective or one that lacks its constraint.
-    Source: Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
+    All distinct scores are candidates, and flagging nothing is. Ties go to the higher cut-off. Constraints that no
+    cut-off meets are no error: see `TunedThreshold.feasible`.
+
+    Parameters
+    ----------
+    sample : Sample
+        Rows the model was not fitted on.
+    aim : Aim
+        The objective and its constraints.
+    costs : CostArrays, optional
+        Needed by the objective "cost" only.
+    bootstrap : Bootstrap
+        How the intervals are made.
+
+    Returns
+    -------
+    TunedThreshold
+
+    Raises
+    ------
+    NoPositivesError
+        Without a positive.
+    ConfigError
+        For an unknown objective, or one that lacks its constraint.
+
+    References
+    ----------
+    Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
     """
+    objective, confidence, seed = aim.objective, bootstrap.confidence, bootstrap.seed
     bounds = {
-        "min_precision": min_precision,
-        "min_recall": min_recall,
-        "max_alerts": max_alerts,
-        "max_false_alarms": max_false_alarms,
+        "min_precision": aim.min_precision,
+        "min_recall": aim.min_recall,
+        "max_alerts": aim.max_alerts,
+        "max_false_alarms": aim.max_false_alarms,
     }
-    task = _task(objective, beta, bounds, days)
-    table = RankingTable.build(y, score, weight)
+    task = _task(objective, aim.beta, bounds, aim.days)
+    table = RankingTable.build(sample.y, sample.score, sample.weight)
     if table.steps == 0:
         raise NoPositivesError(
             "no row of the rare class among the rows that tune the threshold. Give more rows: split.validation"
         )
-    resamples = Resamples(len(table.y), block, n_boot, seed)
+    resamples = bootstrap.of_rows(len(table.y), sample.block)
     money = (costs or CostArrays()) if objective == "cost" else None
     exact = _exact(table, task, money)
     chosen = int(task.choose(exact))
@@ -496,17 +542,12 @@ def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) ->
 
 
 def tune_points(
-    y: ArrayLike,
-    score: ArrayLike,
+    sample: Sample,
     settings: config.ThresholdSettings,
     *,
-    costs: CostArrays | None = None,
     days: float | None = None,
-    weight: ArrayLike | None = None,
-    block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
+    costs: CostArrays | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> dict[str, TunedThreshold]:
     """Return the tuned threshold of each operating point, in order; the first, "default", is the one that decides.
 
@@ -529,48 +570,28 @@ def tune_points(
             )
         asked[point.name] = (point.objective, point)
     tuned = {
-        name: tune(
-            y,
-            score,
-            objective=objective,
-            beta=point.beta,
-            min_precision=point.min_precision,
-            min_recall=point.min_recall,
-            max_alerts=point.max_alerts_per_day,
-            max_false_alarms=point.max_false_alarm_rate,
-            costs=costs,
-            days=days,
-            weight=weight,
-            block=block,
-            n_boot=n_boot,
-            confidence=confidence,
-            seed=seed,
-        )
+        name: tune(sample, Aim.of(point, objective, days), costs=costs, bootstrap=bootstrap)
         for name, (objective, point) in asked.items()
     }
     if settings.fixed is None:
         return tuned
-    resamples = Resamples(len(np.asarray(y)), block, n_boot, seed)
-    return {
-        **tuned,
-        FIXED: hold(y, score, settings.fixed, days=days, weight=weight, resamples=resamples, confidence=confidence),
-    }
+    resamples = bootstrap.of_rows(len(np.asarray(sample.y)), sample.block)
+    held = hold(sample, settings.fixed, days=days, resamples=resamples, confidence=bootstrap.confidence)
+    return {**tuned, FIXED: held}
 
 
 def hold(
-    y: ArrayLike,
-    score: ArrayLike,
+    sample: Sample,
     threshold: float,
     *,
     resamples: Resamples,
     days: float | None = None,
-    weight: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> TunedThreshold:
     """Return what a threshold that somebody set does on the rows that the others are tuned on; it has no interval
     itself.
     """
-    labels, scores, weights = as_scores(y, score, weight)
+    labels, scores, weights = sample.checked()
     mass = np.ones(len(labels)) if weights is None else weights
     flagged = scores >= threshold
     shares = _shares(labels, flagged, mass, resamples, confidence)

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from rareclass.adapters.tables import Ingested
 from rareclass.config import CandidateSpec, Config, ResampleStep, parse
 from rareclass.core import calibration, costs, selection, splitting, training
+from rareclass.core.bootstrap import Sample
 from rareclass.core.candidates import Candidate, default_name
 from rareclass.core.dataset import Feature, Rows, Schema, concatenate
 from rareclass.core.learners import LEARNERS
@@ -145,7 +146,7 @@ def means_what_it_says(config: Config, keep: str, candidate: Candidate, within: 
     dev, folds = steps.development(config, ingested.train, ingested.validation)
     money = costs.cost_arrays(config.costs, dev.prevalence, dev.amount)
     one = training.train_candidate(candidate, dev, folds, seed=0, costs=money)
-    calibrator = calibration.fit(dev.y[one.scored], one.oof[one.scored]).calibrator
+    calibrator = calibration.fit(Sample(dev.y[one.scored], one.oof[one.scored])).calibrator
     for refit, rows in (("all", concatenate([dev, ingested.test])), ("none", dev)):
         score = calibrator(training.refit([one], {candidate.name: 0.3}, rows, seed=0).score(FRESH.x))
         ratio = score.mean() / FRESH.prevalence

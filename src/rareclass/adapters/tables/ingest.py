@@ -149,10 +149,9 @@ def _read(config: Config, source: Source, plan: ReadPlan, room: Room | None, say
 def _split(config: Config, raw: Raw) -> splitting.Split:
     return splitting.split(
         y=raw.y,
-        row_id=raw.row_id,
+        row_id=raw.row_id if raw.content is None else raw.content,
         time=raw.time,
         entity=raw.entity,
-        groups=raw.content,
         config=config.split,
         label_delay=config.data.label_delay,
         seed=config.train.seed,

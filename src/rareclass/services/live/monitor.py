@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rareclass.config import Config, dump
+from rareclass.core.drift import ServedWindow
 from rareclass.core.moments import naive
 
 if TYPE_CHECKING:
@@ -332,11 +333,10 @@ class Monitor:
             frame["score"].to_numpy(float) if same.all() and answered is not None else None,
             limits=self.config.monitor,
             answered=answered,
-            unknown=drift.unknown_shares(table, schema),
             weight=_sampling(frame),
-            skip=skip,
-            day=day,
-            loud=self._loud(champion),
+            window=ServedWindow(
+                unknown=drift.unknown_shares(table, schema), skip=skip, day=day, loud=self._loud(champion)
+            ),
         )
         if answered is not None and same.any() and not same.all() and same.sum() >= self.config.monitor.min_rows:
             mine = frame[same]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from rareclass.config import Config, format_duration
 from rareclass.core import operating, ranking
+from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.training import results
 from rareclass.services.training.steps import Progress, silent
@@ -513,13 +514,17 @@ def _weekly(
             continue
         score = _fit(config, first, x, y, fit)(x[tune])
         labels = y[tune].astype(int)
-        fitted = calibration.fit(labels, score, seed=config.train.seed)
+        fitted = calibration.fit(Sample(labels, score), seed=config.train.seed)
         prices = costs.cost_arrays(config.costs, float(labels.mean()), None if amount is None else amount[tune])
         days = max(1.0, float((stamps[tune].max() - stamps[tune].min()) / np.timedelta64(1, "D")))
         point = next(
             iter(
                 thresholds.tune_points(
-                    labels, fitted.calibrator(score), config.threshold, costs=prices, days=days, n_boot=50
+                    Sample(labels, fitted.calibrator(score)),
+                    config.threshold,
+                    costs=prices,
+                    days=days,
+                    bootstrap=Bootstrap(resamples=50),
                 ).values()
             )
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from rareclass.config import Config
 from rareclass.core import evaluation, ranking, splitting, training
+from rareclass.core.bootstrap import Bootstrap
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, FloatMatrix, IntArray, Rows, Schema, concatenate
 from rareclass.core.drawn import half_of_negatives
 from rareclass.core.hashing import content_groups, unit
@@ -99,9 +100,9 @@ def _worth(config: Config, rows: Rows, learner: Ensemble, other: Ensemble) -> Es
         other.score(rows.x),
         block=rows.block(),
         weight=rows.weight,
-        seed=config.train.seed,
-        n_boot=config.evaluate.bootstraps,
-        confidence=config.evaluate.confidence,
+        bootstrap=Bootstrap(
+            seed=config.train.seed, resamples=config.evaluate.bootstraps, confidence=config.evaluate.confidence
+        ),
     )
 
 

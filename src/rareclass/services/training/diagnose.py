@@ -102,10 +102,9 @@ def _development(config: Config, known: Rows) -> tuple[Rows, Sequence[Fold]]:
     delay, seed = config.data.label_delay, config.train.seed
     parts = splitting.split(
         y=known.y,
-        row_id=known.row_id,
+        row_id=content_groups(known.x),
         time=known.time,
         entity=known.entity,
-        groups=content_groups(known.x),
         config=config.split,
         label_delay=delay,
         seed=seed,

@@ -259,6 +259,7 @@ def tune_threshold(
     held_out : all held-out rows of a table that is larger than memory, of which ``dev`` is a sample
     """
     from rareclass.core import calibration, thresholds, without_labels
+    from rareclass.core.bootstrap import Bootstrap, Sample
 
     sample = dev.take(chosen.scored), chosen.oof[chosen.scored]
     rows, raw = sample if held_out is None else (held_out.rows, held_out.raw)
@@ -272,25 +273,17 @@ def tune_threshold(
     else:
         progress("tune_threshold", "calibrate, then sweep every distinct score")
         fitted = calibration.fit(
-            rows.y,
-            raw,
+            Sample(rows.y, raw, weight=rows.weight, block=rows.block()),
             method=config.threshold.calibration,
-            weight=rows.weight,
-            block=rows.block(),
             seed=config.train.seed,
         )
         score = fitted.calibrator(raw)
         points = thresholds.tune_points(
-            rows.y,
-            score,
+            Sample(rows.y, score, weight=rows.weight, block=rows.block()),
             config.threshold,
             costs=costs_of(config, dev, rows),
             days=span,
-            weight=rows.weight,
-            block=rows.block(),
-            n_boot=config.evaluate.bootstraps,
-            confidence=config.evaluate.confidence,
-            seed=config.train.seed,
+            bootstrap=Bootstrap.of(config.evaluate, config.train.seed),
         )
     sampled = None if held_out is None else fitted.calibrator(sample[1])
     return Tuning(fitted, points, next(iter(points)), score, sampled)
@@ -494,7 +487,7 @@ def evaluate(
     """
     from rareclass.core import dataset as tables
     from rareclass.core import evaluation, gating, importance, tradeoff, without_labels
-    from rareclass.core.bootstrap import Resamples
+    from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
 
     sample = test
     if beyond is not None:
@@ -504,17 +497,19 @@ def evaluate(
     score = tuning.calibration.calibrator(learner.score(test.x) if beyond is None else beyond.test.raw)
     money = costs_of(config, dev, test)
     found = evaluation.evaluate(
-        test.y,
-        score,
+        Sample(
+            test.y,
+            score,
+            block=test.block(),
+            time=test.time,
+            weight=test.weight,
+            share=share_of_all(config, test, config.split.test),
+        ),
         thresholds=tuning.thresholds,
         primary=tuning.primary,
         costs=money,
         config=config.evaluate,
-        block=test.block(),
-        time=test.time,
         rows=test,
-        weight=test.weight,
-        share=share_of_all(config, test, config.split.test),
         seed=config.train.seed,
     )
     sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
@@ -524,20 +519,17 @@ def evaluate(
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
-    shared: dict[str, Any] = {
-        "n_boot": config.evaluate.bootstraps, "confidence": config.evaluate.confidence, "looks": looks, "seed": config.train.seed
-    }  # fmt: skip
+    bootstrap = Bootstrap.of(config.evaluate, config.train.seed)
     if crossed is None:
-        decision = gating.judge(
-            found, test.y, score, champion, config.gate, costs=money, weight=test.weight, block=test.block(), unless=unless, **shared
-        )  # fmt: skip
+        asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), unless=unless, looks=looks)
+        decision = gating.judge(found, asked, champion, config.gate, costs=money, bootstrap=bootstrap)
     else:
         judges = tables.concatenate([dev, sample]).take(crossed.rows)
         other = champion if everywhere is None else everywhere.take(crossed.rows)
-        decision = gating.judge(
-            crossed.evaluation, judges.y, crossed.score, other, config.gate, flagged=crossed.flagged, where=crossed.reason,
-            costs=costs_of(config, dev, judges), weight=judges.weight, block=judges.block(), **shared,
-        )  # fmt: skip
+        sampled_rows = Sample(judges.y, crossed.score, judges.weight, judges.block())
+        asked = gating.JudgedRows(sampled_rows, crossed.flagged, where=crossed.reason, looks=looks)
+        prices = costs_of(config, dev, judges)
+        decision = gating.judge(crossed.evaluation, asked, other, config.gate, costs=prices, bootstrap=bootstrap)
     windows = prequential(config, tables.concatenate([dev, sample]), trained, chosen, progress)
     progress("evaluate", "what drives the scores")
     drives = importance.permutation_importance(
@@ -571,12 +563,11 @@ def _unjudged(
 ) -> Judgement:  # fmt: skip
     """What is known of a detector: how often it alarms, and what few labels there may be in the test rows say."""
     from rareclass.core import gating, without_labels
+    from rareclass.core.bootstrap import Bootstrap, Sample
 
     readable = without_labels.readable(found, test)
-    base = gating.judge(
-        found, test.y, score, champion, config.gate, weight=test.weight, block=test.block(), looks=looks,
-        n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence, seed=config.train.seed,
-    )  # fmt: skip
+    asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), looks=looks)
+    base = gating.judge(found, asked, champion, config.gate, bootstrap=Bootstrap.of(config.evaluate, config.train.seed))
     decision = without_labels.decision(config.gate, base, champion)
     name = champion.name if champion else None
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
@@ -663,18 +654,23 @@ def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any
     import numpy as np
 
     from rareclass.core import evaluation, ranking
+    from rareclass.core.bootstrap import Bootstrap
 
     index = np.flatnonzero(champion.compared)
     fresh, old, new = test.take(index), np.asarray(champion.score)[index], score[index]
     if not fresh.positives or champion.decision is None:
         return {}
-    options: dict[str, Any] = {
-        "block": fresh.block(),
-        "n_boot": config.evaluate.bootstraps,
-        "confidence": config.evaluate.confidence,
-    }
-    ap = ranking.estimate_ap(fresh.y, old, seed=config.train.seed, weight=fresh.weight, **options)
-    difference = ranking.compare(fresh.y, new, old, seed=config.train.seed, weight=fresh.weight, **options)
+    block, bootstrap = fresh.block(), Bootstrap.of(config.evaluate, config.train.seed)
+    ap = ranking.estimate_ap(
+        fresh.y,
+        old,
+        block=block,
+        n_boot=bootstrap.resamples,
+        confidence=bootstrap.confidence,
+        seed=bootstrap.seed,
+        weight=fresh.weight,
+    )
+    difference = ranking.compare(fresh.y, new, old, block=block, weight=fresh.weight, bootstrap=bootstrap)
     decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)
     keys = ("precision", "recall", "f1", "f2", "mcc")
     return {
@@ -720,12 +716,12 @@ def refit(
         "threshold": tuning.thresholds[tuning.primary], "window": config.monitor.window, "ranks": judged.detection is not None,
     }  # fmt: skip
     reference = scored.take(usual)
-    profile = reference_profile(reference, held_out[usual], weight=reference.weight, **described)
+    profile = reference_profile(reference, held_out[usual], **described)
     if beyond is not None:  # of the scores and decisions on all rows; the features are those of the sample
         from rareclass.services.training.beyond import scored_rows
 
         reference, score = scored_rows(beyond, (tuning.score, judged.score))
-        of_all = reference_profile(reference, score, weight=reference.weight, **described)
+        of_all = reference_profile(reference, score, **described)
         profile = replace(of_all, features=profile.features)
     metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
     span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
