@@ -29,9 +29,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 setup: $(VENV)/.installed ## make the virtual environment from requirements.lock
 
-packages: ## install the Debian packages and the Helm that tests need, or say what is missing
+packages: ## install the Debian packages, the Helm and the Kafka that tests need, or say what is missing
 	@tools/debian-packages
 	@tools/helm
+	@tools/kafka
 
 demo: setup ## train on the real 2013 New York flights: diagnose, train, gate, register, report
 	@$(BIN)/rareclass run -c examples/flights/config.yaml --out $(DEMO)

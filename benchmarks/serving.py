@@ -101,7 +101,7 @@ def fitted() -> Any:
 
     from rareclass.core.calibration import Identity
     from rareclass.core.dataset import Feature, Schema
-    from rareclass.core.learners import Boosted
+    from rareclass.core.fitted import Boosted
     from rareclass.core.model import RareModel
 
     rng = np.random.default_rng(0)

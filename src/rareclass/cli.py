@@ -399,6 +399,15 @@ def monitor(config: ConfigOption, log_format: LogFormatOption = None, overrides:
 
 
 @app.command()
+def listen(config: ConfigOption, log_format: LogFormatOption = None, overrides: SetOption = None) -> None:
+    """Log what another server predicts: KServe's CloudEvents, predictions and labels from Kafka (`listen`)."""
+    from rareclass.services.live import listen as service
+
+    logs.configure(log_format)
+    service.listen(_config(config, overrides))
+
+
+@app.command()
 def up(
     config: ConfigOption,
     only: Annotated[

@@ -660,6 +660,77 @@ class ServeSettings(Section):
     refresh_seconds: float = Field(10, gt=0, description="How often aliases and operating points are looked up")
 
 
+class KafkaSettings(Section):
+    """Topics that `rareclass listen` reads (extra `kafka`)."""
+
+    servers: str | None = Field(None, description="Brokers to ask first, `host:port,host:port`; null: no Kafka")
+    predictions: str | None = Field(
+        None, description="Topic with predictions, as CloudEvents of KServe or as JSON objects; null: none"
+    )
+    labels: str | None = Field(
+        None, description="Topic with late labels, each a JSON object or list as POST /labels takes it; null: none"
+    )
+    group: str | None = Field(None, description="Consumer group; default: `rareclass-NAME`")
+    security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="How the brokers are spoken to"
+    )
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How the user is proven where `security` begins with sasl"
+    )
+    username: str | None = Field(None, description="User where `security` begins with sasl")
+    password_env: str = Field("RARECLASS_KAFKA_PASSWORD", description="Environment variable with the user's password")
+    ca_file: str | None = Field(None, description="Certificates that sign the brokers'; default: the system's")
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> KafkaSettings:
+        topics = self.predictions or self.labels
+        if bool(self.servers) != bool(topics):
+            raise ValueError(
+                "Kafka needs servers and a topic. Set listen.kafka.servers and listen.kafka.predictions "
+                "or listen.kafka.labels"
+            )
+        return self
+
+
+class ListenSettings(Section):
+    """Predictions of a model that something else serves, into the prediction log (`rareclass listen`)."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8095, ge=0, lt=65536, description="HTTP port; 0 picks a free one")
+    spool: str = Field(
+        ".rareclass/listen", description="Folder of its durable spool, of waiting events and of dead letters"
+    )
+    service: str | None = Field(
+        None, description="InferenceService whose events are taken, others are ignored; default: the model's name"
+    )
+    score: str | None = Field(
+        None,
+        description="Output with the probability of the rare class; default: `score`, `probability`, `predict_proba` "
+        "or the only one of floats",
+    )
+    column: int = Field(
+        1, ge=0, description="Column of the rare class where that output has several, like scikit-learn's predict_proba"
+    )
+    threshold: Share | None = Field(
+        None,
+        description="Cut-off that decides where an answer has neither `decision` nor a threshold; null: it must have",
+    )
+    version: str = Field(
+        "external", description="Version that predictions are logged under where the answer does not name one"
+    )
+    features: tuple[str, ...] | None = Field(
+        None, description="Names of the columns where a request has none; default: those of the registered champion"
+    )
+    join_seconds: float = Field(
+        600, gt=0, description="How long a request and its answer wait for each other, in seconds"
+    )
+    token_env: str = Field(
+        "RARECLASS_LISTEN_TOKEN",
+        description="Environment variable with the token: a bearer token, or the password of a URL; unset: open",
+    )
+    kafka: KafkaSettings = KafkaSettings()
+
+
 class LabelsSettings(Section):
     """Late ground truth."""
 
@@ -785,6 +856,7 @@ class Config(Section):
     tracking: TrackingSettings = TrackingSettings()
     store: StoreSettings = StoreSettings()
     serve: ServeSettings = ServeSettings()
+    listen: ListenSettings = ListenSettings()
     labels: LabelsSettings = LabelsSettings()
     monitor: MonitorSettings = MonitorSettings()
     retrain: RetrainSettings = RetrainSettings()

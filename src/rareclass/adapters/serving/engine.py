@@ -228,11 +228,9 @@ class Engine:
         """Return the rows to log (None = all) and their weights. The same id keeps the same rows when it is sent again."""
         if not self.log.over_limit():
             return None, 1.0
-        draw = np.random.default_rng(zlib.crc32(answer.id.encode())).random(len(answer.score))
-        keep = (answer.decision == 1) | (draw < self.sample_rate)
-        kept = np.flatnonzero(keep)
-        self.metrics.sampled.labels(self.name).inc(len(keep) - len(kept))
-        return kept, np.where(answer.decision[kept] == 1, 1.0, 1.0 / self.sample_rate)
+        kept, weight = sampled(answer.id, answer.decision, self.sample_rate)
+        self.metrics.sampled.labels(self.name).inc(len(answer.score) - len(kept))
+        return kept, weight
 
     def _count(self, answer: Answer) -> None:
         query = answer.query
@@ -242,6 +240,16 @@ class Engine:
         if query.time is not None:
             late = sum(moment > answer.ts + FUTURE_SECONDS for moment in query.time)
             self.metrics.skewed.labels(self.name).inc(late)
+
+
+def sampled(identity: str, decision: IntArray, rate: float) -> tuple[IntArray, FloatArray]:
+    """Return the rows to log while the log is over its limit, and their weights: all decided 1, a share of the others.
+
+    The same id keeps the same rows when it is sent again.
+    """
+    draw = np.random.default_rng(zlib.crc32(identity.encode())).random(len(decision))
+    kept = np.flatnonzero((decision == 1) | (draw < rate))
+    return kept, np.where(decision[kept] == 1, 1.0, 1.0 / rate)
 
 
 def _taken(record: dict[str, Any], kept: NDArray[Any], whole: set[str]) -> dict[str, Any]:

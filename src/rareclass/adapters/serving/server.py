@@ -84,7 +84,7 @@ def options(
     )
 
 
-class _Http(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn on a socket that is bound already; signals are handled by ``run``."""
 
     @contextlib.contextmanager
@@ -92,8 +92,9 @@ class _Http(uvicorn.Server):
         yield
 
 
-def _http(app: Any) -> _Http:
-    return _Http(
+def http_server(app: Any) -> HttpServer:
+    """Return a server for an ASGI application, quiet, with the limits of all of ours."""
+    return HttpServer(
         uvicorn.Config(
             app, access_log=False, log_config=None, log_level="warning", lifespan="off", server_header=False, ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_DRAIN_SECONDS,
@@ -127,8 +128,8 @@ class InferenceServer:
             listening_on(opts.host, opts.metrics_port, "metrics_port"),
         ]
         self._servers = [
-            _http(application(catalogue, self.batcher, token=opts.token)),
-            _http(metrics_application(opts.metrics_path, engine.metrics.registry)),
+            http_server(application(catalogue, self.batcher, token=opts.token)),
+            http_server(metrics_application(opts.metrics_path, engine.metrics.registry)),
         ]
         try:
             self._grpc = grpc_server.GrpcServer(

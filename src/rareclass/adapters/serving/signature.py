@@ -218,13 +218,13 @@ class Signature:
         """Return the rows' times in seconds since 1970; under the name of the training column they are read as in training."""
         tensor, reading = roles.get("ts"), self.schema.roles.time
         if tensor is None or reading is None or tensor.name != reading.name or not reading.calendar:
-            return _role(roles, options, "ts", n, _time)
+            return _role(roles, options, "ts", n, moment_of)
         _check_column(tensor, n)
         flat = values(tensor, missing=False)
         found = reading.read(flat)[0]
         seconds = found.astype(np.int64) / 1e6
         return [
-            _time(sent) if lost or not 0 <= moment < _LATEST else moment
+            moment_of(sent) if lost or not 0 <= moment < _LATEST else moment
             for sent, lost, moment in zip(flat.tolist(), np.isnat(found).tolist(), seconds.tolist(), strict=True)
         ]
 
@@ -304,7 +304,8 @@ def _role(
     return [read(value) for value in found]
 
 
-def _time(value: object) -> float:
+def moment_of(value: object) -> float:
+    """Return a time that a client sent in seconds since 1970. Raises InputError."""
     try:
         if isinstance(value, str | bytes):
             moment = datetime.fromisoformat(text("ts", value, 0))

@@ -89,8 +89,8 @@ def parse(body: bytes, header_length: str | None = None) -> Request:
     if not isinstance(raw, dict):
         raise InputError(f"the body must be a JSON object with 'inputs', not {type(raw).__name__}")
     parameters = _parameters(raw, "the request")
-    tensors = _tensors(raw.get("inputs"), memoryview(blob))
-    return Request(request_id(raw.get("id"), "id"), parameters, tensors, _wanted(raw.get("outputs"), parameters))
+    found = tensors(raw.get("inputs"), memoryview(blob))
+    return Request(request_id(raw.get("id"), "id"), parameters, found, _wanted(raw.get("outputs"), parameters))
 
 
 def request_id(value: object, where: str) -> str | None:
@@ -111,14 +111,15 @@ def _parameters(node: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return found
 
 
-def _tensors(nodes: object, blob: memoryview) -> list[Tensor]:
+def tensors(nodes: object, blob: memoryview) -> list[Tensor]:
+    """Return the tensors of `inputs` (or `outputs`, which look the same). Raises InputError."""
     if not isinstance(nodes, list) or not nodes:
         raise InputError(
             "'inputs' must be a list with at least one tensor {name, shape, datatype, data}"
             if nodes is None or isinstance(nodes, list)
             else f"'inputs' must be a list of tensors; it is {type(nodes).__name__}"
         )
-    tensors, offset = [], 0
+    found, offset = [], 0
     for node in nodes:
         if not isinstance(node, dict):
             raise InputError(f"an input must be an object {{name, shape, datatype, data}}; it is {shown(node)}")
@@ -135,12 +136,12 @@ def _tensors(nodes: object, blob: memoryview) -> list[Tensor]:
             offset += size
         elif not isinstance(tensor.data, list):
             raise InputError(f"input '{tensor.name}' has no 'data' list; it is {shown(tensor.data)}")
-        tensors.append(tensor)
+        found.append(tensor)
     if offset != len(blob):
         raise InputError(
             f"{len(blob) - offset} bytes follow the JSON header that no input claims with binary_data_size"
         )
-    return tensors
+    return found
 
 
 def _tensor(node: Mapping[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ from rareclass.adapters.store import Store
 from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, SpoolError, StoreError
 from rareclass.services.actor import me
+from rareclass.services.live.listen import erase_heard
 from rareclass.services.serving.shipping import REJECTED, purge_rejected, ship, spools
 
 SPOOL_SECONDS = 120
@@ -69,6 +70,7 @@ def forget(config: Config, now: datetime, *, request_id: str | None = None, enti
             if not _drained(folder, store):
                 waiting.append(str(folder))
             purge_rejected(folder, store)
+        erase_heard(Path(config.listen.spool), request_id or entity or "")
         compacted, remaining = _compacted(lambda: store.compact(done.parts))
         if waiting:
             remaining = (
@@ -112,8 +114,8 @@ def _compacted(work: Callable[[], None]) -> tuple[bool, str]:
 
 
 def _spools(config: Config) -> list[Path]:
-    """Return the spool and that of the shadows, where they are on this machine."""
-    return spools(config.serve.spool)
+    """Return the spools of servers, their shadows and listeners, where they are on this machine."""
+    return [*spools(config.serve.spool), *spools(config.listen.spool)]
 
 
 def _drained(folder: Path, store: Store) -> bool:

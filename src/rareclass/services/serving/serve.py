@@ -203,7 +203,7 @@ def serve_one(
 
     settings, data = config.serve, config.data
     spool = Spool(settings.spool, settings.spool_limit_bytes, settings.durability, settings.sync_milliseconds)
-    shipper = _Shipping(config)
+    shipper = Shipping(config)
     shadows = None
     try:
         metrics = Metrics(
@@ -252,7 +252,7 @@ def serve_one(
         shipper.stop()
 
 
-class _Shipping:
+class Shipping:
     """The shipper's process: started again when it dies, and what it leaves behind is shipped at the end."""
 
     def __init__(self, config: Config) -> None:
