@@ -369,8 +369,28 @@ class SearchSettings(Section):
     replay: str | None = Field(None, description="A recorded trials.json: fit exactly what it lists, in its order")
 
 
+class DaskSettings(Section):
+    """The workers of `compute.engine: dask`."""
+
+    scheduler: str | None = Field(
+        None,
+        description="Address of a scheduler that exists, like tcp://dask-scheduler:8786, whose workers have this "
+        "package and reach the data; default: workers of this run, on this machine",
+    )
+    workers: int = Field(2, ge=1, le=1024, description="Workers to start where there is no `scheduler`")
+    worker_memory: Size | None = Field(
+        None,
+        description="Memory from which a worker is replaced, like 4GiB; default: its share of the machine",
+    )
+
+
 class ComputeSettings(Section):
     """Where fitting happens."""
+
+    engine: Literal["local", "dask"] = Field(
+        "local", description="Who reads, samples, trains and scores: this process, or workers of Dask (extra `dask`)"
+    )
+    dask: DaskSettings = DaskSettings()
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of XGBoost")
     threads: int | None = Field(None, ge=1, description="Threads; default: the processors this process may use")

@@ -45,6 +45,10 @@ class ModelError(RareclassError):
     """A model cannot be found, loaded or verified."""
 
 
+class EngineError(RareclassError):
+    """The scheduler or the workers of ``compute.engine`` cannot do the work."""
+
+
 class InputError(RareclassError):
     """A request to a served model does not fit its signature (HTTP 400)."""
 

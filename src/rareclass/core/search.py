@@ -71,11 +71,18 @@ def train_group(
                 **options,
             )
         )
-    searching = config.search.tune and config.search.replay is None and config.search.only is None
-    if searching and candidates and candidates[0].group == "none":
-        trials = max(0, (config.search.trials or 0) - (planned or len(candidates))) if counted else None
+    if candidates and candidates[0].group == "none":
+        trials = trials_left(config, planned or len(candidates))
         found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)
     return found
+
+
+def trials_left(config: Config, planned: int) -> int | None:
+    """Return how many settings are tried after so many candidates; None for as many as time allows."""
+    search = config.search
+    if not search.tune or search.replay is not None or search.only is not None:
+        return 0
+    return None if search.trials is None else max(0, search.trials - planned)
 
 
 # --- hyper-parameters --------------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ class Levels:
         codes = np.array([*places, -1], dtype=np.int64)[index]
         return np.maximum(codes, 0), codes >= 0
 
+    def codes(self, texts: Sequence[str]) -> AnyArray:
+        """Return the code of each text, a new one where it was not met yet."""
+        return np.array([self.code.setdefault(text, len(self.code)) for text in texts], dtype=np.int64)
+
     def hash(self, codes: AnyArray, valid: AnyArray) -> HashArray:
         """Return (n,) uint64 hash of the values as text, independent of the order in which they were met."""
         if len(self.hashes) < len(self.code):
@@ -159,6 +163,14 @@ class Encoder:
             x[:, position] = np.where(valid, codes, np.nan)
             if hashed is not None:
                 combine(hashed, levels.hash(codes, valid), name)
+
+    def learn(self, levels: Sequence[Sequence[str] | None]) -> None:
+        """Take in categories that other encoders of the columns met, in order. Raises DataError for too many."""
+        for name, own, met in zip(self.names, self.levels, levels, strict=True):
+            if own is not None and met is not None:
+                own.codes(met)
+                if len(own.code) > _MAX_LEVELS:
+                    raise self._too_many(name, own, None)
 
     def check_levels(self, x: FloatMatrix, max_categories: int, counted: AnyArray | None = None) -> None:
         """Raise DataError for text that is prose or differs on most rows: no category can be learned from it.

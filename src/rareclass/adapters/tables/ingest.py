@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from rareclass.adapters.tables import card, streaming
+from rareclass.adapters.tables import card, divided, streaming
 from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
@@ -23,6 +23,7 @@ from rareclass.core import checks, splitting
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, Rows, Schema
 from rareclass.core.drawn import natural_sample
+from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.outliers import leave_out
@@ -96,15 +97,17 @@ def time_reading(data: DataSettings) -> TimeReading:
     return found
 
 
-def ingest(config: Config, progress: Progress | None = None) -> Ingested:
+def ingest(config: Config, progress: Progress | None = None, engine: ComputeEngine = ALONE) -> Ingested:
     """Read the source once, in batches, and return its rows checked, encoded and split.
+
+    engine : whose workers read the parts of a table that can be divided; what is returned does not depend on them
 
     Numbers become float32, texts and booleans categories learned from the training rows. The three parts are views of
     one matrix. Of a table that needs more than `compute.memory` they are a weighted sample, read in a second pass, and
     ``beyond`` reads all validation and test rows. Raises DataError, ConfigError or NoPositivesError with one line.
     """
     say = progress or (lambda message: None)
-    return _labelled_or_not(_ingest, config, say)
+    return _labelled_or_not(lambda settings, tell: _ingest(settings, tell, engine), config, say)
 
 
 def _labelled_or_not(read: Callable[[Config, Progress], _T], config: Config, say: Progress) -> _T:
@@ -116,13 +119,13 @@ def _labelled_or_not(read: Callable[[Config, Progress], _T], config: Config, say
         return read(without_target(config), say)
 
 
-def _ingest(config: Config, say: Progress) -> Ingested:
+def _ingest(config: Config, say: Progress, engine: ComputeEngine) -> Ingested:
     source, room = open_data(config.data), Room.of(config)
-    plan = ReadPlan.of(config, source)
-    raw = _read(config, source, plan, room, say)
+    reading = _read(config, source, ReadPlan.of(config, source), room, say, engine)
+    raw = reading.first
     say(f"{len(raw.y):,} rows read; splitting")
     if raw.counts is not None and room is not None:
-        return _streamed(config, source, plan, raw, room, say)
+        return _streamed(reading, room, say)
     warnings = _checked(config, raw)
     content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
     parts = _split(config, raw)
@@ -130,8 +133,17 @@ def _ingest(config: Config, say: Progress) -> Ingested:
     return _settled(config, raw, parts, warnings, content_hash)
 
 
-def _read(config: Config, source: Source, plan: ReadPlan, room: Room | None, say: Progress) -> Raw:
+def _read(
+    config: Config, source: Source, plan: ReadPlan, room: Room | None, say: Progress, engine: ComputeEngine = ALONE
+) -> streaming.TableReading:
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
+    if parts := divided.parts_of(source, engine):
+        raw, ends = divided.read(config, source, plan, room, parts, engine, say)
+        found = streaming.TableReading(config, source, plan, raw, parts, ends, engine)
+        whole = room is None or len(raw.y) <= room.rows(len(plan.features))
+        return replace(found, first=_held(found)) if whole else found
+    if engine.workers:
+        say("the source cannot be divided, so this process reads it: workers read Parquet files of the same columns")
 
     def use(batch: pa.RecordBatch) -> None:
         reader.take(batch)
@@ -143,7 +155,14 @@ def _read(config: Config, source: Source, plan: ReadPlan, room: Room | None, say
         for batch in source.scan(plan.names, plan.filter, plan.extra):
             use(batch)
     pa.default_memory_pool().release_unused()
-    return reader.done()
+    return streaming.TableReading(config, source, plan, reader.done())
+
+
+def _held(reading: streaming.TableReading) -> Raw:
+    """Return all rows of a table that fits into memory, as one reading gives them."""
+    raw = reading.first
+    found = streaming.chosen_rows(reading, np.ones(len(raw.y), dtype=bool))
+    return replace(found, content=raw.content)
 
 
 def _split(config: Config, raw: Raw) -> splitting.Split:
@@ -176,11 +195,11 @@ def survey(config: Config, progress: Progress | None = None) -> tuple[Rows, list
 
 def _survey(config: Config, say: Progress) -> tuple[Rows, list[Finding]]:
     source, room = open_data(config.data), Room.of(config)
-    plan = ReadPlan.of(config, source)
-    raw = _read(config, source, plan, room, say)
+    reading = _read(config, source, ReadPlan.of(config, source), room, say)
+    raw = reading.first
     if raw.counts is not None and room is not None:
         place = np.zeros(len(raw.y), dtype=np.int8)
-        raw, warnings, _ = _sampled(config, source, plan, raw, place, room, say, judged=False)
+        raw, warnings, _ = _sampled(reading, place, room, say, judged=False)
     else:
         warnings = _checked(config, raw)
     features = raw.encoder.finish(raw.x, slice(None), config.data.max_categories)
@@ -198,18 +217,13 @@ def _checked(config: Config, raw: Raw) -> list[Finding]:
 
 
 def _sampled(
-    config: Config,
-    source: Source,
-    plan: ReadPlan,
-    raw: Raw,
-    place: AnyArray,
-    room: Room,
-    say: Progress,
-    judged: bool = True,
+    reading: streaming.TableReading, place: AnyArray, room: Room, say: Progress, judged: bool = True
 ) -> tuple[Raw, list[Finding], streaming.Drawn]:
-    """Check what was counted of a table that is larger than memory, and return a sample of it;
-    marks it in ``place``.
+    """Check what was counted of a table that is larger than memory, and return a sample of it.
+
+    It is marked in ``place``.
     """
+    config, raw = reading.config, reading.first
     counts, data = raw.counts, config.data
     assert counts is not None
     repeated = (0, 0) if raw.content is None else checks.repeated(raw.content, raw.y)
@@ -228,7 +242,7 @@ def _sampled(
     raw.content = None
     drawn = streaming.draw(raw, place, room, config.train.seed)
     say(drawn.in_words(judged))
-    sample = streaming.take(config, source, plan, raw, place, drawn)
+    sample = streaming.take(reading, place, drawn)
     provisional = Rows(
         Schema(tuple(_provisional(raw.encoder))), sample.x, sample.y, sample.row_id, sample.time, drawn=sample.drawn
     )
@@ -238,13 +252,14 @@ def _sampled(
     return sample, warnings, drawn
 
 
-def _streamed(config: Config, source: Source, plan: ReadPlan, raw: Raw, room: Room, say: Progress) -> Ingested:
+def _streamed(reading: streaming.TableReading, room: Room, say: Progress) -> Ingested:
     """Split a table that is larger than memory, and bring a sample of it into the shape of one that is not."""
+    config, raw = reading.config, reading.first
     content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
     parts = _split(config, raw)
     place = streaming.place_of(len(raw.y), parts)
     parts = replace(parts, train=place[:0], validation=place[:0], test=place[:0])  # 8 bytes a row, all in ``place`` now
-    sample, warnings, drawn = _sampled(config, source, plan, raw, place, room, say)
+    sample, warnings, drawn = _sampled(reading, place, room, say)
     whole = streaming.by_part(raw, place)
     there = place[place >= streaming.DRAWN] - streaming.DRAWN
     own: dict[str, Any] = {name: np.flatnonzero(there == code) for name, code in streaming.PARTS.items()}
@@ -260,7 +275,7 @@ def _streamed(config: Config, source: Source, plan: ReadPlan, raw: Raw, room: Ro
     del named, whole["train"]
     for name in ("row_id", "time", "entity", "amount", "weight", "keep"):
         setattr(raw, name, None)  # what is left of it is in ``whole``
-    beyond = streaming.Beyond(config, source, plan, raw, place, found.schema, drawn, whole)
+    beyond = streaming.Beyond(reading, place, found.schema, drawn, whole)
     return replace(found, card=data_card, beyond=beyond)
 
 

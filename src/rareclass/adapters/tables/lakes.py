@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
-from rareclass.adapters.tables.sources import Batches, Source, conformed, scan_batches, scan_dataset
+from rareclass.adapters.tables.sources import Batches, ScanDataset, Source, conformed, scan_batches
 from rareclass.errors import ConfigError, DataError, need_package
 from rareclass.masking import masked
 
@@ -26,7 +26,7 @@ def delta(path: str) -> Source:
     try:
         data = DeltaTable(place, version=version).to_pyarrow_dataset()
         columns = dict(zip(data.schema.names, data.schema.types, strict=True))
-        return Source(masked(path), columns, data.count_rows(), scan_dataset(data))
+        return Source(masked(path), columns, data.count_rows(), ScanDataset(data))
     except (DeltaError, DeltaProtocolError, OSError, pa.ArrowException) as error:
         raise _unreadable(path, error, "a Delta table, like delta://FOLDER or delta://FOLDER?version=3") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,7 @@ class Reader:
         self.hashed = True
         """whether what is read is hashed as a whole, too: once is enough"""
         self.encoder: Encoder | None = None
+        self.types: Mapping[str, pa.DataType] = {}
         self._check_filtered_time()
         self.digest: dict[int, SetHash] = {}
         self.number = Reading("number", data.missing_values, data.decimal, data.thousands)
@@ -186,17 +187,12 @@ class Reader:
     def take(self, batch: pa.RecordBatch) -> None:
         """Encode one batch at the end of what was read."""
         self.read += batch.num_rows
-        if self.encoder is None:
-            types = dict(zip(batch.schema.names, batch.schema.types, strict=True))
-            self.encoder = Encoder(self.plan.features, types, self.readings)
-            self.x = Grown(np.float32, len(self.plan.features), self._expected())
-        assert self.x is not None
+        self._begin(dict(zip(batch.schema.names, batch.schema.types, strict=True)))
         if self.targets is None:
             target, labelled = np.zeros(batch.num_rows, dtype=np.int64), np.ones(batch.num_rows, dtype=bool)
         else:
             target, labelled = self.targets.encode(batch.column(self.data.target))
-            if len(self.targets.code) > _MAX_TARGETS:
-                raise self._many_targets()
+            self._check_targets()
         self.lost["target"] += int((~labelled).sum())
         use, time = labelled, None
         if self.data.time is not None:
@@ -214,6 +210,16 @@ class Reader:
             target, time = target[use], None if time is None else time[use]
         if batch.num_rows:
             self._append(batch, target, time)
+
+    def _begin(self, types: Mapping[str, pa.DataType]) -> None:
+        if self.encoder is None:
+            self.types = types
+            self.encoder = Encoder(self.plan.features, types, self.readings)
+            self.x = Grown(np.float32, len(self.plan.features), None if self.counts is not None else self._expected())
+
+    def _check_targets(self) -> None:
+        if self.targets is not None and len(self.targets.code) > _MAX_TARGETS:
+            raise self._many_targets()
 
     def _expected(self) -> int | None:
         """Rows to make room for at once: as many as there are, but no more than are kept."""
@@ -236,9 +242,9 @@ class Reader:
         self.y.room(count)[:] = target
         x = self._features(count)
         content, entity, ids = self._identified(batch, x, time)
-        if self.counts is not None and self.room is not None:
+        if self.counts is not None:
             self.counts.add(x)
-            self.room.check(self.y.length, self._bytes_of_a_row())
+            self._check_room()
         if self.time is not None and time is not None:
             self.time.room(count)[:] = time
         if self.entity is not None:
@@ -262,6 +268,10 @@ class Reader:
         rows = rows_hash(content, id=row_id, time=time, entity=entity, amount=amount, weight=weight, keep=keep)
         for code in np.unique(target):
             self.digest.setdefault(int(code), SetHash()).add(rows[target == code])
+
+    def _check_room(self) -> None:
+        if self.room is not None:
+            self.room.check(self.y.length, self._bytes_of_a_row())
 
     def _bytes_of_a_row(self) -> int:
         """What is kept of a row besides its features."""

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import and_, or_
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Source:
     rows : number of rows before any filter where that is known without reading them, else None
     scan : (names, filter as conditions, expressions over those names) -> batches of at most BATCH rows
     notes : where the files of a folder differ from each other, in words
+    divided : rows of a piece -> the same rows in the same order as several sources, which other processes can read;
+        None where they can only be read from the first to the last
     """
 
     label: str
@@ -51,6 +53,7 @@ class Source:
     rows: int | None
     scan: Scan
     notes: Sequence[str] = ()
+    divided: Callable[[int], Sequence[Source]] | None = None
 
 
 def unreadable(path: str, error: BaseException) -> DataError:
@@ -168,7 +171,7 @@ def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source
     }
     columns = dict(zip(data.schema.names, data.schema.types, strict=True))
     if all(list(types.items()) == list(seen[pieces[0].path].items()) for types in seen.values()):
-        return Source(path, columns, data.count_rows(), scan_dataset(data))
+        return Source(path, columns, data.count_rows(), ScanDataset(data), divided=partial(_row_groups, path, data))
     for types in seen.values():
         for column, kind in types.items():
             columns[column] = united(columns[column], kind) if column in columns else kind
@@ -184,6 +187,31 @@ def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source
                     yield conformed(batch, wanted, columns)
 
     return Source(path, columns, data.count_rows(), scan_batches(batches, columns), differences(seen))
+
+
+def _row_groups(path: str, data: ds.Dataset, rows: int) -> list[Source]:
+    """Return consecutive row groups as sources of about so many rows each, or of one group where that is larger."""
+    columns = dict(zip(data.schema.names, data.schema.types, strict=True))
+    found: list[Source] = []
+    held: list[Any] = []
+    counts: list[int] = []
+
+    def close() -> None:
+        if held:
+            part = ds.FileSystemDataset([*held], data.schema, data.format, data.filesystem)
+            found.append(Source(path, columns, sum(counts), ScanDataset(part)))
+        held.clear()
+        counts.clear()
+
+    for piece in data.get_fragments():
+        for group in piece.split_by_row_group():
+            count = sum(each.num_rows for each in group.row_groups)
+            if counts and sum(counts) + count > rows:
+                close()
+            held.append(group)
+            counts.append(count)
+    close()
+    return found
 
 
 def conformed(batch: pa.RecordBatch, wanted: Sequence[str], columns: Mapping[str, pa.DataType]) -> pa.RecordBatch:
@@ -315,19 +343,22 @@ def _neighbour(filesystem: pafs.FileSystem, inside: str) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def scan_dataset(data: ds.Dataset) -> Scan:
-    def scan(names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
+@dataclass(frozen=True, slots=True)
+class ScanDataset:
+    """Scans a data set of pyarrow; another process can be sent it."""
+
+    data: ds.Dataset
+
+    def __call__(self, names: Sequence[str], groups: Any, extra: Mapping[str, Any]) -> Batches:
         columns = {name: ds.field(name) for name in names} | dict(extra)
         try:
-            scanner = data.scanner(
+            scanner = self.data.scanner(
                 columns=columns, filter=expression(groups), batch_size=BATCH, batch_readahead=2, fragment_readahead=1
             )
             # a pandas index is a column like any other: what pandas noted about it is not passed on
             yield from (batch.replace_schema_metadata(None) for batch in scanner.to_batches() if batch.num_rows)
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise _wrong_filter(error) from None
-
-    return scan
 
 
 # ---------------------------------------------------------------------------------------------------------- CSV

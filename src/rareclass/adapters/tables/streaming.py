@@ -20,12 +20,14 @@ import pandas as pd
 import pyarrow as pa
 
 from rareclass.adapters.tables.columns import frame_of
+from rareclass.adapters.tables.divided import joined_arrays, spans, trimmed, without_secrets
 from rareclass.adapters.tables.encoding import Grown, Map
 from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import LEAST, Room, in_words
 from rareclass.adapters.tables.sources import Source
 from rareclass.config import Config
 from rareclass.core.dataset import AnyArray, BoolArray, FloatMatrix, Rows, Schema
+from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.core.hashing import CHUNK, unit
 from rareclass.core.splitting import Split
 from rareclass.errors import DataError
@@ -83,6 +85,10 @@ class Piece:
     at: slice
     x: FloatMatrix
     table: pd.DataFrame | None
+
+
+Look = Callable[[Piece, Rows], Any]
+"""What is made of some rows of a part: with their features, and all else that is known of them."""
 
 
 def rates(rows: int, positives: int, most: int) -> tuple[float, float]:
@@ -175,6 +181,11 @@ class _Again(Reader):
         self.content = None
         self.x = Grown(np.float32, len(plan.features))
 
+    def levels_known(self) -> int:
+        """How many categories there are in all columns."""
+        assert self.encoder is not None
+        return sum(len(levels.code) for levels in self.encoder.levels if levels is not None)
+
     def _same(self, batch: pa.RecordBatch, target: AnyArray) -> slice:
         """Return the places of a batch's rows. Raises DataError where they are not those of the first reading."""
         here = slice(self.at, self.at + batch.num_rows)
@@ -218,35 +229,79 @@ class _Taking(_Again):
             super()._append(taken, target[chosen], None if time is None else time[chosen])
 
 
-def take(config: Config, source: Source, plan: ReadPlan, first: Raw, place: AnyArray, drawn: Drawn) -> Raw:
-    """Return the sample: the marked rows with their features, in the order of the source.
+@dataclass(frozen=True, eq=False)
+class TableReading:
+    """A table that was read once, and how it is read again.
 
-    Raises DataError when it changed.
+    parts : what workers of the engine read; none where this process reads the table from end to end
+    ends : how many rows there are up to the end of each part
     """
-    chosen = place >= DRAWN
-    with ThreadPoolExecutor(config.compute.processors()) as pool:
-        reader = _Taking(config, source, plan, first, pool.map, chosen=chosen)
-        for batch in _scan(source, plan.names, plan):
-            reader.take(batch)
-    assert reader.x is not None
-    if reader.at != len(first.y) or not np.array_equal(reader.row_id.done(), first.row_id[chosen]):
+
+    config: Config
+    source: Source
+    plan: ReadPlan
+    first: Raw
+    parts: Sequence[Source] = ()
+    ends: Sequence[int] = ()
+    engine: ComputeEngine = ALONE
+
+    def divided(self) -> Iterator[tuple[TableReading, slice]]:
+        """Yield the reading of each part, with its rows among those of the table."""
+        for source, rows in zip(self.parts, spans(self.ends), strict=True):
+            yield replace(self, source=source, first=trimmed(self.first, rows), parts=(), ends=(), engine=ALONE), rows
+
+    def shared(self) -> TableReading:
+        """What workers need for every part."""
+        return replace(
+            self, config=without_secrets(self.config), first=trimmed(self.first), parts=(), ends=(), engine=ALONE
+        )
+
+
+_TAKEN = ("row_id", "time", "entity", "amount", "weight", "keep")
+
+
+def chosen_rows(reading: TableReading, chosen: BoolArray) -> Raw:
+    """Return the chosen rows with their features, in the order of the source. Raises DataError when it changed."""
+    first, source = reading.first, reading.source
+    if reading.parts:
+        jobs = ((part.source, part.first.y, chosen[rows]) for part, rows in reading.divided())
+        found = reading.engine.map(_chosen_of_part, jobs, reading.shared())
+        width = len(first.encoder.names)
+        taken = joined_arrays(found, int(np.count_nonzero(chosen)), width)
+    else:
+        with ThreadPoolExecutor(reading.config.compute.processors()) as pool:
+            taken = _chosen(reading, chosen, pool.map)
+    if not np.array_equal(taken["row_id"], first.row_id[chosen]):
         raise changed(source)
-    y = first.y[chosen]
-    probability = np.where(y == 1, drawn.positives_rate, drawn.negatives_rate)
-    weight = 1.0 / probability if reader.weight is None else reader.weight.done() / probability
-    given = {name: getattr(reader, name) for name in ("time", "entity", "amount", "keep")}
-    done: dict[str, Any] = {name: None if grown is None else grown.done() for name, grown in given.items()}
-    return replace(
-        first,
-        x=reader.x.done(),
-        y=y,
-        row_id=reader.row_id.done(),
-        content=None,
-        weight=weight,
-        drawn=probability,
-        counts=None,
-        **done,
-    )
+    given: dict[str, Any] = {name: taken.get(name) for name in _TAKEN}
+    return replace(first, x=taken["x"], y=first.y[chosen], content=None, counts=None, **given)
+
+
+def _chosen(reading: TableReading, chosen: BoolArray, at_once: Map = map) -> dict[str, AnyArray]:
+    """Return the arrays of the chosen rows by name. Raises DataError when the source is not what it was."""
+    source, plan = reading.source, reading.plan
+    reader = _Taking(reading.config, source, plan, reading.first, at_once, chosen=chosen)
+    known = reader.levels_known()
+    for batch in _scan(source, plan.names, plan):
+        reader.take(batch)
+    assert reader.x is not None
+    if reader.at != len(reading.first.y) or reader.levels_known() != known:
+        raise changed(source)
+    given = {name: getattr(reader, name) for name in _TAKEN}
+    return {"x": reader.x.done()} | {name: grown.done() for name, grown in given.items() if grown is not None}
+
+
+def _chosen_of_part(shared: TableReading, job: tuple[Source, AnyArray, BoolArray]) -> dict[str, AnyArray]:
+    source, y, chosen = job
+    return _chosen(replace(shared, source=source, first=replace(shared.first, y=y)), chosen)
+
+
+def take(reading: TableReading, place: AnyArray, drawn: Drawn) -> Raw:
+    """Return the sample: the marked rows, with their weights. Raises DataError when the source changed."""
+    sample = chosen_rows(reading, place >= DRAWN)
+    probability = np.where(sample.y == 1, drawn.positives_rate, drawn.negatives_rate)
+    weight = 1.0 / probability if sample.weight is None else sample.weight / probability
+    return replace(sample, weight=weight, drawn=probability)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,10 +311,7 @@ class Beyond:
     rows : by part, everything of them but their features, in the order of the source
     """
 
-    config: Config
-    source: Source
-    plan: ReadPlan
-    first: Raw
+    reading: TableReading
     place: AnyArray
     schema: Schema
     drawn: Drawn
@@ -268,30 +320,80 @@ class Beyond:
     @property
     def columns(self) -> Sequence[str]:
         """Columns of the source."""
-        return list(self.source.columns)
+        return list(self.reading.source.columns)
+
+    def each(
+        self, looks: Mapping[str, Look], columns: Sequence[str] = (), progress: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, slice, Any]]:
+        """Yield what ``looks`` say of all rows of their parts: the part, places among its rows in order, what was said.
+
+        looks : by part, what is called with some of its rows; other processes may be sent it
+        """
+        if not self.reading.parts:
+            yield from _looked(self, looks, columns, progress)
+            return
+        before, done = dict.fromkeys(looks, 0), 0
+        shared = replace(self, reading=self.reading.shared(), rows={}, place=self.place[:0]), looks, columns
+        for found, counts in self.reading.engine.map(_look_at_part, self._divided(tuple(looks)), shared):
+            for part, at, said in found:
+                yield part, slice(at.start + before[part], at.stop + before[part]), said
+            for part, count in counts.items():
+                before[part] += count
+            done += sum(counts.values())
+            if progress is not None:
+                progress(f"{done:,} rows scored by {self.reading.engine.workers} workers")
+
+    def _divided(self, parts: Sequence[str]) -> Iterator[tuple[Source, AnyArray, AnyArray, dict[str, Rows]]]:
+        before = dict.fromkeys(parts, 0)
+        for reading, rows in self.reading.divided():
+            place, own = self.place[rows], {}
+            for part in parts:
+                end = before[part] + int(np.count_nonzero((place & (DRAWN - 1)) == PARTS[part]))
+                own[part], before[part] = self.rows[part].take(slice(before[part], end)), end
+            yield reading.source, reading.first.y, place, own
 
     def pieces(
         self, parts: Sequence[str], columns: Sequence[str] = (), progress: Callable[[str], None] | None = None
     ) -> Iterator[Piece]:
         """Read the table and yield the rows of the parts, encoded with the schema. Raises DataError when it changed."""
-        names = list(dict.fromkeys([*self.plan.names, *columns]))
-        with ThreadPoolExecutor(self.config.compute.processors()) as pool:
+        plan, source = self.reading.plan, self.reading.source
+        names = list(dict.fromkeys([*plan.names, *columns]))
+        with ThreadPoolExecutor(self.reading.config.compute.processors()) as pool:
             reader = _Judged(self, parts, columns, pool.map)
-            for batch in _scan(self.source, names, self.plan):
+            for batch in _scan(source, names, plan):
                 reader.take(batch)
                 if progress is not None and reader.read % 1_000_000 < batch.num_rows:
                     progress(f"{reader.read:,} rows read")
                 yield from reader.pieces
                 reader.pieces.clear()
         if reader.at != len(self.place):
-            raise changed(self.source)
+            raise changed(source)
+
+
+def _looked(
+    beyond: Beyond, looks: Mapping[str, Look], columns: Sequence[str], progress: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, slice, Any]]:
+    for piece in beyond.pieces(tuple(looks), columns, progress):
+        yield piece.part, piece.at, looks[piece.part](piece, beyond.rows[piece.part].take(piece.at))
+
+
+def _look_at_part(
+    shared: tuple[Beyond, Mapping[str, Look], Sequence[str]], job: tuple[Source, AnyArray, AnyArray, dict[str, Rows]]
+) -> tuple[list[tuple[str, slice, Any]], dict[str, int]]:
+    """Look at the rows of one part of the table; return also how many there are in each part of the split."""
+    whole, looks, columns = shared
+    source, y, place, rows = job
+    reading = replace(whole.reading, source=source, first=replace(whole.reading.first, y=y))
+    found = list(_looked(replace(whole, reading=reading, place=place, rows=rows), looks, columns))
+    return found, {part: len(each) for part, each in rows.items()}
 
 
 class _Judged(_Again):
     """Encodes the rows of parts, with the categories that the sample taught."""
 
     def __init__(self, beyond: Beyond, parts: Sequence[str], columns: Sequence[str], at_once: Map) -> None:
-        super().__init__(beyond.config, beyond.source, beyond.plan, beyond.first, at_once)
+        reading = beyond.reading
+        super().__init__(reading.config, reading.source, reading.plan, reading.first, at_once)
         self.beyond, self.columns = beyond, list(columns)
         self.pieces: list[Piece] = []
         self.place = beyond.place & (DRAWN - 1)

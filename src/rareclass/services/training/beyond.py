@@ -83,8 +83,8 @@ def score(
     held_out = _HeldOut(config, dev, folds, fits, shifts, len(ingested.train), rows[0])
     test = _Test(learner, ingested.schema, config.evaluate.slices, rows[1])
     take = {"validation": held_out.take, "test": test.take}
-    for piece in beyond.pieces(tuple(take), progress=progress):
-        take[piece.part](piece)
+    for part, at, found in beyond.each({"validation": held_out.look, "test": test.look}, progress=progress):
+        take[part](at, found)
     fitted = dev.take(folds[-1].train)
     fewer = fit(half_of_negatives(fitted), True)
     half = _worth(config, dev.take(folds[-1].score), fits[-1], fewer)
@@ -106,19 +106,30 @@ def _worth(config: Config, rows: Rows, learner: Ensemble, other: Ensemble) -> Es
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _TestLook:
+    """What is made of some test rows: their scores, and their values in some columns."""
+
+    learner: Ensemble
+    columns: Sequence[int]
+
+    def __call__(self, piece: Piece, rows: Rows) -> tuple[FloatArray, FloatMatrix]:
+        return self.learner.score(piece.x), piece.x[:, list(self.columns)]
+
+
 class _Test:
     """Scores of the test rows, with the columns that evaluation reports by."""
 
     def __init__(self, learner: Ensemble, schema: Schema, slices: Sequence[str], rows: Rows) -> None:
-        self.learner, self.rows, self.raw = learner, rows, np.empty(len(rows))
+        self.rows, self.raw = rows, np.empty(len(rows))
         names = evaluation.sliced(schema, slices)
-        self.columns = [schema.names.index(name) for name in names]
-        self.schema = Schema(tuple(schema.features[at] for at in self.columns), schema.roles)
+        columns = [schema.names.index(name) for name in names]
+        self.look = _TestLook(learner, columns)
+        self.schema = Schema(tuple(schema.features[at] for at in columns), schema.roles)
         self.x = np.empty((len(rows), len(names)), dtype=np.float32)
 
-    def take(self, piece: Piece) -> None:
-        self.raw[piece.at] = self.learner.score(piece.x)
-        self.x[piece.at] = piece.x[:, self.columns]
+    def take(self, at: slice, found: tuple[FloatArray, FloatMatrix]) -> None:
+        self.raw[at], self.x[at] = found
 
     def done(self) -> ScoredPart:
         return ScoredPart(replace(self.rows, schema=self.schema, x=self.x), self.raw)
@@ -142,38 +153,19 @@ class _HeldOut:
         train: int,
         rows: Rows,
     ) -> None:
-        self.config, self.dev, self.folds, self.fits, self.rows = config, dev, folds, fits, rows
-        self.shift = [training.prior_shift(dev, fold) if shifts else 0.0 for fold in folds]
+        self.dev, self.folds, self.rows = dev, folds, rows
         kind = splitting.resolve_kind(config.split, has_time=dev.time is not None, has_entity=dev.entity is not None)
-        self.which = _windows(dev, folds) if kind == "time" else _by_unit(dev, folds, kind == "grouped")
-        self.apart = kind == "time" and config.split.entities_apart
+        apart = kind == "time" and config.split.entities_apart
+        self.look = _HeldOutLook(
+            fits, [training.prior_shift(dev, fold) if shifts else 0.0 for fold in folds],
+            _Windows.of(dev, folds) if kind == "time" else _Units.of(dev, folds, kind == "grouped"),
+            [_known_entities(dev, fold, apart, config.split.drop_known_entities) for fold in folds],
+        )  # fmt: skip
         self.total, self.count = np.zeros(len(rows)), np.zeros(len(rows))
         self.train = train if kind != "time" else 0
 
-    def take(self, piece: Piece) -> None:
-        rows = self.rows.take(piece.at)
-        for numbers in self.which(rows, piece.x):
-            for number in np.unique(numbers):
-                at = np.flatnonzero(numbers == number)
-                at = at[self._unknown(int(number), rows.take(at))]
-                if len(at):
-                    self._add(int(number), self.total, self.count, at + piece.at.start, piece.x[at])
-
-    def _add(self, number: int, total: FloatArray, count: FloatArray, at: IntArray, x: FloatMatrix) -> None:
-        total[at] += logit(self.fits[number].score(x)) + self.shift[number]
-        count[at] += 1
-
-    def _unknown(self, number: int, rows: Rows) -> BoolArray:
-        """Leave out what the folds leave out: rows of entities that the fit has seen."""
-        use = np.ones(len(rows), dtype=bool)
-        if rows.entity is None or self.dev.entity is None:
-            return use
-        fitted = self.folds[number].train
-        if self.apart:
-            use &= ~np.isin(rows.entity, self.dev.entity[fitted])
-        if self.config.split.drop_known_entities:
-            use &= ~np.isin(rows.entity, self.dev.entity[fitted[self.dev.y[fitted] == 1]])
-        return use
+    def take(self, at: slice, found: tuple[FloatArray, FloatArray]) -> None:
+        self.total[at], self.count[at] = found
 
     def done(self) -> ScoredPart:
         known = self.count > 0
@@ -183,7 +175,7 @@ class _HeldOut:
         total, count = np.zeros(self.train), np.zeros(self.train)
         for number, fold in enumerate(self.folds):
             at = fold.score[fold.score < self.train]
-            self._add(number, total, count, at, self.dev.x[at])
+            self.look.add(number, total, count, at, self.dev.x[at])
         held = np.flatnonzero(count)
         sampled = self.dev.take(held)
         nothing: dict[str, Any] = {"schema": rows.schema, "x": np.empty((len(held), 0), dtype=np.float32), "keep": None}
@@ -193,45 +185,97 @@ class _HeldOut:
         return ScoredPart(both, np.concatenate([expit(np.asarray(total[held] / count[held])), raw]), len(held))
 
 
-def _windows(dev: Rows, folds: Sequence[Fold]) -> Any:
-    """Return what tells the fold of rows by their time: the last window that begins before them, for each repeat."""
-    assert dev.time is not None
-    starts = np.array([dev.time[fold.score].min() for fold in folds])
+@dataclass(frozen=True, eq=False)
+class _HeldOutLook:
+    """What is made of some validation rows: the sum of their log-odds over repeated folds, and how many those are.
 
-    def which(rows: Rows, x: FloatMatrix) -> list[IntArray]:
-        return [np.maximum(np.searchsorted(starts, cast("AnyArray", rows.time), side="right") - 1, 0)]
+    shift : what the log-odds of each fit lack · known : entities that each fit has seen, whose rows its fold leaves out
+    """
 
-    return which
+    fits: Sequence[Ensemble]
+    shift: Sequence[float]
+    which: _Windows | _Units
+    known: Sequence[AnyArray | None]
+
+    def __call__(self, piece: Piece, rows: Rows) -> tuple[FloatArray, FloatArray]:
+        total, count = np.zeros(len(rows)), np.zeros(len(rows))
+        for numbers in self.which(rows, piece.x):
+            for number in np.unique(numbers):
+                at = np.flatnonzero(numbers == number)
+                known = self.known[number]
+                if rows.entity is not None and known is not None:
+                    at = at[~np.isin(rows.entity[at], known)]
+                if len(at):
+                    self.add(int(number), total, count, at, piece.x[at])
+        return total, count
+
+    def add(self, number: int, total: FloatArray, count: FloatArray, at: IntArray, x: FloatMatrix) -> None:
+        """Add what one fit says of rows ``at``."""
+        total[at] += logit(self.fits[number].score(x)) + self.shift[number]
+        count[at] += 1
 
 
-def _by_unit(dev: Rows, folds: Sequence[Fold], grouped: bool) -> Any:
-    """Return what tells the fold that held out a row's unit, for each repeat: that of sampled rows of its entity, or of
-    equal features, so that no fit knew its twin; any one of them where there is none."""
-    keys = [content_groups(dev.x)]
-    if grouped and dev.entity is not None:
-        keys.insert(0, dev.entity)
-    repeats = sorted({fold.repeat for fold in folds})
-    own = np.full((len(repeats), len(dev)), -1, dtype=np.int64)
-    for number, fold in enumerate(folds):
-        own[repeats.index(fold.repeat), fold.score] = number
-    found = [np.unique(key, return_index=True) for key in keys]
+def _known_entities(dev: Rows, fold: Fold, apart: bool, drop_known: bool) -> AnyArray | None:
+    """Return the entities whose rows a fold leaves out, because its fit has seen them; None for none."""
+    if dev.entity is None or not (apart or drop_known):
+        return None
+    seen = fold.train if apart else fold.train[dev.y[fold.train] == 1]
+    return np.unique(dev.entity[seen])
 
-    def which(rows: Rows, x: FloatMatrix) -> list[IntArray]:
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Tells the fold of rows by their time: the last window that begins before them, for each repeat."""
+
+    starts: AnyArray
+
+    @staticmethod
+    def of(dev: Rows, folds: Sequence[Fold]) -> _Windows:
+        assert dev.time is not None
+        return _Windows(np.array([dev.time[fold.score].min() for fold in folds]))
+
+    def __call__(self, rows: Rows, x: FloatMatrix) -> list[IntArray]:
+        return [np.maximum(np.searchsorted(self.starts, cast("AnyArray", rows.time), side="right") - 1, 0)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """Tells the fold that held out a row's unit, for each repeat: that of sampled rows of its entity, or of equal
+    features, so that no fit knew its twin; any one of them where there is none.
+
+    own : (repeats, n_dev) the fold that scores each sampled row, -1 for none
+    found : what each key is, and where it is first
+    """
+
+    own: AnyArray
+    found: Sequence[tuple[AnyArray, AnyArray]]
+    grouped: bool
+
+    @staticmethod
+    def of(dev: Rows, folds: Sequence[Fold], grouped: bool) -> _Units:
+        keys = [content_groups(dev.x)]
+        if grouped and dev.entity is not None:
+            keys.insert(0, dev.entity)
+        repeats = sorted({fold.repeat for fold in folds})
+        own = np.full((len(repeats), len(dev)), -1, dtype=np.int64)
+        for number, fold in enumerate(folds):
+            own[repeats.index(fold.repeat), fold.score] = number
+        return _Units(own, [np.unique(key, return_index=True) for key in keys], grouped)
+
+    def __call__(self, rows: Rows, x: FloatMatrix) -> list[IntArray]:
         of_rows: list[AnyArray] = [content_groups(x)]
-        if grouped and rows.entity is not None:
+        if self.grouped and rows.entity is not None:
             of_rows.insert(0, rows.entity)
         place = np.full(len(rows), -1, dtype=np.int64)
-        for (known, first), wanted in zip(found, of_rows, strict=True):
+        for (known, first), wanted in zip(self.found, of_rows, strict=True):
             at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
             place = np.where((place < 0) & (known[at] == wanted), first[at], place)
         answers = []
-        for repeat, folds_of in enumerate(own):
+        for repeat, folds_of in enumerate(self.own):
             mine = np.unique(folds_of[folds_of >= 0])
             any_of = mine[(unit(of_rows[0], _SALT + repeat) * len(mine)).astype(np.int64)]
             answers.append(np.where((place >= 0) & (folds_of[place] >= 0), folds_of[place], any_of))
         return answers
-
-    return which
 
 
 def scored_rows(beyond: ScoredBeyond, scores: tuple[FloatArray, FloatArray]) -> tuple[Rows, FloatArray]:
@@ -250,6 +294,17 @@ def scored_rows(beyond: ScoredBeyond, scores: tuple[FloatArray, FloatArray]) -> 
     return concatenate(rows), np.concatenate(score)
 
 
+@dataclass(frozen=True, eq=False)
+class _ChampionLook:
+    """What a version says of some test rows, from its own columns as they are written."""
+
+    model: RareModel
+
+    def __call__(self, piece: Piece, rows: Rows) -> FloatArray:
+        assert piece.table is not None
+        return self.model.score(piece.table)
+
+
 def champion_scores(beyond: Beyond, model: RareModel) -> tuple[FloatArray, BoolArray]:
     """Return (n_test,) scores and decisions of a version on its own columns, read as a stream.
 
@@ -262,7 +317,6 @@ def champion_scores(beyond: Beyond, model: RareModel) -> tuple[FloatArray, BoolA
             )
     rows = beyond.rows["test"]
     scores = np.full(len(rows), np.nan)
-    for piece in beyond.pieces(["test"], columns=model.schema.names):
-        assert piece.table is not None
-        scores[piece.at] = model.score(piece.table)
+    for _, at, found in beyond.each({"test": _ChampionLook(model)}, columns=model.schema.names):
+        scores[at] = found
     return scores, np.asarray(model.decide(scores))

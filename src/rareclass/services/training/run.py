@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
+from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.errors import ModelError
 from rareclass.services import promotion
-from rareclass.services.training import results, steps, validate
+from rareclass.services.training import engines, results, steps, validate
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rareclass.core.dataset import Rows
     from rareclass.core.gating import NotComparable
     from rareclass.core.model import RareModel
+    from rareclass.core.training import Trained
 
 
 class Stopwatch:
@@ -49,9 +51,11 @@ def run(
     promotion.check_reachable(config)
     results.writable(out)
     watch, when = Stopwatch(), now or steps.utc_now()
-    with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
-        ingested = steps.ingest(config, progress)
-    return run_rows(config, ingested, out, watch=watch, progress=progress, now=when, reason=reason)
+    with ExitStack() as stack:
+        with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
+            engine = stack.enter_context(engines.engine(config))
+            ingested = steps.ingest(config, progress, engine)
+        return run_rows(config, ingested, out, watch=watch, progress=progress, now=when, reason=reason, engine=engine)
 
 
 def run_rows(
@@ -64,10 +68,11 @@ def run_rows(
     progress: Progress = silent,
     reason: str = "retrain",
     actor: str | None = None,
+    engine: ComputeEngine = ALONE,
 ) -> dict[str, Any]:
     """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version.
 
-    actor : who the ledger says did it; default: the user of this process
+    actor : who the ledger says did it; default: the user of this process · engine : whose workers train candidates
     """
     watch = watch or Stopwatch()
     from rareclass.core import hashing
@@ -81,6 +86,7 @@ def run_rows(
             now=now,
             champion=lambda: champion(config),
             looks=lambda rows: promotion.looks(config, hashing.of_rows(rows.row_id, rows.y)),
+            engine=engine,
         )
     with watch("register"):
         details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
@@ -103,37 +109,25 @@ def fit(
     progress: Progress = silent,
     champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
     looks: Callable[[Rows], int] = lambda rows: 0,
+    engine: ComputeEngine = ALONE,
 ) -> steps.Run:
     """Everything up to the refitted model; writes nothing.
 
     champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in
         memory
     looks : how often rows judged a run before
+    engine : whose workers train candidates
     """
     with watch("ingest"):
         ingested = steps.with_incumbent(config, ingested, champion(), progress)
     with watch("detect_imbalance"):
         plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress)
         dev, folds = steps.development(config, ingested.train, ingested.validation)
-    trained = []
-    saved = 0.0
-    for name, members in plan.groups.items():
-        with watch("resample"):
-            resampled = steps.resample(config, dev, folds, members, progress)
-        start = time.monotonic()
+    if engine.workers and engines.fits_a_worker(config, dev):
         with watch("train"):
-            trained += steps.train(
-                config,
-                dev,
-                folds,
-                members,
-                resampled,
-                plan.seconds[name] + saved,
-                planned=plan.candidates,
-                progress=progress,
-            )
-        # What one group leaves of its budget the next ones may use.
-        saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
+            trained = engines.train(engine, config, plan, dev, folds, progress)
+    else:
+        trained = _train_here(config, plan, dev, folds, watch, progress)
     trained = steps.as_recorded(config, trained)
     with watch("select"):
         chosen = steps.select(config, dev, trained, progress)
@@ -175,6 +169,31 @@ def fit(
         )
     cost = None if scored is None else scored.half
     return steps.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds, cost)
+
+
+def _train_here(
+    config: Config, plan: steps.Plan, dev: Rows, folds: Any, watch: Stopwatch, progress: Progress
+) -> list[Trained]:
+    """Fit group after group in this process; what one leaves of its budget the next ones may use."""
+    trained: list[Trained] = []
+    saved = 0.0
+    for name, members in plan.groups.items():
+        with watch("resample"):
+            resampled = steps.resample(config, dev, folds, members, progress)
+        start = time.monotonic()
+        with watch("train"):
+            trained += steps.train(
+                config,
+                dev,
+                folds,
+                members,
+                resampled,
+                plan.seconds[name] + saved,
+                planned=plan.candidates,
+                progress=progress,
+            )
+        saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
+    return trained
 
 
 def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rareclass.config import Config, public
+from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.errors import ConfigError, RareclassError
 
 if TYPE_CHECKING:
@@ -126,12 +127,12 @@ class Run:
     """of a table that is larger than memory: what half as many negatives to train on would cost in average precision"""
 
 
-def ingest(config: Config, progress: Progress = silent) -> Ingested:
-    """Read the source once; check, split and encode it. Raises DataError."""
+def ingest(config: Config, progress: Progress = silent, engine: ComputeEngine = ALONE) -> Ingested:
+    """Read the source once; check, split and encode it. Raises DataError. engine : whose workers read its parts"""
     from rareclass.adapters import tables
 
     progress("ingest", f"reading {config.data.path}")
-    return tables.ingest(config, progress=lambda message: progress("ingest", message))
+    return tables.ingest(config, progress=lambda message: progress("ingest", message), engine=engine)
 
 
 def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, Any]:
@@ -229,6 +230,37 @@ def train(
         threads=config.compute.processors(),
         clock=clock,
         planned=planned,
+        progress=lambda message: progress("train", message),
+    )
+    return list(found)
+
+
+def tune(
+    config: Config,
+    dev: Rows,
+    folds: Any,
+    trained: Sequence[Trained],
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    progress: Progress = silent,
+) -> list[Trained]:
+    """Search the settings of the candidate on untouched rows for so long, after all candidates were fitted."""
+    from rareclass.core import search
+
+    start = clock()
+    trials = search.trials_left(config, len(trained))
+    found = search.tune_hyperparameters(
+        [one for one in trained if one.candidate.group == "none"],
+        dev,
+        folds,
+        seed=config.train.seed,
+        threads=config.compute.processors(),
+        device=config.compute.device,
+        costs=costs_of(config, dev, dev),
+        trials=trials,
+        out_of_time=lambda: trials is None and clock() - start >= seconds,
+        clock=clock,
         progress=lambda message: progress("train", message),
     )
     return list(found)

@@ -1,0 +1,92 @@
+"""The table of engines, and candidates that train side by side on the workers of one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rareclass.config import ComputeSettings, Config
+from rareclass.core.engines import ALONE, ComputeEngine
+from rareclass.services.training import steps
+
+if TYPE_CHECKING:
+    from rareclass.core.candidates import Candidate
+    from rareclass.core.dataset import Rows
+    from rareclass.core.splitting import Fold
+    from rareclass.core.training import Trained
+    from rareclass.services.training.steps import Plan, Progress
+
+
+@contextmanager
+def _local(compute: ComputeSettings) -> Iterator[ComputeEngine]:
+    yield ALONE
+
+
+def _dask(compute: ComputeSettings) -> AbstractContextManager[ComputeEngine]:
+    from rareclass.adapters.dask_engine import dask_engine
+
+    return dask_engine(compute)
+
+
+ENGINES: Mapping[str, Callable[[ComputeSettings], AbstractContextManager[ComputeEngine]]] = {
+    "local": _local,
+    "dask": _dask,
+}
+"""`compute.engine` -> what begins it, and ends it with the block."""
+
+
+def engine(config: Config) -> AbstractContextManager[ComputeEngine]:
+    """Return the engine of a configuration. Raises EngineError where it cannot begin."""
+    return ENGINES[config.compute.engine](config.compute)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What every candidate trains on."""
+
+    config: Config
+    dev: Rows
+    folds: Sequence[Fold]
+    seconds: float
+
+
+def fits_a_worker(config: Config, dev: Rows) -> bool:
+    """Whether a worker's memory holds what a candidate takes."""
+    from rareclass.adapters.tables.room import Room
+
+    most = config.compute.dask.worker_memory
+    return most is None or len(dev) <= Room(most).rows(dev.x.shape[1])
+
+
+def train(
+    engine: ComputeEngine, config: Config, plan: Plan, dev: Rows, folds: Any, progress: Progress
+) -> list[Trained]:
+    """Fit every candidate on a worker of its own, then search the leader's settings with what is left of the time.
+
+    The fits are those of one process: each depends on its rows, settings and seed alone. Each has its share of
+    ``search.seconds``, times the number of workers, at most all of it.
+    """
+    start = time.monotonic()
+    candidates = [candidate for members in plan.groups.values() for candidate in members]
+    seconds = min(config.search.seconds, config.search.seconds * engine.workers / (len(candidates) + 1))
+    there = config.compute.model_copy(update={"threads": engine.threads})
+    no_search = config.search.model_copy(update={"tune": False})
+    on_workers = config.model_copy(update={"compute": there, "search": no_search})
+    sample = _Sample(on_workers, dev, folds, seconds)
+    trained: list[Trained] = []
+    for number, found in enumerate(engine.map(_train_one, candidates, sample), 1):
+        progress("train", f"{number} of {len(candidates)} candidates, {engine.workers} at once")
+        trained += found
+    left = max(0.0, config.search.seconds - (time.monotonic() - start))
+    tuned = steps.tune(config, dev, folds, trained, left, progress=progress)
+    untouched = len(plan.groups.get("none", ()))  # the order of one process: sums and ties go by it
+    return [*trained[:untouched], *tuned, *trained[untouched:]]
+
+
+def _train_one(sample: _Sample, candidate: Candidate) -> list[Trained]:
+    """Fit one candidate; on untouched rows it is kept as far as it has grown when its time is out, like candidate 0."""
+    resampled = steps.resample(sample.config, sample.dev, sample.folds, [candidate])
+    return steps.train(sample.config, sample.dev, sample.folds, [candidate], resampled, sample.seconds)

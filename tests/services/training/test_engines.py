@@ -1,0 +1,183 @@
+"""Runs on workers of Dask: the figures of one process; a lost worker costs time, a lost scheduler ends in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.services.training.test_beyond import TIGHT, config, payments
+
+from rareclass.adapters import dask_engine
+from rareclass.adapters.dask_engine import DaskEngine
+from rareclass.adapters.store import Store
+from rareclass.adapters.tables import divided
+from rareclass.config import CandidateSpec, ComputeSettings, Config, ResampleStep, dump, parse
+from rareclass.core.candidates import Candidate, group_by_resampler
+from rareclass.core.engines import ALONE, ComputeEngine
+from rareclass.errors import EngineError
+from rareclass.services.training import engines, run, steps
+
+SMALL = {"rounds": 10, "eta": 0.4, "max_bin": 32}
+CANDIDATES = [
+    CandidateSpec(learner="xgboost", params=SMALL),
+    CandidateSpec(learner="logistic_regression"),
+    CandidateSpec(learner="xgboost", params=SMALL, resample=[ResampleStep(name="random_under", ratio=5.0)]),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("engines")
+    payments(24_000).to_parquet(made / "payments.parquet", row_group_size=3_500)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divided, "LEAST_ROWS", 7_000)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[DaskEngine]:
+    with dask_engine.dask_engine(ComputeSettings(engine="dask", threads=1)) as engine:
+        yield engine
+
+
+def settings(folder: Path, kind: str = "time", memory: object = TIGHT, **sections: Any) -> Config:
+    return parse(dump(config(folder, kind, memory)) | sections)
+
+
+def fitted(wanted: Config, engine: ComputeEngine) -> steps.Run:
+    ingested = steps.ingest(wanted, engine=engine)
+    return run.fit(wanted, ingested, watch=run.Stopwatch(), now=steps.utc_now(), engine=engine)
+
+
+def test_two_workers_find_what_one_process_finds(folder: Path, workers: DaskEngine) -> None:
+    one, two = (fitted(settings(folder), engine) for engine in (ALONE, workers))
+    assert two.ingested.card == one.ingested.card
+    assert two.ingested.beyond is not None
+    assert len(two.ingested.beyond.reading.parts) == 4
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(two.ingested, part), getattr(one.ingested, part)
+        assert np.array_equal(ours.row_id, theirs.row_id)
+        assert np.array_equal(ours.x, theirs.x, equal_nan=True)
+        assert np.array_equal(ours.weight, theirs.weight)
+    assert np.array_equal(two.trained[0].oof, one.trained[0].oof, equal_nan=True)
+    assert two.tuning.thresholds == one.tuning.thresholds
+    assert np.array_equal(two.judged.score, one.judged.score)
+    assert two.judged.evaluation.metrics["ap"] == one.judged.evaluation.metrics["ap"]
+    assert two.judged.decision.verdict == one.judged.decision.verdict
+    assert two.model.profile == one.model.profile
+
+
+def test_candidates_side_by_side_are_those_of_one_process(folder: Path, workers: DaskEngine) -> None:
+    wanted = settings(folder, search={"trials": 3, "tune": False})
+    ingested = steps.ingest(wanted)
+    plan = steps.detect_imbalance(wanted, ingested.train, ingested.validation)
+    dev, folds = steps.development(wanted, ingested.train, ingested.validation)
+    groups = group_by_resampler([Candidate.from_spec(each) for each in CANDIDATES])
+    plan = replace(plan, groups=groups)
+    ours = engines.train(workers, wanted, plan, dev, folds, steps.silent)
+    theirs = [
+        one for name, members in groups.items()
+        for one in steps.train(wanted, dev, folds, members, steps.resample(wanted, dev, folds, members), 60)
+    ]  # fmt: skip
+    assert [each.candidate for each in ours] == [each.candidate for each in theirs]
+    assert all(np.array_equal(a.oof, b.oof, equal_nan=True) for a, b in zip(ours, theirs, strict=True))
+    assert all(each.complete for each in ours)
+
+
+@pytest.mark.parametrize(("kind", "memory"), [("time", "8GiB"), ("stratified", TIGHT), ("grouped", TIGHT)])
+def test_a_table_is_read_by_workers_as_by_one_process(
+    folder: Path, workers: DaskEngine, kind: str, memory: object
+) -> None:
+    one, two = (steps.ingest(settings(folder, kind, memory), engine=engine) for engine in (ALONE, workers))
+    assert two.card == one.card
+    assert [each.message for each in two.warnings] == [each.message for each in one.warnings]
+    assert two.schema == one.schema
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(two, part), getattr(one, part)
+        assert np.array_equal(ours.row_id, theirs.row_id)
+        assert np.array_equal(ours.x, theirs.x, equal_nan=True)
+
+
+def _die_once(mark: Path, job: int) -> int:
+    """Kill the worker that takes job 5 first."""
+    if job == 5:
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return job * job
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job * job
+
+
+def _refuse(shared: None, job: int) -> int:
+    raise EngineError(f"job {job} is refused")
+
+
+def test_what_a_worker_refuses_is_said_as_by_one_process(workers: DaskEngine) -> None:
+    with pytest.raises(EngineError, match="job 0 is refused"):
+        list(workers.map(_refuse, range(3)))
+
+
+def test_a_worker_killed_in_the_middle_changes_no_figure(workers: DaskEngine, tmp_path: Path) -> None:
+    assert list(workers.map(_die_once, range(12), tmp_path / "died")) == [job * job for job in range(12)]
+    assert (tmp_path / "died").exists()
+
+
+@pytest.fixture
+def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A scheduler and a worker of somebody else, as processes."""
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    command += ["--port", "0", "--no-dashboard"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = next(
+            found[0] for line in process.stderr if (found := re.findall(r"Scheduler at:\s+(tcp://\S+)", line))
+        )
+        serve = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+        serve += ["--no-nanny", "--no-dashboard"]
+        with subprocess.Popen(serve, stderr=subprocess.DEVNULL) as worker:
+            yield address, process
+            worker.kill()
+        process.kill()
+
+
+def test_a_lost_scheduler_ends_a_run_in_one_line_and_nothing_is_registered(
+    folder: Path, scheduler: tuple[str, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    address, process = scheduler
+    raw = dump(settings(folder))
+    raw["compute"] |= {"engine": "dask", "dask": {"scheduler": address}}
+    raw["tracking"]["uri"], raw["store"]["url"] = f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/store.db"
+    wanted = parse(raw)
+
+    def lose(step: str, message: str) -> None:
+        if "read as a stream" in message:
+            process.kill()
+
+    with pytest.raises(EngineError, match="scheduler is gone") as error:
+        run.run(wanted, tmp_path / "out", progress=lose)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "out" / "summary.json").exists()
+    with Store(wanted.store.url) as store:
+        assert store.entries(wanted.name) == []
+
+
+def test_a_scheduler_that_does_not_answer_is_refused_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engine, "CONNECTING", "200ms")
+    raw = dump(settings(folder))
+    raw["compute"] |= {"engine": "dask", "dask": {"scheduler": "tcp://127.0.0.1:1"}}
+    with pytest.raises(EngineError, match=r"does not answer.*compute\.dask\.scheduler"), engines.engine(parse(raw)):
+        pass
