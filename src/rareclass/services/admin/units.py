@@ -39,6 +39,7 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
 
     path : of the configuration, in this folder. Raises ConfigError where it is elsewhere, since a container would not
         see it.
+    Tokens and passwords come from `NAME.env` beside the file, where that is, as with systemd.
     """
     import yaml
 
@@ -48,11 +49,12 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
         raise ConfigError(
             f"the containers see '{here}' only, and '{path}' is elsewhere. Run this where the configuration is"
         )
-    tokens = (config.serve.token_env, config.labels.token_env, config.monitor.token_env)
+    name = f"rareclass-{config.name}"
+    secrets = {"path": _literal(str(file.resolve().parent / f"{name}.env")), "required": False}
     common: dict[str, Any] = {
         "user": f"{os.getuid()}:{os.getgid()}",
         "working_dir": "/work",
-        "volumes": [f"{here}:/work"],
+        "volumes": [{"type": "bind", "source": _literal(str(here)), "target": "/work"}],
         "restart": "unless-stopped",
         "stop_grace_period": f"{STOP_SECONDS:.0f}s",
         "read_only": True,
@@ -60,12 +62,12 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "entrypoint": ["rareclass"],
+        "env_file": [secrets],
     }
     # inside the containers every address is listened on; from outside only this machine reaches the published ports
     environment = {
-        **{f"RARECLASS_{name.upper()}__HOST": "0.0.0.0" for name in SERVICES},  # noqa: S104
+        **{f"RARECLASS_{service.upper()}__HOST": "0.0.0.0" for service in SERVICES},  # noqa: S104
         "HOME": "/tmp",  # noqa: S108
-        **{name: f"${{{name}:-}}" for name in tokens},
     }
     ports = {
         "serve": [config.serve.http_port, config.serve.grpc_port, config.serve.metrics_port],
@@ -75,7 +77,7 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
     for unit in chosen:
         if unit.every is None:
             published = [f"127.0.0.1:{port}:{port}" for port in ports[unit.name] if port]
-            command = [str(inside) if argument == path else argument for argument in unit.arguments]
+            command = [_literal(str(inside) if argument == path else argument) for argument in unit.arguments]
             services[unit.name] = {
                 "image": IMAGES["serving"],
                 **common,
@@ -86,13 +88,18 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
     jobs = [unit.name for unit in chosen if unit.every is not None]
     if jobs:
         only = [part for job in jobs for part in ("--only", job)]
-        command = ["up", *set_options(overrides), "-c", str(inside), *only]
+        command = [_literal(each) for each in ("up", *set_options(overrides), "-c", str(inside), *only)]
         services["jobs"] = {"image": IMAGES["pipeline"], **common, "command": command, "environment": environment}
-    text = yaml.safe_dump({"name": f"rareclass-{config.name}", "services": services}, sort_keys=False, width=200)
+    text = yaml.safe_dump({"name": name, "services": services}, sort_keys=False, width=200)
     [written] = _written(
         file.parent, {file.name: f"# written by `rareclass up --compose`; `make images` builds its images\n{text}"}
     )
     return written
+
+
+def _literal(text: str) -> str:
+    """What compose would replace by a variable of the shell is kept as it is."""
+    return text.replace("$", "$$")
 
 
 def _target(config: Config, name: str, chosen: Sequence[Unit]) -> str:
