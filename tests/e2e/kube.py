@@ -188,7 +188,7 @@ def inside(script: str, *, space: str = SPACE, labels: dict[str, str] | None = N
 # --- load ------------------------------------------------------------------------------------------------------------
 
 LOAD = """
-    import collections, json, os, threading, time, urllib.error, urllib.request
+    import collections, json, os, socket, threading, time, urllib.error, urllib.parse, urllib.request
     url, model, prefix = "http://{release}-serving.{space}", "{model}", "{prefix}"
     def patient(work):
         for left in range(60, -1, -1):
@@ -201,7 +201,11 @@ LOAD = """
     with patient(lambda: urllib.request.urlopen(f"{{url}}/v2/models/{{model}}")) as answer:
         inputs = json.load(answer)["inputs"]
     columns = [dict(name=each["name"], datatype=each["datatype"], shape=[1], data=[1.0] if each["datatype"] == "FP32" else ["x"]) for each in inputs]
+    # the address of the Service stays: what a busy name server leaves unanswered says nothing of the servers
+    host = patient(lambda: socket.gethostbyname(urllib.parse.urlsplit(url).hostname))
+    url = f"http://{{host}}"
     end, good, bad, versions, lock = time.monotonic() + {seconds}, [], collections.Counter(), set(), threading.Lock()
+    failed = []
     def ask(number):
         turn = 0
         while time.monotonic() < end and not os.path.exists("/tmp/stop"):
@@ -220,14 +224,14 @@ LOAD = """
                 with lock:
                     # where a Service has no address left, a test cluster may let the packet out to a stranger
                     ours = error.headers.get("server") == "uvicorn"
-                    bad[f"{{error.code}} {{said}}" if ours else "nobody there"] += 1
+                    bad[f"{{error.code}} {{said}}" if ours else "nobody there"] += 1; failed.append(time.time())
             except Exception as error:
                 with lock:
-                    bad[type(getattr(error, "reason", error)).__name__] += 1
+                    bad[type(getattr(error, "reason", error)).__name__] += 1; failed.append(time.time())
             time.sleep({pause})
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
     [each.start() for each in threads]; [each.join() for each in threads]
-    print(json.dumps(dict(good=len(good), ids=good if {ids} else [], distinct=len(set(good)), bad=bad, failed=sum(bad.values()), versions=sorted(versions))))
+    print(json.dumps(dict(good=len(good), ids=good if {ids} else [], distinct=len(set(good)), bad=bad, failed=len(failed), between=[min(failed), max(failed)] if failed else None, versions=sorted(versions))))
 """  # noqa: E501
 
 

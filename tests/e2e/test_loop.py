@@ -132,7 +132,7 @@ class Stream:
             self.until = end
         script = (
             "cat > /tmp/labels.csv && rareclass labels import -c /config/config.yaml /tmp/labels.csv --set "
-            "store.wait=1m"
+            "store.wait=5m"
         )
         text = "\n".join(["request_id,row,label", *labels]) + "\n"
         said = kubectl(
