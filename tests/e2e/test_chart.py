@@ -446,6 +446,7 @@ def test_the_page_of_the_platform_names_the_versions_that_are_pinned() -> None:
         "prometheus": "kube-prometheus-stack with Grafana",
         "kserve": "KServe",
         "cert-manager": "cert-manager",
+        "gateway-api": "Gateway API, its objects alone",
         "kind": "kind node",
     }
     assert {each.name for each in (ROOT / "manifests").iterdir() if each.is_dir()} == parts.keys()

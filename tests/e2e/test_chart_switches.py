@@ -431,3 +431,16 @@ def accepted(objects: list[dict[str, Any]], space: str) -> None:
 @pytest.mark.parametrize("number", range(len(COMBINATIONS)))
 def test_the_cluster_accepts_what_any_two_switches_render(number: int, space: str, tmp_path: Any) -> None:
     accepted(rendered(COMBINATIONS[number], tmp_path, space), space)
+
+
+@pytest.mark.cluster
+def test_the_gateway_api_accepts_the_route_and_would_not_accept_any(space: str, tmp_path: Any) -> None:
+    if "httproutes.gateway.networking.k8s.io" not in kubectl("get", "crd", "-o", "name"):
+        pytest.skip("the cluster has no Gateway API: manifests/gateway-api")
+    combination = next(each for each in COMBINATIONS if each["monitor"] == "gateway")
+    routes = [each for each in rendered(combination, tmp_path, space) if each["kind"] == "HTTPRoute"]
+    assert len(routes) == 1
+    accepted(routes, space)
+    routes[0]["spec"]["rules"][0]["matches"][0]["path"]["type"] = "Exactly"
+    with pytest.raises(AssertionError, match="Unsupported value"):
+        accepted(routes, space)
