@@ -432,17 +432,22 @@ def slices(check: Check, said: list[dict[str, Any]], test: Rows, details: Mappin
 
 
 def best_of_days(check: Check, said: Mapping[str, Any], test: Rows, details: Mapping[str, Any]) -> None:
-    """Precision of the best k rows of a day; where only a share of its rows was scored, of that share of k, less half
-    of what is left out of one row."""
+    """Precision of the best k rows of a day; a row stands for its weight over the share of rows that was scored, half
+    of the others it stands for before it."""
     by_time = details["data_card"]["split"]["kind"] == "time"
     share = 1.0 if by_time else details["config"]["split"]["test"]
     for k, each in said.items():
         frame = test.frame.assign(day=test.frame["ts"].dt.floor("D"))
-        frame["expected"] = frame.groupby(["day", "score"])["label"].transform("mean")
-        means = []
+        frame["w"], means = test.weight / share, []
+        frame["hits"] = frame["w"] * frame["label"]
+        tied = frame.groupby(["day", "score"])
+        frame["expected"] = tied["hits"].transform("sum") / tied["w"].transform("sum")
         for _, day in frame.sort_values("score", ascending=False, kind="stable").groupby("day"):
-            best = len(day) if len(day) / share <= int(k) else int(k) * share - (1 - share) / 2
-            means.append(np.average(day["expected"], weights=np.clip(best - np.arange(len(day)), 0, 1)))
+            down_to = day.assign(so_far=day["w"].cumsum(), so_far_2=(day["w"] ** 2).cumsum())
+            usual = down_to.groupby("score")[["so_far", "so_far_2"]].transform("last")
+            left = int(k) - (usual["so_far_2"] / usual["so_far"] - 1) / 2 - (day["w"].cumsum() - day["w"])
+            whole = day["w"].sum() <= int(k)
+            means.append(np.average(day["expected"], weights=day["w"] if whole else left.clip(0, day["w"])))
         days = np.array(means)
         rng = np.random.default_rng(1)
         draws = np.array([rng.choice(days, len(days)).mean() for _ in range(DRAWS)])

@@ -195,6 +195,51 @@ def test_precision_at_k_of_a_share_of_the_rows_is_that_of_whole_days():
     )
 
 
+def test_precision_at_k_counts_a_row_for_as_many_as_its_propensity_says():
+    """Labels of what is scored low are seldom seen."""
+    rng = np.random.default_rng(0)
+    days, rows = 300, 400
+    score = rng.random((days, rows))
+    y = (rng.random((days, rows)) < score**40).astype(np.int64)
+    time = np.repeat(np.datetime64("2025-01-01", "us") + np.arange(days) * np.timedelta64(1, "D"), rows).reshape(
+        days, -1
+    )
+    seen = np.where(score > 0.98, 1.0, 0.2)
+    kept = rng.random((days, rows)) < seen
+    labels, scores, times, weight = y[kept], score[kept], time[kept], 1 / seen[kept]
+    for k in (10, 30, 100):
+        whole = ev.precision_at_k_per_day(Sample(y.ravel(), score.ravel(), time=time.ravel()), k)
+        part = ev.precision_at_k_per_day(Sample(labels, scores, weight, time=times), k)
+        naive = ev.precision_at_k_per_day(Sample(labels, scores, time=times), k)
+        assert part.low <= whole.value <= part.high
+        assert part.value == pytest.approx(whole.value, abs=0.05)
+        assert k == 10 or naive.value < 0.85 * whole.value  # nearly all of the best ten are seen
+    # a weight that is the same everywhere is a share, whatever it is divided into
+    fifth = ev.precision_at_k_per_day(Sample(labels, scores, time=times, share=0.2), 30)
+    for each, share in ((5.0, 1.0), (2.5, 0.5)):
+        again = ev.precision_at_k_per_day(
+            Sample(labels, scores, np.full(kept.sum(), each), time=times, share=share), 30
+        )
+        assert again.value == pytest.approx(fifth.value, abs=1e-12)
+    # rows that tie count the same in whatever order they come
+    coarse = np.round(scores, 1)
+    one_way = ev.precision_at_k_per_day(Sample(labels, coarse, weight, time=times), 7)
+    other = ev.precision_at_k_per_day(Sample(labels[::-1], coarse[::-1], weight[::-1], time=times[::-1]), 7)
+    assert one_way.value == pytest.approx(other.value, abs=1e-12)
+
+
+def test_the_best_k_of_a_day_are_not_told_where_one_row_stands_for_more_and_the_evaluation_says_so():
+    y, score, time = world()
+    seen = np.where(score > np.quantile(score, 0.99), 0.1, 1.0)
+    found = ev.evaluate(
+        Sample(y, score, 1 / seen, time=time), thresholds={"d": 0.3}, primary="d", costs=CostArrays(),
+        config=EvaluateSettings(bootstraps=50, top_k=(5, 40)),
+    )  # fmt: skip
+    assert set(found.top_k) == {40}
+    said = "precision of the best 5 of a day is not told: its rows were observed"
+    assert any(note.startswith(said) for note in found.notes)
+
+
 def test_money_adds_up_per_row():
     y, decision = np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])
     costs = CostArrays(np.array([100.0, 40.0, 9.0, 9.0]), 5.0, "EUR")

@@ -219,39 +219,80 @@ def _money(
     )
 
 
-def ranks_of_best(k: int, share: float) -> float:
-    """Return how many of the first rows of a random ``share`` stand for the best k of all.
-
-    ``share`` of the k, less half of what is left out of one row: the row of rank r among them is of rank r / share among all
-    only on average, and as many as share * k would reach further down where the rate of positives falls with the rank. Less
-    than 1 says that so few rows cannot be told.
-    """
-    return share * k - (1 - share) / 2
-
-
 def precision_at_k_per_day(sample: Sample, k: int, *, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> Estimate:
     """Return the mean over days of the precision among the k best rows of each day (all rows on days with fewer).
 
-    sample : with its ``time``, and its ``share`` of all rows of a day (`ranks_of_best`)
+    sample : with its ``time``, its weights, and its ``share`` of all rows of a day
+    NaN where the first row of some day stands for so many rows that the best k cannot be told (`_BestOfDays`).
     Rows that tie for the last places count with their expected precision. Days are resampled.
     Source: Le Borgne et al., Fraud Detection Handbook, 2022 (card precision top-k, here on rows).
     """
-    (labels, scores, _), share = sample.checked(), sample.share
+    labels, scores, weights = sample.checked()
     if len(labels) == 0:
         return Estimate(math.nan)
-    day = np.unique(np.asarray(sample.time).astype("datetime64[D]"), return_inverse=True)[1]
-    order = np.lexsort((-scores, day))
-    day, ranked, hit = day[order], scores[order], labels[order].astype(np.float64)
-    tie = np.cumsum(np.append(True, (day[1:] != day[:-1]) | (ranked[1:] != ranked[:-1]))) - 1
-    expected = (np.bincount(tie, hit) / np.bincount(tie))[tie]
-    size = np.bincount(day)
-    rank = np.arange(len(day)) - np.repeat(np.cumsum(size) - size, size)
-    best = np.where(size / share <= k, size, ranks_of_best(k, share))  # a day may have no more than k rows
-    counts = np.clip(best[day] - rank, 0.0, 1.0)
-    by_day = np.bincount(day, expected * counts, len(size)) / np.bincount(day, counts, len(size))
+    best = _BestOfDays.of(labels, scores, weights, np.asarray(sample.time), sample.share)
+    if best.told_from > k:
+        return Estimate(math.nan, positives=int(labels.sum()), rows=len(labels))
+    by_day = best.precision(k)
     drawn = bootstrap.of_rows(len(by_day)).sums(by_day) / len(by_day)
     found = estimate(float(by_day.mean()), drawn, bootstrap.confidence, int(labels.sum()), len(labels))
     return found if len(by_day) > 1 else Estimate(found.value, positives=found.positives, rows=found.rows)
+
+
+def _since(running: FloatArray, first: IntArray, day: IntArray) -> FloatArray:
+    """(n,) running sums that begin anew with the ``first`` row of each day."""
+    before = np.append(0.0, running)[first]
+    return np.asarray(running - before[day])
+
+
+@dataclass(frozen=True)
+class _BestOfDays:
+    """Rows by day, the best first, and how many rows of all of the day each stands for.
+
+    That is its weight over the share that was drawn. A row that stands for w rows is not the first of those but, on
+    average, the last: so that what it stands for lies around it, (w - 1) / 2 less of the best k is left for it and what
+    follows, with the w that is usual from the top of the day down to it. Without that the figure would reach further
+    down, where the rate of positives is lower. A k of less than one row cannot be told.
+
+    Attributes
+    ----------
+    day, expected, stands, above, late : (n,) number of the day, rate of positives among the rows of this score on this
+        day, rows it stands for, those that rows before it stand for, and (w - 1) / 2
+    total : (n_days,) rows that all stand for
+    told_from : the least k that can be told on every day
+    """
+
+    day: IntArray
+    expected: FloatArray
+    stands: FloatArray
+    above: FloatArray
+    late: FloatArray
+    total: FloatArray
+    told_from: float
+
+    @staticmethod
+    def of(
+        y: IntArray, score: FloatArray, weight: FloatArray | None, time: NDArray[np.datetime64], share: float
+    ) -> _BestOfDays:
+        """share : of all rows of a day that these are, drawn at random"""
+        day = np.unique(np.asarray(time).astype("datetime64[D]"), return_inverse=True)[1]
+        order = np.lexsort((-score, day))
+        day, ranked = day[order], score[order]
+        stands = (np.ones(len(y)) if weight is None else weight[order]) / share
+        tie = np.cumsum(np.append(True, (day[1:] != day[:-1]) | (ranked[1:] != ranked[:-1]))) - 1
+        expected = (np.bincount(tie, stands * y[order]) / np.bincount(tie, stands))[tie]
+        first = np.searchsorted(day, np.arange(day[-1] + 1))
+        last = np.searchsorted(tie, tie, side="right") - 1
+        mass, squares = (_since(np.cumsum(values), first, day) for values in (stands, stands**2))
+        usual = squares[last] / mass[last]  # by what they stand for, and the same for all rows of one score
+        told_from = float((1.5 * usual[first] - 0.5).max())
+        total = np.asarray(np.bincount(day, stands), dtype=np.float64)
+        return _BestOfDays(day, expected, stands, mass - stands, (usual - 1) / 2, total, told_from)
+
+    def precision(self, k: int) -> FloatArray:
+        """(n_days,) precision of the best k of each day, of all rows on days with no more than k."""
+        counts = np.where(self.total[self.day] <= k, self.stands, np.clip(k - self.late - self.above, 0.0, self.stands))
+        return np.asarray(np.bincount(self.day, self.expected * counts) / np.bincount(self.day, counts))
 
 
 # -------------------------------------------------------------------------------------------------- slices
@@ -481,6 +522,9 @@ def evaluate(
         points[name], moneys[name] = judge.decisions(scores >= threshold)
     untuned, _ = judge.decisions(scores >= UNTUNED)
     untuned["missed_but_tuned_finds"] = judge.rescued(scores >= thresholds[primary])
+    top_k = (
+        {k: precision_at_k_per_day(sample, k, bootstrap=bootstrap) for k in config.top_k} if time is not None else {}
+    )
     return Evaluation(
         metrics={**judge.ranking(), **judge.probabilities(), **points[primary]},
         points=points,
@@ -491,13 +535,7 @@ def evaluate(
         slices=tuple(slices(rows, scores, scores >= thresholds[primary], config.slices, bootstrap=bootstrap))
         if rows is not None
         else (),
-        top_k={
-            k: precision_at_k_per_day(sample, k, bootstrap=bootstrap)
-            for k in config.top_k
-            if ranks_of_best(k, share) >= 1
-        }
-        if time is not None
-        else {},
+        top_k={k: value for k, value in top_k.items() if not math.isnan(value.value)},
         thinned=_thinned(judge, block, thresholds[primary], config.test_ratio, seed),
         curves=curves(labels, scores, weights),
         calibration=calibration_bins(labels, scores, weights),
@@ -507,17 +545,18 @@ def evaluate(
             "prevalence": _mean(labels.astype(np.float64), weights),
             "blocks": judge.resamples.units,
         },
-        notes=tuple(note for note in (judge.resamples.few_blocks, _best_untold(config, time, share)) if note),
+        notes=tuple(note for note in (judge.resamples.few_blocks, _best_untold(top_k, share)) if note),
     )
 
 
-def _best_untold(config: config.EvaluateSettings, time: Any, share: float) -> str | None:
+def _best_untold(top_k: Mapping[int, Estimate], share: float) -> str | None:
     """What is to be said where the best k rows of a day are less than one of those that were scored."""
-    untold = [k for k in config.top_k if ranks_of_best(k, share) < 1]
-    if time is None or not untold:
+    untold = [k for k, value in top_k.items() if math.isnan(value.value)]
+    if not untold:
         return None
+    scored = f"only {share:.0%} of the rows of a day were scored" if share < 1 else "its rows were observed so seldom"
     return (
-        f"precision of the best {', '.join(map(str, untold))} of a day is not told: only {share:.0%} of the rows of a day were scored, "
+        f"precision of the best {', '.join(map(str, untold))} of a day is not told: {scored}, "
         "too few to say which were the best of it"
     )
 
