@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rareclass.adapters import tables
 from rareclass.adapters.tables import streaming
+from rareclass.adapters.tables.columns import hashed, series_of
 from rareclass.adapters.tables.ingest import Ingested
 from rareclass.adapters.tables.room import BASE
 from rareclass.config import Config, parse
 from rareclass.core.dataset import concatenate
+from rareclass.core.hashing import text_hash
 from rareclass.errors import DataError
 
 SMALL, LARGE = BASE + (3 << 20), "8GiB"
@@ -241,3 +246,22 @@ def test_a_sample_beside_rows_without_weights_keeps_its_own(source: Path) -> Non
     assert joined.weight[-50:].tolist() == [1.0] * 50
     assert joined.represented == streamed.train.represented + 50
     assert streamed.judging.positives == whole.judging.positives == whole.test.positives
+
+
+_COLUMNS = st.one_of(
+    st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))).map(lambda each: pa.array(each, pa.int64())),
+    st.lists(st.one_of(st.none(), st.integers(0, 2**64 - 1))).map(lambda each: pa.array(each, pa.uint64())),
+    st.lists(st.one_of(st.none(), st.text(st.sampled_from(" ab9.\n\t\u00a0\u3000é"), max_size=4))).map(
+        lambda each: pa.array(each, pa.string())
+    ),
+    st.lists(st.one_of(st.none(), st.floats())).map(lambda each: pa.array(each, pa.float64())),
+    st.lists(st.one_of(st.none(), st.sampled_from(["a", " b", ""]))).map(
+        lambda each: pa.array(each, pa.string()).dictionary_encode()
+    ),
+)
+
+
+@given(_COLUMNS)
+@example(pa.array(["a", None, "b c"], pa.large_string()))
+def test_ids_are_hashed_by_arrow_as_by_their_texts(column: pa.Array) -> None:
+    assert np.array_equal(hashed(column), text_hash(series_of(column)))

@@ -20,6 +20,7 @@ from rareclass.adapters.tables.sources import Conditions, Source, floats, kind_o
 from rareclass.config import DataSettings
 from rareclass.core.checks import Finding
 from rareclass.core.dataset import AnyArray, FloatMatrix
+from rareclass.core.hashing import MISSING, text_hash
 from rareclass.core.reading import USUAL_MISSING, Reading, counted, is_code, number_of, trimmed
 from rareclass.core.times import TimeReading, TimeSurvey
 from rareclass.errors import DataError
@@ -228,6 +229,29 @@ def series_of(column: pa.Array) -> pd.Series[Any]:
         column = pc.cast(column, pa.timestamp("us", column.type.tz), safe=False)
     series: pd.Series[Any] = column.to_pandas()
     return series
+
+
+_PLAIN = r"(?s)^[!-~](.*[!-~])?$"
+"""Text that nothing is trimmed off, and that is not empty."""
+
+
+def hashed(column: pa.Array) -> AnyArray:
+    """Return (n,) uint64 hash of a column's values as text: what ``text_hash`` gives, without a Python object per step.
+
+    Whole numbers and text take a tenth to a quarter of its time; whatever else there is goes through it.
+    """
+    kind = column.type
+    if pa.types.is_integer(kind):
+        column = pc.cast(column, pa.string())
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if not pc.all(pc.match_substring_regex(column, _PLAIN), min_count=0).as_py():
+            return text_hash(series_of(column))
+    else:
+        return text_hash(series_of(column))
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    texts = pc.fill_null(column, "").to_numpy(zero_copy_only=False)
+    found = pd.util.hash_array(texts, categorize=False)
+    return np.asarray(np.where(missing, MISSING, found), dtype=np.uint64)
 
 
 def _as_string(column: pa.Array) -> pa.Array:

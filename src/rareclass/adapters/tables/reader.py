@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rareclass.adapters.tables.columns import Readings, decide, series_of, times
+from rareclass.adapters.tables.columns import Readings, decide, hashed, series_of, times
 from rareclass.adapters.tables.encoding import Encoder, Grown, Levels, Map
 from rareclass.adapters.tables.room import Room
 from rareclass.adapters.tables.sources import BATCH, INDEX, Source, conditions, expression, kind_of, missing_column
@@ -285,7 +285,7 @@ class Reader:
         assert self.encoder is not None
         content = np.zeros(batch.num_rows, dtype=np.uint64)
         self.encoder.write(batch, x, content if self.hashed or self.data.id is None else None, self.at_once)
-        entity = text_hash(_series(batch, self.data.entity)) if self.data.entity else None
+        entity = hashed(batch.column(self.data.entity)) if self.data.entity else None
         return content, entity, self._ids(batch, content, time, entity)
 
     def _ids(
@@ -293,7 +293,7 @@ class Reader:
     ) -> AnyArray:
         """Hash of the id, else of the content with its time and entity: a repeated event is another row."""
         if self.data.id is not None:
-            return text_hash(_series(batch, self.data.id))
+            return hashed(batch.column(self.data.id))
         found = content.copy()
         if time is not None:
             combine(found, time.view(np.uint64), "__time")
