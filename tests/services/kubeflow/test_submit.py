@@ -8,6 +8,7 @@ import threading
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
@@ -102,19 +103,49 @@ class Users(ThreadingHTTPServer):
 
     def __init__(self, token: str) -> None:
         super().__init__(("127.0.0.1", 0), UsersHandler)
-        self.token, self.seen = token, []
+        self.token, self.seen, self.pipelines = token, [], set()
 
 
 class UsersHandler(BaseHTTPRequestHandler):
+    """What a submit asks of the API: nothing is there yet, and what is made gets an id."""
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
-        self.server.seen.append({name.lower(): value for name, value in self.headers.items()})
-        status = 200 if self.headers.get("Authorization") == f"Bearer {self.server.token}" else 401
-        body = json.dumps({"multi_user": True} if status == 200 else {"error": "who are you?"}).encode()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1/")
+        self.server.seen.append((self.command, path, self.path, headers, body))
+        known = self.headers.get("Authorization") == f"Bearer {self.server.token}"
+        kind = path.split("/")[-1]
+        said = {
+            "healthz": {"multi_user": True},
+            "upload_version": {"pipeline_id": "p", "pipeline_version_id": "v"},
+            "versions": {},
+            "pipelines": self._pipelines(body) if kind == "pipelines" else {},
+            "experiments": {} if self.command == "GET" else {"experiment_id": "e"},
+            "runs": {} if self.command == "GET" else {"run_id": "r"},
+            "recurringruns": {} if self.command == "GET" else {"recurring_run_id": "s"},
+        }.get(kind)
+        status = 401 if not known else 404 if said is None else 200
+        text = json.dumps(said if status == 200 else {"error": "who are you?" if status == 401 else path}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(text)
+
+    def _pipelines(self, body: bytes) -> dict[str, object]:
+        """Each namespace has its own, and no second one of a name."""
+        if self.command == "POST":
+            namespace = json.loads(body)["namespace"]
+            if namespace in self.server.pipelines:
+                return {"error": "already exists"}
+            self.server.pipelines.add(namespace)
+            return {"pipeline_id": "p"}
+        asked = parse_qs(urlsplit(self.path).query).get("namespace", [""])[0]
+        return {"pipelines": [{"pipeline_id": "p"}]} if asked in self.server.pipelines else {}
 
     def log_message(self, *_: object) -> None:
         pass
@@ -138,7 +169,7 @@ def test_every_request_says_who_asks_where_kubeflow_has_users(users: Users, tmp_
     api = Kubeflow(asked.cluster.host, submit._access(asked))
     assert api.namespace == "team"
     assert users.seen
-    for headers in users.seen:
+    for *_, headers, _ in users.seen:
         assert headers["authorization"] == "Bearer right"
         assert headers["kubeflow-userid"] == "me@example.org"
     assert api._client.get_user_namespace() == "team"
@@ -150,6 +181,28 @@ def test_every_request_says_who_asks_where_kubeflow_has_users(users: Users, tmp_
     monkeypatch.setenv("RARECLASS_KUBEFLOW_TOKEN", "wrong")
     with pytest.raises(ConfigError, match=r"does not know who asks.*who are you.*Pass --token"):
         Kubeflow(url, submit._access(submit.asked_by(config(), given, None)))
+
+
+@pytest.mark.parametrize("recurring", [None, "0 0 2 * * *"])
+def test_a_submit_of_a_user_is_in_their_namespace_with_their_account(users: Users, tmp_path, monkeypatch, recurring):
+    """From the upload to the run: each request says who asks, and what is made belongs to them."""
+    url = f"http://127.0.0.1:{users.server_address[1]}"
+    (tmp_path / "token").write_text("right\n")
+    monkeypatch.delenv("RARECLASS_KUBEFLOW_TOKEN", raising=False)
+    given = {"host": url, "namespace": "team", "account": "trainer", "header": "kubeflow-userid: me@example.org"}
+    asked = submit.asked_by(config(cluster={"run_as_user": 10001}), given, str(tmp_path / "token"))
+    done = submit.submit(asked, now=datetime(2026, 1, 5, tzinfo=UTC), recurring=recurring, wait=False)
+    assert (done.id, done.new) == ("r" if recurring is None else "s", True)
+    for *_, headers, _ in users.seen:
+        assert (headers["authorization"], headers["kubeflow-userid"]) == ("Bearer right", "me@example.org")
+    made = {path: body for command, path, _, _, body in users.seen if command == "POST"}
+    started = json.loads(made["runs" if recurring is None else "recurringruns"])
+    assert started["service_account"] == "trainer"
+    assert json.loads(made["pipelines"])["namespace"] == "team"
+    assert json.loads(made["experiments"])["namespace"] == "team"
+    assert b"runAsUser" in made["pipelines/upload_version"]
+    submit.submit(asked, now=datetime(2026, 1, 6, tzinfo=UTC), recurring=recurring, wait=False)
+    assert [path for command, path, *_ in users.seen if command == "POST"].count("pipelines") == 1, "found again"
 
 
 def test_a_token_comes_from_standard_input_and_is_in_no_parameter(monkeypatch) -> None:

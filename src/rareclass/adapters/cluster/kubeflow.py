@@ -117,8 +117,11 @@ class Kubeflow:
             _silent(),
             tempfile.TemporaryDirectory() as folder,
         ):
-            found = self._client.get_pipeline_id(pipeline)
-            if found is None:
+            # the library's own look-up by name knows the shared namespace only
+            listed = self._client.list_pipelines(filter=_named(pipeline), namespace=self.namespace).pipelines or []
+            if listed:
+                found = listed[0].pipeline_id
+            else:
                 body = kfp_server_api.V2beta1Pipeline(display_name=pipeline, namespace=self.namespace)
                 found = self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=body).pipeline_id
             known = self._client.list_pipeline_versions(found, filter=_named(name)).pipeline_versions or []
