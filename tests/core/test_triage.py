@@ -12,6 +12,7 @@ import pytest
 import live_rows
 from rareclass.core import triage
 from rareclass.core.profile import Profile, reference_profile
+from rareclass.core.verdicts import EXIT_CODES
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def test_the_cause_gets_its_verdict_in_time_and_nothing_else_comes_before_it(cau
     assert first is not None
     assert first[1].verdict == expected, first[1].reasons
     assert first[0] - 35 <= within
-    assert first[1].exit_code == triage.EXIT_CODES[expected]
+    assert first[1].exit_code == EXIT_CODES[expected]
 
 
 @pytest.mark.parametrize("cause", ["nothing", "covariate shift"])

@@ -20,7 +20,7 @@ from rareclass.core.detectors import DETECTORS
 from rareclass.core.learners import LEARNERS
 from rareclass.core.resampling import RESAMPLERS
 from rareclass.core.thresholds import OBJECTIVES
-from rareclass.core.triage import EXIT_CODES
+from rareclass.core.verdicts import EXIT_CODES
 from rareclass.core.weighting import WEIGHTINGS
 from rareclass.services.serving.serve import PIN
 

@@ -458,6 +458,19 @@ def test_the_page_of_the_platform_names_the_versions_that_are_pinned() -> None:
             assert (number or date) in rows[row], (folder, number or date)
 
 
+def test_what_is_not_ours_is_pinned_by_digest() -> None:
+    import re
+
+    pinned = re.compile(r"[a-z0-9./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
+    text = (ROOT / "components/Dockerfile").read_text(encoding="utf-8")
+    [base] = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    assert pinned.fullmatch(base)
+    stages = set(re.findall(r" AS (\S+)$", text, re.MULTILINE))
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${BASE}", *stages}
+    database = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["postgresql"]["image"]
+    assert pinned.fullmatch(database)
+
+
 # --- on a cluster ----------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from rareclass.core.verdicts import EXIT_CODES
+
 if TYPE_CHECKING:
     from rareclass.core.drift import DriftReport, FeatureDrift
     from rareclass.core.liveness import Liveness, Paired, Window
@@ -172,7 +174,7 @@ def samples(snapshot: Snapshot, verdict: Verdict | None, duration: float = math.
     if snapshot.champion is not None:
         yield from _data({"version": snapshot.champion}, snapshot)
     if verdict is not None:
-        for name in ("nothing", "rethreshold", "recalibrate", "retrain", "page"):
+        for name in EXIT_CODES:
             yield (
                 "rareclass_verdict_ratio",
                 {"version": verdict.version, "verdict": name},

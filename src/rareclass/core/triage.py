@@ -18,8 +18,7 @@ from rareclass.core.drift import DriftReport
 from rareclass.core.estimate import Estimate
 from rareclass.core.liveness import Liveness, Paired, Window
 from rareclass.core.profile import Profile
-
-EXIT_CODES = {"nothing": 0, "rethreshold": 10, "recalibrate": 11, "retrain": 12, "page": 13}
+from rareclass.core.verdicts import EXIT_CODES
 
 SLOPE = (0.6, 1.6)
 """Slope of the calibration line outside of which scores are distorted by more than a shift of prevalence."""

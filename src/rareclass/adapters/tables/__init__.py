@@ -17,6 +17,7 @@ from rareclass.adapters.tables.files import (
     write_rows,
 )
 from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey, time_reading
+from rareclass.adapters.tables.sources import scheme
 
 __all__ = [
     "DEMOS",
@@ -31,6 +32,7 @@ __all__ = [
     "read_frames",
     "read_rows",
     "row_ids",
+    "scheme",
     "survey",
     "table_for",
     "time_reading",

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from rareclass.config import Config, format_duration
+from rareclass.core.verdicts import EXIT_CODES
 from rareclass.network import bound
 
 SERVICES = ("serve", "monitor")
@@ -29,7 +30,7 @@ SETTLED_SECONDS = 60.0
 """A service that ran this long has started well: the next pause is the first one again."""
 STOP_SECONDS = 90.0
 """How long a process may take to end before it is killed; the server's drain takes at most 40."""
-TRIAGED = {0, 10, 11, 12, 13}
+TRIAGED = set(EXIT_CODES.values())
 """Exit codes of `rareclass triage` that are verdicts."""
 Say = Callable[[str, str], None]
 

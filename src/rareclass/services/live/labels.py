@@ -202,7 +202,9 @@ def _read(path: str, config: Config) -> Iterator[pd.DataFrame]:
 
     Files are read like the history, and so are written like it.
     """
-    if "://" in path and path.partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "postgres"):
+    from rareclass.adapters import tables
+
+    if tables.scheme(path) in ("sqlite", "postgresql", "postgres"):
         url, _, statement = path.partition("#")
         if not statement.strip():
             shown = _shown(url)
@@ -217,8 +219,6 @@ def _read(path: str, config: Config) -> Iterator[pd.DataFrame]:
         except StoreError as error:
             reason = str(error).partition(". ")[0].removeprefix("store ")
             raise DataError(f"labels cannot be read: {reason}. Check the URL and what follows its #") from None
-    from rareclass.adapters import tables
-
     try:
         exact = ("request_id", "label", "source", "observed_at")
         frames = tables.read_frames(path, text=exact, data=config.data)
