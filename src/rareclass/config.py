@@ -574,7 +574,8 @@ class GateSettings(Section):
         "register",
         description=(
             "What becomes of a detector that no label can judge, where no champion was ever judged by labels: "
-            "it is registered all the same, or not"
+            "it is registered all the same, or not. Also of a classifier that too few labels could judge: beside such "
+            "a detector it becomes challenger; without any champion and below 10 positives it goes live"
         ),
     )
     max_slice_recall_gap: Share | None = Field(None, description="Recall of any slice at most this below the whole")

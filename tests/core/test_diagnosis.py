@@ -203,7 +203,7 @@ def test_every_plan_begins_with_the_untouched_learner_and_gives_reasons(case):
 def test_fewer_positives_give_a_shorter_plan():
     sizes = [len(plan_of(SITUATIONS[case])) for case in ("few", "scarce", "ample")]
     assert sizes == sorted(sizes)
-    assert sizes[0] <= 5
+    assert sizes[0] <= 6
 
 
 def test_unlike_learners_come_first_and_very_deep_trees_only_where_rows_and_positives_are_many():

@@ -48,6 +48,7 @@ QUICK = {
     "adaboost": {"n_estimators": 30},
     "rusboost": {"n_estimators": 30},
     "easy_ensemble": {"n_estimators": 3},
+    "scarce": {"novelty": ["ecod"], "rounds": 60, "trees": 40},
     "detectors": {"members": ["ecod", "knn"]},
 }
 

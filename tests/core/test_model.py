@@ -30,6 +30,7 @@ SMALL = {
     "hist_gradient_boosting": {"max_iter": 20},
     "logistic_regression": {},
     "mlp": {"epochs": 5},
+    "scarce": {"novelty": ["ecod"], "rounds": 2, "trees": 2},
     "detectors": {},
 }
 

@@ -38,6 +38,7 @@ TINY = {
     "mlp": {"hidden_layer_sizes": 2, "epochs": 3, "batch_size": 32},
     "adaboost": {"n_estimators": 2},
     "rusboost": {"n_estimators": 2},
+    "scarce": {"novelty": ["ecod"], "rounds": 2, "trees": 2},
     "detectors": {"members": ["ecod"]},
     "easy_ensemble": {"n_estimators": 1},
 }

@@ -43,6 +43,7 @@ class GateDecision:
     numbers : flat {rule.number: value} for the ledger, NaN left out
     mode : disabled and dry_run register whatever the verdict is
     unjudged : a detector without labels, registered because there is no champion that labels judged
+    challenger : a classifier that too few labels could judge, registered to stand beside a detector that none judged
     """
 
     verdict: Verdict
@@ -51,11 +52,12 @@ class GateDecision:
     mode: str = "enabled"
     rules: tuple[Rule, ...] = ()
     unjudged: bool = False
+    challenger: bool = False
 
     @property
     def registers(self) -> bool:
         """Whether the recipe may become a registered version."""
-        return self.mode != "enabled" or self.verdict == "approve" or self.unjudged
+        return self.mode != "enabled" or self.verdict == "approve" or self.unjudged or self.challenger
 
     @property
     def next_steps(self) -> tuple[str, ...]:
@@ -70,6 +72,7 @@ class GateDecision:
             "verdict": self.verdict,
             "mode": self.mode,
             "registers": self.registers,
+            "challenger": self.challenger,
             "reasons": list(self.reasons),
             "numbers": self.numbers,
             "rules": [{"name": rule.name, "outcome": rule.outcome, "reason": rule.reason} for rule in self.rules],

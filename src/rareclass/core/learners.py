@@ -16,6 +16,7 @@ from rareclass.core.early_stopping import Growing, Watched
 from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Fitted
 from rareclass.core.lightgbm_learner import GrowingLeaves, fit_lightgbm, lightgbm_defaults
+from rareclass.core.scarce import fit_scarce
 from rareclass.core.sklearn_learners import (
     GrowingHistograms,
     GrowingNetwork,
@@ -77,6 +78,7 @@ LEARNERS: dict[str, Learner] = {
     "adaboost": Learner(fit_adaboost),
     "rusboost": Learner(fit_rusboost),
     "easy_ensemble": Learner(fit_easy_ensemble, weighs=False),
+    "scarce": Learner(fit_scarce, weighs=False),
     "detectors": Learner(fit_detectors, weighs=False, one_class=True),
 }
 LIMITS = {

@@ -16,6 +16,7 @@ from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Rows, Schema
 from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
+from rareclass.core.scarce import HAND_OVER
 from rareclass.core.splitting import Fold
 from rareclass.errors import NoPositivesError
 
@@ -25,6 +26,8 @@ DEEP, DEEP_POSITIVES = 100_000, 1_000
 """Rows and positives from which trees of depth 10 are worth a try."""
 FOREST_ROWS = 40_000
 """Rows that a forest takes at most: it thins the negatives itself."""
+FEW_ENOUGH = 50
+"""Positives from which the recipe for few has handed over."""
 SMALL = 50_000
 """Rows up to which synthetic rows are worth their neighbour search."""
 
@@ -45,6 +48,7 @@ _COST = {
     "balanced_random_forest": 0.5,
     "logistic_regression": 0.3,
     "mlp": 2.0,
+    "scarce": 4.0,
 }
 
 
@@ -302,6 +306,18 @@ def synthetic(s: Situation) -> Candidate | None:
     )
 
 
+def scarce(s: Situation) -> Candidate | None:
+    if s.enough or s.found.positives >= FEW_ENOUGH:
+        return None
+    share = HAND_OVER / (s.found.positives + HAND_OVER)
+    return Candidate(
+        "scarce",
+        "scarce",
+        reason=f"With {s.found.positives} rows of the rare class, a recipe for few counts {share:.0%} (jittered "
+        "copies, discriminants, a balanced forest on normal scores and detectors' ranks), boosted trees the rest.",
+    )
+
+
 def jittered(s: Situation) -> Candidate | None:
     if s.found.regime != "few":
         return None
@@ -333,6 +349,7 @@ def _under(ratio: int) -> tuple[ResampleStep, ...]:
 
 
 CANDIDATE_RULES: tuple[Callable[[Situation], Candidate | None], ...] = (
+    scarce,
     very_deep,
     extra_trees,
     linear,

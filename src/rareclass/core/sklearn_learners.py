@@ -287,11 +287,11 @@ def fit_easy_ensemble(task: FitTask, params: Mapping[str, Any]) -> Classified:
 
     base = {"n_estimators": 10, "n_jobs": task.threads}
     if task.weight is not None:
-        task = replace(task, rows=task.rows.take(_drawn(task)), weight=None)
+        task = replace(task, rows=task.rows.take(drawn_in_proportion(task)), weight=None)
     return _boosting("easy_ensemble", EasyEnsembleClassifier, base, params, task, weighted=False)
 
 
-def _drawn(task: FitTask) -> IntArray:
+def drawn_in_proportion(task: FitTask) -> IntArray:
     """Index of as many rows of each class as there are, drawn in proportion to their weights."""
     rng, parts = np.random.default_rng(task.seed), []
     assert task.weight is not None

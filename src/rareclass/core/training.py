@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import ResampleStep
-from rareclass.core import detection, learners
+from rareclass.core import detection, learners, scarce
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
@@ -455,7 +455,7 @@ class Ensemble:
         return np.asarray(sum(weight * values for weight, values in known) / whole)
 
 
-SAVED: tuple[type, ...] = (*detection.FITTED, Ensemble, Member, *FITTED)
+SAVED: tuple[type, ...] = (*detection.FITTED, *scarce.FITTED, Ensemble, Member, *FITTED)
 """What a version's learner may consist of, for `core.portable`."""
 
 

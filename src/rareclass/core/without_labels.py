@@ -213,6 +213,36 @@ def decision(
     return replace(decide(tuple(rules), gate.mode), unjudged=free)
 
 
+FEW_TO_JUDGE = 10
+"""Labelled rows of the rare class below which no way of judging says anything."""
+
+
+def beside(
+    gate: settings.GateSettings, decision: GateDecision, champion: Champion | NotComparable | None, positives: int
+) -> GateDecision:
+    """Return the gate's answer about a classifier that too few labels could judge, and no judged champion is at stake.
+
+    Beside a detector it becomes challenger, and live labels decide between the two. Without any champion, and with
+    fewer than FEW_TO_JUDGE labelled rows of the rare class, it goes live as a detector would. ``gate.without_labels:
+    insufficient`` keeps both out.
+    """
+    if gate.without_labels != "register" or decision.verdict != "not enough evidence" or decision.registers:
+        return decision
+    if champion is None and positives < FEW_TO_JUDGE:
+        said = (
+            f"{positives} labelled rows of the rare class judge nothing, and there is no champion to protect, so it is "
+            "registered all the same, as a detector would be (gate.without_labels: register)"
+        )
+        return replace(decision, unjudged=True, reasons=(*decision.reasons, said))
+    if champion is None or not champion.unjudged:
+        return decision
+    said = (
+        f"{champion.name} is a detector that no label judged, so this one may stand beside it as challenger, and live "
+    )
+    said += "labels decide between them (gate.without_labels: register)"
+    return replace(decision, challenger=True, reasons=(*decision.reasons, said))
+
+
 def evidence(recipe: Any, test: Rows, score: Any, tuning: Any) -> Mapping[str, Any]:
     """Return what can be said of a detector without labels: agreement of its members, and whether p-values of the test
     rows are as uniform as those of normal rows that are drawn like the held-out ones."""

@@ -42,6 +42,7 @@ QUICK = {
     "adaboost": {"n_estimators": 10},
     "rusboost": {"n_estimators": 10},
     "easy_ensemble": {"n_estimators": 2},
+    "scarce": {"novelty": ["ecod"], "rounds": 2, "trees": 2},
     "detectors": {"members": ["ecod"]},
 }
 BLEND = ("xgboost", "extra_trees", "logistic_regression")

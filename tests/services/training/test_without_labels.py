@@ -244,3 +244,28 @@ def test_a_classifier_is_compared_with_the_detector_on_the_same_labelled_rows(tm
     assert second["role"] == "champion"
     third = settings(tmp_path, frame().drop(columns="target"), target=None)
     assert run.run(third, tmp_path / "third")["version"] is None, "a detector does not replace what labels judged"
+
+
+def test_a_classifier_that_few_labels_cannot_judge_stands_beside_the_detector(tmp_path):
+    first = run.run(settings(tmp_path, frame().drop(columns="target"), target=None), tmp_path / "first")
+    assert first["role"] == "champion"
+    later = frame(1_500, seed=4, rare=range(100, 1_500, 175))
+    later["when"] += pd.Timedelta(days=60)
+    few = {"search": {"only": {"learner": "scarce", "params": {"rounds": 20, "trees": 20, "novelty": ["ecod"]}}}}
+    config = settings(tmp_path, later, **few)
+    summary = run.run(config, tmp_path / "second")
+    assert summary["selected"].startswith("scarce")
+    assert summary["gate"]["verdict"] == "not enough evidence"
+    assert summary["role"] == "challenger"
+    assert promotion.state(config) == {"champion": "1", "challenger": "2", "previous": None}
+    assert any("is a detector that no label judged" in reason for reason in summary["gate"]["reasons"])
+    kept = settings(tmp_path, later, **few, gate={"without_labels": "insufficient"})
+    assert run.run(kept, tmp_path / "third")["version"] is None
+
+
+def test_a_handful_of_labels_goes_live_where_nothing_is_and_more_have_to_judge_first(tmp_path):
+    few = {"search": {"only": {"learner": "scarce", "params": {"rounds": 20, "trees": 20, "novelty": ["ecod"]}}}}
+    summary = run.run(settings(tmp_path, frame(rare=range(100, 1_500, 175)), **few), tmp_path / "out")
+    assert (summary["gate"]["verdict"], summary["role"]) == ("not enough evidence", "champion")
+    more = settings(tmp_path, frame(rare=range(100, 1_500, 80)), name="more", **few)
+    assert run.run(more, tmp_path / "more")["version"] is None

@@ -338,6 +338,7 @@ def promote(config: str, details_path: str, summary_path: str, report_path: str,
         now=now or steps.utc_now(),
         reason=card.get("reason", "run"),
         actor=card.get("actor"),
+        challenger=details["gate"]["challenger"],
     )
     ended = results.with_role(details, role)
     results.write(Path(summary_path), json.dumps(ended))

@@ -118,16 +118,21 @@ def promote(
     now: datetime,
     reason: str = "run",
     actor: str | None = None,
+    challenger: bool = False,
     progress: Progress = silent,
 ) -> str | None:
-    """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered."""
+    """Give a registered version its role; returns "champion", "challenger" or None when nothing was registered.
+
+    challenger : the gate let it stand beside the champion only, also where ``promotion.mode`` is immediate
+    """
     from rareclass.errors import AlreadyDoneError, NeedsApprovalError
 
     if version is None:
         return None
     progress("promote", f"version {version}, {config.promotion.mode}")
     try:
-        return promotion.promote(config, version, now=now, actor=actor, reason=reason).role
+        mode: promotion.Mode | None = "shadow" if challenger and config.promotion.mode == "immediate" else None
+        return promotion.promote(config, version, now=now, mode=mode, actor=actor, reason=reason).role
     except NeedsApprovalError:
         return None
     except AlreadyDoneError:  # killed after it was promoted and started again

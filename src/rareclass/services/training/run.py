@@ -92,7 +92,13 @@ def run_rows(
         details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
     with watch("promote"):
         role = results.promote(
-            config, details["summary"]["version"], now=now, reason=reason, actor=actor, progress=progress
+            config,
+            details["summary"]["version"],
+            now=now,
+            reason=reason,
+            actor=actor,
+            challenger=details["gate"]["challenger"],
+            progress=progress,
         )
     details["summary"]["seconds"] = results.clean(watch.seconds)
     ended = results.with_role(details, role)

@@ -562,6 +562,7 @@ def evaluate(
         asked = gating.JudgedRows(sampled_rows, crossed.flagged, where=crossed.reason, looks=looks)
         prices = costs_of(config, dev, judges)
         decision = gating.judge(crossed.evaluation, asked, other, config.gate, costs=prices, bootstrap=bootstrap)
+    decision = without_labels.beside(config.gate, decision, champion, dev.positives + test.positives)
     windows = prequential(config, tables.concatenate([dev, sample]), trained, chosen, progress)
     progress("evaluate", "what drives the scores")
     drives = importance.permutation_importance(
