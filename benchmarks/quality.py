@@ -137,9 +137,8 @@ def ours(config: Any, ingested: Any, dev: Rows, seconds: float, seed: int) -> Fl
     for name, members in plan.groups.items():
         start = time.monotonic()
         resampled = steps.resample(config, dev, folds, members)
-        trained += steps.train(
-            config, dev, folds, members, resampled, plan.seconds[name] + saved, planned=plan.candidates
-        )
+        may_spend = steps.budget(config, plan.seconds[name] + saved, plan.candidates)
+        trained += steps.train(config, dev, folds, members, resampled, may_spend)
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
     chosen = steps.select(config, dev, trained)
     tuned = steps.tune_threshold(config, dev, chosen)

@@ -6,13 +6,23 @@ from rows_for_learning import make_rows
 
 from rareclass.config import parse
 from rareclass.core.candidates import Candidate
-from rareclass.core.search import leaders, precision, record, replayed, train_group, tune_hyperparameters
+from rareclass.core.search import (
+    FoldWork,
+    GroupBudget,
+    leaders,
+    precision,
+    record,
+    replayed,
+    train_group,
+    tune_hyperparameters,
+)
 from rareclass.core.selection import select
 from rareclass.core.splitting import stratified_folds
-from rareclass.core.training import Trained, refit, train_candidate
+from rareclass.core.training import Effort, Trained, refit, train_candidate
 
 ROWS = make_rows(500)
 FOLDS = stratified_folds(ROWS.y, ROWS.row_id, folds=2)
+WORK = FoldWork(ROWS, FOLDS, 0)
 ZERO = Candidate("xgboost", "xgboost", {"rounds": 40})
 LINEAR = Candidate("linear", "logistic_regression")
 FOREST = Candidate("forest", "random_forest", {"n_estimators": 20})
@@ -34,9 +44,8 @@ class Clock:
 
 
 def group(candidates, *, seconds=1e9, clock=None, planned=None, **search):
-    return train_group(
-        candidates, ROWS, FOLDS, config=config(**search), seconds=seconds, clock=clock or Clock(), planned=planned
-    )
+    budget = GroupBudget(seconds, clock or Clock(), planned=planned)
+    return train_group(candidates, ROWS, FOLDS, config=config(**search), budget=budget)
 
 
 def test_all_candidates_are_fitted_in_their_order_while_there_is_time():
@@ -61,17 +70,14 @@ def test_with_trials_the_clock_is_not_asked_and_the_rest_goes_to_the_search():
 def test_the_search_ends_when_the_time_is_out_and_keeps_finished_trials_only():
     base = train_candidate(ZERO, ROWS, FOLDS, seed=0)
     clock = Clock()
-    found = tune_hyperparameters([base], ROWS, FOLDS, seed=0, out_of_time=lambda: clock() > 200, clock=clock)
+    found = tune_hyperparameters([base], WORK, Effort(out_of_time=lambda: clock() > 200, clock=clock))
     assert 0 < len(found) < 40
     assert all(one.complete for one in found)
 
 
 def test_the_search_is_the_same_every_time():
     base = train_candidate(ZERO, ROWS, FOLDS, seed=0)
-    runs = [
-        tune_hyperparameters([base], ROWS, FOLDS, seed=0, trials=3, out_of_time=lambda: False, clock=Clock())
-        for _ in range(2)
-    ]
+    runs = [tune_hyperparameters([base], WORK, Effort(clock=Clock()), trials=3) for _ in range(2)]
     assert [one.candidate for one in runs[0]] == [one.candidate for one in runs[1]]
     assert runs[0][0].candidate.params != runs[0][1].candidate.params
     np.testing.assert_array_equal(runs[0][2].oof, runs[1][2].oof)
@@ -81,7 +87,7 @@ def test_the_ratio_of_sampling_is_searched_with_the_other_settings():
     base = train_candidate(ZERO, ROWS, FOLDS, seed=0)
     natural = (len(ROWS) - ROWS.positives) / ROWS.positives
     assert natural > 4
-    found = tune_hyperparameters([base], ROWS, FOLDS, seed=0, trials=12, out_of_time=lambda: False, clock=Clock())
+    found = tune_hyperparameters([base], WORK, Effort(clock=Clock()), trials=12)
     ratios = {one.candidate.resample[0].ratio for one in found if one.candidate.resample}
     assert len(ratios) > 3
     assert all(1 <= ratio <= natural for ratio in ratios)
@@ -108,7 +114,7 @@ def test_a_run_repeated_from_its_record_gives_the_same_model():
 
 def test_nothing_is_searched_without_a_finished_xgboost():
     base = train_candidate(LINEAR, ROWS, FOLDS, seed=0)
-    assert tune_hyperparameters([base], ROWS, FOLDS, seed=0, trials=3, out_of_time=lambda: False, clock=Clock()) == []
+    assert tune_hyperparameters([base], WORK, Effort(clock=Clock()), trials=3) == []
 
 
 def test_leaders_are_candidate_0_and_the_best_in_the_order_they_were_fitted():

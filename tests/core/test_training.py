@@ -12,7 +12,15 @@ from rareclass.core.costs import CostArrays, cost_arrays
 from rareclass.core.fit_task import FitTask
 from rareclass.core.log_odds import logit
 from rareclass.core.splitting import Fold, development, stratified_folds
-from rareclass.core.training import combine, refit, resample_folds, sampling_factor, scaled_rounds, train_candidate
+from rareclass.core.training import (
+    Effort,
+    combine,
+    refit,
+    resample_folds,
+    sampling_factor,
+    scaled_rounds,
+    train_candidate,
+)
 from rareclass.errors import DataError
 
 ROWS = make_rows(900)
@@ -145,13 +153,13 @@ def test_folds_that_grow_stop_together_where_all_scored_rows_are_ranked_best(can
 
 def test_a_fit_that_grows_is_kept_as_far_as_it_came_when_it_may_be_cut():
     looks = iter([False] * 8 + [True] * 1000)
-    short = train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=looks.__next__, cut=True)
+    short = train_candidate(PLAIN, ROWS, FOLDS, seed=0, effort=Effort(out_of_time=looks.__next__, cut=True))
     assert short.complete
     assert set(short.rounds) == {20}, "three folds, looked at before each step of ten rounds"
     again = train_candidate(short.candidate, ROWS, FOLDS, seed=0)
     np.testing.assert_array_equal(again.oof, short.oof)
     looks = iter([False] * 8 + [True] * 1000)
-    assert not train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=looks.__next__).complete
+    assert not train_candidate(PLAIN, ROWS, FOLDS, seed=0, effort=Effort(out_of_time=looks.__next__)).complete
 
 
 def test_a_fit_that_has_its_least_rounds_when_time_is_out_is_kept_without_being_asked():
@@ -159,7 +167,7 @@ def test_a_fit_that_has_its_least_rounds_when_time_is_out_is_kept_without_being_
 
     def after(steps):
         looks = iter([False] * (1 + steps * len(FOLDS)) + [True] * 1000)
-        return train_candidate(quick, ROWS, FOLDS, seed=0, out_of_time=looks.__next__)
+        return train_candidate(quick, ROWS, FOLDS, seed=0, effort=Effort(out_of_time=looks.__next__))
 
     short = after(steps=10)
     assert short.complete
@@ -171,7 +179,9 @@ def test_a_fit_that_has_its_least_rounds_when_time_is_out_is_kept_without_being_
 @pytest.mark.parametrize("learner", ["xgboost", "hist_gradient_boosting"])
 def test_folds_and_seeds_that_go_on_at_once_give_what_they_give_one_after_the_other(learner):
     candidate = Candidate("c", learner)
-    alone, together = (train_candidate(candidate, ROWS, FOLDS, seed=0, threads=threads) for threads in (1, 3))
+    alone, together = (
+        train_candidate(candidate, ROWS, FOLDS, seed=0, effort=Effort(threads=threads)) for threads in (1, 3)
+    )
     np.testing.assert_array_equal(alone.oof, together.oof)
     assert alone.rounds == together.rounds
     one, three = (refit([alone], {"c": 1.0}, ROWS, seed=0, threads=threads) for threads in (1, 3))
@@ -180,10 +190,14 @@ def test_folds_and_seeds_that_go_on_at_once_give_what_they_give_one_after_the_ot
 
 def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
     done = train_candidate(
-        Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, out_of_time=iter([False, True]).__next__
+        Candidate("lr", "logistic_regression"),
+        ROWS,
+        FOLDS,
+        seed=0,
+        effort=Effort(out_of_time=iter([False, True]).__next__),
     )
     assert (done.folds_done, done.complete) == (1, False)
-    none = train_candidate(PLAIN, ROWS, FOLDS, seed=0, out_of_time=lambda: True)
+    none = train_candidate(PLAIN, ROWS, FOLDS, seed=0, effort=Effort(out_of_time=lambda: True))
     assert (none.folds_done, none.complete) == (0, False)
     assert not none.scored.any()
 
@@ -191,16 +205,22 @@ def test_out_of_time_between_folds_leaves_an_incomplete_candidate():
 @pytest.mark.parametrize("candidate", [PLAIN, Candidate("lr", "logistic_regression")], ids=["grows", "does not"])
 def test_what_would_not_be_finished_is_given_up_after_its_first_part(candidate):
     seconds = iter(range(10_000))
-    late = train_candidate(candidate, ROWS, FOLDS, seed=0, clock=lambda: next(seconds), seconds_left=lambda: 0.5)
+    late = train_candidate(
+        candidate, ROWS, FOLDS, seed=0, effort=Effort(clock=lambda: next(seconds), seconds_left=lambda: 0.5)
+    )
     assert not late.complete
     assert late.folds_done <= 1
-    done = train_candidate(candidate, ROWS, FOLDS, seed=0, clock=lambda: next(seconds), seconds_left=lambda: 50.0)
+    done = train_candidate(
+        candidate, ROWS, FOLDS, seed=0, effort=Effort(clock=lambda: next(seconds), seconds_left=lambda: 50.0)
+    )
     assert done.complete
 
 
 def test_seconds_come_from_the_clock_that_was_handed_in():
     ticks = iter([10.0, 17.5])
-    done = train_candidate(Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, clock=ticks.__next__)
+    done = train_candidate(
+        Candidate("lr", "logistic_regression"), ROWS, FOLDS, seed=0, effort=Effort(clock=ticks.__next__)
+    )
     assert done.fit_seconds == 7.5
 
 

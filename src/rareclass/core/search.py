@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,41 @@ from rareclass.core.dataset import Rows
 from rareclass.core.fit_task import never
 from rareclass.core.ranking import FastPrecision
 from rareclass.core.splitting import Fold
-from rareclass.core.training import Trained, train_candidate
+from rareclass.core.training import Effort, Trained, train_candidate
 
 Progress = Callable[[str], None]
 
 ZERO_SHARE = 0.5
 """Share of a group's time after which candidate 0 stops growing, so that something is held against it."""
+
+
+@dataclass(frozen=True)
+class GroupBudget:
+    """What a group of candidates may spend.
+
+    seconds : from now, by the clock
+    planned : candidates of all groups together; None: those of this one
+    """
+
+    seconds: float
+    clock: Callable[[], float]
+    threads: int = 1
+    planned: int | None = None
+    progress: Progress = lambda message: None
+
+
+@dataclass(frozen=True, eq=False)
+class FoldWork:
+    """The development rows and folds that candidates are fitted on, with what belongs to the rows.
+
+    costs : of the development rows · resampled : the training rows of all folds, None where they are as they are
+    """
+
+    dev: Rows
+    folds: Sequence[Fold]
+    seed: int
+    costs: CostArrays | None = None
+    resampled: Rows | None = None
 
 
 def train_group(
@@ -29,51 +58,38 @@ def train_group(
     folds: Sequence[Fold],
     *,
     config: Config,
+    budget: GroupBudget,
     costs: CostArrays | None = None,
     resampled: Rows | None = None,
-    seconds: float,
-    threads: int = 1,
-    clock: Callable[[], float],
-    progress: Progress = lambda message: None,
-    planned: int | None = None,
 ) -> list[Trained]:
-    """Fit the candidates of one group in their order until ``seconds`` are spent.
+    """Fit the candidates of one group in their order until the budget's seconds are spent.
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
     The first candidate of the untouched group is always there, grown as far as half of the time allowed. With ``search.replay``
     and ``search.only`` nothing is searched, and what is asked for is finished.
     """
+    clock, seconds, planned = budget.clock, budget.seconds, budget.planned
     start = clock()
     counted = any(each is not None for each in (config.search.trials, config.search.replay, config.search.only))
     late = never if counted else lambda: clock() - start >= seconds
     left = None if counted else lambda: start + seconds - clock()
     share = ZERO_SHARE if len(candidates) > 1 else 1.0
     zero_late = never if counted else lambda: clock() - start >= share * seconds
-    options: dict[str, Any] = {
-        "seed": config.train.seed, "threads": threads, "device": config.compute.device, "costs": costs,
-        "resampled": resampled, "clock": clock,
-    }  # fmt: skip
+    work = FoldWork(dev, folds, config.train.seed, costs, resampled)
+    effort = Effort(budget.threads, config.compute.device, late, left, clock=clock)
     found: list[Trained] = []
     for position, candidate in enumerate(candidates):
         first = position == 0 and candidate.group == "none"
         if late() and not first:
             break
-        progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
-        found.append(
-            train_candidate(
-                candidate,
-                dev,
-                folds,
-                out_of_time=zero_late if first else late,
-                seconds_left=None if first else left,
-                cut=first,
-                **options,
-            )
-        )
+        budget.progress(f"{candidate.name} ({position + 1} of {len(candidates)})")
+        own = replace(effort, out_of_time=zero_late, seconds_left=None, cut=True) if first else effort
+        found.append(_trained(candidate, work, own))
     if candidates and candidates[0].group == "none":
         trials = trials_left(config, planned or len(candidates))
-        found += tune_hyperparameters(found, dev, folds, trials=trials, out_of_time=late, progress=progress, **options)
+        own = replace(effort, seconds_left=None)
+        found += tune_hyperparameters(found, work, own, trials=trials, progress=budget.progress)
     return found
 
 
@@ -85,29 +101,34 @@ def trials_left(config: Config, planned: int) -> int | None:
     return None if search.trials is None else max(0, search.trials - planned)
 
 
+def _trained(candidate: Candidate, work: FoldWork, effort: Effort) -> Trained:
+    return train_candidate(
+        candidate,
+        work.dev,
+        work.folds,
+        seed=work.seed,
+        costs=work.costs,
+        resampled=work.resampled,
+        effort=effort,
+    )
+
+
 # --- hyper-parameters --------------------------------------------------------------------------------------------
 
 
 def tune_hyperparameters(
     trained: Sequence[Trained],
-    dev: Rows,
-    folds: Sequence[Fold],
+    work: FoldWork,
+    effort: Effort,
     *,
-    seed: int,
-    threads: int = 1,
-    device: str = "cpu",
-    costs: CostArrays | None = None,
-    resampled: Rows | None = None,
     trials: int | None = None,
-    out_of_time: Callable[[], bool],
-    clock: Callable[[], float],
     progress: Progress = lambda message: None,
     most: int = 40,
 ) -> list[Trained]:
     """Search the settings of XGBoost with Optuna's TPE on the same folds; return the trials that were finished.
 
     How many negatives per positive a fit sees is one of the settings: random under-sampling, from one to as many as there are.
-    trials : how many (deterministic); default: until ``out_of_time``, at most ``most``
+    trials : how many (deterministic); default: until ``effort.out_of_time``, at most ``most``
     The untouched candidate's own settings are the first point the search knows about.
     """
     base = next((one for one in trained if one.complete and one.candidate.learner == "xgboost"), None)
@@ -115,6 +136,7 @@ def tune_hyperparameters(
         return []
     import optuna
 
+    dev, seed = work.dev, work.seed
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6))
     space, natural = _space(), (len(dev) - dev.positives) / max(1, dev.positives)
@@ -124,7 +146,7 @@ def tune_hyperparameters(
         _tell(study, one, dev, space, natural)
     found: list[Trained] = []
     for number in range(most if trials is None else trials):
-        if out_of_time():
+        if effort.out_of_time():
             break
         trial = study.ask(space)
         proposed = _rounded(trial.params)
@@ -136,10 +158,7 @@ def tune_hyperparameters(
             reason="Proposed by the hyper-parameter search.",
         )  # fmt: skip
         progress(candidate.name)
-        one = train_candidate(
-            candidate, dev, folds, seed=seed, threads=threads, device=device, costs=costs,
-            resampled=None if sampled else resampled, out_of_time=out_of_time, clock=clock,
-        )  # fmt: skip
+        one = _trained(candidate, replace(work, resampled=None) if sampled else work, effort)
         if not one.complete:
             break
         study.tell(trial, precision(one, dev))

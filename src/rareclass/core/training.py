@@ -189,29 +189,46 @@ def corrected(score: FloatArray, rate: float) -> FloatArray:
     return score if not np.isfinite(rate) or rate == 1.0 else prior_correction(score, rate)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a fit may spend.
+
+    threads, device : where it runs
+    out_of_time : asked between folds and steps; then ``complete`` is False and the scores are of no use
+    seconds_left : by the clock; a candidate whose first fold or step shows that it would not be finished is given up
+        there
+    cut : one that grows is kept however little it has grown when time is out; others need their least rounds for that
+    clock : seconds, from any origin
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    out_of_time: Callable[[], bool] = never
+    seconds_left: Callable[[], float] | None = None
+    cut: bool = False
+    clock: Callable[[], float] = lambda: 0.0
+
+
+DEFAULT_EFFORT = Effort()
+"""One thread, until it is done."""
+
+
 def train_candidate(
     candidate: Candidate,
     dev: Rows,
     folds: Sequence[Fold],
     *,
     seed: int,
-    threads: int = 1,
-    device: str = "cpu",
     costs: CostArrays | None = None,
     resampled: Rows | None = None,
-    out_of_time: Callable[[], bool] = never,
-    seconds_left: Callable[[], float] | None = None,
-    cut: bool = False,
-    clock: Callable[[], float] = lambda: 0.0,
+    effort: Effort = DEFAULT_EFFORT,
 ) -> Trained:
     """Fit a candidate on every fold and score the rows it has not seen.
 
     costs : of the development rows · resampled : from ``resample_folds``, made here when the candidate needs it
-    out_of_time : asked between folds and steps; then ``complete`` is False and the scores are of no use
-    seconds_left : by the clock; a candidate whose first fold or step shows that it would not be finished is given up there
-    cut : one that grows is kept however little it has grown when time is out; others need their least rounds for that
     Raises ConfigError for settings the learner does not have, DataError when a fold cannot be fitted.
     """
+    threads, clock = effort.threads, effort.clock
     start = clock()
     learners.check_weighting(candidate.learner, candidate.weighting)
     rule = None if costs is None else costs.rule()
@@ -222,13 +239,13 @@ def train_candidate(
         return _part(dev, folds[k], k, resampled, rule, learners.LEARNERS[candidate.learner].one_class)
 
     params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params)
-    setting = _Setting(candidate, params, seed, threads, device, out_of_time)
-    hopeless = _Projection(clock, seconds_left)
+    setting = _Setting(candidate, params, seed, threads, effort.device, effort.out_of_time)
+    hopeless = _Projection(clock, effort.seconds_left)
     trace: Trace = ()
     if learners.LEARNERS[candidate.learner].grow is None:
         done = _one_by_one(setting, part, dev, folds, hopeless)
     else:
-        done, trace, grown = _together(setting, part, dev, folds, cut, hopeless)
+        done, trace, grown = _together(setting, part, dev, folds, effort.cut, hopeless)
         if grown is not None:  # a repetition has no clock to cut it at the same step
             candidate = replace(candidate, params={**candidate.params, **grown})
     total, count = np.zeros(len(dev)), np.zeros(len(dev))

@@ -54,26 +54,29 @@ def register(
     now: datetime,
     actor: str | None = None,
     reason: str = "",
-    card: str = "",
-    tags: Mapping[str, Any] | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> Version:
     """Keep ``model`` with its run and make it the next complete version; doing it again returns the same version.
 
-    tags : small values shown in the registry; evidence : what the ledger keeps (gate numbers, data hash, row range)
+    evidence : what the ledger keeps (gate numbers, data hash, row range)
     """
     with _opened(config) as (registry, _):  # a store that cannot be written is said before anything is logged
-        uri, digest = registry.log(run_id, model, card=card)
-    return register_logged(
-        config, uri, digest, run_id, now=now, actor=actor, reason=reason, tags=tags, evidence=evidence
-    )
+        logged = LoggedModel(run_id, *registry.log(run_id, model))
+    return register_logged(config, logged, now=now, actor=actor, reason=reason, evidence=evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedModel:
+    """A model that a run has logged (``Registry.log``), and where it is."""
+
+    run_id: str
+    uri: str
+    digest: str
 
 
 def register_logged(
     config: Config,
-    uri: str,
-    digest: str,
-    run_id: str,
+    logged: LoggedModel,
     *,
     now: datetime,
     actor: str | None = None,
@@ -81,7 +84,11 @@ def register_logged(
     tags: Mapping[str, Any] | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> Version:
-    """Make a model that a run has already logged (``Registry.log``) the next complete version; idempotent."""
+    """Make a model that a run has already logged the next complete version; idempotent.
+
+    tags : small values shown in the registry · evidence : what the ledger keeps
+    """
+    run_id, uri, digest = logged.run_id, logged.uri, logged.digest
     with _opened(config) as (registry, store):
         version = registry.register(config.name, uri, run_id=run_id, digest=digest, tags=tags, description=reason)
         payload = {"version": version.version, "hash": digest, "run_id": run_id, "uri": uri, **(evidence or {})}

@@ -100,9 +100,10 @@ def version(config: Config, names: tuple[str, ...]) -> RareModel:
         oof[scored] = training.combine([one.oof[scored] for one in trained], list(share.values()))
         chosen = selection.Selection("blend", chosen.table, share, oof, scored)
     tuning = steps.tune_threshold(config, dev, chosen)
-    judged = steps.evaluate(config, dev, test, trained, chosen, tuning)
+    made = steps.Recipe(trained, chosen, tuning)
+    judged = steps.evaluate(config, dev, test, made)
     now = BORN.replace(tzinfo=UTC)
-    return steps.refit(config, ingested, dev, trained, chosen, tuning, judged, now=now)
+    return steps.refit(config, ingested, dev, made, judged, now=now)
 
 
 @pytest.fixture(scope="module")

@@ -123,13 +123,12 @@ class Trained:
         self.trained = [training.train_candidate(candidate, self.dev, folds, seed=0, costs=money)]
         self.chosen = selection.select(self.trained, self.dev, config=config, seed=0)
         self.tuning = steps.tune_threshold(config, self.dev, self.chosen)
-        self.judged = steps.evaluate(config, self.dev, self.ingested.test, self.trained, self.chosen, self.tuning)
+        self.recipe = steps.Recipe(self.trained, self.chosen, self.tuning)
+        self.judged = steps.evaluate(config, self.dev, self.ingested.test, self.recipe)
 
     def served(self, refit: str):
         config = self.config.model_copy(update={"train": self.config.train.model_copy(update={"refit": refit})})
-        return steps.refit(
-            config, self.ingested, self.dev, self.trained, self.chosen, self.tuning, self.judged, now=NOW
-        )
+        return steps.refit(config, self.ingested, self.dev, self.recipe, self.judged, now=NOW)
 
 
 def recipe(learner="logistic_regression", params=None, weighting="none", chain=()):

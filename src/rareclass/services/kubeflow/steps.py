@@ -203,7 +203,12 @@ def train_group(
         trained_path,
         "train",
         lambda: steps.train(
-            settings, dev, folds, plan.groups[group], resampled, plan.seconds[group], planned=plan.candidates
+            settings,
+            dev,
+            folds,
+            plan.groups[group],
+            resampled,
+            steps.budget(settings, plan.seconds[group], plan.candidates),
         ),
     )
     return len(fitted)
@@ -275,12 +280,12 @@ def evaluate(
             settings,
             dev,
             test,
-            trained,
-            chosen,
-            tuning,
-            champion=ingested.incumbent,
-            everywhere=ingested.incumbent_everywhere,
-            looks=promotion.looks(settings, hashing.of_rows(test.row_id, test.y)),
+            steps.Recipe(trained, chosen, tuning),
+            steps.Incumbent(
+                ingested.incumbent,
+                ingested.incumbent_everywhere,
+                promotion.looks(settings, hashing.of_rows(test.row_id, test.y)),
+            ),
         ),
     )
     found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}
@@ -319,7 +324,7 @@ def register(
     when = now or steps.utc_now()
     start = time.monotonic()
     with results.failures_logged(settings, now=when, reason="pipeline step register"):
-        model = steps.refit(settings, ingested, dev, trained, chosen, tuning, judged, now=when)
+        model = steps.refit(settings, ingested, dev, steps.Recipe(trained, chosen, tuning), judged, now=when)
     seconds["refit"] = time.monotonic() - start
     made = steps.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
     card = ingested.card

@@ -146,7 +146,12 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
     ingested, numbers = relearned(config, now, monitor=monitor)
     reason = f"{'; '.join(verdict.reasons)}. {numbers['reason']}"
     summary = run.run_rows(
-        judged_later(config), ingested, None, now=now, reason=reason, actor=ACTOR, progress=progress or silent
+        judged_later(config),
+        ingested,
+        None,
+        now=now,
+        progress=progress or silent,
+        context=run.RunContext(reason, ACTOR),
     )
     said = summary.get("gate") or {}
     numbers = {**numbers, "gate": said}

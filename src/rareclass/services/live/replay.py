@@ -216,7 +216,9 @@ def _ensure_champion(config: Config, summary: Mapping[str, Any], start: datetime
         return
     digest = digest_of(Path(summary["uri"]) / "data" / "rareclass")
     reason = f"first model of a replay; the gate said: {summary['gate']['verdict']}"
-    version = promotion.register_logged(config, summary["uri"], digest, summary["run_id"], now=now, reason=reason)
+    version = promotion.register_logged(
+        config, promotion.LoggedModel(summary["run_id"], summary["uri"], digest), now=now, reason=reason
+    )
     promotion.promote(config, version.version, now=now, mode="immediate", reason=reason)
 
 

@@ -89,4 +89,5 @@ def train(
 def _train_one(sample: _Sample, candidate: Candidate) -> list[Trained]:
     """Fit one candidate; on untouched rows it is kept as far as it has grown when its time is out, like candidate 0."""
     resampled = steps.resample(sample.config, sample.dev, sample.folds, [candidate])
-    return steps.train(sample.config, sample.dev, sample.folds, [candidate], resampled, sample.seconds)
+    budget = steps.budget(sample.config, sample.seconds)
+    return steps.train(sample.config, sample.dev, sample.folds, [candidate], resampled, budget)

@@ -44,9 +44,7 @@ def register(
         if run.judged.decision.registers:
             version = promotion.register_logged(
                 config,
-                uri,
-                digest,
-                logged.id,
+                promotion.LoggedModel(logged.id, uri, digest),
                 now=now,
                 actor=actor,
                 reason=reason,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,24 @@ def run(
         with watch("ingest"), results.failures_logged(config, now=when, reason=reason):
             engine = stack.enter_context(engines.engine(config))
             ingested = steps.ingest(config, progress, engine)
-        return run_rows(config, ingested, out, watch=watch, progress=progress, now=when, reason=reason, engine=engine)
+        context = RunContext(reason, engine=engine)
+        return run_rows(config, ingested, out, watch=watch, progress=progress, now=when, context=context)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Why a run is made, by whom, and where.
+
+    reason, actor : what the ledger says; default: the user of this process
+    engine : whose workers train candidates
+    """
+
+    reason: str = "retrain"
+    actor: str | None = None
+    engine: ComputeEngine = ALONE
+
+
+RETRAIN = RunContext()
 
 
 def run_rows(
@@ -66,15 +84,10 @@ def run_rows(
     now: datetime,
     watch: Stopwatch | None = None,
     progress: Progress = silent,
-    reason: str = "retrain",
-    actor: str | None = None,
-    engine: ComputeEngine = ALONE,
+    context: RunContext = RETRAIN,
 ) -> dict[str, Any]:
-    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version.
-
-    actor : who the ledger says did it; default: the user of this process · engine : whose workers train candidates
-    """
-    watch = watch or Stopwatch()
+    """The same from rows at hand. Without ``out`` no file is left, only the MLflow run and the version."""
+    watch, reason, actor = watch or Stopwatch(), context.reason, context.actor
     from rareclass.core import hashing
 
     with results.failures_logged(config, now=now, reason=reason):
@@ -84,9 +97,11 @@ def run_rows(
             watch=watch,
             progress=progress,
             now=now,
-            champion=lambda: champion(config),
-            looks=lambda rows: promotion.looks(config, hashing.of_rows(rows.row_id, rows.y)),
-            engine=engine,
+            registered=Registered(
+                lambda: champion(config),
+                lambda rows: promotion.looks(config, hashing.of_rows(rows.row_id, rows.y)),
+            ),
+            engine=context.engine,
         )
     with watch("register"):
         details = results.register(made, now=now, reason=reason, actor=actor, progress=progress)
@@ -106,6 +121,19 @@ def run_rows(
     return ended["summary"] if out is None else results.write_outputs(ended, out, page)
 
 
+@dataclass(frozen=True)
+class Registered:
+    """What the registry and the ledger know when a recipe is to be judged.
+
+    champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in
+        memory
+    looks : how often rows judged a run before
+    """
+
+    champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None
+    looks: Callable[[Rows], int] = lambda rows: 0
+
+
 def fit(
     config: Config,
     ingested: Ingested,
@@ -113,19 +141,17 @@ def fit(
     watch: Stopwatch,
     now: datetime,
     progress: Progress = silent,
-    champion: Callable[[], tuple[str, RareModel] | NotComparable | None] = lambda: None,
-    looks: Callable[[Rows], int] = lambda rows: 0,
+    registered: Registered | None = None,
     engine: ComputeEngine = ALONE,
 ) -> steps.Run:
     """Everything up to the refitted model; writes nothing.
 
-    champion : asked for first, so that whatever is wrong with it is known before the search; only its scores stay in
-        memory
-    looks : how often rows judged a run before
+    registered : what it is compared with; default: nothing
     engine : whose workers train candidates
     """
+    known = registered or Registered()
     with watch("ingest"):
-        ingested = steps.with_incumbent(config, ingested, champion(), progress)
+        ingested = steps.with_incumbent(config, ingested, known.champion(), progress)
     with watch("detect_imbalance"):
         plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress)
         dev, folds = steps.development(config, ingested.train, ingested.validation)
@@ -155,24 +181,12 @@ def fit(
         tuning = steps.tune_threshold(
             config, dev, chosen, progress, held_out=None if scored is None else scored.held_out
         )
+    recipe = steps.Recipe(trained, chosen, tuning, scored)
     with watch("evaluate"):
-        judged = steps.evaluate(
-            config,
-            dev,
-            ingested.test,
-            trained,
-            chosen,
-            tuning,
-            champion=ingested.incumbent,
-            everywhere=ingested.incumbent_everywhere,
-            looks=looks(ingested.judging),
-            beyond=scored,
-            progress=progress,
-        )
+        incumbent = steps.Incumbent(ingested.incumbent, ingested.incumbent_everywhere, known.looks(ingested.judging))
+        judged = steps.evaluate(config, dev, ingested.test, recipe, incumbent, progress)
     with watch("refit"):
-        model = steps.refit(
-            config, ingested, dev, trained, chosen, tuning, judged, now=now, beyond=scored, progress=progress
-        )
+        model = steps.refit(config, ingested, dev, recipe, judged, now=now, progress=progress)
     cost = None if scored is None else scored.half
     return steps.Run(config, ingested, dev, plan, trained, chosen, tuning, judged, model, watch.seconds, cost)
 
@@ -194,9 +208,8 @@ def _train_here(
                 folds,
                 members,
                 resampled,
-                plan.seconds[name] + saved,
-                planned=plan.candidates,
-                progress=progress,
+                steps.budget(config, plan.seconds[name] + saved, plan.candidates),
+                progress,
             )
         saved = max(0.0, saved + plan.seconds[name] - (time.monotonic() - start))
     return trained

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rareclass.core.gating import Champion, GateDecision, NotComparable
     from rareclass.core.importance import Importance
     from rareclass.core.model import RareModel
+    from rareclass.core.search import GroupBudget
     from rareclass.core.selection import Selection
     from rareclass.core.thresholds import TunedThreshold
     from rareclass.core.training import Trained
@@ -204,35 +205,38 @@ def resample(
     return training.resample_folds(chain, dev, folds, seed=config.train.seed, threads=config.compute.processors())
 
 
+def budget(config: Config, seconds: float, planned: int | None = None) -> GroupBudget:
+    """Return what the candidates of a group may spend from now on.
+
+    planned : candidates of all groups together
+    """
+    from rareclass.core.search import GroupBudget
+
+    return GroupBudget(seconds, time.monotonic, config.compute.processors(), planned)
+
+
 def train(
     config: Config,
     dev: Rows,
     folds: Any,
     members: Sequence[Candidate],
     resampled: Rows | None,
-    seconds: float,
-    *,
-    planned: int | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    may_spend: GroupBudget,
     progress: Progress = silent,
 ) -> list[Trained]:
     """Fit the candidates of one group on every fold, until the budget is spent; the first one is always finished."""
     from rareclass.core import search
 
-    found = search.train_group(
+    trained = search.train_group(
         members,
         dev,
         folds,
         config=config,
         costs=costs_of(config, dev, dev),
         resampled=resampled,
-        seconds=seconds,
-        threads=config.compute.processors(),
-        clock=clock,
-        planned=planned,
-        progress=lambda message: progress("train", message),
+        budget=replace(may_spend, progress=lambda message: progress("train", message)),
     )
-    return list(found)
+    return list(trained)
 
 
 def tune(
@@ -247,23 +251,24 @@ def tune(
 ) -> list[Trained]:
     """Search the settings of the candidate on untouched rows for so long, after all candidates were fitted."""
     from rareclass.core import search
+    from rareclass.core.training import Effort
 
     start = clock()
     trials = search.trials_left(config, len(trained))
-    found = search.tune_hyperparameters(
-        [one for one in trained if one.candidate.group == "none"],
-        dev,
-        folds,
-        seed=config.train.seed,
-        threads=config.compute.processors(),
-        device=config.compute.device,
-        costs=costs_of(config, dev, dev),
-        trials=trials,
+    effort = Effort(
+        config.compute.processors(),
+        config.compute.device,
         out_of_time=lambda: trials is None and clock() - start >= seconds,
         clock=clock,
+    )
+    tuned = search.tune_hyperparameters(
+        [one for one in trained if one.candidate.group == "none"],
+        search.FoldWork(dev, folds, config.train.seed, costs_of(config, dev, dev)),
+        effort,
+        trials=trials,
         progress=lambda message: progress("train", message),
     )
-    return list(found)
+    return list(tuned)
 
 
 def costs_of(config: Config, dev: Rows, rows: Rows) -> CostArrays:
@@ -496,31 +501,51 @@ def _on_own_columns(
     return Champion(score, unseen=mask, decision=decision, threshold=model.threshold(), name=name, note=note)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What the development rows decided: how a version is made.
+
+    beyond : all rows of a table that is larger than memory, with the fit that scored them; the rows at hand are a
+        sample of them
+    """
+
+    trained: Sequence[Trained]
+    chosen: Selection
+    tuning: Tuning
+    beyond: ScoredBeyond | None = None
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """What a recipe is compared with.
+
+    champion : on the test rows · everywhere : on development and test rows, for cross-fitting
+    looks : runs that were judged on these very test rows before, by the ledger
+    """
+
+    champion: Champion | NotComparable | None = None
+    everywhere: Champion | None = None
+    looks: int = 0
+
+
 def evaluate(
     config: Config,
     dev: Rows,
     test: Rows,
-    trained: Sequence[Trained],
-    chosen: Selection,
-    tuning: Tuning,
-    *,
-    champion: Champion | NotComparable | None = None,
-    everywhere: Champion | None = None,
-    looks: int = 0,
-    beyond: ScoredBeyond | None = None,
+    recipe: Recipe,
+    incumbent: Incumbent | None = None,
     progress: Progress = silent,
 ) -> Judgement:
-    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge; where the test
-    rows hold too few positives, judge by cross-fitting over all rows.
-
-    champion : on the test rows · everywhere : on development and test rows, for cross-fitting
-    beyond : all test rows of a table that is larger than memory, with the fit that scored them; ``test`` is a sample of them
-    looks : runs that were judged on these very test rows before, by the ledger
+    """Fit the recipe on the development rows, touch the test rows once, compare with the champion and judge; where the
+    test rows hold too few positives, judge by cross-fitting over all rows.
     """
     from rareclass.core import dataset as tables
     from rareclass.core import evaluation, gating, importance, tradeoff, without_labels
     from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
 
+    trained, chosen, tuning, beyond = recipe.trained, recipe.chosen, recipe.tuning, recipe.beyond
+    held = incumbent or Incumbent()
+    champion, everywhere, looks = held.champion, held.everywhere, held.looks
     sample = test
     if beyond is not None:
         test = beyond.test.rows
@@ -546,7 +571,7 @@ def evaluate(
     )
     sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
     if without_labels.unjudged(chosen):
-        judged = _unjudged(config, test, learner, score, found, champion, tuning, looks)
+        judged = _unjudged(config, test, learner, score, found, tuning, held)
         return replace(judged, sampled=sampled)
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
@@ -591,16 +616,24 @@ def evaluate(
 
 
 def _unjudged(
-    config: Config, test: Rows, learner: Any, score: FloatArray, found: Evaluation, champion: Champion | NotComparable | None,
-    tuning: Tuning, looks: int,
-) -> Judgement:  # fmt: skip
+    config: Config,
+    test: Rows,
+    learner: Any,
+    score: FloatArray,
+    judged: Evaluation,
+    tuning: Tuning,
+    incumbent: Incumbent,
+) -> Judgement:
     """What is known of a detector: how often it alarms, and what few labels there may be in the test rows say."""
     from rareclass.core import gating, without_labels
     from rareclass.core.bootstrap import Bootstrap, Sample
 
-    readable = without_labels.readable(found, test)
-    asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), looks=looks)
-    base = gating.judge(found, asked, champion, config.gate, bootstrap=Bootstrap.of(config.evaluate, config.train.seed))
+    champion = incumbent.champion
+    readable = without_labels.readable(judged, test)
+    asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), looks=incumbent.looks)
+    base = gating.judge(
+        judged, asked, champion, config.gate, bootstrap=Bootstrap.of(config.evaluate, config.train.seed)
+    )
     decision = without_labels.decision(config.gate, base, champion)
     name = champion.name if champion else None
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
@@ -717,13 +750,10 @@ def refit(
     config: Config,
     ingested: Ingested,
     dev: Rows,
-    trained: Sequence[Trained],
-    chosen: Selection,
-    tuning: Tuning,
+    recipe: Recipe,
     judged: Judgement,
     *,
     now: datetime,
-    beyond: ScoredBeyond | None = None,
     progress: Progress = silent,
 ) -> RareModel:
     """Fit the recipe on every labelled row, or take the judged fit (``train.refit``), and wrap it with all a version carries."""
@@ -734,6 +764,7 @@ def refit(
     from rareclass.core.model import RareModel
     from rareclass.core.profile import reference_profile
 
+    trained, chosen, tuning, beyond = recipe.trained, recipe.chosen, recipe.tuning, recipe.beyond
     everything = config.train.refit == "all"
     rest = [] if ingested.rest is None else [ingested.rest]
     known = dataset.concatenate([dev, ingested.test, *rest]) if everything else dev
