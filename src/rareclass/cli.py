@@ -322,19 +322,18 @@ def score(
         raise ConfigError("--log scores with the configuration's champion. Pass -c CONFIG, and no --model")
     if model is None and settings is None:
         raise ConfigError("no model was named. Pass --model URI, or -c CONFIG for its champion")
+    columns = service.NewColumns(reasons, prefix)
     with terminal.steps(quiet=quiet) as progress:
         progress("score", source)
         if log and settings is not None:
             done = service.score_and_log(
-                settings, source, output, now=_now(), point=point, id_column=id_column, reasons=reasons, prefix=prefix
+                settings, source, output, now=_now(), point=point, id_column=id_column, columns=columns
             )
         else:
             uri = tracking_uri or (settings.tracking.uri if settings is not None else None)
             name = model if model is not None else service.champion_uri(settings)  # type: ignore[arg-type]
             serving = settings.serve.operating_point if settings is not None else None
-            done = service.score(
-                name, source, output, tracking_uri=uri, point=point, serving=serving, reasons=reasons, prefix=prefix
-            )
+            done = service.score(name, source, output, tracking_uri=uri, point=point, serving=serving, columns=columns)
     more = f", {done.logged:,} new in the prediction log of version {done.version}" if log else ""
     terminal.lines(
         [

@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 import poisoned
 import small_model
 from poisoned import Raising
-from rareclass.adapters.serving.engine import Active, Answer, Engine
+from rareclass.adapters.serving.engine import Active, Answer, Engine, LogLimits
 from rareclass.adapters.serving.interfaces import Dependencies, Release, ServedVersion
 from rareclass.adapters.serving.metrics import Metrics
-from rareclass.adapters.serving.refresh import Refresher, parse_point
+from rareclass.adapters.serving.refresh import PointSource, Refresher, parse_point
 from rareclass.adapters.serving.server import InferenceServer, Options
 from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, ShadowProcess, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
@@ -427,7 +427,7 @@ def test_rows_with_different_event_times_keep_them_and_a_clock_that_is_ahead_doe
 
 def test_an_event_time_that_the_log_would_not_keep_is_refused_and_nothing_is_logged() -> None:
     log = MemoryLog()
-    engine = _engine(log, oldest=86_400.0)
+    engine = _engine(log, limits=LogLimits(oldest=86_400.0))
     (found,) = engine.answer([(_read(ROWS, parameters={"ts": "1971-01-01T00:00:00Z"}), _active())])
     assert isinstance(found, InputError)
     assert "'ts' is more than 1 days ago" in str(found)
@@ -444,7 +444,7 @@ def test_event_time_and_entity_may_have_the_names_of_the_training_columns() -> N
 
 def test_private_columns_never_reach_the_log() -> None:
     log = MemoryLog()
-    _answer(_engine(log, private=("channel",)), _read(AMOUNT, {**CHANNEL, "data": ["secret", "shop"]}))
+    _answer(_engine(log, limits=LogLimits(("channel",))), _read(AMOUNT, {**CHANNEL, "data": ["secret", "shop"]}))
     assert [set(json.loads(text)) for text in decode(log.records).predictions["features"]] == [{"amount"}] * 2
     assert b"secret" not in b"".join(log.records)
 
@@ -560,7 +560,7 @@ def test_a_champion_whose_golden_rows_score_differently_never_answers() -> None:
 def test_the_watched_file_wins_over_the_registry_and_nonsense_in_it_changes_nothing(tmp_path: Path) -> None:
     registry, file = Registry(), tmp_path / "point.json"
     registry.release = Release(ServedVersion("champion", "1", "a", {"": 0.7}))
-    engine, refresher = _refresher(registry, file=str(file))
+    engine, refresher = _refresher(registry, point=PointSource(file=str(file)))
 
     def point() -> tuple[str, float]:
         assert engine.active is not None

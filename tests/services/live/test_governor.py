@@ -15,6 +15,7 @@ import pytest
 
 import live_rows
 from rareclass.adapters.registry import Registry
+from rareclass.adapters.serving.refresh import PointSource
 from rareclass.adapters.store import LedgerEntry, Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, GovernorSettings, parse
@@ -280,7 +281,7 @@ def cutoffs_in_use(config: Config, monitor: Monitor, work: Path, point: str | No
         metrics = Metrics(CollectorRegistry(), config.name, depth=spool.depth, limit=1 << 20)
         engine = Engine(spool, metrics, name=config.name, sample_rate=0.1, clock=time.time)
         ports = Dependencies(serve.Releases(config), lambda version: serve.load(config, version), spool)
-        refresher = Refresher(engine, ports, max_rows=10, seconds=1, point=config.serve.operating_point)
+        refresher = Refresher(engine, ports, max_rows=10, seconds=1, point=PointSource(config.serve.operating_point))
         refresher.first()
         found = {"server": engine.active.cutoff(point)}
     rows = decode(live_rows.features(50, np.random.default_rng(9)), live_rows.SCHEMA)

@@ -18,7 +18,7 @@ from rareclass.config import Config
 from rareclass.core import operating
 from rareclass.errors import ConfigError, DataError, ModelError
 from rareclass.services import promotion
-from rareclass.services.serving.score import check_paths, score, score_and_log
+from rareclass.services.serving.score import NewColumns, check_paths, score, score_and_log
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -78,7 +78,7 @@ def test_another_operating_point_decides_when_asked(model: str, rows: pd.DataFra
 
 def test_reasons_name_the_features_that_count_most(model: str, rows: pd.DataFrame, tmp_path: Path) -> None:
     rows.assign(amount=9.0).to_parquet(tmp_path / "in.parquet")
-    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), reasons=2)
+    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), columns=NewColumns(reasons=2))
     found = json.loads(pd.read_parquet(tmp_path / "out.parquet")["reasons"][0])
     assert [each["feature"] for each in found] == ["amount", "channel"]
 
@@ -88,7 +88,7 @@ def test_columns_that_are_there_already_are_not_overwritten(model: str, rows: pd
     with pytest.raises(DataError, match=r"a column 'score' already. Pass --prefix"):
         score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
     assert not (tmp_path / "out.parquet").exists()
-    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), prefix="new_")
+    score(model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), columns=NewColumns(prefix="new_"))
     assert {"score", "new_score", "new_decision"} <= set(pd.read_parquet(tmp_path / "out.parquet").columns)
 
 
@@ -234,7 +234,7 @@ def test_rows_that_data_filter_keeps_out_stay_in_their_place_without_an_answer(
     made.save(tmp_path / "model")
     output = tmp_path / f"out.{end}"
     rows.assign(when="1999-01-01").to_parquet(tmp_path / "in.parquet")
-    done = score(str(tmp_path / "model"), str(tmp_path / "in.parquet"), str(output), reasons=1)
+    done = score(str(tmp_path / "model"), str(tmp_path / "in.parquet"), str(output), columns=NewColumns(reasons=1))
     scored = pd.read_parquet(output) if end == "parquet" else pd.read_csv(output)
     inside = ((rows["channel"] == "shop") & (rows["amount"] > -1)).to_numpy()
     assert 0 < inside.sum() < len(rows)

@@ -76,7 +76,7 @@ def test_one_version_can_be_served_by_its_uri_alone(
 
 @pytest.mark.parametrize("bad", ["http", "-1", "70000", ""])
 def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_port(bad: str) -> None:
-    from rareclass.adapters.serving.server import options
+    from rareclass.adapters.serving.server import Options, options
 
     settings: dict[str, Any] = {
         "name": "small",
@@ -94,7 +94,7 @@ def test_what_an_operator_injects_wins_over_the_configuration_unless_it_is_no_po
         "MLSERVER_METRICS_ENDPOINT": "/prometheus",
         "MLSERVER_HOST": "0.0.0.0",
     }
-    found = options(injected, **settings)
+    found = options(injected, Options(**settings))
     assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, 9500, 3)
     assert (found.name, found.metrics_path, found.host) == ("node", "/prometheus", "0.0.0.0")
 

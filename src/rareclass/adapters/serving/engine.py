@@ -102,14 +102,28 @@ class Answer:
         return {"version": self.active.version, "threshold": self.threshold, "operating_point": self.point}
 
 
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """What the prediction log does not keep.
+
+    private : columns that are never written
+    oldest : seconds before now from which an event time is refused: the log would not keep the row
+    """
+
+    private: Sequence[str] = ()
+    oldest: float = math.inf
+
+
+NO_LIMITS = LogLimits()
+
+
 class Engine:
     """Answers queries with the active version.
 
     name : model name in the log
     sample_rate : while the log is over its limit, this share of the rows decided 0 is kept, with its weight
-    private : columns that are never written
     clock : seconds since 1970
-    oldest : seconds before now from which an event time is refused: the log would not keep the row
+    limits : what the log does not keep
     """
 
     def __init__(
@@ -119,14 +133,13 @@ class Engine:
         *,
         name: str,
         sample_rate: float,
-        private: Sequence[str] = (),
         clock: Callable[[], float],
         shadow: Shadow | None = None,
-        oldest: float = math.inf,
+        limits: LogLimits = NO_LIMITS,
     ) -> None:
-        self.oldest = oldest
+        self.oldest = limits.oldest
         self.log, self.metrics, self.name = log, metrics, name
-        self.sample_rate, self.private, self.clock = sample_rate, frozenset(private), clock
+        self.sample_rate, self.private, self.clock = sample_rate, frozenset(limits.private), clock
         self.shadow = shadow
         self.active: Active | None = None
         self._lock = Lock()

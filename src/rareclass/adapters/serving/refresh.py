@@ -8,6 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +30,23 @@ class Shadows(Protocol):
     def columns(self) -> frozenset[str]: ...
 
 
-class Refresher:
-    """Swaps the active version as a whole; requests in flight keep the one they began with.
+@dataclass(frozen=True, slots=True)
+class PointSource:
+    """Where the operating point comes from beside the registry.
 
+    configured : the configuration's; the registry's wins over it
     file : watched file with the operating point or a threshold; wins over the registry's
     """
+
+    configured: str | None = None
+    file: str | None = None
+
+
+BY_REGISTRY = PointSource()
+
+
+class Refresher:
+    """Swaps the active version as a whole; requests in flight keep the one they began with."""
 
     def __init__(
         self,
@@ -42,18 +55,13 @@ class Refresher:
         *,
         max_rows: int,
         seconds: float,
-        point: str | None = None,
-        file: str | None = None,
+        point: PointSource = BY_REGISTRY,
         aliases: Mapping[str, str] | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         self.engine, self.ports, self.max_rows, self.seconds = engine, ports, max_rows, seconds
-        self.point, self.file, self.aliases, self.shadows = (
-            point,
-            None if file is None else Path(file),
-            aliases,
-            shadows,
-        )
+        self.point, self.file = point.configured, None if point.file is None else Path(point.file)
+        self.aliases, self.shadows = aliases, shadows
         self._release: Release | None = None
         self._model: Scorer | None = None  # as it was loaded, without what was tuned again
         self._cutoffs: Mapping[str, float] = {}

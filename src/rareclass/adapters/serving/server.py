@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -55,32 +55,24 @@ class BoundPorts:
     metrics: int
 
 
-def options(
-    environment: Mapping[str, str],
-    *,
-    name: str,
-    host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    token: str | None,
-    shared: bool = False,
-) -> Options:
-    """Return the options with what an operator injects (MLSERVER_HTTP_PORT, MLSERVER_MODEL_NAME, ...) taking precedence."""
+def options(environment: Mapping[str, str], configured: Options) -> Options:
+    """Return the options with what an operator injects (MLSERVER_HTTP_PORT, MLSERVER_MODEL_NAME, ...) taking
+    precedence.
+    """
 
     def port(key: str, value: int) -> int:
         text = environment.get(key, "")
         return int(text) if text.isdecimal() and int(text) < 65536 else value
 
-    return Options(
-        name=environment.get("MLSERVER_MODEL_NAME") or name,
-        host=environment.get("MLSERVER_HOST") or host,
-        http_port=port("MLSERVER_HTTP_PORT", http_port),
-        grpc_port=port("MLSERVER_GRPC_PORT", grpc_port),
-        metrics_port=port("MLSERVER_METRICS_PORT", metrics_port),
-        metrics_path=environment.get("MLSERVER_METRICS_ENDPOINT") or "/metrics",
-        token=token or None,
-        shared=shared,
+    return replace(
+        configured,
+        name=environment.get("MLSERVER_MODEL_NAME") or configured.name,
+        host=environment.get("MLSERVER_HOST") or configured.host,
+        http_port=port("MLSERVER_HTTP_PORT", configured.http_port),
+        grpc_port=port("MLSERVER_GRPC_PORT", configured.grpc_port),
+        metrics_port=port("MLSERVER_METRICS_PORT", configured.metrics_port),
+        metrics_path=environment.get("MLSERVER_METRICS_ENDPOINT") or configured.metrics_path,
+        token=configured.token or None,
     )
 
 

@@ -92,7 +92,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     later = frame[frame["__ts"] >= start].reset_index(drop=True)
     truth = _truth_of(later[config.data.target], _first(live))
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
-    money = _money(config, live, frame[known], later, truth, decisions, start, progress)
+    money = _money(config, live, _Played(frame[known], later, truth, start), decisions, progress)
     played: dict[str, Any] = results.clean(
         {
             "name": config.name,
@@ -257,7 +257,9 @@ def _play(config: Config, frame: pd.DataFrame, truth: Any, steps: list[Step], pr
             _label(config, own.store, frame, truth, slice(delivered, due))
             delivered = max(delivered, due)
             snapshot = own.evaluate(now)
-            story.periods.append(_period(config, frame, truth, scores, decisions, step, version, snapshot, model))
+            story.periods.append(
+                _period(config, frame, _Answers(truth, scores, decisions), step, (version, model), snapshot)
+            )
             now_firing = alerts(snapshot)
             story.alerts += [{"time": step.end.isoformat(), "name": name} for name in sorted(now_firing - firing)]
             firing = now_firing
@@ -281,7 +283,7 @@ def _serve(
     config: Config, store: Store, registry: Registry, frame: pd.DataFrame, step: Step, scores: Any, decisions: Any
 ) -> tuple[str, RareModel]:
     """Answer the rows of a step with the champion, score them in the shadow of it, and log everything."""
-    from rareclass.services.serving.score import prediction_rows
+    from rareclass.services.serving.score import ScoredRows, prediction_rows
 
     roles = {alias: version for version in registry.versions(config.name) for alias in version.aliases}
     champion = roles["champion"]
@@ -298,12 +300,8 @@ def _serve(
             config,
             model,
             champion.version,
-            rows,
-            rows[ID].to_numpy(),
-            score=scores[step.rows],
-            decision=decisions[step.rows],
-            point=point,
-            threshold=threshold,
+            ScoredRows(rows, rows[ID].to_numpy(), scores[step.rows], decisions[step.rows]),
+            (point, threshold),
             now=now,
         )
     )
@@ -371,23 +369,33 @@ def alerts(snapshot: Snapshot) -> set[str]:
     return {name for name, fires in ALERTS.items() if fires(snapshot)}
 
 
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What became of the replayed rows: (n,) each, in the order of the history.
+
+    truth : NaN where the label never came · scores, decisions : of the version that answered
+    """
+
+    truth: Any
+    scores: Any
+    decisions: Any
+
+
 def _period(
     config: Config,
     frame: pd.DataFrame,
-    truth: Any,
-    scores: Any,
-    decisions: Any,
+    answers: _Answers,
     step: Step,
-    version: str,
+    served: tuple[str, RareModel],
     snapshot: Snapshot,
-    model: RareModel,
 ) -> dict[str, Any]:
     """What a step was like, judged with all the labels that ever came."""
     from rareclass.core import evaluation
 
-    part, score = truth[step.rows], scores[step.rows]
+    version, model = served
+    part, score, decisions = answers.truth[step.rows], answers.scores[step.rows], answers.decisions[step.rows]
     known = ~np.isnan(part)
-    y, s, d = part[known].astype(int), score[known], decisions[step.rows][known]
+    y, s, d = part[known].astype(int), score[known], decisions[known]
     block = np.unique(frame["__ts"].iloc[step.rows][known].to_numpy().astype("datetime64[D]"), return_inverse=True)[1]
     ap = (
         ranking.estimate_ap(
@@ -411,7 +419,7 @@ def _period(
         "prevalence": float(y.mean()) if len(y) else None,
         "precision": decided.get("precision"),
         "recall": decided.get("recall"),
-        "cost": _cost(config, frame.iloc[step.rows], part, decisions[step.rows], model),
+        "cost": _cost(config, frame.iloc[step.rows], part, decisions, model),
         "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
     }
 
@@ -442,18 +450,22 @@ def _cost(config: Config, rows: pd.DataFrame, truth: Any, decided: Any, model: R
 # --- money ------------------------------------------------------------------------------------------------------------
 
 
-def _money(
-    config: Config,
-    live: Config,
-    history: pd.DataFrame,
-    later: pd.DataFrame,
-    truth: Any,
-    decisions: Any,
-    start: datetime,
-    progress: Progress,
-) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class _Played:
+    """The rows that a replay plays with.
+
+    history : labelled before ``start`` · later : replayed after it · truth : (n,) of the later ones
+    """
+
+    history: pd.DataFrame
+    later: pd.DataFrame
+    truth: Any
+    start: datetime
+
+
+def _money(config: Config, live: Config, played: _Played, decisions: Any, progress: Progress) -> dict[str, Any]:
     """What the loop cost on the labelled rows, beside 'train once and never again' and 'retrain every week'."""
-    first = _first(live)
+    first, later, truth = _first(live), played.later, played.truth
     found: dict[str, Any] = {
         "currency": config.costs.currency,
         "ours": _cost(config, later, truth, decisions, first),
@@ -465,7 +477,7 @@ def _money(
     progress("replay", "the peers: never retrain, retrain every week")
     original = first.decide(first.score(later))
     found["never"] = _cost(config, later, truth, original, first)
-    weekly = _weekly(config, live, history, later, truth, first, start, progress)
+    weekly = _weekly(config, played, first, progress)
     found["weekly"] = _cost(config, later, truth, weekly, first)
     return {
         **found,
@@ -482,16 +494,7 @@ def _first(config: Config) -> RareModel:
     return load_model(version.uri, config.tracking.uri, expect=version.hash)
 
 
-def _weekly(
-    config: Config,
-    live: Config,
-    history: pd.DataFrame,
-    later: pd.DataFrame,
-    truth: Any,
-    first: RareModel,
-    start: datetime,
-    progress: Progress,
-) -> Any:
+def _weekly(config: Config, played: _Played, first: RareModel, progress: Progress) -> Any:
     """Decisions of a team that fits the same default learner on all labelled rows every week.
 
     Each week a first fit on all but the newest four labelled weeks tunes calibrator and threshold on those, then all
@@ -499,6 +502,7 @@ def _weekly(
     """
     from rareclass.core import calibration, costs, thresholds
 
+    history, later, truth, start = played.history, played.later, played.truth, played.start
     everything = pd.concat([history, later], ignore_index=True)
     x, stamps = first.matrix(everything), everything["__ts"].to_numpy()
     y = np.concatenate([_truth_of(history[config.data.target], first), truth])

@@ -91,6 +91,24 @@ class ScoreSummary:
         return notes
 
 
+@dataclass(frozen=True, slots=True)
+class NewColumns:
+    """What is written beside score and decision, and how it is called.
+
+    reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
+    prefix : put before the new columns' names, where the source has such columns already; default: nothing, or
+        ``rareclass_`` where the version itself has a column (a feature, the target, ...) of such a name
+    progress : told how many rows are being scored
+    """
+
+    reasons: int = 0
+    prefix: str = ""
+    progress: Callable[[int], None] | None = None
+
+
+PLAIN = NewColumns()
+
+
 def score(
     model: str,
     source: str,
@@ -99,9 +117,7 @@ def score(
     tracking_uri: str | None = None,
     point: str | None = None,
     serving: str | None = None,
-    reasons: int = 0,
-    prefix: str = "",
-    progress: Callable[[int], None] | None = None,
+    columns: NewColumns = PLAIN,
 ) -> ScoreSummary:
     """Score every row of a file and write it with the columns ``score`` and ``decision``.
 
@@ -109,9 +125,6 @@ def score(
     point : operating point that decides; default: the one chosen for the version in the registry, else ``serving``, else
         the version's own. A ``models:/`` URI decides with the cut-offs in force, any other with those it was made with
     serving : operating point of the servers (``serve.operating_point``)
-    reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
-    prefix : put before the new columns' names, where the source has such columns already; default: nothing, or
-        ``rareclass_`` where the version itself has a column (a feature, the target, ...) of such a name
     A row that `data.filter` of the version keeps out stays in its place without score and decision.
     Raises ModelError, DataError.
     """  # fmt: skip
@@ -125,7 +138,21 @@ def score(
     else:
         loaded = registry.load_model(model, tracking_uri)
     decides = operating.decides(loaded.thresholds, loaded.primary, point, chosen, serving, where="--point")
-    return _write(loaded, source, output, decides, reasons=reasons, prefix=prefix, progress=progress)
+    return _write(loaded, source, output, decides, columns)
+
+
+@dataclass(frozen=True)
+class _Logging:
+    """What else is done with the rows.
+
+    text : columns that are text beside those that the version reads so
+    named : puts ids in front of rows of which so many came before
+    log : takes each batch as it was read; what it raises leaves no output
+    """
+
+    text: Sequence[str] = ()
+    named: Callable[[pd.DataFrame, int], pd.DataFrame] = lambda frame, before: frame
+    log: Callable[[_Batch], None] = lambda batch: None
 
 
 def _write(
@@ -133,37 +160,28 @@ def _write(
     source: str,
     output: str,
     decides: tuple[str, float],
-    *,
-    reasons: int,
-    prefix: str,
-    progress: Callable[[int], None] | None,
-    text: Sequence[str] = (),
-    named: Callable[[pd.DataFrame, int], pd.DataFrame] = lambda frame, before: frame,
-    log: Callable[[_Batch], None] = lambda batch: None,
+    columns: NewColumns,
+    logging: _Logging | None = None,
 ) -> ScoreSummary:
-    """Score batch after batch into ``output``, which appears when all are written.
-
-    text : columns that are text beside those that the version reads so
-    named : puts ids in front of rows of which so many came before
-    log : takes each batch as it was read; what it raises leaves no output
-    """
+    """Score batch after batch into ``output``, which appears when all are written."""
     from rareclass.adapters import tables
 
-    new = _new_columns(model, prefix, reasons)
+    reasons, progress, also = columns.reasons, columns.progress, logging or _Logging()
+    new = _new_columns(model, columns.prefix, reasons)
     totals = _Totals()
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         if progress is not None:
             progress(len(frame))
-        batch = _scored(model, named(frame, totals.rows), decides[1])
-        log(batch)
+        batch = _scored(model, also.named(frame, totals.rows), decides[1])
+        also.log(batch)
         totals.add(batch)
         return _with_scores(model, batch, new, reasons)
 
-    frames = iter(tables.read_frames(source, schema=model.schema, text=text))
+    frames = iter(tables.read_frames(source, schema=model.schema, text=also.text))
     first = next(frames, None)
     if first is None:  # no rows in, no rows out, but the same columns
-        first = tables.read_frame(source, schema=model.schema, text=text)
+        first = tables.read_frame(source, schema=model.schema, text=also.text)
     tables.write_frames(output, map(scored, chain([first], frames)))
     return ScoreSummary(
         totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output, outside=totals.outside,
@@ -277,12 +295,9 @@ def score_and_log(
     output: str,
     *,
     now: datetime,
-    alias: str = "champion",
     point: str | None = None,
     id_column: str | None = None,
-    reasons: int = 0,
-    prefix: str = "",
-    progress: Callable[[int], None] | None = None,
+    columns: NewColumns = PLAIN,
 ) -> ScoreSummary:
     """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
 
@@ -299,10 +314,10 @@ def score_and_log(
     from rareclass.core import liveness
 
     found = Registry(config.tracking.uri)
-    version = found.at(config.name, alias)
+    version = found.at(config.name, "champion")
     if version is None:
         raise ModelError(
-            f"model '{config.name}' has no {alias} yet. Promote a version with: rareclass promote -c CONFIG"
+            f"model '{config.name}' has no champion yet. Promote a version with: rareclass promote -c CONFIG"
         )
     model = found.load(version)
     decides = operating.decides(
@@ -326,11 +341,10 @@ def score_and_log(
             if not len(names):
                 return
             waiting.append(Path(work) / f"{len(waiting)}.parquet")
-            rows = prediction_rows(
-                config, model, version.version, batch.frame[batch.inside], names,
-                score=batch.score[batch.inside], decision=batch.decision[batch.inside],
-                point=decides[0], threshold=decides[1], now=now,
-            )  # fmt: skip
+            inside = ScoredRows(
+                batch.frame[batch.inside], names, batch.score[batch.inside], batch.decision[batch.inside]
+            )
+            rows = prediction_rows(config, model, version.version, inside, decides, now=now)
             young = (rows["ts"] >= oldest).to_numpy()
             counts["expired"] += int((~young).sum())
             counts["out_of_view"] += int((rows["ts"][young] < seen).sum())
@@ -338,10 +352,7 @@ def score_and_log(
 
         with Store(config.store.url) as store:
             store.migrate()
-            done = _write(
-                model, source, output, decides, reasons=reasons, prefix=prefix, progress=progress, text=[ids.column],
-                named=named, log=keep,
-            )  # fmt: skip
+            done = _write(model, source, output, decides, columns, _Logging([ids.column], named, keep))
             for path in waiting:
                 rows = tables.read_frame(path)
                 fresh = store.add_predictions(rows)
@@ -356,29 +367,39 @@ def _as_they_are(frame: pd.DataFrame, before: int) -> pd.DataFrame:
     return frame
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """Rows as they were read, their request ids, and what a version says to them: (n,) each."""
+
+    frame: pd.DataFrame
+    ids: Any
+    score: FloatArray
+    decision: BoolArray
+
+
 def prediction_rows(
-    config: Config, model: RareModel, version: str, frame: pd.DataFrame, ids: Any, *, score: FloatArray, decision: BoolArray,
-    point: str, threshold: float, now: datetime,
-) -> pd.DataFrame:  # fmt: skip
+    config: Config, model: RareModel, version: str, scored: ScoredRows, decides: tuple[str, float], *, now: datetime
+) -> pd.DataFrame:
     """Bring scored rows into the shape of the prediction log, every column as the version reads it.
 
     now : their time where they carry none, or only an order. Raises DataError when a row's time cannot be read.
     """
     import pandas as pd
 
+    frame, (point, threshold) = scored.frame, decides
     data, names = config.data, [name for name in model.schema.names if name not in config.data.private]
     stamps = _moments(model, str(data.time), frame[data.time]) if data.time in frame else None
     return pd.DataFrame(
         {
-            "request_id": ids,
+            "request_id": scored.ids,
             "row": 0,
             "ts": pd.Timestamp(now).tz_convert("UTC") if stamps is None else stamps,
             "model": config.name,
             "version": version,
             "operating_point": point,
             "threshold": threshold,
-            "score": np.asarray(score, dtype=np.float64),
-            "decision": np.asarray(decision, dtype=np.int64),
+            "score": np.asarray(scored.score, dtype=np.float64),
+            "decision": np.asarray(scored.decision, dtype=np.int64),
             "weight": 1.0,
             "propensity": NUMBER.numbers(frame[data.propensity])[0] if data.propensity in frame else 1.0,
             "entity": TEXT.texts(frame[data.entity]) if data.entity in frame else None,

@@ -157,13 +157,19 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
 
 def listening(config: Config, environment: Mapping[str, str], *, shared: bool = False) -> Options:
     """Return where to listen: the configuration's ports, unless an operator injects others."""
-    from rareclass.adapters.serving.server import options
+    from rareclass.adapters.serving.server import Options, options
 
     settings = config.serve
-    return options(
-        environment, name=config.name, host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port, token=token(environment, settings.token_env), shared=shared,
-    )  # fmt: skip
+    configured = Options(
+        config.name,
+        settings.host,
+        settings.http_port,
+        settings.grpc_port,
+        settings.metrics_port,
+        token=token(environment, settings.token_env),
+        shared=shared,
+    )
+    return options(environment, configured)
 
 
 def _ship_what_others_left(config: Config) -> None:
@@ -192,10 +198,10 @@ def serve_one(
     os.environ.setdefault("DO_NOT_TRACK", "true")
     from prometheus_client import REGISTRY
 
-    from rareclass.adapters.serving.engine import Engine
+    from rareclass.adapters.serving.engine import Engine, LogLimits
     from rareclass.adapters.serving.interfaces import Dependencies
     from rareclass.adapters.serving.metrics import Metrics
-    from rareclass.adapters.serving.refresh import Refresher
+    from rareclass.adapters.serving.refresh import PointSource, Refresher
     from rareclass.adapters.serving.server import run
     from rareclass.adapters.serving.shadow import ShadowProcess
     from rareclass.adapters.spool import Spool
@@ -223,10 +229,9 @@ def serve_one(
             metrics,
             name=config.name,
             sample_rate=settings.sample_rate,
-            private=data.private,
             clock=time.time,
             shadow=shadows,
-            oldest=config.store.retention.total_seconds(),
+            limits=LogLimits(data.private, config.store.retention.total_seconds()),
         )
         aliases = {
             name: role
@@ -238,8 +243,7 @@ def serve_one(
             Dependencies(Releases(config, model), lambda version: load(config, version), spool),
             max_rows=settings.max_rows,
             seconds=settings.refresh_seconds,
-            point=settings.operating_point,
-            file=settings.operating_point_file,
+            point=PointSource(settings.operating_point, settings.operating_point_file),
             aliases=aliases,
             shadows=shadows,
         )
