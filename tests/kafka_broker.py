@@ -24,12 +24,17 @@ class Broker:
         port, controller = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         settings = {
-            "process.roles": "broker,controller", "node.id": 1, "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{controller}",
-            "controller.listener.names": "CONTROLLER", "log.dirs": folder / "data", "num.partitions": 1,
-            "offsets.topic.replication.factor": 1, "offsets.topic.num.partitions": 1,
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": folder / "data",
+            "num.partitions": 1,
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 1,
             "group.initial.rebalance.delay.ms": 0,
-        }  # fmt: skip
+        }
         self._file = folder / "server.properties"
         self._file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         tool = "kafka.tools.StorageTool"

@@ -232,9 +232,12 @@ def test_the_best_k_of_a_day_are_not_told_where_one_row_stands_for_more_and_the_
     y, score, time = world()
     seen = np.where(score > np.quantile(score, 0.99), 0.1, 1.0)
     found = ev.evaluate(
-        Sample(y, score, 1 / seen, time=time), thresholds={"d": 0.3}, primary="d", costs=CostArrays(),
+        Sample(y, score, 1 / seen, time=time),
+        thresholds={"d": 0.3},
+        primary="d",
+        costs=CostArrays(),
         config=EvaluateSettings(bootstraps=50, top_k=(5, 40)),
-    )  # fmt: skip
+    )
     assert set(found.top_k) == {40}
     said = "precision of the best 5 of a day is not told: its rows were observed"
     assert any(note.startswith(said) for note in found.notes)

@@ -113,10 +113,13 @@ def dask_engine(compute: ComputeSettings) -> Iterator[DaskEngine]:
 
     settings = compute.dask
     quiet = {
-        "distributed.comm.timeouts.connect": CONNECTING, "distributed.admin.large-graph-warning-threshold": "1GiB",
-        "distributed.logging.distributed": "error", "distributed.scheduler.allowed-failures": 3,
-        "distributed.scheduler.http.routes": [], "distributed.worker.http.routes": [],
-    }  # fmt: skip
+        "distributed.comm.timeouts.connect": CONNECTING,
+        "distributed.admin.large-graph-warning-threshold": "1GiB",
+        "distributed.logging.distributed": "error",
+        "distributed.scheduler.allowed-failures": 3,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+    }
     with dask.config.set(quiet):
         if settings.scheduler is not None:
             try:
@@ -139,10 +142,17 @@ def _cluster(compute: ComputeSettings) -> Any:
     settings = compute.dask
     threads = max(1, compute.processors() // settings.workers)
     return LocalCluster(
-        n_workers=settings.workers, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tls",
-        security=Security.temporary(), dashboard_address="127.0.0.1:0", memory_limit=settings.worker_memory or "auto",
-        silence_logs=50, env={"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
-    )  # fmt: skip
+        n_workers=settings.workers,
+        threads_per_worker=threads,
+        processes=True,
+        host="127.0.0.1",
+        protocol="tls",
+        security=Security.temporary(),
+        dashboard_address="127.0.0.1:0",
+        memory_limit=settings.worker_memory or "auto",
+        silence_logs=50,
+        env={"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
 def _checked(client: Any, settings: DaskSettings) -> DaskEngine:

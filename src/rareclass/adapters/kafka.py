@@ -42,9 +42,12 @@ def options(settings: KafkaSettings, name: str, environment: Mapping[str, str] |
     """Return the consumer's options. Raises ConfigError where they do not fit together."""
     env = os.environ if environment is None else environment
     out: dict[str, Any] = {
-        "bootstrap_servers": settings.servers, "group_id": settings.group or f"rareclass-{name}",
-        "enable_auto_commit": False, "auto_offset_reset": "earliest", "security_protocol": settings.security.upper(),
-    }  # fmt: skip
+        "bootstrap_servers": settings.servers,
+        "group_id": settings.group or f"rareclass-{name}",
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "security_protocol": settings.security.upper(),
+    }
     if settings.security.startswith("sasl"):
         password = env.get(settings.password_env, "").strip()
         if not settings.username or not password:

@@ -148,7 +148,9 @@ def confusion_metrics(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, tn: ArrayLike
 
 
 def decision_metrics(y: ArrayLike, decision: ArrayLike, weight: ArrayLike | None = None) -> dict[str, float]:
-    """Return precision, recall, specificity, f1, f2, mcc, gmean, macro and micro averages and the (weighted) confusion."""
+    """Return precision, recall, specificity, f1, f2, mcc, gmean,
+    macro and micro averages and the (weighted) confusion.
+    """
     labels, flags, weights = as_scores(y, np.asarray(decision, dtype=np.float64), weight)
     mass = np.ones(len(labels)) if weights is None else weights
     yes, rare = flags > 0, labels == 1
@@ -324,8 +326,8 @@ def slices(
 ) -> list[SliceResult]:
     """Return AP, recall and precision by level of each column (default: up to three categories of the schema).
 
-    score, flagged : (n,) scores and decisions, or (repeats, n) of cross-fitting; then values are means of the repeats, and
-        intervals those of the resamples of all of them
+    score, flagged : (n,) scores and decisions, or (repeats, n) of cross-fitting; then values are means of the repeats,
+        and intervals those of the resamples of all of them
     Numbers are cut at their quartiles; of a category the 20 most frequent levels are shown; missing is a level.
     Raises ConfigError for a column that is no feature.
     """
@@ -347,7 +349,10 @@ def slices(
 
 
 def sliced(schema: Schema, columns: Sequence[str] = ()) -> list[str]:
-    """Return the columns that are reported by: those asked for, else up to three categories. Raises ConfigError for no feature."""
+    """Return the columns that are reported by: those asked for, else up to three categories.
+
+    Raises ConfigError for no feature.
+    """
     for name in columns:
         if name not in schema.names:
             raise ConfigError(
@@ -427,7 +432,8 @@ class Evaluation:
     untuned : decision metrics and cost at 0.5, and positives it misses that the tuned threshold finds
     money : cost of the primary operating point against doing nothing and flagging everything
     top_k : precision among the k best rows of each day, by k; empty where there is no time
-    thinned : the main metrics on a test thinned to ``evaluate.test_ratio`` negatives per positive; empty unless asked for
+    thinned : the main metrics on a test thinned to ``evaluate.test_ratio`` negatives per positive; empty unless asked
+        for
     curves : {"pr": {"recall", "precision"}, "roc": {"fpr", "tpr"}}, at most 400 points each
     calibration : bins of equally many positives with mean score, observed rate and rows
     counts : rows, positives, prevalence, blocks
@@ -514,7 +520,8 @@ def evaluate(
         raise DataError("there are no rows to evaluate. Raise split.test")
     if primary not in thresholds:
         raise ConfigError(
-            f"operating point '{primary}' has no threshold.{nearest(primary, thresholds)} Name one of: {', '.join(thresholds)}"
+            f"operating point '{primary}' has no threshold.{nearest(primary, thresholds)} Name one of: "
+            f"{', '.join(thresholds)}"
         )
     judge = _Judge(labels, scores, weights, costs, config, Resamples(len(labels), block, config.bootstraps, seed))
     points, moneys = {}, {}
@@ -570,8 +577,8 @@ def pooled(
     config: config.EvaluateSettings,
     seed: int = 0,
 ) -> Evaluation:
-    """Return what repeated scores of the same rows say together: the mean of the repeats, and an interval that holds the
-    spread over the rows and that between the repeats, because it is that of the resamples of all of them.
+    """Return what repeated scores of the same rows say together: the mean of the repeats, and an interval that holds
+    the spread over the rows and that between the repeats, because it is that of the resamples of all of them.
 
     score, flagged : (repeats, n) calibrated scores and decisions
     Only what a gate asks for: average precision, mean score / prevalence, recall, precision, the money, and the slices.
@@ -587,9 +594,16 @@ def pooled(
     totals, draws = [], []
     for line, flags in zip(score, flagged, strict=True):
         columns = np.stack(
-            [mass, *_cost_columns(labels, flags, costs, mass), mass * rare, mass * line, mass * (rare & flags), mass * flags],
+            [
+                mass,
+                *_cost_columns(labels, flags, costs, mass),
+                mass * rare,
+                mass * line,
+                mass * (rare & flags),
+                mass * flags,
+            ],
             axis=1,
-        )  # fmt: skip
+        )
         totals.append(columns.sum(axis=0))
         draws.append(resamples.sums(columns))
     total, drawn = np.stack(totals), np.concatenate(draws)
@@ -613,10 +627,13 @@ def pooled(
         primary="",
         slices=tuple(slices(rows, score, flagged, config.slices, bootstrap=Bootstrap.of(config, seed))),
         counts={
-            "rows": len(labels), "positives": int(labels.sum()), "prevalence": _mean(labels.astype(np.float64), weights), "blocks": resamples.units,
+            "rows": len(labels),
+            "positives": int(labels.sum()),
+            "prevalence": _mean(labels.astype(np.float64), weights),
+            "blocks": resamples.units,
         },
         notes=() if resamples.few_blocks is None else (resamples.few_blocks,),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -704,8 +721,11 @@ class _Judge:
         exact = confusion_metrics(*total[:4])
         found = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
         sizes = {
-            "recall": rare.sum(), "specificity": (~rare).sum(), "precision": flagged.sum(), "micro_f1": len(rare),
-        }  # fmt: skip
+            "recall": rare.sum(),
+            "specificity": (~rare).sum(),
+            "precision": flagged.sum(),
+            "micro_f1": len(rare),
+        }
         options = (self.config.confidence, int(rare.sum()), len(self.y))
         for name in found.keys() & {*sizes, *_BOUNDED}:
             value = float(exact[name])
@@ -736,9 +756,11 @@ def _thinned(judge: _Judge, block: AnyArray | None, threshold: float, ratio: flo
 def calibration_bins(
     y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, bins: int = 10
 ) -> tuple[dict[str, float], ...]:
-    """Return bins with about equally many positives: rows, positives, mean score and observed rate with a Wilson interval (95 %).
+    """Return bins with about equally many positives: rows, positives, mean score and observed rate with a Wilson
+    interval (95 %).
 
-    Bins of equally many rows would put nearly every positive in the last one. Fewer bins where positives are few, five in each.
+    Bins of equally many rows would put nearly every positive in the last one. Fewer bins where positives are few, five
+    in each.
     """
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights

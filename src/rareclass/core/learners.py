@@ -41,7 +41,8 @@ _T = TypeVar("_T")
 class Learner:
     """A member of the family.
 
-    grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth averaging
+    grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth
+        averaging
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
     apart : fits of it do not disturb each other, so that several may go on at once
     weighs : a weighting changes what it learns; one that draws the classes alike and takes no weights refuses them
@@ -119,7 +120,10 @@ def fit(name: str, task: FitTask, params: Mapping[str, Any] | None = None) -> Fi
 
 
 def grow(name: str, task: FitTask, watched: Watched, params: Mapping[str, Any] | None = None) -> Growing:
-    """Begin a fit of a member of LEARNERS that grows, to be looked at on ``watched`` rows. Raises ConfigError as `fit`."""
+    """Begin a fit of a member of LEARNERS that grows, to be looked at on ``watched`` rows.
+
+    Raises ConfigError as `fit`.
+    """
     member = _member(name, task.loss)
     if member.grow is None:
         raise ConfigError(f"learner '{name}' has no rounds to be found. Fit it as a whole")
@@ -147,7 +151,8 @@ def as_config_error(name: str, work: Callable[[], _T]) -> _T:
     except Exception as error:
         if isinstance(error, ValueError) and "worse than random" in str(error):
             raise ConfigError(
-                f"{name} found nothing better than chance in its first steps. Leave it out of search.candidates, or set its params"
+                f"{name} found nothing better than chance in its first steps. "
+                "Leave it out of search.candidates, or set its params"
             ) from error
         if type(error).__name__ not in {"InvalidParameterError", "XGBoostError", "LightGBMError", "CatBoostError"}:
             raise

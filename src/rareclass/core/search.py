@@ -66,8 +66,8 @@ def train_group(
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
-    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With ``search.replay``
-    and ``search.only`` nothing is searched, and what is asked for is finished.
+    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With
+    ``search.replay`` and ``search.only`` nothing is searched, and what is asked for is finished.
     """
     clock, seconds, planned = budget.clock, budget.seconds, budget.planned
     start = clock()
@@ -127,7 +127,8 @@ def tune_hyperparameters(
 ) -> list[Trained]:
     """Search the settings of XGBoost with Optuna's TPE on the same folds; return the trials that were finished.
 
-    How many negatives per positive a fit sees is one of the settings: random under-sampling, from one to as many as there are.
+    How many negatives per positive a fit sees is one of the settings: random under-sampling, from one to as many as
+    there are.
     trials : how many (deterministic); default: until ``effort.out_of_time``, at most ``most``
     The untouched candidate's own settings are the first point the search knows about.
     """
@@ -154,9 +155,12 @@ def tune_hyperparameters(
         sampled = () if ratio > _ALL * natural else (ResampleStep(name="random_under", ratio=ratio),)
         params = {**base.candidate.params, **proposed}
         candidate = replace(
-            base.candidate, name=f"{base.candidate.name} tuned {number + 1}", params=params, resample=sampled,
+            base.candidate,
+            name=f"{base.candidate.name} tuned {number + 1}",
+            params=params,
+            resample=sampled,
             reason="Proposed by the hyper-parameter search.",
-        )  # fmt: skip
+        )
         progress(candidate.name)
         one = _trained(candidate, replace(work, resampled=None) if sampled else work, effort)
         if not one.complete:
@@ -186,7 +190,9 @@ def _space() -> dict[str, Any]:
 
 
 _RATIO, _ALL, _WORTH_SAMPLING = "negatives_per_positive", 0.8, 4.0
-"""The setting's name; the share of all negatives from which none is left out; the ratio from which there is something to sample."""
+"""The setting's name; the share of all negatives from which none is left out; the ratio from which there is something
+to sample.
+"""
 
 
 def _ratio_space(natural: float) -> dict[str, Any]:
@@ -230,8 +236,8 @@ def replayed(trials: Iterable[Mapping[str, Any]]) -> tuple[Candidate, ...]:
 
 
 def leaders(trained: Sequence[Trained], dev: Rows, most: int) -> list[Trained]:
-    """Return the first candidate, the best of every learner and the best of the rest by AP, ``most`` in all, in the order
-    they were fitted.
+    """Return the first candidate, the best of every learner and the best of the rest by AP, ``most`` in all, in the
+    order they were fitted.
 
     A blend gains from learners that err unlike each other: forty tunings of one learner must not crowd out the others.
     """

@@ -1,9 +1,9 @@
 """Compare candidates on the same rows none of them has seen, and decide whether a combination is worth more.
 
 Candidate 0 wins ties: another one must be better in a paired bootstrap, by an interval that allows for how many were
-compared (core.differences). An ensemble is held against the best single candidate in turn, judged with weights learned on other rows
-than it is judged on. It has to be significantly better where positives are very few; elsewhere an average of unlike learners
-is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
+compared (core.differences). An ensemble is held against the best single candidate in turn, judged with weights learned
+on other rows than it is judged on. It has to be significantly better where positives are very few; elsewhere an average
+of unlike learners is the safer bet, and a higher AP is enough (docs/decisions/0013, 0017).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _WEIGHT_ROWS = 60_000
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (of candidates adjusted for their number)
-    are against candidate 0; ``significant`` says that the interval of the difference lies above 0."""
+    """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (of candidates adjusted for their
+    number) are against candidate 0; ``significant`` says that the interval of the difference lies above 0."""
 
     name: str
     ap: Estimate
@@ -53,9 +53,14 @@ class CandidateResult:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.name, "ap": self.ap.to_json(), "difference": self.difference.to_json(), "p_value": self.p_value,
-            "significant": self.significant, "fit_seconds": self.fit_seconds, "reason": self.reason,
-        }  # fmt: skip
+            "name": self.name,
+            "ap": self.ap.to_json(),
+            "difference": self.difference.to_json(),
+            "p_value": self.p_value,
+            "significant": self.significant,
+            "fit_seconds": self.fit_seconds,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,12 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "winner": self.winner, "weights": dict(self.weights), "table": [line.to_json() for line in self.table],
-            "reasons": list(self.reasons), "curves": {name: dict(curve) for name, curve in self.curves.items()},
-        }  # fmt: skip
+            "winner": self.winner,
+            "weights": dict(self.weights),
+            "table": [line.to_json() for line in self.table],
+            "reasons": list(self.reasons),
+            "curves": {name: dict(curve) for name, curve in self.curves.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,13 @@ class _Ground:
 
     def difference(self, value: float, draws: FloatArray, *, compared: int = 1) -> Difference:
         return judge_difference(
-            float(value), draws, confidence=self.confidence, compared=compared, positives=self.rows.positives, rows=len(self.rows)
-        )  # fmt: skip
+            float(value),
+            draws,
+            confidence=self.confidence,
+            compared=compared,
+            positives=self.rows.positives,
+            rows=len(self.rows),
+        )
 
 
 def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) -> Selection:
@@ -213,7 +226,10 @@ def _winner(table: Sequence[CandidateResult]) -> str:
 def _why_single(table: Sequence[CandidateResult], best: str, words: str) -> str:
     line = next(each for each in table if each.name == best)
     if line is not table[0]:
-        return f"{best} beats {table[0].name} by {line.difference} {words} (p = {line.p_value:.3g}, adjusted for {len(table) - 1} comparisons)"
+        return (
+            f"{best} beats {table[0].name} by {line.difference} {words} (p = {line.p_value:.3g}, adjusted for "
+            f"{len(table) - 1} comparisons)"
+        )
     others = len(table) - 1
     if not others:
         return f"{best} was the only candidate finished"
@@ -242,8 +258,8 @@ def _ensemble(
     dev: Rows,
     config: Config,
 ) -> tuple[CandidateResult | None, dict[str, float], FloatArray, bool, str, FloatArray]:
-    """Return the ensemble's line, its weights and its scores, whether it beats ``best``, what is to be said about it, and
-    the scores that it was judged by."""
+    """Return the ensemble's line, its weights and its scores, whether it beats ``best``, what is to be said about it,
+    and the scores that it was judged by."""
     pool = [one.candidate.name for one in leaders(done, dev, MOST_MEMBERS)]
     pool = sorted({*pool, best}, key=list(scores).index)
     logits = np.stack([logit(scores[name]) for name in pool])
@@ -370,7 +386,10 @@ def _without_crumbs(weights: FloatArray, least: float = 0.03) -> FloatArray:
 def _enough(
     y: IntArray, logits: FloatArray, weight: FloatArray | None
 ) -> tuple[IntArray, FloatArray, FloatArray | None]:
-    """Thin the negatives evenly where rows are very many: weights do not need them all. Those left stand for the others."""
+    """Thin the negatives evenly where rows are very many: weights do not need them all.
+
+    Those left stand for the others.
+    """
     if len(y) <= _WEIGHT_ROWS:
         return y, logits, weight
     negatives = np.flatnonzero(y == 0)

@@ -1,13 +1,14 @@
 """Fit one candidate on every fold, score the rows it has not seen, and fit the chosen recipe on all rows.
 
 Boosting and networks grow on all folds in step and stop together, where the average precision of all scored rows is
-best: one number learned from all positives instead of one per fold from a few of them (docs/decisions/0016). Apart from it
-the scored rows are touched by nothing.
+best: one number learned from all positives instead of one per fold from a few of them (docs/decisions/0016). Apart from
+it the scored rows are touched by nothing.
 
-A fit never sees rows that `train.filter` leaves out; they are scored all the same, so that calibrator and thresholds stand
-on rows as they come. Every fit, of a fold or of all rows, is corrected for what was left out, sampled and weighted in its own
-rows: what leaves this module is on the natural prevalence, exactly where rows were left out or weighted alike within a class,
-nearly where not, and then the calibrator learns the rest, which the folds and the final fit have in common.
+A fit never sees rows that `train.filter` leaves out; they are scored all the same, so that calibrator and thresholds
+stand on rows as they come. Every fit, of a fold or of all rows, is corrected for what was left out, sampled and
+weighted in its own rows: what leaves this module is on the natural prevalence, exactly where rows were left out or
+weighted alike within a class, nearly where not, and then the calibrator learns the rest, which the folds and the final
+fit have in common.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ _PLENTY = 1_000
 class Trained:
     """A candidate and what its folds said.
 
-    oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact, and for a prevalence of
-        the rows they were fitted on that is not that of all development rows; NaN = never scored
-    negative_sampling_rate : share of negatives that training amounted to, already corrected; NaN = scores that are no probabilities, left as
-        they are for the calibrator
+    oof : (n_dev,) scores of rows not seen in their fit, corrected for the prior where that is exact, and for a
+        prevalence of the rows they were fitted on that is not that of all development rows; NaN = never scored
+    negative_sampling_rate : share of negatives that training amounted to, already corrected; NaN = scores that are no
+        probabilities, left as they are for the calibrator
     rounds : rounds or epochs of each fold · fitted_rows : rows each was fitted on
     params : settings as fitted, with the defaults that depend on the number of rows
     trace : AP and loss of all scored rows by round · complete : every fold was scored before the deadline
@@ -74,8 +75,8 @@ class Trained:
     def rounds_for(self, rows: int) -> int | None:
         """Return the rounds of a fit on ``rows`` rows; None for a learner that does not grow.
 
-        Where the folds were still getting better when a limit or the clock ended them, more rounds would stretch the scores
-        beyond those that the calibrator was fitted on: the fit gets as many as they had.
+        Where the folds were still getting better when a limit or the clock ended them, more rounds would stretch the
+        scores beyond those that the calibrator was fitted on: the fit gets as many as they had.
         """
         if not self.rounds:
             return None
@@ -110,7 +111,8 @@ def resample_folds(
 
 
 def sampling_factor(before: Rows, after: Rows) -> float:
-    """Return the share of negatives kept per positive kept, by weight: what sampling, synthesis and leaving out amount to.
+    """Return the share of negatives kept per positive kept, by weight: what sampling, synthesis and leaving out amount
+    to.
 
     Undoing it is exact where rows were drawn at random within a class. Raises DataError where a class is gone.
     """
@@ -150,7 +152,9 @@ class _Setting:
 
     @contextmanager
     def at_once(self, fits: int, rows: int) -> Iterator[Callable[..., Iterable[Any]]]:
-        """Give a ``map`` over so many fits of so many rows: one in each thread where a fit has no use for more than one."""
+        """Give a ``map`` over so many fits of so many rows: one in each thread where a fit has no use for more than
+        one.
+        """
         apart = learners.LEARNERS[self.candidate.learner].apart
         threads = min(fits, self.threads) if apart and threads_of_a_fit(rows, self.threads) == 1 else 1
         if threads == 1:
@@ -167,15 +171,24 @@ class _Setting:
     def fit(
         self, rows: Rows, costs: CostArrays | None, *, rounds: int | None = None, salt: int = 0
     ) -> tuple[Fitted, float]:
-        """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount to."""
+        """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount
+        to.
+        """
         weight, rate = self._weights(rows, costs)
         made = learners.fit(self.candidate.learner, self._task(rows, weight, rounds, salt), self.params)
         return made, rate * made.negative_sampling_rate
 
     def _task(self, rows: Rows, weight: FloatArray | None, rounds: int | None, salt: int) -> FitTask:
         return FitTask(
-            rows, weight, rounds, self.candidate.loss, self.seed + 1009 * salt, self.threads, self.device, self.out_of_time
-        )  # fmt: skip
+            rows,
+            weight,
+            rounds,
+            self.candidate.loss,
+            self.seed + 1009 * salt,
+            self.threads,
+            self.device,
+            self.out_of_time,
+        )
 
     def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
@@ -294,7 +307,8 @@ def _part(
     train = dev.take(fold.train)
     if not (train.positives > 0 or one_class) or train.positives == len(train):
         raise DataError(
-            f"fold {k} trains on {train.positives} positives of {len(train)} rows. Set split.validation lower, or split.kind: stratified"
+            f"fold {k} trains on {train.positives} positives of {len(train)} rows. "
+            "Set split.validation lower, or split.kind: stratified"
         )
     if resampled is None or resampled.fold is None:
         return _fitted_on(train, train.learnable(), rule)
@@ -431,7 +445,9 @@ def _scored_rows(folds: Sequence[Fold], n: int) -> tuple[BoolArray, FloatArray]:
 
 
 def scaled_rounds(rounds: Sequence[int], fitted_rows: Sequence[int], rows: int) -> int:
-    """Return the rounds for a fit on ``rows`` rows: the median of the folds, growing with the root of the rows (at most 1.3 times)."""
+    """Return the rounds for a fit on ``rows`` rows: the median of the folds, growing with the root of the rows (at most
+    1.3 times).
+    """
     growth = np.clip(np.sqrt(rows / max(1.0, float(np.mean(fitted_rows)))), 1.0, _MOST_GROWTH)
     return max(1, round(float(np.median(rounds)) * float(growth)))
 
@@ -496,9 +512,9 @@ def refit(
     """Fit the chosen candidates on all ``rows``, rounds scaled up to their number, and weight them.
 
     weights : candidate name -> weight of its log-odds, as ``Selection.weights``
-    What the folds were trained with holds here too: what `train.filter` leaves out, the resampling chain, the weighting and
-    the costs, by amount where there is one. Several seeds are averaged where that is cheap, unless ``once``. The same
-    arguments give the same scores.
+    What the folds were trained with holds here too: what `train.filter` leaves out, the resampling chain, the weighting
+    and the costs, by amount where there is one. Several seeds are averaged where that is cheap, unless ``once``. The
+    same arguments give the same scores.
     """
     members: list[Member] = []
     for one in trained:

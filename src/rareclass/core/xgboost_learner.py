@@ -16,26 +16,61 @@ from rareclass.core.fitted import Boosted
 from rareclass.core.focal import focal_objective
 
 _XGB_KNOWN = {
-    "eta", "learning_rate", "max_depth", "min_child_weight", "subsample", "colsample_bytree", "colsample_bylevel",
-    "colsample_bynode", "reg_lambda", "lambda", "reg_alpha", "alpha", "gamma", "max_delta_step", "max_bin", "max_leaves",
-    "grow_policy", "tree_method", "num_parallel_tree", "base_score", "scale_pos_weight", "max_cat_to_onehot",
-    "max_cat_threshold", "monotone_constraints", "interaction_constraints",
-    "rounds", "patience", "focal_gamma", "focal_alpha", "cut_points",
-}  # fmt: skip
+    "eta",
+    "learning_rate",
+    "max_depth",
+    "min_child_weight",
+    "subsample",
+    "colsample_bytree",
+    "colsample_bylevel",
+    "colsample_bynode",
+    "reg_lambda",
+    "lambda",
+    "reg_alpha",
+    "alpha",
+    "gamma",
+    "max_delta_step",
+    "max_bin",
+    "max_leaves",
+    "grow_policy",
+    "tree_method",
+    "num_parallel_tree",
+    "base_score",
+    "scale_pos_weight",
+    "max_cat_to_onehot",
+    "max_cat_threshold",
+    "monotone_constraints",
+    "interaction_constraints",
+    "rounds",
+    "patience",
+    "focal_gamma",
+    "focal_alpha",
+    "cut_points",
+}
 _EXACT_ROWS, _FINE_ROWS = 4_000, 40_000
 _EXACT_VALUES = 200_000  # rows times columns: exact splits sort every column
 _VERY_RARE = 1 / 400
-"""Prevalence below which a leaf has to hold more: there a step of the second order rests on few rows (decisions/0014)."""
+"""Prevalence below which a leaf has to hold more:
+there a step of the second order rests on few rows (decisions/0014).
+"""
 
 
 def xgboost_defaults(known: Rows) -> dict[str, Any]:
-    """Return settings right for rare classes: slow shallow trees, base_score 1/2 and fine cut points while rows are few.
+    """Return settings right for rare classes: slow shallow trees, base_score 1/2 and fine cut points while rows are
+    few.
 
-    Large data take larger steps and 256 bins: there noise is no longer what limits the model, but time is. A class rarer
-    than 1 in 400 takes heavier leaves and shrinkage.
+    Large data take larger steps and 256 bins: there noise is no longer what limits the model, but time is. A class
+    rarer than 1 in 400 takes heavier leaves and shrinkage.
     """
-    params: dict[str, Any] = {"max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.7, "reg_lambda": 3.0,
-                              "min_child_weight": 1.0, "base_score": 0.5, "tree_method": "hist"}  # fmt: skip
+    params: dict[str, Any] = {
+        "max_depth": 4,
+        "subsample": 0.8,
+        "colsample_bytree": 0.7,
+        "reg_lambda": 3.0,
+        "min_child_weight": 1.0,
+        "base_score": 0.5,
+        "tree_method": "hist",
+    }
     rows = len(known)
     if rows and known.prevalence < _VERY_RARE:
         params |= {"min_child_weight": 3.0, "reg_lambda": 10.0}
@@ -58,7 +93,9 @@ def resolve_device(device: str) -> str:
 
 
 def _matrix(rows: Rows, weight: FloatArray | None, types: list[str], params: Mapping[str, Any], cut_points: str) -> Any:
-    """Rows as XGBoost fits them; cut points of a histogram are those of a second, short-lived matrix of other weights."""
+    """Rows as XGBoost fits them; cut points of a histogram are those of a second,
+    short-lived matrix of other weights.
+    """
     import xgboost as xgb
 
     options: dict[str, Any] = {"feature_types": types, "enable_categorical": True}
@@ -109,10 +146,17 @@ class GrowingTrees:
             self.train = _matrix(task.rows, task.weight, list(self.types), settings, cut_points)
             self.watched, self.looked, self.margin = watched, 0, np.empty(0, dtype=np.float32)
             self.booster = xgb.Booster(
-                {**settings, "objective": "binary:logistic", "seed": task.seed, "device": device, "nthread": self.threads,
-                 "verbosity": 0, "seed_per_iteration": True},  # folds that grow in turns share XGBoost's only generator
+                {
+                    **settings,
+                    "objective": "binary:logistic",
+                    "seed": task.seed,
+                    "device": device,
+                    "nthread": self.threads,
+                    "verbosity": 0,
+                    "seed_per_iteration": True,
+                },  # folds that grow in turns share XGBoost's only generator
                 [self.train],
-            )  # fmt: skip
+            )
 
     def grow(self, rounds: int | None = None) -> None:
         for _ in range(rounds or self.step):

@@ -88,9 +88,10 @@ def test_candidates_side_by_side_are_those_of_one_process(folder: Path, workers:
     plan = replace(plan, groups=groups)
     ours = engines.train(workers, wanted, plan, dev, folds, steps.silent)
     theirs = [
-        one for name, members in groups.items()
+        one
+        for name, members in groups.items()
         for one in steps.train(wanted, dev, folds, members, steps.resample(wanted, dev, folds, members), 60)
-    ]  # fmt: skip
+    ]
     assert [each.candidate for each in ours] == [each.candidate for each in theirs]
     assert all(np.array_equal(a.oof, b.oof, equal_nan=True) for a, b in zip(ours, theirs, strict=True))
     assert all(each.complete for each in ours)

@@ -1,4 +1,5 @@
-"""Kubernetes and what stands on it: the compiled pipeline, Kubeflow Pipelines, and the objects that serve a version."""
+"""Kubernetes and what stands on it: the compiled pipeline, Kubeflow Pipelines, and the objects that serve a version.
+What the chart installs is not made here, only what a command changes."""
 
 from rareclass.adapters.cluster.kubeflow import Access, Kubeflow, Submitted
 from rareclass.adapters.cluster.local import PipelineFailedError, compiled, run_local

@@ -29,7 +29,8 @@ class Catalogue:
         active = self.active
         if wanted and active is not None and wanted != active.version:
             raise NotFoundError(
-                f"version '{shown(wanted)[1:-1]}' of {name} is not the champion; version {active.version} is. Leave /versions/... out"
+                f"version '{shown(wanted)[1:-1]}' of {name} is not the champion; version {active.version} is. "
+                "Leave /versions/... out"
             )
 
     def server(self) -> dict[str, Any]:

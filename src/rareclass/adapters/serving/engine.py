@@ -184,7 +184,8 @@ class Engine:
         try:
             if query.time is not None and min(query.time) < self.clock() - self.oldest:
                 raise InputError(
-                    f"'ts' is more than {self.oldest / 86_400:.4g} days ago, and the prediction log keeps no row that long. Send the time of the event in seconds since 1970 or as ISO 8601, or set store.retention"
+                    f"'ts' is more than {self.oldest / 86_400:.4g} days ago, and the prediction log keeps no row that "
+                    "long. Send the time of the event in seconds since 1970 or as ISO 8601, or set store.retention"
                 )
             if score is None:
                 score = np.asarray(active.model.score(query.matrix), dtype=np.float64)
@@ -205,13 +206,20 @@ class Engine:
             return []
         query = answer.query
         record: dict[str, Any] = {
-            "kind": "prediction", "model": self.name, "version": answer.active.version, "request_id": answer.id,
-            "operating_point": answer.point, "threshold": answer.threshold,
-            "score": answer.score, "decision": answer.decision, "row": np.arange(len(query)), "weight": weight,
+            "kind": "prediction",
+            "model": self.name,
+            "version": answer.active.version,
+            "request_id": answer.id,
+            "operating_point": answer.point,
+            "threshold": answer.threshold,
+            "score": answer.score,
+            "decision": answer.decision,
+            "row": np.arange(len(query)),
+            "weight": weight,
             "propensity": 1.0 if query.propensity is None else np.array(query.propensity),
             "entity": None if query.entity is None else np.array(query.entity, dtype=object),
             "features": self._features(answer),
-        }  # fmt: skip
+        }
         if kept is not None:
             record = _taken(record, kept, {"weight"})
         micros = answer.micros()
@@ -238,7 +246,10 @@ class Engine:
         return out
 
     def _kept(self, answer: Answer) -> tuple[IntArray | None, Any]:
-        """Return the rows to log (None = all) and their weights. The same id keeps the same rows when it is sent again."""
+        """Return the rows to log (None = all) and their weights.
+
+        The same id keeps the same rows when it is sent again.
+        """
         if not self.log.over_limit():
             return None, 1.0
         kept, weight = sampled(answer.id, answer.decision, self.sample_rate)

@@ -17,7 +17,10 @@ SERVICE = f"{PACKAGE}.GRPCInferenceService"
 
 _TENSOR = "name=1 string, datatype=2 string, shape=3 [int64]"
 _MESSAGES: Mapping[str, str] = {
-    "InferParameter": "bool_param=1 bool?, int64_param=2 int64?, string_param=3 string?, double_param=4 double?, uint64_param=5 uint64?",
+    "InferParameter": (
+        "bool_param=1 bool?, int64_param=2 int64?, string_param=3 string?, double_param=4 double?, uint64_param=5 "
+        "uint64?"
+    ),
     "InferTensorContents": (
         "bool_contents=1 [bool], int_contents=2 [int32], int64_contents=3 [int64], uint_contents=4 [uint32],"
         " uint64_contents=5 [uint64], fp32_contents=6 [float], fp64_contents=7 [double], bytes_contents=8 [bytes]"
@@ -45,7 +48,9 @@ _MESSAGES: Mapping[str, str] = {
         "model_name=1 string, model_version=2 string, id=3 string, parameters=4 {InferParameter},"
         " outputs=5 [.InferOutputTensor], raw_output_contents=6 [bytes]"
     ),
-    "ModelInferResponse.InferOutputTensor": f"{_TENSOR}, parameters=4 {{InferParameter}}, contents=5 InferTensorContents",
+    "ModelInferResponse.InferOutputTensor": (
+        f"{_TENSOR}, parameters=4 {{InferParameter}}, contents=5 InferTensorContents"
+    ),
     "RepositoryIndexRequest": "repository_name=1 string, ready=2 bool",
     "RepositoryIndexResponse": "models=1 [.ModelIndex]",
     "RepositoryIndexResponse.ModelIndex": "name=1 string, version=2 string, state=3 string, reason=4 string",

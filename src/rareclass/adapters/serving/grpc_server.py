@@ -28,7 +28,7 @@ from rareclass.adapters.serving.v2_codec import (
     check_shape,
     packed,
     request_id,
-)  # fmt: skip
+)
 from rareclass.errors import InputError
 from rareclass.network import allows
 

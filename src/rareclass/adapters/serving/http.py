@@ -97,7 +97,9 @@ async def infer(site: Site, request: Request) -> Response:
 
 
 async def invocations(site: Site, request: Request) -> Response:
-    """The same for callers of ``mlflow models serve``: dataframe_split, dataframe_records or CSV in, predictions out."""
+    """The same for callers of ``mlflow models serve``: dataframe_split, dataframe_records or CSV in,
+    predictions out.
+    """
     return await _score(site, request, _invocation, _predictions)
 
 

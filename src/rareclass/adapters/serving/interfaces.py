@@ -59,7 +59,9 @@ class ServedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What should be serving now: the champion, its shadows, and the operating point that was chosen for it in the registry."""
+    """What should be serving now: the champion, its shadows, and the operating point that was chosen for it in the
+    registry.
+    """
 
     champion: ServedVersion
     shadows: tuple[ServedVersion, ...] = ()

@@ -139,7 +139,9 @@ class Refresher:
             self.shadows.set(release.shadows)
 
     def _operating_point(self, model: Scorer, release: Release) -> tuple[str, float]:
-        """Return the chosen point: the file's, else the registry's, else the configuration's, else the model's first."""
+        """Return the chosen point: the file's, else the registry's, else the configuration's,
+        else the model's first.
+        """
         if self._chosen.get("threshold") is not None:
             return "custom", float(self._chosen["threshold"])
         return operating.decides(
@@ -178,5 +180,6 @@ def parse_point(content: str, where: str) -> Mapping[str, Any]:
     if isinstance(raw, int | float) and not isinstance(raw, bool) and 0 <= raw <= 1:
         return {"threshold": float(raw)}
     raise ConfigError(
-        f'operating point file \'{where}\' is not understood. Write {{"operating_point": "NAME"}} or {{"threshold": 0.3}}'
+        f'operating point file \'{where}\' is not understood. Write {{"operating_point": "NAME"}} or {{"threshold": '
+        f"0.3}}"
     )

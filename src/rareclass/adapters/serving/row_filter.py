@@ -1,7 +1,8 @@
-"""`data.filter` at serving: a row that training would have left out gets no score, because nothing was learned about it.
+"""`data.filter` at serving: a row that training would have left out gets no score, because nothing was learned about
+it.
 
-Asked of what a request carries: features always, other columns of the filter where they are sent. Conditions on the time of
-a row bound the history and are not asked.
+Asked of what a request carries: features always, other columns of the filter where they are sent. Conditions on the
+time of a row bound the history and are not asked.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ from rareclass.errors import InputError
 Column = Callable[[str], "NDArray[Any] | None"]
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq, "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
+    "==": operator.eq,
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 def groups(raw: Sequence[Any], *, without: Sequence[str] = ()) -> tuple[tuple[Condition, ...], ...]:
@@ -32,7 +39,9 @@ def groups(raw: Sequence[Any], *, without: Sequence[str] = ()) -> tuple[tuple[Co
 
 
 def of_version(meta: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
-    """Return the rows that a version was trained for: the filter it was trained with, not the one of today's configuration."""
+    """Return the rows that a version was trained for: the filter it was trained with, not the one of today's
+    configuration.
+    """
     data = (meta.get("config") or {}).get("data") or {}
     return groups(data.get("filter") or (), without=[data["time"]] if data.get("time") else [])
 
@@ -48,7 +57,9 @@ def check(wanted: Sequence[Sequence[Condition]], column: Column, n: int) -> None
     row = int(np.argmin(kept))
     (name, sign, value), values, _ = next(each for each in asked if not each[2][row])
     raise InputError(
-        f"row {row} is outside the rows that the model was trained for: {name} is {shown(values[row : row + 1].tolist()[0])}, but data.filter keeps {name} {sign} {shown(value)}. Leave such rows out"
+        f"row {row} is outside the rows that the model was trained for: "
+        f"{name} is {shown(values[row : row + 1].tolist()[0])}, but data.filter keeps {name} {sign} {shown(value)}. "
+        "Leave such rows out"
     )
 
 
@@ -75,7 +86,10 @@ def _asked(
 
 
 def _holds(values: NDArray[Any], sign: str, bound: Any) -> BoolArray:
-    """Return (n,) whether a condition holds: as numbers where the bound is a number, else as text. A missing value meets none."""
+    """Return (n,) whether a condition holds: as numbers where the bound is a number, else as text.
+
+    A missing value meets none.
+    """
     several = sign in ("in", "not in")
     bounds = list(bound) if several else [bound]
     wanted: NDArray[Any] | list[str]
@@ -93,7 +107,10 @@ def _holds(values: NDArray[Any], sign: str, bound: Any) -> BoolArray:
 
 
 def _numbers(values: NDArray[Any], bounds: Sequence[float]) -> tuple[BoolArray, NDArray[Any], NDArray[Any]]:
-    """Return which values are there, the values and the bounds. The bounds are rounded to float32 where the values were."""
+    """Return which values are there, the values and the bounds.
+
+    The bounds are rounded to float32 where the values were.
+    """
     if values.dtype == object:
         import pandas as pd
 

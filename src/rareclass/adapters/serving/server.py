@@ -88,10 +88,17 @@ def http_server(app: Any) -> HttpServer:
     """Return a server for an ASGI application, quiet, with the limits of all of ours."""
     return HttpServer(
         uvicorn.Config(
-            app, access_log=False, log_config=None, log_level="warning", lifespan="off", server_header=False, ws="none",
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_DRAIN_SECONDS,
+            app,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            ws="none",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
-    )  # fmt: skip
+    )
 
 
 def metrics_application(path: str, registry: Any) -> Any:
@@ -125,9 +132,13 @@ class InferenceServer:
         ]
         try:
             self._grpc = grpc_server.GrpcServer(
-                self.batcher, catalogue, address=f"{opts.host}:{opts.grpc_port}", token=opts.token,
-                max_bytes=opts.max_body_bytes, shared=opts.shared,
-            )  # fmt: skip
+                self.batcher,
+                catalogue,
+                address=f"{opts.host}:{opts.grpc_port}",
+                token=opts.token,
+                max_bytes=opts.max_body_bytes,
+                shared=opts.shared,
+            )
         except RuntimeError:
             raise taken(
                 opts.host, opts.grpc_port, None, port_setting="serve.grpc_port", host_setting="serve.host"
@@ -158,13 +169,25 @@ def announce(opts: Options, version: str, ports: BoundPorts, more: str = "") -> 
     """Log that the model answers, and where."""
     _LOG.info(
         "serving %s version %s at http://%s:%d/v2/models/%s/infer (gRPC %d, metrics http://%s:%d%s%s)",
-        opts.name, version, opts.host, ports.http, opts.name, ports.grpc, opts.host, ports.metrics, opts.metrics_path, more,
+        opts.name,
+        version,
+        opts.host,
+        ports.http,
+        opts.name,
+        ports.grpc,
+        opts.host,
+        ports.metrics,
+        opts.metrics_path,
+        more,
         extra={"model": opts.name, "version": version},
-    )  # fmt: skip
+    )
 
 
 def listening_on(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
-    """Return a socket that is bound for a port of `serve`. Raises ConfigError when it is taken or not of this machine."""
+    """Return a socket that is bound for a port of `serve`.
+
+    Raises ConfigError when it is taken or not of this machine.
+    """
     made = bound(host, port, port_setting=f"serve.{setting}", host_setting="serve.host", shared=shared)
     made.setblocking(False)
     return made
@@ -181,7 +204,8 @@ def run(opts: Options, engine: Engine, refresher: Refresher, started: Callable[[
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, stopping.set)
-        # alone, it says on its port that it is not ready yet; beside others, it would take requests that they could answer
+        # alone, it says on its port that it is not ready yet; beside others, it would take requests that they could
+        # answer
         server = None if opts.shared else await InferenceServer(opts, engine).start()
         stopped = asyncio.create_task(stopping.wait())
         loading = loop.run_in_executor(None, refresher.first)

@@ -367,11 +367,20 @@ def _records(
     out = []
     for moment in moments:
         part = rows if len(moments) == 1 else rows[work.micros == moment]
-        out.append({
-            "kind": "shadow", "model": name, "version": version.version, "role": version.role, "request_id": work.id,
-            "ts": int(moment), "row": part.tolist(), "score": None if score is None else score[part].tolist(),
-            "decision": None if score is None else (score[part] >= cutoff).astype(int).tolist(), "error": error,
-        })  # fmt: skip
+        out.append(
+            {
+                "kind": "shadow",
+                "model": name,
+                "version": version.version,
+                "role": version.role,
+                "request_id": work.id,
+                "ts": int(moment),
+                "row": part.tolist(),
+                "score": None if score is None else score[part].tolist(),
+                "decision": None if score is None else (score[part] >= cutoff).astype(int).tolist(),
+                "error": error,
+            }
+        )
     return out
 
 

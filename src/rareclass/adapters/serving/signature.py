@@ -22,10 +22,17 @@ PARAMETERS = ("explain", "missing", "operating_point", "top", *ROLES)
 """Parameters of a request that mean something here."""
 PROTOCOL = frozenset(
     {
-        "binary_data_output", "content_type", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout",
+        "binary_data_output",
+        "content_type",
+        "headers",
+        "priority",
+        "sequence_end",
+        "sequence_id",
+        "sequence_start",
+        "timeout",
         "triton_enable_empty_final_response",
     }
-)  # fmt: skip
+)
 """Those that clients of the protocol send of their own accord; they change no answer."""
 _LATEST = 4_102_444_800.0
 
@@ -63,7 +70,8 @@ class Signature:
     max_rows : rows of one request at most
     aliases : further tensor names for ts, entity and propensity (the names that the training data had)
     known : columns that a shadow of this version wants; they are let through
-    within : conditions that rows have to meet, or-ed groups of and-ed ones (see ``within.groups``); their columns are let through
+    within : conditions that rows have to meet, or-ed groups of and-ed ones (see ``within.groups``); their columns are
+        let through
     """
 
     def __init__(
@@ -107,7 +115,8 @@ class Signature:
         for name in options:
             if name not in PARAMETERS and name not in PROTOCOL:
                 raise InputError(
-                    f"unknown parameter {shown(name)}.{nearest(str(name), PARAMETERS)} A request takes: {', '.join(PARAMETERS)}"
+                    f"unknown parameter {shown(name)}.{nearest(str(name), PARAMETERS)} A request takes: "
+                    f"{', '.join(PARAMETERS)}"
                 )
         missing = _flag(options, "missing")
         columns, roles = self._sorted(request.tensors)
@@ -137,7 +146,8 @@ class Signature:
                 raise InputError(f"input '{tensor.name}' is there twice. Send each column once")
             if tensor.shape[0] > self.max_rows:
                 raise InputError(
-                    f"input '{tensor.name}' has {tensor.shape[0]} rows; one request takes {self.max_rows} at most. Split it, or set serve.max_rows"
+                    f"input '{tensor.name}' has {tensor.shape[0]} rows; one request takes {self.max_rows} at most. "
+                    "Split it, or set serve.max_rows"
                 )
             place[key] = tensor
         return columns, roles
@@ -149,7 +159,8 @@ class Signature:
         width = len(self.index)
         if tensor.shape[1] != width:
             raise InputError(
-                f"input '{tensor.name}' has {tensor.shape[1]} columns; the model needs {width}: {shown(', '.join(self.index), 200)[1:-1]}"
+                f"input '{tensor.name}' has {tensor.shape[1]} columns; the model needs {width}: "
+                f"{shown(', '.join(self.index), 200)[1:-1]}"
             )
         if tensor.datatype in ("BYTES", "BOOL"):
             raise InputError(f"input '{tensor.name}' is {tensor.datatype}; a matrix of all features must be FP32")
@@ -166,12 +177,14 @@ class Signature:
         for name in columns:
             if name not in self.index and name not in self._let_through:
                 raise InputError(
-                    f"unknown column '{shown(name)[1:-1]}'.{nearest(name, self.index)} The model takes: {shown(', '.join(self.index), 300)[1:-1]}"
+                    f"unknown column '{shown(name)[1:-1]}'.{nearest(name, self.index)} The model takes: "
+                    f"{shown(', '.join(self.index), 300)[1:-1]}"
                 )
         absent = [name for name in self.index if name not in columns]
         if absent:
             raise InputError(
-                f"column '{absent[0]}' is missing{f' (and {len(absent) - 1} more)' if len(absent) > 1 else ''}. The model needs: {shown(', '.join(self.index), 300)[1:-1]}"
+                f"column '{absent[0]}' is missing{f' (and {len(absent) - 1} more)' if len(absent) > 1 else ''}. "
+                f"The model needs: {shown(', '.join(self.index), 300)[1:-1]}"
             )
         n = next(iter(columns.values())).shape[0]
         query = Query(None, np.empty((n, len(self.index)), dtype=np.float32))
@@ -215,7 +228,9 @@ class Signature:
         return np.array(texts, dtype=object)
 
     def _times(self, roles: Mapping[str, Tensor], options: Mapping[str, Any], n: int) -> list[float] | None:
-        """Return the rows' times in seconds since 1970; under the name of the training column they are read as in training."""
+        """Return the rows' times in seconds since 1970; under the name of the training column they are read as in
+        training.
+        """
         tensor, reading = roles.get("ts"), self.schema.roles.time
         if tensor is None or reading is None or tensor.name != reading.name or not reading.calendar:
             return _role(roles, options, "ts", n, moment_of)
@@ -239,7 +254,8 @@ class Signature:
         point = options.get("operating_point")
         if point is not None and point not in self.points:
             raise InputError(
-                f"unknown operating point {shown(point)}.{nearest(point, self.points)} Set parameters.operating_point to one of: {', '.join(self.points)}"
+                f"unknown operating point {shown(point)}.{nearest(point, self.points)} Set parameters.operating_point "
+                f"to one of: {', '.join(self.points)}"
             )
         return point
 
@@ -275,7 +291,8 @@ def _check_codes(name: str, codes: NDArray[np.float32], feature: Feature) -> Non
     bad = ~(np.isnan(codes) | ((codes >= 0) & (codes < count) & (codes == np.floor(codes))))
     if bad.any():
         raise InputError(
-            f"input '{name}' holds {codes[bad][0]:g} for the category '{feature.name}'; codes are 0 to {count - 1}, or send named columns with BYTES"
+            f"input '{name}' holds {codes[bad][0]:g} for the category '{feature.name}'; "
+            f"codes are 0 to {count - 1}, or send named columns with BYTES"
         )
 
 

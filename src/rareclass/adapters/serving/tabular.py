@@ -1,8 +1,8 @@
 """Rows as tables: Arrow streams, and the bodies of MLflow's /invocations, read as the protocol's tensors.
 
-A table has no place for the protocol's ``missing``: its nulls are missing values. In Arrow a stream's schema metadata may
-carry ``id`` and ``parameters`` (a JSON object), and the answer's carries ``model_name``, ``model_version``, ``id`` and
-``parameters``. MLflow leaves out columns that a model does not take, and so does ``/invocations``.
+A table has no place for the protocol's ``missing``: its nulls are missing values. In Arrow a stream's schema metadata
+may carry ``id`` and ``parameters`` (a JSON object), and the answer's carries ``model_name``, ``model_version``, ``id``
+and ``parameters``. MLflow leaves out columns that a model does not take, and so does ``/invocations``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def to_arrow(answer: Answer, name: str) -> bytes:
 
 
 def from_csv(body: bytes, signature: Signature) -> Request:
-    """Return the rows of a CSV file with a header, every feature read from its text as training read it. Raises InputError."""
+    """Return the rows of a CSV file with a header, every feature read from its text as training read it.
+
+    Raises InputError.
+    """
     import pyarrow as pa
     from pyarrow import csv
 
@@ -235,7 +238,8 @@ def _check_rows(rows: int, signature: Signature) -> None:
         raise InputError("the table has no rows. Send at least one row")
     if rows > signature.max_rows:
         raise InputError(
-            f"the table has {rows} rows; one request takes {signature.max_rows} at most. Split it, or set serve.max_rows"
+            f"the table has {rows} rows; one request takes {signature.max_rows} at most. "
+            "Split it, or set serve.max_rows"
         )
 
 
@@ -255,8 +259,8 @@ def _refuse_packed_buffers(body: bytes) -> None:
     """Refuse a stream whose buffers are compressed: a few bytes of it may unfold to all of the memory.
 
     pyarrow does not say whether a message is compressed, so its header (a FlatBuffers table, Message.fbs of the Arrow
-    format) is looked at: RecordBatch is member 2 of a message, or of a DictionaryBatch its member 1; its member 3 is the
-    compression. Content-Encoding does the same job with a bound.
+    format) is looked at: RecordBatch is member 2 of a message, or of a DictionaryBatch its member 1; its member 3 is
+    the compression. Content-Encoding does the same job with a bound.
     """
     import pyarrow as pa
 

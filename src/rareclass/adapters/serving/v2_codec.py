@@ -77,7 +77,8 @@ def parse(body: bytes, header_length: str | None = None) -> Request:
     if header_length is not None:
         if not header_length.isdecimal() or not 0 < int(header_length) <= len(body):
             raise InputError(
-                f"header Inference-Header-Content-Length is {shown(header_length)}, not a length up to the body's {len(body)}"
+                f"header Inference-Header-Content-Length is {shown(header_length)}, not a length up to the body's "
+                f"{len(body)}"
             )
         head, blob = body[: int(header_length)], body[int(header_length) :]
     try:
@@ -128,7 +129,8 @@ def tensors(nodes: object, blob: memoryview) -> list[Tensor]:
         if size is not None:
             if type(size) is not int or size < 0 or offset + size > len(blob):
                 raise InputError(
-                    f"input '{tensor.name}' has binary_data_size {shown(size)}, but {len(blob) - offset} bytes follow the JSON header"
+                    f"input '{tensor.name}' has binary_data_size {shown(size)}, but {len(blob) - offset} bytes follow "
+                    "the JSON header"
                 )
             if tensor.data is not None:
                 raise InputError(f"input '{tensor.name}' has both data and binary_data_size. Send one of them")
@@ -156,7 +158,8 @@ def check_datatype(name: str, datatype: object) -> None:
     """Refuse a datatype that the protocol, or numpy, does not have."""
     if not isinstance(datatype, str) or datatype not in DTYPES:
         raise InputError(
-            f"input '{shown(name)[1:-1]}' has the unknown datatype {shown(datatype)}.{nearest(datatype, DTYPES)} Use one of: {', '.join(DTYPES)}"
+            f"input '{shown(name)[1:-1]}' has the unknown datatype {shown(datatype)}.{nearest(datatype, DTYPES)} Use "
+            f"one of: {', '.join(DTYPES)}"
         )
 
 
@@ -166,7 +169,8 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
         raise InputError(f"input '{shown(name)[1:-1]}' must have a 'shape' of integers; it is {shown(shape)}")
     if not 1 <= len(shape) <= 2:
         raise InputError(
-            f"input '{shown(name)[1:-1]}' has shape {shown(shape)}; a column is [rows] or [rows, 1], a matrix [rows, features]"
+            f"input '{shown(name)[1:-1]}' has shape {shown(shape)}; a column is [rows] or [rows, 1], a matrix [rows, "
+            "features]"
         )
     if min(shape) < 1:
         why = "no rows" if shape[0] == 0 else "a dimension below 1"
@@ -279,7 +283,8 @@ def _from_raw(tensor: Tensor) -> NDArray[Any]:
     dtype = np.dtype(DTYPES[tensor.datatype])
     if len(raw) != size * dtype.itemsize:
         raise InputError(
-            f"input '{tensor.name}' has shape {list(tensor.shape)} of {tensor.datatype} = {size * dtype.itemsize} bytes, but {len(raw)} came"
+            f"input '{tensor.name}' has shape {list(tensor.shape)} of {tensor.datatype} = {size * dtype.itemsize} "
+            f"bytes, but {len(raw)} came"
         )
     if dtype.kind == "b" and np.frombuffer(raw, dtype=np.uint8).max(initial=0) > 1:
         raise InputError(f"input '{tensor.name}' is BOOL but holds a byte other than 0 and 1")
@@ -339,7 +344,10 @@ def _unzstd(body: bytes, most: int) -> tuple[bytes, bool]:
 
 
 def deflate(body: bytes, accepted: str) -> tuple[bytes, str | None]:
-    """Pack a body as an Accept-Encoding header allows. Returns it with its Content-Encoding, None when it is as it was."""
+    """Pack a body as an Accept-Encoding header allows.
+
+    Returns it with its Content-Encoding, None when it is as it was.
+    """
     parts = [part.replace(" ", "").lower().split(";") for part in accepted.split(",")]
     names = {name for name, *more in parts if not any(each in ("q=0", "q=0.0", "q=0.00", "q=0.000") for each in more)}
     if "zstd" in names:

@@ -83,12 +83,18 @@ def _found(reader: Reader) -> PartRead:
     assert reader.counts is not None
     arrays: dict[str, Grown | None] = {name: getattr(reader, name) for name in _KEPT}
     return PartRead(
-        reader.read, dict(reader.lost), reader.bad_times, reader.types, reader.y.done(),
+        reader.read,
+        dict(reader.lost),
+        reader.bad_times,
+        reader.types,
+        reader.y.done(),
         list(reader.targets.code) if reader.targets else [],
         {name: grown.done() for name, grown in arrays.items() if grown is not None},
-        reader.digest, reader.counts.filled, reader.counts.infinite,
+        reader.digest,
+        reader.counts.filled,
+        reader.counts.infinite,
         [None if levels is None else list(levels.code) for levels in reader.encoder.levels],
-    )  # fmt: skip
+    )
 
 
 class Joined(Reader):
@@ -129,9 +135,14 @@ class Joined(Reader):
 
 
 def read(
-    config: Config, source: Source, plan: ReadPlan, room: Room | None, parts: Sequence[Source], engine: ComputeEngine,
+    config: Config,
+    source: Source,
+    plan: ReadPlan,
+    room: Room | None,
+    parts: Sequence[Source],
+    engine: ComputeEngine,
     say: Callable[[str], None],
-) -> tuple[Raw, list[int]]:  # fmt: skip
+) -> tuple[Raw, list[int]]:
     """Read all parts but their features; return what is known of the rows, and how many there are up to each part."""
     joined = Joined(config, source, plan, room)
     shared = Shared(without_secrets(config), plan, joined.readings)

@@ -1,1 +1,2 @@
-"""The care of what is stored: backup, restore, retention. Nothing that a model learns from."""
+"""The care of what is stored and of what runs on one machine: backup, restore, retention, units, up.
+Nothing that a model learns from, and nothing that judges it."""

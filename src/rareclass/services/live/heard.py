@@ -238,29 +238,38 @@ class BodyReader:
             sampled(identity, heard.decision, config.serve.sample_rate) if self.crowded() else (range(n), 1.0)
         )
         fields: dict[str, Sequence[Any]] = {
-            "score": heard.score.tolist(), "decision": heard.decision.tolist(), "row": range(n),
+            "score": heard.score.tolist(),
+            "decision": heard.decision.tolist(),
+            "row": range(n),
             "propensity": [1.0] * n if propensity is None else [_share(value) for value in propensity],
             "entity": [None] * n
             if entity is None or data.entity in data.private
             else [None if value is None else str(value)[:200] for value in entity],
-        }  # fmt: skip
+        }
         base = {
-            "kind": "prediction", "model": config.name, "version": heard.version[:200], "threshold": heard.threshold,
-            "operating_point": heard.point, "ts": round(min(moment, now) * 1e6),
-        }  # fmt: skip
+            "kind": "prediction",
+            "model": config.name,
+            "version": heard.version[:200],
+            "threshold": heard.threshold,
+            "operating_point": heard.point,
+            "ts": round(min(moment, now) * 1e6),
+        }
         weights = [float(w) for w in np.broadcast_to(weight, len(kept))]
         groups = [(identity, list(kept), weights)]
         if ids is not None:
             groups = [(_row_id(ids[at]), [at], [w]) for at, w in zip(kept, weights, strict=True)]
         return [
             {
-                **base, "request_id": key, "weight": weighs,
+                **base,
+                "request_id": key,
+                "weight": weighs,
                 **{name: [column[at] for at in rows] for name, column in fields.items()},
                 **({"row": [0]} if ids is not None else {}),
                 "features": {name: [column[at] for at in rows] for name, column in features.items()},
             }
-            for key, rows, weighs in groups if rows
-        ]  # fmt: skip
+            for key, rows, weighs in groups
+            if rows
+        ]
 
 
 def is_prediction(response: bytes) -> bool:

@@ -1,4 +1,6 @@
-"""The champion reaches the pods: the serving object is pinned to it, rolled out, asked for its golden rows, recorded."""
+"""The champion reaches the pods: the serving object is pinned to it, rolled out, asked for its golden rows,
+recorded.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +56,20 @@ def champion(config: Config) -> str | None:
 
 
 def deploy(
-    config: Config, target: Workload, service: str, *, now: datetime, version: str | None = None, seconds: float = 600,
+    config: Config,
+    target: Workload,
+    service: str,
+    *,
+    now: datetime,
+    version: str | None = None,
+    seconds: float = 600,
     progress: Progress = silent,
-) -> Deployed:  # fmt: skip
+) -> Deployed:
     """Pin ``target`` to the champion, wait until every pod serves it, and ask ``service`` for its golden rows.
 
     service : base URL of the Service;  version : instead of the champion
-    Doing it again changes nothing. Raises RolloutFailedError or ModelError after going back to the version that was pinned.
+    Doing it again changes nothing. Raises RolloutFailedError or ModelError after going back to the version that was
+    pinned.
     """
     from rareclass.adapters.registry import Registry
 
@@ -89,7 +98,8 @@ def deploy(
 def smoke(config: Config, service: str, model: RareModel, version: str, *, progress: Progress = silent) -> int:
     """Ask the Service for the golden rows until it answered SMOKES times; returns how many rows agree.
 
-    The rows say that they were not sampled from the traffic (propensity 0), so that monitoring and retraining skip them.
+    The rows say that they were not sampled from the traffic (propensity 0), so that monitoring and retraining skip
+    them.
     Raises ModelError when another version answers or a score differs.
     """
     from rareclass.adapters import cluster

@@ -1,4 +1,6 @@
-"""Batch scoring: a file of rows in, the same rows with `score` and `decision` out; on request into the prediction log."""
+"""Batch scoring: a file of rows in, the same rows with `score` and `decision` out;
+on request into the prediction log.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ class ScoreSummary:
     """What was done.
 
     mean_score : expected prevalence of the scored rows · logged : rows new in the prediction log
-    reused : rows left out of the log because their id is there with other contents · expired : because they are older than
-        ``store.retention`` · out_of_view : logged, but older than what the monitor looks at
+    reused : rows left out of the log because their id is there with other contents · expired : because they are older
+        than ``store.retention`` · out_of_view : logged, but older than what the monitor looks at
     outside : rows that `data.filter` keeps out; they have neither score nor decision and are not logged
     unknown : categorical column -> how many values training did not keep, and one of them
     columns : names of the new columns
@@ -71,15 +73,18 @@ class ScoreSummary:
         notes = []
         if self.reused:
             notes.append(
-                f"{self.reused:,} rows are not in the log: their request id is there already with other contents. Give each row an id of its own (--id COLUMN)"
+                f"{self.reused:,} rows are not in the log: their request id is there already with other contents. "
+                "Give each row an id of its own (--id COLUMN)"
             )
         if self.expired:
             notes.append(
-                f"{self.expired:,} rows are not in the log: their time is older than store.retention. Check data.time, or set store.retention"
+                f"{self.expired:,} rows are not in the log: their time is older than store.retention. "
+                "Check data.time, or set store.retention"
             )
         if self.out_of_view:
             notes.append(
-                f"{self.out_of_view:,} rows are older than the monitor looks back: they are kept for retraining and show in no window. Set monitor.windows to look further"
+                f"{self.out_of_view:,} rows are older than the monitor looks back: "
+                "they are kept for retraining and show in no window. Set monitor.windows to look further"
             )
         if self.outside:
             notes.append(f"{self.outside:,} rows are outside data.filter and have no score and no decision")
@@ -122,12 +127,13 @@ def score(
     """Score every row of a file and write it with the columns ``score`` and ``decision``.
 
     model : uri of summary.json, models:/NAME@alias, ...; source, output : Parquet or CSV; the output keeps the order
-    point : operating point that decides; default: the one chosen for the version in the registry, else ``serving``, else
-        the version's own. A ``models:/`` URI decides with the cut-offs in force, any other with those it was made with
+    point : operating point that decides; default: the one chosen for the version in the registry, else ``serving``,
+        else the version's own. A ``models:/`` URI decides with the cut-offs in force, any other with those it was made
+        with
     serving : operating point of the servers (``serve.operating_point``)
     A row that `data.filter` of the version keeps out stays in its place without score and decision.
     Raises ModelError, DataError.
-    """  # fmt: skip
+    """
     from rareclass.adapters import registry
 
     chosen = None
@@ -184,9 +190,16 @@ def _write(
         first = tables.read_frame(source, schema=model.schema, text=also.text)
     tables.write_frames(output, map(scored, chain([first], frames)))
     return ScoreSummary(
-        totals.rows, totals.flagged, totals.mean, decides[1], decides[0], output, outside=totals.outside,
-        unknown=totals.unknown, columns=new,
-    )  # fmt: skip
+        totals.rows,
+        totals.flagged,
+        totals.mean,
+        decides[1],
+        decides[0],
+        output,
+        outside=totals.outside,
+        unknown=totals.unknown,
+        columns=new,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +240,9 @@ class _Totals:
 
 
 def _new_columns(model: RareModel, prefix: str, reasons: int) -> tuple[str, ...]:
-    """Names of the columns that scoring adds, decided by the version alone: two files of one model get the same ones."""
+    """Names of the columns that scoring adds, decided by the version alone:
+    two files of one model get the same ones.
+    """
     names = ("score", "decision", *(("reasons",) if reasons else ()))
     if not prefix and own_names(model) & {"score", "decision", "reasons"}:
         prefix = ASIDE
@@ -274,7 +289,8 @@ def _with_scores(model: RareModel, batch: _Batch, new: Sequence[str], reasons: i
     taken = [name for name in new if name in frame.columns]
     if taken:
         raise DataError(
-            f"the rows have a column '{taken[0]}' already. Pass --prefix TEXT to name the new columns otherwise, or drop it first"
+            f"the rows have a column '{taken[0]}' already. Pass --prefix TEXT to name the new columns otherwise, or "
+            "drop it first"
         )
     columns: dict[str, Any] = {new[0]: batch.score, new[1]: batch.decision.astype(np.int8)}
     if not inside.all():
@@ -301,11 +317,12 @@ def score_and_log(
 ) -> ScoreSummary:
     """Score with a registered version and put every row into the prediction log, where labels and monitoring find it.
 
-    id_column : request ids, to which labels are joined; default: `data.id`, else a column ``request_id`` is written: hash of
-        the file's content (and, without times, of the day) and the row's position. The same ids again are not logged twice.
+    id_column : request ids, to which labels are joined; default: `data.id`, else a column ``request_id`` is written:
+        hash of the file's content (and, without times, of the day) and the row's position. The same ids again are not
+        logged twice.
     now : time of the rows where there is no `data.time` column
     Raises ModelError when there is no such version, DataError when the id column is missing or holds an id twice.
-    """  # fmt: skip
+    """
     import pandas as pd
 
     from rareclass.adapters import tables
@@ -409,7 +426,10 @@ def prediction_rows(
 
 
 def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.DatetimeIndex | None:
-    """The times of rows as the version reads them, None where they only tell an order. Raises DataError for one that is none."""
+    """The times of rows as the version reads them, None where they only tell an order.
+
+    Raises DataError for one that is none.
+    """
     import pandas as pd
 
     from rareclass.core.times import TimeReading
@@ -423,14 +443,17 @@ def _moments(model: RareModel, name: str, values: pd.Series[Any]) -> pd.Datetime
     if bad.any():
         example = values.iloc[int(np.argmax(bad))]
         raise DataError(
-            f"column '{name}' (data.time) is no time in {int(bad.sum()):,} of {len(bad):,} rows, like {str(example)[:40]!r}. "
+            f"column '{name}' (data.time) is no time in {int(bad.sum()):,} of {len(bad):,} rows, like "
+            f"{str(example)[:40]!r}. "
             "Write times as in training, or as 2024-05-31T12:00:00"
         )
     return pd.DatetimeIndex(times).tz_localize("UTC")
 
 
 def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list[str]:
-    """Each row's features as JSON text, as the version reads them: numbers with all digits, categories as text, missing as null."""
+    """Each row's features as JSON text, as the version reads them: numbers with all digits, categories as text, missing
+    as null.
+    """
     features = [feature for feature in schema.features if feature.name in names]
     columns = [feature.logged(frame[feature.name]) for feature in features]
     if not columns:
@@ -442,7 +465,8 @@ def _features(frame: pd.DataFrame, schema: Schema, names: Sequence[str]) -> list
 def content_of(config: Config, model: RareModel, frames: Iterable[pd.DataFrame], now: datetime) -> str:
     """Return a hash of a file's rows as they are logged, with times and entities, whatever kind of file they came in.
 
-    Rows without a time get that of the scoring, so that the day counts too: an equal file of another day is another file.
+    Rows without a time get that of the scoring, so that the day counts too: an equal file of another day is another
+    file.
     """
     whole = hashlib.sha256(config.name.encode())
     data = config.data
@@ -491,14 +515,16 @@ class _Ids:
 
         if self.column not in frame:
             raise DataError(
-                f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass --id COLUMN"
+                f"the rows have no id column '{self.column}'.{nearest(self.column, map(str, frame.columns))} Pass "
+                "--id COLUMN"
             )
         ids = pd.Series(TEXT.texts(frame[self.column]), dtype="string")
         self.seen.update(ids.dropna())
         self.rows += len(ids)
         if ids.isna().any() or self.rows > len(self.seen):
             raise DataError(
-                f"column '{self.column}' does not identify the rows: an id is missing or there twice. Pass --id with a column that does"
+                f"column '{self.column}' does not identify the rows: an id is missing or there twice. "
+                "Pass --id with a column that does"
             )
         return np.asarray(ids.to_numpy(dtype=object))
 

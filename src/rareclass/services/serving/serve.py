@@ -59,7 +59,8 @@ class Releases:
         champion = self._pinned(versions) or role.get("champion")
         if champion is None:
             raise ModelError(
-                f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
+                f"model '{self._config.name}' has no champion in '{self._config.tracking.uri}'. Train one with: "
+                "rareclass run -c CONFIG --out DIR, or promote one: rareclass promote -c CONFIG"
             )
         shadows = [
             ServedVersion(name, role[name].version, role[name].uri, role[name].thresholds, role[name].hash)
@@ -77,7 +78,8 @@ class Releases:
         found = next((each for each in versions if each.version == pin), None)
         if found is None:
             raise ModelError(
-                f"model '{self._config.name}' has no version '{pin}', which {PIN} asks for. Set it to one of: {', '.join(each.version for each in versions)}, or leave it empty for the champion"
+                f"model '{self._config.name}' has no version '{pin}', which {PIN} asks for. Set it to one of: "
+                f"{', '.join(each.version for each in versions)}, or leave it empty for the champion"
             )
         return found
 

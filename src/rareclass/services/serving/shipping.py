@@ -8,8 +8,8 @@ A spool record is one JSON object for one request, in columns, so that the answe
     {"kind": "shadow", "model": "fraud", "version": "4", "role": "challenger", "request_id": "...", "ts": ...,
      "score": [...], "decision": [...], "row": [...], "error": null}
 
-``ts`` is microseconds since 1970 UTC, when the row was answered; ``row`` defaults to 0, 1, ...; one value stands for all rows; ``score`` of a shadow
-that failed is null and ``error`` says why.
+``ts`` is microseconds since 1970 UTC, when the row was answered; ``row`` defaults to 0, 1, ...; one value stands for
+all rows; ``score`` of a shadow that failed is null and ``error`` says why.
 """
 
 from __future__ import annotations
@@ -184,9 +184,9 @@ def _features(columns: Mapping[str, Sequence[Any]] | None, n: int) -> list[str |
 def ship(reader: SpoolReader, store: Store, max_bytes: int = 8 << 20) -> tuple[Batch, int]:
     """Move one batch from the spool to the store and commit it; return it and the number of new rows.
 
-    Raises StoreError when the store cannot be reached; nothing is committed then. A record that is not readable, or that
-    the store will never take, goes to ``rejected.jsonl`` in the spool's folder with its reason, so that it does not hold
-    up the others.
+    Raises StoreError when the store cannot be reached; nothing is committed then. A record that is not readable, or
+    that the store will never take, goes to ``rejected.jsonl`` in the spool's folder with its reason, so that it does
+    not hold up the others.
     """
     batch = reader.read(max_bytes)
     fresh = _store(batch.records, reader.folder, store) if batch.records else 0

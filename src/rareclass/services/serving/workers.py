@@ -1,4 +1,6 @@
-"""Several server processes behind one port: each with its own model in memory, spool and shipper; one page of metrics."""
+"""Several server processes behind one port: each with its own model in memory, spool and shipper;
+one page of metrics.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _AGAIN_SECONDS = 1.0
 _HIGHEST = frozenset(
-    {"rareclass_serve_champion_info", "rareclass_serve_threshold_ratio", "python_info", "process_start_time_seconds", "process_max_fds"}
-)  # fmt: skip
+    {
+        "rareclass_serve_champion_info",
+        "rareclass_serve_threshold_ratio",
+        "python_info",
+        "process_start_time_seconds",
+        "process_max_fds",
+    }
+)
 """Gauges of which every worker has the same, or of which the newest counts; all others are added up."""
 _GROWING = ("counter", "histogram", "summary")
 
@@ -63,9 +71,12 @@ def serve_workers(
     ]
     http_port, grpc_port = (each.getsockname()[1] for each in held)
     worker_environment = {
-        **environment, "MLSERVER_HTTP_PORT": str(http_port), "MLSERVER_GRPC_PORT": str(grpc_port),
-        "MLSERVER_METRICS_PORT": "0", "MLSERVER_METRICS_ENDPOINT": "/metrics",
-    }  # fmt: skip
+        **environment,
+        "MLSERVER_HTTP_PORT": str(http_port),
+        "MLSERVER_GRPC_PORT": str(grpc_port),
+        "MLSERVER_METRICS_PORT": "0",
+        "MLSERVER_METRICS_ENDPOINT": "/metrics",
+    }
     workers = config.serve.workers
     group = _Group(config, worker_environment, model, serve_one)
     registry = CollectorRegistry()
@@ -130,7 +141,10 @@ class _Group:
         self._lock = threading.Lock()
 
     def start(self, stopping: threading.Event) -> str | None:
-        """Start all and wait until they answer. Returns the version; None when asked to stop before. Raises why one failed."""
+        """Start all and wait until they answer.
+
+        Returns the version; None when asked to stop before. Raises why one failed.
+        """
         for arguments in self._arguments:
             self._workers.append(_Worker(arguments))
         version = None

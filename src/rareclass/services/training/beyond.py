@@ -157,10 +157,11 @@ class _HeldOut:
         kind = splitting.resolve_kind(config.split, has_time=dev.time is not None, has_entity=dev.entity is not None)
         apart = kind == "time" and config.split.entities_apart
         self.look = _HeldOutLook(
-            fits, [training.prior_shift(dev, fold) if shifts else 0.0 for fold in folds],
+            fits,
+            [training.prior_shift(dev, fold) if shifts else 0.0 for fold in folds],
             _Windows.of(dev, folds) if kind == "time" else _Units.of(dev, folds, kind == "grouped"),
             [_known_entities(dev, fold, apart, config.split.drop_known_entities) for fold in folds],
-        )  # fmt: skip
+        )
         self.total, self.count = np.zeros(len(rows)), np.zeros(len(rows))
         self.train = train if kind != "time" else 0
 

@@ -1,7 +1,8 @@
 """The training pipeline: one function per step, in the order the data walks.
 
 A Kubeflow component calls exactly one of the steps; ``run`` calls the same ones in the same order in one process.
-Steps take and return plain objects; files, MLflow and the store are touched by ``ingest``, ``register`` and ``promote`` only.
+Steps take and return plain objects; files, MLflow and the store are touched by ``ingest``, ``register`` and ``promote``
+only.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Tuning:
     score: FloatArray
     """(n_scored,) calibrated out-of-fold scores, in the order of the scored development rows"""
     sampled: FloatArray | None = None
-    """of a table that is larger than memory: (n,) the same of the sample's scored development rows; ``score`` is of all"""
+    """of a table that is larger than memory: (n,) the same of the sample's scored development rows;
+    ``score`` is of all
+    """
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -97,7 +100,9 @@ class Judgement:
     prequential: Sequence[Mapping[str, Any]] = ()
     """windows of ``split.prequential``, oldest first: the recipe fitted before each, and its average precision in it"""
     importance: Sequence[Importance] = ()
-    """what drives the scores on the test rows, the greatest first; looked at after the verdict, nothing is chosen by it"""
+    """what drives the scores on the test rows, the greatest first; looked at after the verdict,
+    nothing is chosen by it
+    """
     tradeoff: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """cost and alerts at every threshold, on the test rows"""
     learner: Any = None
@@ -146,7 +151,9 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
 
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
-    """Say how rare, how hard, what regime, and plan the candidates: detectors alone where no classifier can be fitted."""
+    """Say how rare, how hard, what regime, and plan the candidates:
+    detectors alone where no classifier can be fitted.
+    """
     from rareclass.core import candidates, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
@@ -171,12 +178,15 @@ def _recorded(path: str) -> tuple[Candidate, ...]:
         return search.replayed(json.loads(Path(path).read_text(encoding="utf-8"))["trials"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). Set it to OUT/trials.json of a finished run"
+            f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). "
+            "Set it to OUT/trials.json of a finished run"
         ) from None
 
 
 def as_recorded(config: Config, trained: Sequence[Trained]) -> list[Trained]:
-    """Return the fits of a replay in the order they were recorded in, whatever groups they were made in: sums and ties go by it."""
+    """Return the fits of a replay in the order they were recorded in, whatever groups they were made in: sums and ties
+    go by it.
+    """
     if config.search.replay is None:
         return list(trained)
     place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay))}
@@ -272,7 +282,9 @@ def tune(
 
 
 def costs_of(config: Config, dev: Rows, rows: Rows) -> CostArrays:
-    """Return the costs of mistakes on ``rows``; those that were not set follow from the prevalence that ``dev`` rows stand for."""
+    """Return the costs of mistakes on ``rows``; those that were not set follow from the prevalence that ``dev`` rows
+    stand for.
+    """
     from rareclass.core import costs
 
     return costs.cost_arrays(config.costs, dev.weighted_prevalence, rows.amount)
@@ -327,8 +339,8 @@ def tune_threshold(
 
 
 def share_of_all(config: Config, rows: Rows, spread: float) -> float:
-    """Return the share that scored rows are of all rows of their period: by time it is all of them, otherwise ``spread``,
-    because the others lie on the same days, and a day has more alerts than those on the scored rows."""
+    """Return the share that scored rows are of all rows of their period: by time it is all of them, otherwise
+    ``spread``, because the others lie on the same days, and a day has more alerts than those on the scored rows."""
     from rareclass.core import splitting
 
     kind = splitting.resolve_kind(config.split, has_time=rows.time is not None, has_entity=rows.entity is not None)
@@ -376,8 +388,8 @@ def with_incumbent(
 ) -> Ingested:
     """Let the champion score the test rows, or say why it cannot be compared; done before anything is fitted.
 
-    It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more. Whatever
-    stands against that is a reason, never an end of the run.
+    It reads its own columns: as they were encoded where nothing of them was lost, else from the source once more.
+    Whatever stands against that is a reason, never an end of the run.
     """
     from rareclass.core import dataset, splitting
     from rareclass.core.gating import Champion
@@ -403,8 +415,8 @@ def _last(rows: int, test: int) -> Any:
 
 
 def unjudged(config: Config, parts: Sequence[Rows]) -> str | None:
-    """Say who judges: None for the test rows, the last of the parts; "" for all rows by cross-fitting, because the test rows
-    hold too few positives; else why cross-fitting cannot do it either, so that nobody judges."""
+    """Say who judges: None for the test rows, the last of the parts; "" for all rows by cross-fitting, because the test
+    rows hold too few positives; else why cross-fitting cannot do it either, so that nobody judges."""
     from rareclass.core import crossfitting
 
     if config.gate.mode == "disabled" or parts[-1].positives >= config.gate.min_positives:
@@ -425,7 +437,8 @@ def undecidable(config: Config, parts: Sequence[Rows], judges: Rows, incumbent: 
     needed, ways = config.gate.min_positives, "Set gate.mode: dry_run to register it all the same"
     if unable := unjudged(config, parts):
         return (
-            f"this run can register nothing: the test rows hold {parts[-1].positives} positives, and the gate judges {needed} "
+            f"this run can register nothing: the test rows hold {parts[-1].positives} positives, and the gate judges "
+            f"{needed} "
             f"(gate.min_positives); {unable}. Bring more labelled rows, or a larger split.test"
         )
     if not isinstance(incumbent, Champion):
@@ -435,7 +448,8 @@ def undecidable(config: Config, parts: Sequence[Rows], judges: Rows, incumbent: 
         return ""
     which = "test rows" if judges is parts[-1] else "labelled rows"
     return (
-        f"this run can register nothing: {incumbent.name} was trained on all but {fresh} of the {judges.positives} positives of the {which}, "
+        f"this run can register nothing: {incumbent.name} was trained on all but {fresh} of the {judges.positives} "
+        f"positives of the {which}, "
         f"and {needed} are needed to compare (gate.min_positives). Bring rows that are newer than its own. {ways}, "
         "with promotion.mode: shadow so that live labels decide"
     )
@@ -469,7 +483,11 @@ def _compared(
     if fresh is None:
         return NotComparable(
             name,
-            "it cannot be told which of the test rows it was trained on. Set data.time or data.id, so that rows are known again",
+            (
+                "it cannot be told which of the test rows it was trained on. "
+                "Set data.time or data.id, so that rows are "
+                "known again"
+            ),
         )
     progress("ingest", f"{name} scores the rows that judge")
     try:
@@ -611,8 +629,19 @@ def evaluate(
     left_out = champion.reason if isinstance(champion, gating.NotComparable) else None
     name = champion.name if champion else None
     return Judgement(
-        found, score, decision, name, metrics, left_out, windows, drives, swept, learner=learner, sampled=sampled, crossed=crossed
-    )  # fmt: skip
+        found,
+        score,
+        decision,
+        name,
+        metrics,
+        left_out,
+        windows,
+        drives,
+        swept,
+        learner=learner,
+        sampled=sampled,
+        crossed=crossed,
+    )
 
 
 def _unjudged(
@@ -670,13 +699,18 @@ def cross_fitting(
     try:
         folds = crossfitting.folds(rows, config.split, repeats, label_delay=delay, seed=seed)
         return crossfitting.cross_fit(
-            rows, folds, procedure, config=config.evaluate, seed=seed,
+            rows,
+            folds,
+            procedure,
+            config=config.evaluate,
+            seed=seed,
             reason=lambda judged, parts: (
                 f"the test rows hold only {test.positives} positives, so the verdict is by cross-fitting over all rows "
-                f"({repeats} repeats of {parts} {'windows forward in time' if judged < len(rows) else 'folds'}): its {judged:,} rows"
+                f"({repeats} repeats of {parts} {'windows forward in time' if judged < len(rows) else 'folds'}): "
+                f"its {judged:,} rows"
             ),
             progress=lambda message: progress("evaluate", message),
-        ), None  # fmt: skip
+        ), None
     except RareclassError as error:
         return None, f"cross-fitting over all rows cannot be done: {' '.join(str(error).split())}"
 
@@ -684,7 +718,8 @@ def cross_fitting(
 def prequential(
     config: Config, rows: Rows, trained: Sequence[Trained], chosen: Selection, progress: Progress = silent
 ) -> list[dict[str, Any]]:
-    """Fit the recipe again before each of ``split.prequential`` windows and judge it in the window; empty unless asked for.
+    """Fit the recipe again before each of ``split.prequential`` windows and judge it in the window; empty unless asked
+    for.
 
     The recipe was chosen on some of these rows, so the windows tell how steady it is, not how good: that the test says.
     Raises DataError when the rows have no time.
@@ -700,9 +735,14 @@ def prequential(
         window = rows.take(fold.score)
         score = fit_recipe(config, trained, chosen, rows.take(fold.train)).score(window.x)
         ap = ranking.estimate_ap(
-            window.y, score, block=window.block(), n_boot=config.evaluate.bootstraps, confidence=config.evaluate.confidence,
-            seed=config.train.seed, weight=window.weight,
-        )  # fmt: skip
+            window.y,
+            score,
+            block=window.block(),
+            n_boot=config.evaluate.bootstraps,
+            confidence=config.evaluate.confidence,
+            seed=config.train.seed,
+            weight=window.weight,
+        )
         assert window.time is not None
         found.append(
             {
@@ -740,10 +780,17 @@ def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any
     decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)
     keys = ("precision", "recall", "f1", "f2", "mcc")
     return {
-        "ap": ap.value, "ap_low": ap.low, "ap_high": ap.high, "difference": difference.value, "difference_low": difference.low,
-        "difference_high": difference.high, "rows": len(fresh), "positives": fresh.positives, "threshold": champion.threshold,
+        "ap": ap.value,
+        "ap_low": ap.low,
+        "ap_high": ap.high,
+        "difference": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "rows": len(fresh),
+        "positives": fresh.positives,
+        "threshold": champion.threshold,
         **{key: float(decided[key]) for key in keys},
-    }  # fmt: skip
+    }
 
 
 def refit(
@@ -756,7 +803,9 @@ def refit(
     now: datetime,
     progress: Progress = silent,
 ) -> RareModel:
-    """Fit the recipe on every labelled row, or take the judged fit (``train.refit``), and wrap it with all a version carries."""
+    """Fit the recipe on every labelled row, or take the judged fit (``train.refit``), and wrap it with all a version
+    carries.
+    """
     import numpy as np
 
     from rareclass import __version__
@@ -777,8 +826,10 @@ def refit(
     )
     usual = drawn.natural_mask(scored)
     described: dict[str, Any] = {
-        "threshold": tuning.thresholds[tuning.primary], "window": config.monitor.window, "ranks": judged.detection is not None,
-    }  # fmt: skip
+        "threshold": tuning.thresholds[tuning.primary],
+        "window": config.monitor.window,
+        "ranks": judged.detection is not None,
+    }
     reference = scored.take(usual)
     profile = reference_profile(reference, held_out[usual], **described)
     if beyond is not None:  # of the scores and decisions on all rows; the features are those of the sample
@@ -790,13 +841,29 @@ def refit(
     metrics = {key: value.to_json() for key, value in judged.evaluation.metrics.items()}
     span = (str(final.time.min()), str(final.time.max())) if final.time is not None else (None, None)
     meta = {
-        "name": config.name, "created": now.isoformat(), "rareclass": __version__, "config": public(config),
-        "target": config.data.target, "positive": _text(ingested.positive_value), "data_hash": ingested.card["content_hash"],
-        "trained": {"from": span[0], "until": span[1], "rows": len(final), "positives": final.positives, "refit": config.train.refit},
-        "selected": chosen.winner, "members": dict(chosen.weights),
-        **({"score": without_labels.SCALE, "judged": False} if judged.detection is not None else {}), "calibration": tuning.calibration.chosen, "metrics": metrics,
-        "prevalence": scored.weighted_prevalence, "typical": _typical(drawn.natural_sample(final)), "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
-    }  # fmt: skip
+        "name": config.name,
+        "created": now.isoformat(),
+        "rareclass": __version__,
+        "config": public(config),
+        "target": config.data.target,
+        "positive": _text(ingested.positive_value),
+        "data_hash": ingested.card["content_hash"],
+        "trained": {
+            "from": span[0],
+            "until": span[1],
+            "rows": len(final),
+            "positives": final.positives,
+            "refit": config.train.refit,
+        },
+        "selected": chosen.winner,
+        "members": dict(chosen.weights),
+        **({"score": without_labels.SCALE, "judged": False} if judged.detection is not None else {}),
+        "calibration": tuning.calibration.chosen,
+        "metrics": metrics,
+        "prevalence": scored.weighted_prevalence,
+        "typical": _typical(drawn.natural_sample(final)),
+        "gate": {"verdict": judged.decision.verdict, "reasons": list(judged.decision.reasons)},
+    }
     model = RareModel(
         schema=ingested.schema,
         learner=learner,

@@ -1,0 +1,36 @@
+"""Lines and folders: a table is a table, and every folder says what belongs in it."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def _tables(tree: ast.Module) -> set[int]:
+    """Last lines of what may be laid out by hand: a table that a module defines, or the cases of a test."""
+    tables: list[ast.AST] = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    for node in ast.walk(tree):
+        tables.extend(getattr(node, "decorator_list", ()))
+    return {int(getattr(node, "end_lineno", 0)) for node in tables}
+
+
+def test_only_tables_are_laid_out_by_hand() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    mark = "# fmt: " + "skip"
+    by_hand = {}
+    for name in listed.stdout.split():
+        text = (ROOT / name).read_text()
+        marked = {number for number, line in enumerate(text.splitlines(), 1) if line.rstrip().endswith(mark)}
+        if marked - _tables(ast.parse(text)):
+            by_hand[name] = sorted(marked - _tables(ast.parse(text)))
+    assert by_hand == {}
+
+
+def test_every_folder_of_the_package_says_what_belongs_in_it_and_what_does_not() -> None:
+    silent = {}
+    for path in sorted((ROOT / "src" / "rareclass").rglob("__init__.py")):
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if len(said.splitlines()) < 2:
+            silent[path.parent.name] = said
+    assert silent == {}
