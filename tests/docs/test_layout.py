@@ -1,6 +1,7 @@
 """Lines and folders: a table is a table, and every folder says what belongs in it."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -34,3 +35,17 @@ def test_every_folder_of_the_package_says_what_belongs_in_it_and_what_does_not()
         if len(said.splitlines()) < 2:
             silent[path.parent.name] = said
     assert silent == {}
+
+
+def test_the_price_of_a_change_names_rooms_and_tables_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("## The price of a change")[1].split("\n## ")[0]
+    paths = [name for name in re.findall(r"`([^`]+)`", text) if "/" in name and "NAME" not in name]
+    assert len(paths) > 20
+    assert [name for name in paths if not (ROOT / name).exists()] == []
+    tables = re.findall(r"line of `(\w+)` in `([^`]+)`", text)
+    assert len(tables) > 5
+    assert [
+        (table, name)
+        for table, name in tables
+        if not re.search(rf"^(class )?{table}\b", (ROOT / name).read_text(), flags=re.MULTILINE)
+    ] == []

@@ -90,7 +90,9 @@ def test_candidates_side_by_side_are_those_of_one_process(folder: Path, workers:
     theirs = [
         one
         for name, members in groups.items()
-        for one in steps.train(wanted, dev, folds, members, steps.resample(wanted, dev, folds, members), 60)
+        for one in steps.train(
+            wanted, dev, folds, members, steps.resample(wanted, dev, folds, members), steps.budget(wanted, 60)
+        )
     ]
     assert [each.candidate for each in ours] == [each.candidate for each in theirs]
     assert all(np.array_equal(a.oof, b.oof, equal_nan=True) for a, b in zip(ours, theirs, strict=True))

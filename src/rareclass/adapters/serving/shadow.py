@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -49,6 +50,30 @@ class Work:
     text: dict[str, list[str | None]]
     others: dict[str, NDArray[Any]]
     point: str
+
+
+class ShadowState(Enum):
+    """What the shadow's process is doing.
+
+    ======== ================================================ ==========================================
+    state    what moves it on                                 to
+    ======== ================================================ ==========================================
+    OFF      versions are wanted: a process is begun          READY
+    READY    other versions are wanted than it was told       LOADING
+    READY    rows wait                                        SCORING
+    READY    its process ended                                OFF, and begun again (nobody's fault)
+    LOADING  it says which columns it takes                   READY
+    LOADING  too long, or its process ended                   OFF; the version it was at gets a strike
+    SCORING  it says how many rows it scored                  READY
+    SCORING  too long, or its process ended                   OFF; the version it was at gets a strike
+    any      no version is wanted that has strikes left       OFF
+    ======== ================================================ ==========================================
+    """
+
+    OFF = "off"
+    READY = "ready"
+    LOADING = "loading"
+    SCORING = "scoring"
 
 
 class ShadowProcess:
@@ -146,34 +171,44 @@ class ShadowProcess:
             self._begin()
         connection = self._connection
         assert connection is not None
-        if self._told != wanted:
-            if self._in_flight or self._loading is not None:
-                pass  # told when it listens again
-            else:
-                connection.send(("versions", wanted))
-                self._told, self._loading = wanted, time.monotonic()
+        if self._told != wanted and self._state is ShadowState.READY:  # else told when it listens again
+            connection.send(("versions", wanted))
+            self._told, self._loading = wanted, time.monotonic()
         try:
             while connection.poll():
                 self._heard(*connection.recv())
         except EOFError:
             self._process.join(1)
-        told = self._told or wanted
-        since, which = self._busy[0], int(self._busy[1])
-        if since and time.monotonic() - since > self._seconds:
-            self._blame(told, which, f"scored one parcel for more than {self._seconds:g} s")
-        elif self._loading is not None and time.monotonic() - self._loading > _LOAD_SECONDS:
-            self._blame(told, which, f"did not load within {_LOAD_SECONDS:g} s")
+        which, fault = int(self._busy[1]), self._fault()
+        if fault is not None:
+            self._blame(self._told or wanted, which, fault)
         elif not self._process.is_alive():
-            if self._in_flight or self._loading is not None:
-                self._blame(told, which, "ended its process (out of memory, or a crash)")
-            else:
-                self._restart()
-        elif self._in_flight == 0 and self._queue and self._loading is None:
+            self._restart()
+        elif self._state is ShadowState.READY and self._queue:
             # One parcel at a time: the pipe never fills, so this thread never blocks on a shadow that hangs.
             parcel = self._parcel()
             self._in_flight = sum(len(work.matrix) for work in parcel)
             self._busy[0], self._busy[1] = time.monotonic(), -1
             connection.send(("rows", parcel))
+
+    @property
+    def _state(self) -> ShadowState:
+        if self._process is None:
+            return ShadowState.OFF
+        if self._loading is not None:
+            return ShadowState.LOADING
+        return ShadowState.SCORING if self._in_flight else ShadowState.READY
+
+    def _fault(self) -> str | None:
+        """What the process is to be blamed for; None while it does what it should, or is idle."""
+        since = self._busy[0]
+        if since and time.monotonic() - since > self._seconds:
+            return f"scored one parcel for more than {self._seconds:g} s"
+        if self._loading is not None and time.monotonic() - self._loading > _LOAD_SECONDS:
+            return f"did not load within {_LOAD_SECONDS:g} s"
+        if self._state in (ShadowState.LOADING, ShadowState.SCORING) and not self._process.is_alive():
+            return "ended its process (out of memory, or a crash)"
+        return None
 
     def _begin(self) -> None:
         self._connection, theirs = self._context.Pipe()
