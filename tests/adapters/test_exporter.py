@@ -47,6 +47,7 @@ def make_snapshot(thin: int = 1) -> triage.Snapshot:
         calibration_bound=1.5,
         prevalence_bound=1.5,
         events={"promote": (2, NOW - timedelta(days=20)), "rollback": (1, NOW - timedelta(days=3))},
+        alert_capacity=5.0,
         evidently={"share": 0.25, "version": "7", "at": NOW.isoformat()},
     )
 

@@ -65,6 +65,7 @@ METRICS: dict[str, str] = {
     "rareclass_cost_per_row_ratio": "Cost of mistakes per labelled row, in the currency of the configuration",
     "rareclass_cost_saved_per_row_ratio": "Cost saved per labelled row against never alarming",
     "rareclass_alerts_per_day_ratio": "Decisions 1 per day",
+    "rareclass_alert_capacity_ratio": "Decisions 1 per day at most (max_alerts_per_day of the point that decides)",
     "rareclass_alert_rate_ratio": "Share of rows decided 1",
     "rareclass_mean_score_ratio": "Mean score",
     "rareclass_window_rows_total": "Rows of a window",
@@ -241,6 +242,7 @@ def _data(labels: dict[str, str], snapshot: Snapshot) -> Iterator[Sample]:
         ("rareclass_prevalence_bound_ratio", snapshot.prevalence_bound),
         ("rareclass_calibration_bound_ratio", snapshot.calibration_bound),
         ("rareclass_prevalence_estimated_ratio", snapshot.estimated_prevalence),
+        ("rareclass_alert_capacity_ratio", snapshot.alert_capacity),
     ):
         if value is not None:
             yield name, labels, value

@@ -60,6 +60,7 @@ class Snapshot:
     live : version -> its windows;  paired : version -> shadow against the champion on the same rows
     calibration_bound, prevalence_bound : factors from which mean score / prevalence, or the prevalence, is off either
         way
+    alert_capacity : decisions 1 a day at most, of the operating point that decides; None where nothing bounds them
     events : kind of ledger entry -> (how many, when the last);  evidently : payload of its latest report, with ``at``
     """
 
@@ -83,6 +84,7 @@ class Snapshot:
     events: Mapping[str, tuple[int, datetime]] = field(default_factory=dict)
     evidently: Mapping[str, Any] | None = None
     estimated_interval: tuple[float, float] | None = None
+    alert_capacity: float | None = None
 
     @property
     def evidence(self) -> Evidence | None:
@@ -118,6 +120,7 @@ class Snapshot:
             "estimated_prevalence": _finite(self.estimated_prevalence),
             "estimated_interval": None if self.estimated_interval is None else list(self.estimated_interval),
             "costs_moved": self.costs_moved,
+            "alert_capacity": self.alert_capacity,
             "new_positives": self.new_positives,
             "events": {kind: {"count": count, "last": last.isoformat()} for kind, (count, last) in self.events.items()},
             "evidently": None if self.evidently is None else dict(self.evidently),

@@ -78,6 +78,7 @@ def config(tmp_path_factory) -> Config:
             "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
             "store": {"url": f"sqlite:///{folder}/shop.db"},
             "serve": {"spool": str(folder / "spool")},
+            "threshold": {"max_alerts_per_day": 3},
             "costs": {"currency": "EUR", "false_negative": 100, "false_positive": 2},
             "monitor": {"bootstraps": 60, "port": 0, "every": "1h"},
         }
@@ -121,6 +122,10 @@ def test_the_page_says_what_happened_on_what_evidence_and_what_comes_next(watch)
     assert f"{ap.value:.3f}" in page.text
     assert f"[{ap.low:.3f},\u202f{ap.high:.3f}] · {ap.positives} positives" in page.text
     assert "EUR per 1,000 rows" in page.text
+    assert champion.windows[-1].alerts_per_day > 3
+    assert "of the rows · capacity 3, exceeded" in page.text
+    right = champion.judged[-1].metric("precision")
+    assert f"[{100 * right.low:.3g}\u202f%,\u202f{100 * right.high:.3g}\u202f%]" in page.text
     assert f"{champion.windows[-1].estimated_ap:.3f}" in page.text
     difference = watch.snapshot.paired["2"].difference
     assert difference.low > 0

@@ -201,12 +201,20 @@ def _tiles(status: Status, live: Liveness) -> list[dict[str, str]]:
             (f"{status.currency} per 1,000 rows", _amount(cost.value), f"{_between(cost, _amount)} · lower is better")
         )
     if newest is not None:
+        most = status.snapshot.alert_capacity
+        bound = "" if most is None else f" · capacity {_amount(most)}"
+        over = "" if most is None or newest.alerts_per_day <= most else ", exceeded"
         tiles.append(
             (
                 "alerts a day",
                 _amount(newest.alerts_per_day),
-                f"newest window, {_percent(newest.alert_rate)} of the rows",
+                f"newest window, {_percent(newest.alert_rate)} of the rows{bound}{over}",
             )
+        )
+    if judged is not None and math.isfinite(judged.metric("precision").value):
+        right = judged.metric("precision")
+        tiles.append(
+            ("alerts confirmed", _percent(right.value), f"{_between(right, _percent)} · {_days_of(judged)}, labels in")
         )
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
 

@@ -136,6 +136,7 @@ class Monitor:
             prevalence_bound=config.monitor.prevalence_ratio,
             events=events(entries, now),
             evidently=latest_evidently(entries, name, now),
+            alert_capacity=capacity(config),
         )
 
     def known(self) -> dict[str, LoadedVersion]:
@@ -414,6 +415,12 @@ def baseline(entries: Sequence[LedgerEntry], version: str | None, profile: Profi
             if found:
                 return float(found)
     return None if profile is None else profile.prevalence
+
+
+def capacity(config: Config) -> float | None:
+    """Return how many decisions 1 a day the operating point that decides may make; None where nothing bounds them."""
+    named = {point.name: point.max_alerts_per_day for point in config.threshold.points}
+    return named.get(config.serve.operating_point or "", config.threshold.max_alerts_per_day)
 
 
 def events(entries: Sequence[LedgerEntry], now: datetime) -> dict[str, tuple[int, datetime]]:
