@@ -275,6 +275,7 @@ def test_what_the_compose_file_says_answers_watches_and_takes_turns(config, file
         assert not any("TOKEN" in variable for variable in service["environment"]), "they would hide those of the file"
     running = processes(written, begin)
     running["serve"].says(r"^serving small version 1 at http://0\.0\.0\.0")
+    assert running["serve"].lines[0].startswith("loading the champion of 'small' from sqlite:///"), "never silent"
     running["monitor"].says(r"^monitor of 'small' on http://0\.0\.0\.0")
     running["jobs"].says(r"^retention .* deleted; next at")
     for one in running.values():

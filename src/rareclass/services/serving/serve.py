@@ -16,6 +16,7 @@ from rareclass import logs
 from rareclass.config import Config
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
+from rareclass.masking import masked
 from rareclass.network import token
 from rareclass.services.retry import patiently
 
@@ -150,6 +151,8 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     from rareclass.services.serving.workers import serve_workers
 
     env = os.environ if environment is None else environment
+    what = f"the champion of '{config.name}' from {config.tracking.uri}" if model is None else model
+    _LOG.info("loading %s", masked(what))  # until it answers, seconds pass, or minutes where artifacts are far
     _ship_what_others_left(config)
     if config.serve.workers > 1:
         serve_workers(config, env, listening(config, env), serve_one, model)
