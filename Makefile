@@ -13,7 +13,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= out/demo
 
-.PHONY: help setup packages docs demo replay test check lint types lock pythons wheel layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
+.PHONY: help setup packages docs demo replay test contract check lint types lock pythons wheel layers goldens golden bench bench-full clean images cluster-up install e2e cluster-down
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ replay: setup ## play months of flights through the whole loop: serve, late labe
 
 test: setup packages ## run all tests that need no cluster
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+contract: setup ## try every combination of learner, weighting, resampler, loss, filter, split and refit
+	@$(BIN)/python -m pytest tests/core/test_recipe_contract.py --every-combination --timeout=0 $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,6 +18,11 @@ hypothesis.settings.load_profile("steady")
 __all__ = ["PostgresServer", "free_port", "missing"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make contract`: hours of combinations instead of minutes."""
+    parser.addoption("--every-combination", action="store_true", help="try every combination where a test tries some")
+
+
 def missing(what: str) -> None:
     """Skip by name on a machine that lacks something; fail where CI runs, because CI allows no skip."""
     if os.environ.get("CI"):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Schema
+from rareclass.core.thread_limits import at_most
 from rareclass.errors import TooLargeError
 
 MAX_PAIRS = 3e11
@@ -78,9 +79,7 @@ def nearest(reference: FloatMatrix, queries: FloatMatrix, k: int, *, threads: in
     k is cut to the number of reference rows. A query that is itself a reference row finds itself, at distance 0.
     """
     k = min(k, len(reference))
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    with threadpool_limits(limits=threads):
+    with at_most(threads):
         if len(queries) <= _FEW and len(reference) > _CELL and np.abs(reference).max() < _FLOAT32_SAFE:
             return _nearest_to_few(reference, queries, k)
         from sklearn.neighbors import NearestNeighbors
@@ -173,10 +172,8 @@ def _refuse_too_many(own: int, other: int) -> None:
 
 def _lonely(own: FloatMatrix, other: FloatMatrix, k: int, *, seed: int, threads: int) -> tuple[IntArray, IntArray]:
     """Return rows of ``own`` with certainly fewer than k of their own nearer than any other, and those left open."""
-    from threadpoolctl import threadpool_limits
-
     rng = np.random.default_rng(seed)
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with at_most(1, "blas"), ThreadPoolExecutor(threads) as pool:
         low, high = _square_radius(own, other, pool)
         certain = _Sight(own, low, k, sign=1)
         waiting = np.arange(len(own))

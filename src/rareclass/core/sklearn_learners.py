@@ -16,6 +16,7 @@ from rareclass.core.fit_task import LARGE_ROWS, FitTask, InterruptedFitError, ch
 from rareclass.core.fitted import Classified, Forest, Logistic, Network, Trees
 from rareclass.core.log_odds import logit
 from rareclass.core.preprocessing import Preparation
+from rareclass.core.thread_limits import at_most
 
 _SMALL_ROWS, _FOREST_ROWS, _SLOW_ROWS = 10_000, 40_000, 60_000
 
@@ -131,18 +132,14 @@ class GrowingHistograms:
         self.threads = threads_of_a_fit(len(task.rows), task.threads)
 
     def grow(self, rounds: int | None = None) -> None:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
         self.done = min(self.most, self.done + (rounds or self.step))
         self.estimator.set_params(max_iter=self.done)
-        with threadpool_limits(self.threads, user_api="openmp"):
+        with at_most(self.threads, "openmp"):
             self.estimator.fit(self.task.rows.x, self.task.rows.y, sample_weight=self.task.weight)
 
     def log_odds(self) -> FloatArray:
-        from threadpoolctl import threadpool_limits
-
         assert self.watched is not None
-        with threadpool_limits(self.threads, user_api="openmp"):
+        with at_most(self.threads, "openmp"):
             return self.watched.each(lambda part, x: self.estimator.decision_function(x))
 
     def fitted(self, rounds: int) -> Classified:
@@ -207,9 +204,7 @@ class GrowingNetwork:
         self.held: list[Any] = []
 
     def grow(self) -> None:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-        with threadpool_limits(self.threads):  # small matrices: more threads than asked for only wait for each other
+        with at_most(self.threads):  # small matrices: more threads than asked for only wait for each other
             self.estimator.partial_fit(self.x, self.y, classes=np.array([0, 1]), sample_weight=self.weight)
         self.held.append(copy.deepcopy((self.estimator.coefs_, self.estimator.intercepts_)))
 
