@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import poisoned
 import small_model
 from poisoned import Raising
+from rareclass.adapters.serving.batcher import Batcher
 from rareclass.adapters.serving.engine import Active, Answer, Engine, LogLimits
 from rareclass.adapters.serving.interfaces import Dependencies, Release, ServedVersion
 from rareclass.adapters.serving.metrics import Metrics
@@ -29,7 +31,7 @@ from rareclass.adapters.serving.refresh import PointSource, Refresher, parse_poi
 from rareclass.adapters.serving.server import InferenceServer, Options
 from rareclass.adapters.serving.shadow import STRIKES, WAITING_ROWS, ShadowProcess, Work, _scored
 from rareclass.adapters.serving.signature import Query, Signature
-from rareclass.adapters.serving.v2_codec import Wanted, encode, inflate, parse
+from rareclass.adapters.serving.v2_codec import Tensor, Wanted, encode, inflate, parse, values
 from rareclass.core.calibration import Identity
 from rareclass.core.dataset import OTHER, Feature, Roles, Schema
 from rareclass.core.dataset import encode as encode_frame
@@ -719,3 +721,46 @@ def test_the_columns_that_a_shadow_wants_are_let_through(shadows: tuple[ShadowPr
     _until(lambda: pool.columns() == {"amount", "channel"})
     pool.set([])
     assert pool.columns() == frozenset()
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16"])
+@pytest.mark.parametrize("bad", [True, False, "1.5", None, [1.0]])
+def test_a_number_is_not_true_false_or_text_wherever_it_stands(datatype: str, bad: Any) -> None:
+    """What only looks like a plain number is refused with its position."""
+    tensor = {"name": "rows", "shape": [2, 2], "datatype": datatype, "data": [0, 1.0, bad, 2.5]}
+    with pytest.raises(InputError, match=r"position 2"):
+        Signature(small_model.SCHEMA, max_rows=10).read(parse(orjson.dumps({"inputs": [tensor]})))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-3, 3), min_size=1))
+def test_numbers_are_read_as_numpy_reads_them(data: list[float]) -> None:
+    for datatype, dtype in (("FP32", np.float32), ("FP64", np.float64)):
+        tensor = Tensor("x", datatype, (len(data),), data)
+        assert values(tensor, missing=False).tobytes() == np.array(data, dtype=dtype).tobytes()
+
+
+def test_a_request_that_is_alone_is_answered_at_once_and_the_shadows_get_it_after() -> None:
+    log = MemoryLog()
+    offered: list[str] = []
+
+    class Watching:
+        def offer(self, frame: Any) -> None:
+            offered.append(frame.id)
+
+    engine = _engine(log, shadow=Watching())
+    engine.active = Active(small_model.model(), "1", "default", 0.5, Signature(small_model.SCHEMA, max_rows=10))
+    query = engine.active.signature.read(parse(orjson.dumps({"id": "a", "inputs": [ROWS]})))
+
+    async def main() -> None:
+        batcher = Batcher(engine)
+        batcher.alone = lambda: True
+        answer = await batcher.answer(query, engine.active)
+        assert (answer.id, len(log.records), offered) == ("a", 1, [])
+        await asyncio.sleep(0)
+        assert offered == ["a"]
+        log.fail = SpoolFullError("full")
+        with pytest.raises(SpoolError, match="full"):
+            await batcher.answer(query, engine.active)
+        batcher.close()
+
+    asyncio.run(main())

@@ -112,7 +112,9 @@ async def _score(
     active = _active(site)
     limit = active.signature.body_limit()
     body = await _body(request, limit)
-    query = await _apart(site, len(body) > _APART_FROM, read, active, body, request.headers, limit)
+    # of a header that came twice the first counts
+    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in reversed(request.scope["headers"])}
+    query = await _apart(site, len(body) > _APART_FROM, read, active, body, headers, limit)
     answer = await site.batcher.answer(query, active)
     response: Response = await _apart(site, len(query) > INLINE_ROWS, write, site.catalogue.name, answer, request)
     return response
@@ -144,14 +146,15 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 )
 
 
-def application(catalogue: Catalogue, batcher: Batcher, *, token: str | None) -> Starlette:
+def application(catalogue: Catalogue, batcher: Batcher, *, token: str | None) -> ASGIApp:
     """Return the ASGI application. ``token`` is the bearer token that every route but health asks for; None = open."""
     site = Site(catalogue, batcher)
-    return Starlette(
+    every = Starlette(
         routes=[Route(path, _endpoint(site, handler), methods=[method]) for method, path, handler in ROUTES],
         middleware=[] if token is None else [Middleware(Token, token=token)],
         exception_handlers={HTTPException: _refused},
     )
+    return Straight(every, _endpoint(site, infer), catalogue.name, token)
 
 
 def _endpoint(site: Site, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -183,6 +186,31 @@ async def _refused(request: Request, error: Exception) -> Response:
     return _error(error.status_code, message, **({"allow": allowed} if allowed else {}))
 
 
+class Straight:
+    """Leads the one route of nearly all requests past the table and its middleware; all others go through them."""
+
+    def __init__(
+        self, others: ASGIApp, endpoint: Callable[[Request], Awaitable[Response]], name: str, token: str | None
+    ) -> None:
+        self._others, self._endpoint, self._token = others, endpoint, token
+        self._path, self._params = f"/v2/models/{name}/infer", {"name": name}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST" or self._closed(scope):
+            await self._others(scope, receive, send)
+            return
+        scope["path_params"] = self._params
+        response = await self._endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+    def _closed(self, scope: Scope) -> bool:
+        return self._token is not None and not allows(_given(scope), self._token)
+
+
+def _given(scope: Scope) -> bytes:
+    return next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+
+
 class Token:
     """Asks for the bearer token before anything is read."""
 
@@ -190,12 +218,10 @@ class Token:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
-            given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
-            if not allows(given, self._token):
-                says = "this server needs a bearer token. Send the header Authorization: Bearer TOKEN"
-                await _error(401, says, **{"www-authenticate": "Bearer"})(scope, receive, send)
-                return
+        if scope["type"] == "http" and scope["path"] not in _OPEN and not allows(_given(scope), self._token):
+            says = "this server needs a bearer token. Send the header Authorization: Bearer TOKEN"
+            await _error(401, says, **{"www-authenticate": "Bearer"})(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
 

@@ -130,6 +130,8 @@ class InferenceServer:
             http_server(application(catalogue, self.batcher, token=opts.token)),
             http_server(metrics_application(opts.metrics_path, engine.metrics.registry)),
         ]
+        requests = self._servers[0].server_state.tasks
+        self.batcher.alone = lambda: len(requests) == 1  # 0: the one that asks came over gRPC
         try:
             self._grpc = grpc_server.GrpcServer(
                 self.batcher,
