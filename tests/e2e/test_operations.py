@@ -107,7 +107,12 @@ def test_the_job_of_labels_imports_what_lies_in_the_object_store(answered: list[
 def test_the_job_of_evidently_reports_what_the_monitor_exports(answered: list[str]) -> None:
     from kube import prometheus
 
-    assert "drift" in run_job("evidently").lower()
+    load = Load(pause=0.2)  # the window is a minute, and a busy machine takes longer to start a job
+    load.under_way()
+    try:
+        assert "drift" in run_job("evidently").lower()
+    finally:
+        load.stop()
     query = f'rareclass_evidently_drifted_ratio{{model="{model()}",namespace="{SPACE}"}}'
     assert until(lambda: prometheus(query), 120, query)
 
