@@ -165,8 +165,9 @@ def ends_well(name: str) -> None:
         return found if found in ("Succeeded", "Failed", "Error") else ""
 
     assert until(phase, 600, f"the end of {name}") == "Succeeded"
-    done = {name for name, each in steps(name).items() if each["phase"] == "Succeeded"}
-    assert {"triage(0)", "deploy(0)"} <= done or {"triage", "deploy"} <= done, done
+    # a step that was killed with its node is tried again: triage(1)
+    done = {name.partition("(")[0] for name, each in steps(name).items() if each["phase"] == "Succeeded"}
+    assert {"triage", "deploy"} <= done, done
 
 
 def test_a_killed_argo_controller_resumes_the_turn(load: Load) -> None:
