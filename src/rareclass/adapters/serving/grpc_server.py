@@ -18,6 +18,7 @@ from rareclass.adapters.serving.batcher import Batcher, NotReadyError, status_of
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Answer
 from rareclass.adapters.serving.grpc_messages import METHODS, SERVICE, messages
+from rareclass.adapters.serving.tracing import Tracing, interceptor
 from rareclass.adapters.serving.v2_codec import (
     OUTPUTS,
     Request,
@@ -133,11 +134,22 @@ class GrpcServer:
     """The gRPC server: bound when it is made, so that the port is known before the model is there."""
 
     def __init__(
-        self, batcher: Batcher, catalogue: Catalogue, *, address: str, token: str | None, max_bytes: int, shared: bool
+        self,
+        batcher: Batcher,
+        catalogue: Catalogue,
+        *,
+        address: str,
+        token: str | None,
+        max_bytes: int,
+        shared: bool,
+        tracing: Tracing | None = None,
     ) -> None:
         """shared : other processes listen on the same port, and the kernel spreads connections over them."""
         self._server = aio.server(
-            interceptors=[] if token is None else [_Token(token)],
+            interceptors=[
+                *([] if tracing is None else [interceptor(tracing)]),
+                *([] if token is None else [_Token(token)]),
+            ],
             options=[
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", max_bytes),

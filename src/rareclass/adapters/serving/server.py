@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from rareclass.adapters.serving.catalogue import Catalogue
 from rareclass.adapters.serving.engine import Engine
 from rareclass.adapters.serving.http import application
 from rareclass.adapters.serving.refresh import Refresher
+from rareclass.adapters.serving.tracing import Traced, tracing
 from rareclass.network import bound, taken
 
 _LOG = logging.getLogger(__name__)
@@ -121,13 +123,14 @@ class InferenceServer:
 
     def __init__(self, opts: Options, engine: Engine) -> None:
         self.batcher = Batcher(engine)
+        self._tracing = tracing(opts.name, os.environ)
         catalogue = Catalogue(engine, opts.name)
         self._sockets = [
             listening_on(opts.host, opts.http_port, "http_port", shared=opts.shared),
             listening_on(opts.host, opts.metrics_port, "metrics_port"),
         ]
         self._servers = [
-            http_server(application(catalogue, self.batcher, token=opts.token)),
+            http_server(self._traced(application(catalogue, self.batcher, token=opts.token))),
             http_server(metrics_application(opts.metrics_path, engine.metrics.registry)),
         ]
         requests = self._servers[0].server_state.tasks
@@ -140,6 +143,7 @@ class InferenceServer:
                 token=opts.token,
                 max_bytes=opts.max_body_bytes,
                 shared=opts.shared,
+                tracing=self._tracing,
             )
         except RuntimeError:
             raise taken(
@@ -165,6 +169,11 @@ class InferenceServer:
         self._servers[1].should_exit = True
         await self._serving[1]
         self.batcher.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
+    def _traced(self, app: Any) -> Any:
+        return app if self._tracing is None else Traced(app, self._tracing)
 
 
 def announce(opts: Options, version: str, ports: BoundPorts, more: str = "") -> None:
