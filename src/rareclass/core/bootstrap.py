@@ -105,6 +105,11 @@ class Bootstrap:
         """Return what the configuration asks for."""
         return Bootstrap(config.bootstraps, config.confidence, seed)
 
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The two quantiles of the resamples between which an interval lies."""
+        return (1 - self.confidence) / 2, (1 + self.confidence) / 2
+
     def of_rows(self, n: int, block: NDArray[Any] | None = None) -> Resamples:
         """Return the resamples of ``n`` rows."""
         return Resamples(n, block, self.resamples, self.seed)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rareclass.config import Config, ThresholdSettings
 from rareclass.core import calibration, thresholds
-from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
+from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate
@@ -23,6 +23,8 @@ from rareclass.core.ranking import at_prevalence
 
 MIN_JUDGES = 10
 """Positives without which a repair is not judged."""
+TUNING_RESAMPLES = 50
+"""Resamples for the interval of a cut-off: what decides is the gain on later rows."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def rethreshold(
     before: Mapping[str, float],
     settings: ThresholdSettings,
     shifted: bool,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Repair:
     """Tune the operating points again at the prevalence of the newest rows, and compare on rows that come after.
 
@@ -127,13 +129,12 @@ def rethreshold(
         settings,
         costs=fit.costs,
         days=fit.days,
-        bootstrap=Bootstrap(resamples=50, seed=seed),
+        bootstrap=replace(bootstrap, resamples=TUNING_RESAMPLES),
     )
     found = {name: float(point.value) for name, point in points.items()}
     first = next(iter(points))
     objective = points[first].objective
-    beta = settings.beta
-    gain = _gain(judge, found[first], before.get(first, math.nan), objective, beta, seed)
+    gain = _gain(judge, (found[first], before.get(first, math.nan)), objective, settings.beta, bootstrap)
     breaks = _breaks(judge, found[first], settings)
     adopted = gain.value > 0 and not (breaks and not _breaks(judge, before.get(first, math.nan), settings))
     moved = f"cut-off {before.get(first, math.nan):.4g} -> {found[first]:.4g}"
@@ -153,7 +154,7 @@ def recalibrate(
     *,
     before: Mapping[str, float],
     settings: ThresholdSettings,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Repair:
     """Fit the calibrator anew on the learner's raw scores of earlier rows, and compare log loss on later ones."""
     if fit.y.sum() < MIN_JUDGES or judge.y.sum() < MIN_JUDGES:
@@ -162,19 +163,20 @@ def recalibrate(
             False, counts, "log_loss", Estimate(math.nan), fit.prevalence, len(fit), len(judge), before, before
         )
     method = "auto" if settings.calibration == "none" else settings.calibration
-    fitted = calibration.fit(Sample(fit.y, raw_fit, weight=fit.weight, block=fit.block), method=method, seed=seed)
+    fitted = calibration.fit(
+        Sample(fit.y, raw_fit, weight=fit.weight, block=fit.block), method=method, seed=bootstrap.seed
+    )
     old, new = _losses(judge.y, judge.score), _losses(judge.y, fitted(raw_judge))
     weight = np.ones(len(judge)) if judge.weight is None else judge.weight
-    draws = Resamples(len(judge), judge.block, 200, seed)
-    sums = draws.sums(np.column_stack([(old - new) * weight, weight]))
-    gain = _estimate(float(np.average(old - new, weights=weight)), sums[:, 0] / sums[:, 1], judge)
+    sums = bootstrap.of_rows(len(judge), judge.block).sums(np.column_stack([(old - new) * weight, weight]))
+    gain = _estimate(float(np.average(old - new, weights=weight)), sums[:, 0] / sums[:, 1], judge, bootstrap)
     score = np.asarray(fitted(raw_fit))
     points = thresholds.tune_points(
         Sample(fit.y, score, weight=fit.weight, block=fit.block),
         settings,
         costs=fit.costs,
         days=fit.days,
-        bootstrap=Bootstrap(resamples=50, seed=seed),
+        bootstrap=replace(bootstrap, resamples=TUNING_RESAMPLES),
     )
     found = {name: float(point.value) for name, point in points.items()}
     told = (
@@ -236,17 +238,17 @@ def recalibrated(
     return changed if model.golden is None else changed.with_golden(model.matrix(model.golden))
 
 
-def _gain(judge: MaturedRows, new: float, old: float, objective: str, beta: float, seed: int) -> Estimate:
+def _gain(judge: MaturedRows, cuts: tuple[float, float], objective: str, beta: float, bootstrap: Bootstrap) -> Estimate:
     """Value of the objective at the new cut-off minus that at the old one, signed so that more is better."""
-    table = np.column_stack([_sums(judge, new), _sums(judge, old)])
+    table = np.column_stack([_sums(judge, cut) for cut in cuts])
     sign = thresholds.OBJECTIVES[objective].sign
 
     def value(sums: FloatArray) -> FloatArray:
         both = [_value(part, objective, judge.days, beta) for part in (sums[:, :5], sums[:, 5:])]
         return np.asarray(sign * (both[0] - both[1]), dtype=np.float64)
 
-    draws = Resamples(len(judge), judge.block, 200, seed)
-    return _estimate(float(value(table.sum(axis=0)[None])[0]), value(draws.sums(table)), judge)
+    resampled = value(bootstrap.of_rows(len(judge), judge.block).sums(table))
+    return _estimate(float(value(table.sum(axis=0)[None])[0]), resampled, judge, bootstrap)
 
 
 def _sums(judge: MaturedRows, cut: float) -> FloatArray:
@@ -284,8 +286,8 @@ def _losses(y: IntArray, score: FloatArray) -> FloatArray:
     return np.asarray(-np.where(y == 1, np.log(p), np.log1p(-p)), dtype=np.float64)
 
 
-def _estimate(value: float, resampled: FloatArray, judge: MaturedRows) -> Estimate:
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
+def _estimate(value: float, resampled: FloatArray, judge: MaturedRows, bootstrap: Bootstrap) -> Estimate:
+    low, high = np.nanquantile(resampled, bootstrap.levels)
     return Estimate(value, float(low), float(high), int(judge.y.sum()), len(judge))
 
 
@@ -354,7 +356,7 @@ def choose_history(
         part = variant(early, name, change, half_life)
         if part is not None and part.positives >= MIN_JUDGES and part.positives < len(part):
             scores[name] = fit(part)(judge.x)
-    table, better = _compared(judge, scores, config.evaluate.bootstraps, seed)
+    table, better = _compared(judge, scores, Bootstrap.of(config.evaluate, seed))
     allowed = [name for name in scores if name in config.retrain.windows or name == "all"]
     chosen = max(allowed, key=lambda name: table[name].value if name == "all" or better[name] >= 0.8 else -1.0)
     final = variant(rows, chosen, change, half_life)
@@ -369,7 +371,7 @@ def choose_history(
 
 
 def _compared(
-    judge: Rows, scores: Mapping[str, FloatArray], n_boot: int, seed: int
+    judge: Rows, scores: Mapping[str, FloatArray], bootstrap: Bootstrap
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
     from rareclass.core import ranking
 
@@ -378,13 +380,13 @@ def _compared(
         judge.y,
         np.stack([scores[name] for name in names]),
         block=judge.block(),
-        n_boot=n_boot,
-        seed=seed,
+        n_boot=bootstrap.resamples,
+        seed=bootstrap.seed,
         weight=judge.weight,
     )
     table, better = {}, {}
     for name, line in zip(names, draws, strict=True):
-        low, high = np.nanquantile(line, [0.025, 0.975])
+        low, high = np.nanquantile(line, bootstrap.levels)
         value = ranking.average_precision(judge.y, scores[name], judge.weight)
         table[name] = Estimate(float(value), float(low), float(high), judge.positives, len(judge))
         better[name] = float(np.mean(line > draws[0]))

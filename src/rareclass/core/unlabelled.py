@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from rareclass.core import calibration
+from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 
@@ -16,12 +17,18 @@ DRAWS = 60
 
 
 def prevalence(
-    score: FloatArray, y: IntArray, labelled: FloatArray, weight: FloatArray | None = None, *, seed: int = 0
+    score: FloatArray,
+    y: IntArray,
+    labelled: FloatArray,
+    weight: FloatArray | None = None,
+    *,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Estimate | None:
     """Estimate the prevalence of rows without labels; None where it cannot be known.
 
     score : (n,) deployed scores of the rows;  y, labelled : (m,) matured labels and deployed scores of the same version
     weight : (m,) inverse-propensity and sampling weights
+    bootstrap : confidence and seed of the interval; its resamples are ``DRAWS``
 
     The calibrator of a version was fitted on scores of other models (its folds'), and an estimate from scores alone
     multiplies what that leaves. So the scores are first lined up with labels of the version itself, and the interval
@@ -32,6 +39,7 @@ def prevalence(
         return None
     mass = np.ones(len(y)) if weight is None else weight.astype(np.float64)
     z, truth, mass, _ = calibration._pooled(calibration.logit(labelled), y, mass, np.zeros(len(y), dtype=np.int64))
+    seed = bootstrap.seed
     rng = np.random.default_rng(seed)
     found, draws = math.nan, []
     for number in range(DRAWS + 1):
@@ -45,5 +53,5 @@ def prevalence(
             draws.append(estimate.low)  # of one resample of the rows
     if found * len(score) < 1:
         return None
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(draws, bootstrap.levels)
     return Estimate(found, float(min(low, found)), float(max(high, found)), round(found * len(score)), len(score))

@@ -298,6 +298,7 @@ class Monitor:
     def _prevalence(self, frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime) -> Estimate | None:
         """The prevalence of the champion's newest window without its labels, from its scores and its matured labels."""
         from rareclass.core import unlabelled
+        from rareclass.core.bootstrap import Bootstrap
 
         if champion is None:
             return None
@@ -309,7 +310,8 @@ class Monitor:
             return None
         weight = (old["weight"] / old["propensity"]).to_numpy(float)
         y, score = old["label"].to_numpy(np.int64), old["score"].to_numpy(float)
-        return unlabelled.prevalence(new["score"].to_numpy(float), y, score, weight, seed=self.config.train.seed)
+        bootstrap = Bootstrap.of(self.config.evaluate, self.config.train.seed)
+        return unlabelled.prevalence(new["score"].to_numpy(float), y, score, weight, bootstrap=bootstrap)
 
     def _compared(
         self, frame: pd.DataFrame, champion: LoadedVersion, *, answered: FeatureProfile | None = None, day: bool = False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.adapters.tables import Ingested
+    from rareclass.core.bootstrap import Bootstrap
     from rareclass.core.dataset import Rows
     from rareclass.core.model import RareModel
     from rareclass.core.repair import MaturedRows
@@ -51,7 +52,13 @@ def rethreshold(
     before = current_thresholds(monitor, champion)
     shifted = any(reason.startswith("prevalence") for reason in verdict.reasons)
     found = repair.rethreshold(
-        fit, judge, newest=newest, before=before, settings=config.threshold, shifted=shifted, seed=config.train.seed
+        fit,
+        judge,
+        newest=newest,
+        before=before,
+        settings=config.threshold,
+        shifted=shifted,
+        bootstrap=_bootstrap(config),
     )
     if not found.adopted:
         return Action(now, "rethreshold", champion.version, None, "rejected", found.reason, found.to_json())
@@ -64,6 +71,13 @@ def rethreshold(
         return Action(now, "rethreshold", champion.version, champion.version, "already", found.reason)
     follow(monitor)
     return Action(now, "rethreshold", champion.version, champion.version, "done", found.reason, found.to_json())
+
+
+def _bootstrap(config: Config) -> Bootstrap:
+    """Return how the gain of a repair gets its interval: as every other figure of the configuration."""
+    from rareclass.core.bootstrap import Bootstrap
+
+    return Bootstrap.of(config.evaluate, config.train.seed)
 
 
 def follow(monitor: Monitor) -> None:
@@ -107,7 +121,13 @@ def recalibrate(
     raw = model.calibrator.inverse(scored.score)
     before = current_thresholds(monitor, champion)
     found = repair.recalibrate(
-        fit, judge, raw[: len(fit)], raw[len(fit) :], before=before, settings=config.threshold, seed=config.train.seed
+        fit,
+        judge,
+        raw[: len(fit)],
+        raw[len(fit) :],
+        before=before,
+        settings=config.threshold,
+        bootstrap=_bootstrap(config),
     )
     if not found.adopted:
         return Action(now, "recalibrate", champion.version, None, "rejected", found.reason, found.to_json())
@@ -360,7 +380,7 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
         served = matured_rows(monitor, champion.model, now, start=first)
         mature = min(mature, served.time.min() if served.time is not None else mature)
     past = _past(config, champion.model, mature)
-    if past is not None and past.schema.roles.target is None:
+    if past is not None and config.data.target is None:
         if served is None:
             raise DataError(
                 "a retrain cannot learn from a source without labels (data.target: null). Set retrain.source: store"
