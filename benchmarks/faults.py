@@ -82,9 +82,9 @@ class Server:
             )
         STARTED.append(self.process)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line.startswith("serving "):
-            raise RuntimeError(line + (folder / "server.log").read_text()[-2000:])
+        line = next((said for said in self.process.stdout if said.startswith("serving ")), "")  # it loads before
+        if not line:
+            raise RuntimeError((folder / "server.log").read_text()[-2000:])
         self.port = int(line.split("/v2/")[0].rsplit(":", 1)[1])
 
     def shipper(self) -> int | None:

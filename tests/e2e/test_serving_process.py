@@ -75,8 +75,8 @@ class Running:
             text=True,
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("serving "), f"{line}{(folder / 'server.log').read_text()}"
+        line = next((said for said in self.process.stdout if said.startswith("serving ")), "")  # it loads before
+        assert line, (folder / "server.log").read_text()
         words = line.replace(":", " ").replace("/", " ").replace(",", " ").replace(")", " ").split()
         self.http, self.grpc, self.metrics = [int(word) for word in words if word.isdigit() and int(word) > 1023]
         self.name = line.split()[1]
