@@ -216,12 +216,13 @@ def test_its_plan_is_that_of_a_run(rare):
 def test_what_is_resampled_and_weighted_has_to_beat_the_untouched_first_candidate(rare):
     x, y = rare
     fitted = RareClassifier(
-        resample=["tomek", {"name": "random_under", "ratio": 5}], weighting="sqrt_balanced", max_candidates=3, folds=2
+        resample=["tomek", {"name": "random_under", "ratio": 5}], weighting="sqrt_balanced", max_candidates=4, folds=2
     ).fit(x[:500], y[:500])
     first, *rest = fitted.plan_
     assert (first.group, first.weighting) == ("none", "none")
     assert [(each.learner, each.group, each.weighting) for each in rest] == [
         ("xgboost", "tomek+random_under(ratio=5)", "sqrt_balanced"),
+        ("scarce", "tomek+random_under(ratio=5)", "none"),  # its parts are balanced by themselves
         ("extra_trees", "tomek+random_under(ratio=5)", "sqrt_balanced"),
     ]
     assert 0.5 < fitted.predict_proba(x[500:])[:, 1].mean() / y[500:].mean() < 2, "what was sampled is corrected"

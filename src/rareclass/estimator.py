@@ -183,8 +183,12 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             folds = splitting.stratified_folds(rows.y, keys, folds=self.folds, seed=self.random_state)
             self.plan_ = self._plan(rows, config)
             costs = self._costs(rows)
-            options: dict[str, Any] = {"seed": self.random_state, "threads": config.compute.processors()}
-            trained = [training.train_candidate(each, rows, folds, costs=costs, **options) for each in self.plan_]
+            seed, threads = self.random_state, config.compute.processors()
+            effort = training.Effort(threads)
+            trained = [
+                training.train_candidate(each, rows, folds, seed=seed, costs=costs, effort=effort)
+                for each in self.plan_
+            ]
             self.selection_ = selection.select(trained, rows, config=config, seed=self.random_state)
             held_out, known = self.selection_.oof[self.selection_.scored], rows.take(self.selection_.scored)
             sample = Sample(known.y, held_out, known.weight, known.block())
@@ -193,7 +197,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             aim = thresholds.Aim(self.objective, self.beta, self.min_precision, self.min_recall)
             bootstrap = Bootstrap(seed=self.random_state)
             self.tuned_ = thresholds.tune(replace(sample, score=score), aim, costs=costs, bootstrap=bootstrap)
-            learner = training.refit(trained, self.selection_.weights, rows, **options)
+            learner = training.refit(trained, self.selection_.weights, rows, seed=seed, threads=threads)
         except RareclassError as error:
             raise ValueError(str(error)) from error
         self.threshold_ = self._threshold(score, known)

@@ -247,7 +247,8 @@ def _discriminant(made: FloatMatrix, y: IntArray, *, shrink: bool) -> Logistic:
         square = difference**2
         difference = difference * square / (square + 1 / len(rare))
     values, vectors = linalg.eigh(covariance)
-    weight = vectors @ ((vectors.T @ difference) / np.maximum(values, 1e-3 * float(values[-1])))
+    floor = 1e-3 * float(values[-1]) if values[-1] > 0 else 1.0  # usual rows that are all alike span nothing
+    weight = vectors @ ((vectors.T @ difference) / np.maximum(values, floor))
     weight /= max(float(np.linalg.norm(weight)), 1e-12)
     direction = weight / spread
     return Logistic("discriminant", coefficient=direction, intercept=np.asarray(-middle @ direction))
