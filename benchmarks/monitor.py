@@ -23,6 +23,7 @@ from rareclass.config import MonitorSettings
 from rareclass.core import drift, liveness
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.profile import reference_profile
+from rareclass.core.ranking import BlockRanking
 
 FEATURES = 30
 GOAL_EVALUATION, GOAL_DRIFT = 1.5, 50.0
@@ -72,7 +73,7 @@ def evaluation(rows: int, rounds: int) -> dict[str, Any]:
     draws = liveness._draws(len(blocks), settings)
 
     def core() -> None:
-        ranking = liveness._Ranking.of(known.y, score, None, blocks)
+        ranking = BlockRanking.of(known.y, score, None, blocks)
         ranking.ap()
         ranking.ap(draws)
         drift.compare(profile, known.x[:: max(1, rows // 100_000)], score[:: max(1, rows // 100_000)])
