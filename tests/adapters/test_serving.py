@@ -6,14 +6,12 @@ import asyncio
 import json
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +38,7 @@ from rareclass.core.reading import Reading
 from rareclass.core.times import TimeReading
 from rareclass.errors import ConfigError, InputError, ModelError, SpoolError, SpoolFullError
 from rareclass.services.serving.shipping import decode
+from waiting import until
 
 NOW = 1_800_000_000.0
 ROWS = {"name": "rows", "shape": [2, 2], "datatype": "FP32", "data": [1, 0, 3, 1]}
@@ -657,13 +656,6 @@ def _value(engine: Engine, name: str, **labels: str) -> float:
     )
 
 
-def _until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("harm", ["raises", "eats memory"])
 def test_a_version_that_fails_on_a_row_leaves_the_other_version_and_the_next_rows_alone(
     shadows: tuple[ShadowProcess, Engine, Path], harm: str
@@ -672,13 +664,13 @@ def test_a_version_that_fails_on_a_row_leaves_the_other_version_and_the_next_row
     pool.set([ServedVersion("challenger", "4", harm), ServedVersion("previous", "2", "good")])
     for key, amount in (("a", 200.0), ("b", 1.0)):
         _send(engine, key, amount)
-    _until(lambda: out.exists() and len(out.read_text().splitlines()) == 4)
+    until(lambda: out.exists() and len(out.read_text().splitlines()) == 4)
     found = {(r["version"], r["request_id"]): r for r in map(json.loads, out.read_text().splitlines())}
     assert found["4", "a"]["score"] is None
     assert "\n" not in found["4", "a"]["error"]
     assert found["4", "b"]["score"] == [0.5]
     assert found["2", "a"]["score"] == pytest.approx([1.0])
-    _until(lambda: _value(engine, "shadow_rows_total", outcome="scored") == 3)
+    until(lambda: _value(engine, "shadow_rows_total", outcome="scored") == 3)
     assert _value(engine, "shadow_rows_total", outcome="failed") == 1
     assert _value(engine, "shadow_restarts_total") == 0
 
@@ -697,9 +689,9 @@ def test_a_version_that_stops_the_process_is_left_out_after_three_strikes_and_th
         _send(engine, f"r{count}", 200.0)
         return _value(engine, "shadow_restarts_total") >= STRIKES
 
-    _until(struck)
+    until(struck)
     _send(engine, "later", 200.0)
-    _until(lambda: '"later"' in out.read_text())
+    until(lambda: '"later"' in out.read_text())
     assert {r["version"] for r in map(json.loads, out.read_text().splitlines())} == {"2"}
     assert _value(engine, "shadow_restarts_total") == STRIKES
     assert _value(engine, "rows_total") == count + 1
@@ -712,13 +704,13 @@ def test_what_a_slow_shadow_cannot_take_is_dropped_and_counted(shadows: tuple[Sh
     rows[:, 1] = 0
     for at in range(12):
         engine.after(engine.answer([(Query(f"r{at}", rows), _active())]))
-    _until(lambda: _value(engine, "shadow_rows_total", outcome="dropped") >= len(rows))
+    until(lambda: _value(engine, "shadow_rows_total", outcome="dropped") >= len(rows))
 
 
 def test_the_columns_that_a_shadow_wants_are_let_through(shadows: tuple[ShadowProcess, Engine, Path]) -> None:
     pool, _, _ = shadows
     pool.set([ServedVersion("challenger", "4", "good")])
-    _until(lambda: pool.columns() == {"amount", "channel"})
+    until(lambda: pool.columns() == {"amount", "channel"})
     pool.set([])
     assert pool.columns() == frozenset()
 
@@ -729,7 +721,7 @@ def test_a_number_is_not_true_false_or_text_wherever_it_stands(datatype: str, ba
     """What only looks like a plain number is refused with its position."""
     tensor = {"name": "rows", "shape": [2, 2], "datatype": datatype, "data": [0, 1.0, bad, 2.5]}
     with pytest.raises(InputError, match=r"position 2"):
-        Signature(small_model.SCHEMA, max_rows=10).read(parse(orjson.dumps({"inputs": [tensor]})))
+        _read(tensor)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-3, 3), min_size=1))
@@ -748,8 +740,8 @@ def test_a_request_that_is_alone_is_answered_at_once_and_the_shadows_get_it_afte
             offered.append(frame.id)
 
     engine = _engine(log, shadow=Watching())
-    engine.active = Active(small_model.model(), "1", "default", 0.5, Signature(small_model.SCHEMA, max_rows=10))
-    query = engine.active.signature.read(parse(orjson.dumps({"id": "a", "inputs": [ROWS]})))
+    engine.active = _active()
+    query = _read(ROWS, id="a")
 
     async def main() -> None:
         batcher = Batcher(engine)

@@ -12,26 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
+from test_serving import MemoryLog, _active, _engine
 
-import small_model
-from rareclass.adapters.serving.engine import Active, Engine
-from rareclass.adapters.serving.metrics import Metrics
 from rareclass.adapters.serving.server import InferenceServer, Options
-from rareclass.adapters.serving.signature import Signature
 from rareclass.adapters.serving.tracing import tracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 ROWS = {"inputs": [{"name": "rows", "shape": [1, 2], "datatype": "FP32", "data": [1, 0]}]}
-
-
-class NoLog:
-    def append(self, records: Any) -> None: ...
-    def depth(self) -> int:
-        return 0
-
-    def over_limit(self) -> bool:
-        return False
 
 
 @pytest.fixture
@@ -67,10 +54,8 @@ def test_requests_over_http_and_grpc_are_spans_of_the_callers_trace(
 
     url, spans = collector
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-    log = NoLog()
-    metrics = Metrics(CollectorRegistry(), "small", depth=log.depth, limit=100)
-    engine = Engine(log, metrics, name="small", sample_rate=0.1, clock=lambda: 1_800_000_000.0)
-    engine.active = Active(small_model.model(), "1", "default", 0.5, Signature(small_model.SCHEMA, max_rows=10))
+    engine = _engine(MemoryLog())
+    engine.active = _active()
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
     async def main() -> None:

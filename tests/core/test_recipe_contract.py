@@ -55,18 +55,17 @@ COSTS = {
 
 
 def halves():
-    """Rows to fit and rows to score, both of the same prevalence, some of them kept from every fit."""
+    """Rows to fit and rows to score, both of the same prevalence."""
     rows = make_rows(400, shift=-1.0, seed=3)
     positive, negative = np.flatnonzero(rows.y == 1)[:48], np.flatnonzero(rows.y == 0)[:120]
     rows = rows.take(np.sort(np.concatenate([positive, negative])))
     first = np.zeros(len(rows), dtype=bool)
     for label in (0, 1):
         first[np.flatnonzero(rows.y == label)[::2]] = True
-    keep = (rows.y == 1) | (np.random.default_rng(0).random(len(rows)) < 0.8)
-    return rows.take(first), dataclasses.replace(rows.take(~first), keep=None), keep[first]
+    return rows.take(first), rows.take(~first)
 
 
-FIT, SCORED, KEEP = halves()
+FIT, SCORED = halves()
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +159,7 @@ def triples_of(combination):
     return itertools.combinations(enumerate(combination), 3)
 
 
+@cache
 def covering():
     """Combinations that try every three choices: each recipe by the route that is newest, then the rest."""
     every = list(combinations())

@@ -58,6 +58,11 @@ def model() -> str:
     return str(yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"]["name"])
 
 
+def sets(*values: str) -> tuple[str, ...]:
+    """Return Helm's arguments for values of a chart."""
+    return tuple(word for each in values for word in ("--set", each))
+
+
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["helm", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 

@@ -27,24 +27,19 @@ from kube import (
     pin,
     pinned,
     ready,
+    sets,
     stored,
     under_load,
     until,
 )
 
 VALUES = sorted(each.name.removesuffix("-values.yaml") for each in (CHART / "ci").glob("*-values.yaml"))
-SMALL = (
-    "--set",
+SMALL = sets(
     "config.name=m",
-    "--set",
     "config.data.path=s3://b/x",
-    "--set",
     "config.data.target=y",
-    "--set",
     "postgresql.existingSecret.name=p",
-    "--set",
     "networkPolicy.apiServer.cidrs={10.0.0.1/32}",
-    "--set",
     "networkPolicy.egress[0].ports[0].port=443",
 )
 
@@ -160,7 +155,7 @@ def test_an_unknown_value_is_refused_with_its_name() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_to_set(settings: list[str], said: str) -> None:
-    assert said in refused(*SMALL, *(part for each in settings for part in ("--set", each)))
+    assert said in refused(*SMALL, *sets(*settings))
 
 
 @needs_helm
@@ -173,7 +168,7 @@ def test_what_does_not_go_together_is_refused_with_what_to_set(settings: list[st
     ],
 )
 def test_a_store_of_ones_own_goes_together_with_a_pipeline_that_is_told_of_it(settings: list[str]) -> None:
-    objects = render(*SMALL, *(part for each in settings for part in ("--set", each)))
+    objects = render(*SMALL, *sets(*settings))
     assert not [each for each in objects if each["metadata"].get("namespace") == "kubeflow"]
     assert ("there" in json.dumps(of(objects, "WorkflowTemplate"))) == ("runner=pod" not in settings[-1])
 
@@ -188,7 +183,7 @@ def test_the_workflow_tells_a_kubeflow_with_users_who_it_is() -> None:
         "retrain.kubeflow.multiUser=true",
         "retrain.kubeflow.account=editor",
     )
-    spec = of(render(*SMALL, *(word for each in turn for word in ("--set", each))), "WorkflowTemplate")["spec"]
+    spec = of(render(*SMALL, *sets(*turn)), "WorkflowTemplate")["spec"]
     step = next(each for each in spec["templates"] if each["name"] == "retrain")["container"]
     given = yaml.safe_load(next(word for word in step["args"] if word.startswith("cluster=")).partition("=")[2])
     read = config.parse({"name": "m", "data": {"path": "x", "target": "y"}, "cluster": given}).cluster
@@ -420,7 +415,7 @@ def test_every_route_of_the_monitor_is_published_but_those_of_machines(way: str)
         "monitor.statusTokenSecret=a",
         "networkPolicy.proxies[0].podSelector.matchLabels.a=b",
     )
-    objects = render(*SMALL, *(word for each in (*values, *tokens) for word in ("--set", each)))
+    objects = render(*SMALL, *sets(*values, *tokens))
     if way == "ingress":
         spec = of(objects, "Ingress")["spec"]
         assert spec["tls"] == [{"hosts": ["h"], "secretName": "t"}]
@@ -645,30 +640,19 @@ def test_an_upgrade_leaves_the_pinned_version(release: str) -> None:
 @pytest.mark.cluster
 def test_a_second_model_keeps_its_spool_on_a_volume_and_leaves_nothing_but_what_is_kept(release: str) -> None:
     """Several models in one namespace share MLflow; this one has its own store and a persistent spool."""
-    values = [
-        "--set",
+    values = sets(
         "fullnameOverride=second",
-        "--set",
         f"tracking.uri=http://{release}-mlflow:5000",
-        "--set",
         "tracking.existingSecret.name=mlflow-token",
-        "--set",
         "serving.backend=deployment",
-        "--set",
         "serving.spool.persistent=true",
-        "--set",
         "serving.spool.size=100Mi",
-        "--set",
         "train.enabled=false",
-        "--set",
         "dashboards.enabled=false",
-        "--set",
         "retrain.enabled=false",
-        "--set",
         "jobs.backup.enabled=false",
-        "--set",
         "serving.terminationGracePeriodSeconds=20",
-    ]
+    )
     done = helm("install", "second", str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     try:
         assert done.returncode == 0, done.stderr

@@ -34,6 +34,7 @@ from kube import (
     lacking,
     model,
     ready,
+    sets,
     sql,
     stored,
     turn,
@@ -182,38 +183,23 @@ def test_what_is_erased_is_gone_from_database_and_spools_and_the_ledger_proves_i
 def plain() -> Iterator[str]:
     """The same model behind a Deployment that scales with its processor use."""
     name = "plain"
-    values = [
-        "--set",
+    values = sets(
         f"fullnameOverride={name}",
-        "--set",
         f"tracking.uri=http://{RELEASE}-mlflow:5000",
-        "--set",
         "tracking.existingSecret.name=mlflow-token",
-        "--set",
         "serving.backend=deployment",
-        "--set",
         "postgresql.persistence.keep=false",
-        "--set",
         "monitor.enabled=false",
-        "--set",
         "serving.autoscaling.enabled=true",
-        "--set",
         "serving.autoscaling.minReplicas=1",
-        "--set",
         "serving.autoscaling.maxReplicas=2",
-        "--set",
         "serving.resources.requests.cpu=50m",
-        "--set",
         "train.enabled=false",
-        "--set",
         "retrain.runner=pod",
-        "--set",
         "jobs.backup.enabled=false",
-        "--set",
         "alerts.enabled=false",
-        "--set",
         "dashboards.enabled=false",
-    ]
+    )
     done = helm("install", name, str(CHART), "-n", SPACE, "-f", KIT, *values, "--timeout", "5m")
     assert done.returncode == 0, done.stderr
     try:

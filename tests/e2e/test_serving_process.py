@@ -37,19 +37,11 @@ from rareclass.core.calibration import Identity
 from rareclass.core.model import RareModel
 from rareclass.errors import StoreError
 from rareclass.services import promotion
+from waiting import until
 
 TESTS = Path(__file__).parents[1]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ROWS = {"name": "rows", "shape": [2, 2], "datatype": "FP32", "data": [1, 0, 3, 1]}
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait for a condition and return its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.05)
-    return value
 
 
 class Running:
@@ -109,14 +101,15 @@ class Running:
         ]
         return sum(found)
 
+    def children(self, of: str) -> list[int]:
+        """Return the processes that this one started, by a part of their command line."""
+        command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)]
+        listing = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        return [int(line.split()[0]) for line in listing if of in line]
+
     def kill_shipper(self) -> None:
-        listing = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-        )
-        [pid] = [
-            line.split()[0] for line in listing.stdout.splitlines() if "rareclass.services.serving.shipping" in line
-        ]
-        os.kill(int(pid), signal.SIGKILL)
+        [pid] = self.children("rareclass.services.serving.shipping")
+        os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -564,10 +557,7 @@ def test_workers_share_one_port_and_one_page_of_metrics_and_one_that_dies_is_sta
     answered = [running.infer(id=f"w{at}")["id"] for at in range(40)]  # a connection each: the kernel spreads them
     assert running.metric("rareclass_serve_rows_total") == 80
     assert running.metric("rareclass_serve_champion_info") == 1
-    listing = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(running.process.pid)], capture_output=True, text=True
-    ).stdout.splitlines()
-    workers = [int(line.split()[0]) for line in listing if "multiprocessing.spawn" in line]
+    workers = running.children("multiprocessing.spawn")
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
 

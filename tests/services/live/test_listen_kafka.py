@@ -29,6 +29,7 @@ from rareclass.errors import ConfigError, SpoolFullError
 from rareclass.services.live import dead_letters
 from rareclass.services.live.listen import Listener
 from rareclass.services.serving.shipping import ship
+from waiting import until
 
 NOW = time.time()
 ALWAYS = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC))
@@ -139,8 +140,8 @@ def test_the_command_takes_posts_and_both_topics_past_what_is_poison_and_ships_b
         for kind, body in (("request", asked), ("response", answer)):
             sent = {**headers, "ce-id": "h1", "ce-type": TYPE + kind}
             urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), sent), timeout=60).close()
-        _until(lambda: committed(broker, "rareclass-small", "late") == 3)
-        _until(lambda: committed(broker, "rareclass-small", "predictions") == 5)
+        until(lambda: committed(broker, "rareclass-small", "late") == 3, 90)
+        until(lambda: committed(broker, "rareclass-small", "predictions") == 5, 90)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
@@ -167,13 +168,6 @@ def test_messages_that_come_again_make_no_second_row(tmp_path: Path) -> None:
         store.migrate()
         assert ship(reader, store)[1] == 2
         assert store.window("small", *ALWAYS)["request_id"].tolist() == ["t-0-4"] * 2
-
-
-def _until(done: Any, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
