@@ -67,6 +67,12 @@ def bound(host: str, port: int, *, port_setting: str, host_setting: str, shared:
     return made
 
 
+def http_url(held: socket.socket) -> str:
+    """Return the address of a bound socket as the start of a URL, without a slash at its end."""
+    host, port = held.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def taken(host: str, port: int, error: OSError | None, *, port_setting: str, host_setting: str) -> ConfigError:
     """Return the one line about an address that cannot be listened on; error None: another process listens there."""
     why = "another process listens there" if error is None else (error.strerror or str(error)).lower()

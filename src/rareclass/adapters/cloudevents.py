@@ -40,11 +40,11 @@ def read(headers: Mapping[str, str], body: bytes, *, prefix: str = "ce-") -> lis
     headers : lower case; prefix : of the binary mode's headers, ``ce-`` over HTTP and ``ce_`` over Kafka
     Raises InputError in one line for what is no event.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(headers)
     if kind == STRUCTURED:
-        return [_structured(_json(body))]
+        return [_structured(parsed(body, "a CloudEvent"))]
     if kind == BATCH:
-        events = _json(body)
+        events = parsed(body, "a CloudEvent")
         if not isinstance(events, list):
             raise InputError("a batch of CloudEvents must be a JSON list")
         return [_structured(event) for event in events]
@@ -55,8 +55,11 @@ def read(headers: Mapping[str, str], body: bytes, *, prefix: str = "ce-") -> lis
 
 def is_event(headers: Mapping[str, str], *, prefix: str = "ce-") -> bool:
     """Tell whether a message says that it is a CloudEvent."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return kind in (STRUCTURED, BATCH) or f"{prefix}specversion" in headers
+    return _kind(headers) in (STRUCTURED, BATCH) or f"{prefix}specversion" in headers
+
+
+def _kind(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _structured(raw: object) -> Event:
@@ -109,10 +112,11 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _json(body: bytes) -> Any:
+def parsed(body: bytes, what: str) -> Any:
+    """Return the value of a JSON text. Raises InputError, naming ``what`` it is."""
     import orjson
 
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"a CloudEvent is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{what} is not valid JSON: {' '.join(str(error).split())[:120]}") from None

@@ -37,8 +37,7 @@ class DaskEngine:
         from distributed.scheduler import KilledWorker
 
         waiting: deque[tuple[Any, Any, Any]] = deque()
-        left, sendings = iter(jobs), 0
-        held: Any = None
+        left = iter(jobs)
         try:
             held, sendings = self._send(shared), 1
             while True:

@@ -16,6 +16,7 @@ from rareclass.errors import SpoolError, SpoolFullError
 
 FILE = "halves.db"
 REQUEST, RESPONSE = "request", "response"
+_AT_ONCE = 1000
 _SIZE = "SELECT coalesce(sum(length(data)), 0) FROM halves"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS halves (
@@ -68,10 +69,11 @@ class Halves:
         with self._lock:
             if self._one("SELECT 1 FROM joined WHERE id = ?", half.id):
                 return "again"
-            other = self._one("SELECT * FROM halves WHERE id = ? AND kind != ?", half.id, half.kind)
+            other = self._one(
+                "SELECT id, kind, time, received, data FROM halves WHERE id = ? AND kind != ?", half.id, half.kind
+            )
             if other:
-                identity, kind, received, time, data = other
-                return Half(identity, kind, time, received, data)
+                return Half(*other)
             if self._bytes + len(half.data) > self._limit:
                 raise SpoolFullError(
                     f"{self._bytes} bytes of events wait for their other half; they may take {self._limit} "
@@ -91,14 +93,14 @@ class Halves:
             self._do("DELETE FROM halves WHERE id = ?", identity)
             self._bytes -= size
 
-    def expired(self, before: float, most: int = 1000) -> list[Half]:
+    def expired(self, before: float) -> list[Half]:
         """Return halves that came before a moment, oldest first, and forget the joined ids of that time."""
         with self._lock:
             self._do("DELETE FROM joined WHERE received < ?", before)
             (self._bytes,) = self._one(_SIZE)  # what another process erased is not counted any more
             found = self._connection.execute(
                 "SELECT id, kind, time, received, data FROM halves WHERE received < ? ORDER BY received LIMIT ?",
-                (before, most),
+                (before, _AT_ONCE),
             )
             return [Half(*row) for row in found]
 

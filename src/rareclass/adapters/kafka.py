@@ -87,8 +87,6 @@ async def consume(
     while True:
         try:
             await _session(settings, topics, kept, connected)
-        except asyncio.CancelledError:
-            raise
         # a broker that is away, a rebalance, a full disk: the group's offsets are the truth
         except Exception as error:
             connected(False)

@@ -9,7 +9,7 @@ untouched test.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,17 +181,14 @@ def _repeat(
         if not 0 < learn.positives < len(learn):  # the first window of time: nothing to calibrate on yet
             continue
         raw = expit(relative[others] + base)
-        calibrator = calibration.fit(
-            Sample(learn.y, raw, weight=learn.weight, block=learn.block()),
-            method=procedure.threshold.calibration,
-            seed=seed,
-        ).calibrator
+        sample = Sample(learn.y, raw, weight=learn.weight, block=learn.block())
+        calibrator = calibration.fit(sample, method=procedure.threshold.calibration, seed=seed).calibrator
         tuned = thresholds.tune_points(
-            Sample(learn.y, calibrator(raw), weight=learn.weight, block=learn.block()),
+            replace(sample, score=calibrator(raw)),
             procedure.threshold.model_copy(update={"points": (), "fixed": None}),
             costs=procedure.costs(learn),
             days=procedure.days(learn, len(learn) / len(rows)),
-            bootstrap=Bootstrap(resamples=config.bootstraps, confidence=config.confidence, seed=seed),
+            bootstrap=Bootstrap.of(config, seed),
         )
         score[fold.score] = calibrator(expit(relative[fold.score] + base))
         flagged[fold.score] = score[fold.score] >= next(iter(tuned.values())).value

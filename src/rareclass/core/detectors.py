@@ -23,6 +23,7 @@ from rareclass.core import neighbours
 from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, Rows
 from rareclass.core.fitted import Trees
 from rareclass.core.preprocessing import Preparation
+from rareclass.core.thread_limits import at_most
 from rareclass.errors import ConfigError, DataError, unknown
 
 REFERENCE_ROWS = 10_000
@@ -90,7 +91,7 @@ class Learning:
         return _part(self.z, most, self.seed)
 
 
-def _part(x: FloatMatrix, most: int, seed: int) -> FloatMatrix:
+def _part(x: AnyArray, most: int, seed: int) -> AnyArray:
     """Return at most so many of the rows, drawn at random, in their order."""
     if len(x) <= most:
         return x
@@ -425,7 +426,6 @@ class Autoencoder(Detected):
 def fit_autoencoder(learning: Learning, params: Mapping[str, Any]) -> Autoencoder:
     """Error of rows that were pressed through a narrow layer and unfolded again. Source: Hawkins et al., DaWaK 2002."""
     from sklearn.neural_network import MLPRegressor
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     z = learning.part(2 * REFERENCE_ROWS)
     width = z.shape[1]
@@ -441,7 +441,7 @@ def fit_autoencoder(learning: Learning, params: Mapping[str, Any]) -> Autoencode
         n_iter_no_change=10,
         random_state=learning.seed,
     )
-    with warnings.catch_warnings(), threadpool_limits(learning.threads):
+    with warnings.catch_warnings(), at_most(learning.threads):
         warnings.simplefilter("ignore")
         made.fit(z, z if width > 1 else z[:, 0])
     return Autoencoder(
@@ -553,10 +553,9 @@ def fit(
     if not 0 <= contamination < 0.5:
         raise ConfigError(f"contamination {contamination:g} is not a share from 0 to below 0.5. Set data.contamination")
     settings = {**member.params, **(params or {})}
-    if (
-        contamination and len(rows) > SAMPLE_ROWS
-    ):  # no member learns from more, so no more have to be scored for trimming
-        rows = rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), SAMPLE_ROWS, replace=False)))
+    # no member learns from more, so no more have to be scored for trimming
+    if contamination and len(rows) > SAMPLE_ROWS:
+        rows = rows.take(_part(np.arange(len(rows)), SAMPLE_ROWS, seed))
     learning = _learning(rows.x, Space.learn(rows), seed, threads)
     made = member.fit(learning, settings)
     if not contamination:

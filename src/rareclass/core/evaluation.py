@@ -229,16 +229,27 @@ def precision_at_k_per_day(sample: Sample, k: int, *, bootstrap: Bootstrap = DEF
     Rows that tie for the last places count with their expected precision. Days are resampled.
     Source: Le Borgne et al., Fraud Detection Handbook, 2022 (card precision top-k, here on rows).
     """
+    return _precisions_per_day(sample, (k,), bootstrap)[k]
+
+
+def _precisions_per_day(sample: Sample, ks: Sequence[int], bootstrap: Bootstrap) -> dict[int, Estimate]:
+    """The same of several k: the days are sorted once."""
     labels, scores, weights = sample.checked()
     if len(labels) == 0:
-        return Estimate(math.nan)
-    best = _BestOfDays.of(labels, scores, weights, np.asarray(sample.time), sample.share)
-    if best.told_from > k:
-        return Estimate(math.nan, positives=int(labels.sum()), rows=len(labels))
-    by_day = best.precision(k)
-    drawn = bootstrap.of_rows(len(by_day)).sums(by_day) / len(by_day)
-    found = estimate(float(by_day.mean()), drawn, bootstrap.confidence, int(labels.sum()), len(labels))
-    return found if len(by_day) > 1 else Estimate(found.value, positives=found.positives, rows=found.rows)
+        return dict.fromkeys(ks, Estimate(math.nan))
+    best, positives = _BestOfDays.of(labels, scores, weights, np.asarray(sample.time), sample.share), int(labels.sum())
+    found = dict.fromkeys(ks, Estimate(math.nan, positives=positives, rows=len(labels)))
+    for k in ks:
+        if best.told_from > k:
+            continue
+        by_day = best.precision(k)
+        mean = float(by_day.mean())
+        if len(by_day) > 1:
+            drawn = bootstrap.of_rows(len(by_day)).sums(by_day) / len(by_day)
+            found[k] = estimate(mean, drawn, bootstrap.confidence, positives, len(labels))
+        else:
+            found[k] = Estimate(mean, positives=positives, rows=len(labels))
+    return found
 
 
 def _since(running: FloatArray, first: IntArray, day: IntArray) -> FloatArray:
@@ -322,7 +333,7 @@ def slices(
     flagged: ArrayLike,
     columns: Sequence[str] = (),
     *,
-    bootstrap: Bootstrap = Bootstrap(),  # it is frozen
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> list[SliceResult]:
     """Return AP, recall and precision by level of each column (default: up to three categories of the schema).
 
@@ -336,9 +347,7 @@ def slices(
     block, results = rows.block(), []
     for name in names:
         for level, mask in levels(rows, name):
-            own = Resamples(
-                int(mask.sum()), None if block is None else block[mask], bootstrap.resamples, bootstrap.seed
-            )
+            own = bootstrap.of_rows(int(mask.sum()), None if block is None else block[mask])
             weight = None if rows.weight is None else rows.weight[mask]
             ap, recall, precision = _slice(
                 rows.y[mask], lines[:, mask], decided[:, mask], weight, own, bootstrap.confidence
@@ -523,15 +532,13 @@ def evaluate(
             f"operating point '{primary}' has no threshold.{nearest(primary, thresholds)} Name one of: "
             f"{', '.join(thresholds)}"
         )
-    judge = _Judge(labels, scores, weights, costs, config, Resamples(len(labels), block, config.bootstraps, seed))
+    judge = _Judge(labels, scores, weights, costs, config, bootstrap.of_rows(len(labels), block))
     points, moneys = {}, {}
     for name, threshold in thresholds.items():
         points[name], moneys[name] = judge.decisions(scores >= threshold)
     untuned, _ = judge.decisions(scores >= UNTUNED)
     untuned["missed_but_tuned_finds"] = judge.rescued(scores >= thresholds[primary])
-    top_k = (
-        {k: precision_at_k_per_day(sample, k, bootstrap=bootstrap) for k in config.top_k} if time is not None else {}
-    )
+    top_k = _precisions_per_day(sample, config.top_k, bootstrap) if time is not None else {}
     return Evaluation(
         metrics={**judge.ranking(), **judge.probabilities(), **points[primary]},
         points=points,
@@ -584,8 +591,8 @@ def pooled(
     Only what a gate asks for: average precision, mean score / prevalence, recall, precision, the money, and the slices.
     """
     labels, _, weights = as_scores(rows.y, score[0], rows.weight)
-    block = rows.block()
-    resamples = Resamples(len(labels), block, config.bootstraps, seed)
+    block, bootstrap = rows.block(), Bootstrap.of(config, seed)
+    resamples = bootstrap.of_rows(len(labels), block)
     mass, rare = np.ones(len(labels)) if weights is None else weights, labels == 1
     drawn_ap = bootstrap_average_precision(
         labels, score, block=block, n_boot=config.bootstraps, seed=seed, weight=weights
@@ -625,7 +632,7 @@ def pooled(
         money=_money(total[:, :4].mean(axis=0), drawn[:, :4], costs, *options),
         thresholds={},
         primary="",
-        slices=tuple(slices(rows, score, flagged, config.slices, bootstrap=Bootstrap.of(config, seed))),
+        slices=tuple(slices(rows, score, flagged, config.slices, bootstrap=bootstrap)),
         counts={
             "rows": len(labels),
             "positives": int(labels.sum()),

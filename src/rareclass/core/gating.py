@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rareclass import config
-from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Resamples, Sample, as_scores, estimate
+from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Sample, as_scores, estimate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
@@ -214,7 +214,7 @@ def judge(
         level = 1 - (1 - bootstrap.confidence) / (1 + looks)
         if looks:
             rules.append(Rule("looks", "pass", _looked(looks, bootstrap.confidence, level), {"before": float(looks)}))
-        pair = _Pair(labels, lines, decisions, weights, sample.block, champion, bootstrap.of_rows(0), level)
+        pair = _Pair(labels, lines, decisions, weights, sample.block, champion, replace(bootstrap, confidence=level))
         rules.extend(pair.rules(gate, costs))
     return decide(tuple(rules), gate.mode)
 
@@ -414,8 +414,9 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Challenger and champion on the rows that neither was trained on; score, flagged : (repeats,
-    n) of the challenger.
+    """Challenger and champion on the rows that neither was trained on.
+
+    score, flagged : (repeats, n) of the challenger
     """
 
     y: IntArray
@@ -424,8 +425,7 @@ class _Pair:
     weight: FloatArray | None
     block: AnyArray | None
     champion: Champion
-    resamples: Resamples
-    confidence: float
+    bootstrap: Bootstrap
 
     def rules(self, gate: config.GateSettings, costs: CostArrays | None) -> Iterator[Rule]:
         left = self.champion.compared
@@ -445,11 +445,11 @@ class _Pair:
         """The share of the champion's AP that is lost: its upper bound has to stay below gate.max_ap_loss."""
         block, weight = self._own(left)
         pair = np.stack([*self.score[:, left], np.asarray(self.champion.score, dtype=np.float64)[left]])
-        n_boot, seed = self.resamples.n_boot, self.resamples.seed
+        n_boot, seed = self.bootstrap.resamples, self.bootstrap.seed
         drawn = bootstrap_average_precision(self.y[left], pair, block=block, n_boot=n_boot, seed=seed, weight=weight)
         *repeats, theirs = (average_precision(self.y[left], line, weight) for line in pair)
         ours, lost = float(np.mean(repeats)), (1 - drawn[:-1] / drawn[-1]).ravel()
-        loss = estimate(1 - ours / theirs, lost, self.confidence, int(self.y[left].sum()), int(left.sum()))
+        loss = estimate(1 - ours / theirs, lost, self.bootstrap.confidence, int(self.y[left].sum()), int(left.sum()))
         outcome = _at_least(-loss.high, -loss.low, -gate.max_ap_loss)
         verb = {"pass": "at most", "fail": "more than", "undecided": "perhaps more than"}[outcome]
         change = "gains" if loss.value <= 0 else "loses"
@@ -476,9 +476,9 @@ class _Pair:
         more = self.flagged.astype(np.float64) - np.asarray(self.champion.decision, dtype=np.float64)
         extra = (at_stake * more)[:, left].T
         block, _ = self._own(left)
-        drawn = Resamples(len(extra), block, self.resamples.n_boot, self.resamples.seed).sums(extra).ravel()
+        drawn = self.bootstrap.of_rows(len(extra), block).sums(extra).ravel()
         value = float(extra.sum(axis=0).mean())
-        found = estimate(value, drawn, self.confidence, int(self.y[left].sum()), len(extra))
+        found = estimate(value, drawn, self.bootstrap.confidence, int(self.y[left].sum()), len(extra))
         outcome: Outcome = "fail" if found.low > 0 else "pass"
         amount = f"{_money(found.value)} [{_money(found.low)}, {_money(found.high)}] {costs.currency}"
         verb = "costs significantly more than" if outcome == "fail" else "does not cost significantly more than"

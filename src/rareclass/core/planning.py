@@ -16,7 +16,7 @@ from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Rows, Schema
 from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
-from rareclass.core.scarce import HAND_OVER
+from rareclass.core.scarce import AMPLE, AMPLE_ROUNDS, HAND_OVER
 from rareclass.core.splitting import Fold
 from rareclass.errors import NoPositivesError
 
@@ -31,10 +31,7 @@ FEW_ENOUGH = 50
 SMALL = 50_000
 """Rows up to which synthetic rows are worth their neighbour search."""
 
-AS_IT_COMES = {
-    "max_depth": 6, "eta": 0.3, "subsample": 1.0, "colsample_bytree": 1.0, "reg_lambda": 1.0, "min_child_weight": 1.0,
-    "tree_method": "hist", "max_bin": 256, "cut_points": "rows", "rounds": 100, "patience": 100,
-}  # fmt: skip
+AS_IT_COMES = {**AMPLE, "rounds": AMPLE_ROUNDS, "patience": AMPLE_ROUNDS}
 """What XGBClassifier() does; but the number of rounds is looked for here, too."""
 
 _SECONDS_PER_VALUE = 5e-6

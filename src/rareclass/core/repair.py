@@ -124,13 +124,7 @@ def rethreshold(
         counts = f"{int(fit.y.sum())} positives to fit on and {int(judge.y.sum())} to judge on, {MIN_JUDGES} needed"
         return Repair(False, counts, "", Estimate(math.nan), prevalence, len(fit), len(judge), before, before)
     weight = at_prevalence(fit.y, prevalence, fit.weight) if shifted and not fit.y.all() else fit.weight
-    points = thresholds.tune_points(
-        Sample(fit.y, fit.score, weight=weight, block=fit.block),
-        settings,
-        costs=fit.costs,
-        days=fit.days,
-        bootstrap=replace(bootstrap, resamples=TUNING_RESAMPLES),
-    )
+    points = _tuned(fit, fit.score, weight, settings, bootstrap)
     found = {name: float(point.value) for name, point in points.items()}
     first = next(iter(points))
     objective = points[first].objective
@@ -171,13 +165,7 @@ def recalibrate(
     sums = bootstrap.of_rows(len(judge), judge.block).sums(np.column_stack([(old - new) * weight, weight]))
     gain = _estimate(float(np.average(old - new, weights=weight)), sums[:, 0] / sums[:, 1], judge, bootstrap)
     score = np.asarray(fitted(raw_fit))
-    points = thresholds.tune_points(
-        Sample(fit.y, score, weight=fit.weight, block=fit.block),
-        settings,
-        costs=fit.costs,
-        days=fit.days,
-        bootstrap=replace(bootstrap, resamples=TUNING_RESAMPLES),
-    )
+    points = _tuned(fit, score, fit.weight, settings, bootstrap)
     found = {name: float(point.value) for name, point in points.items()}
     told = (
         f"{fitted.chosen}: log loss {'better' if gain.value > 0 else 'no better'} by {gain.value:.4g} "
@@ -185,6 +173,22 @@ def recalibrate(
     )
     return Repair(
         gain.value > 0, told, "log_loss", gain, fit.prevalence, len(fit), len(judge), found, before, fitted.calibrator
+    )
+
+
+def _tuned(
+    fit: MaturedRows,
+    score: FloatArray,
+    weight: FloatArray | None,
+    settings: ThresholdSettings,
+    bootstrap: Bootstrap,
+) -> dict[str, thresholds.TunedThreshold]:
+    return thresholds.tune_points(
+        Sample(fit.y, score, weight=weight, block=fit.block),
+        settings,
+        costs=fit.costs,
+        days=fit.days,
+        bootstrap=replace(bootstrap, resamples=TUNING_RESAMPLES),
     )
 
 

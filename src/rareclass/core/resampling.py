@@ -284,7 +284,7 @@ def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
     made = rows.take(_equally_often(index, more, rng))
     x = made.x.copy()
     for column in np.flatnonzero(~rows.schema.categorical):
-        value, score = _normal_scores(rows.x[:, column])
+        value, score = normal_scores(rows.x[:, column])
         noise = rng.normal(0, width, more)  # drawn for every column, so that one more does not change the others' rows
         if len(value) > 1:
             moved = np.interp(np.interp(x[:, column], value, score) + noise, score, value)
@@ -293,7 +293,7 @@ def jitter(rows: Rows, task: ResamplingTask, *, width: float = 0.25) -> Rows:
     return concatenate([rows, replace(made, x=x, row_id=np.zeros(more, dtype=np.uint64))])
 
 
-def _normal_scores(column: FloatMatrix) -> tuple[FloatArray, FloatArray]:
+def normal_scores(column: FloatMatrix) -> tuple[FloatArray, FloatArray]:
     """Return the (k,) distinct finite values of a column, rising, and the normal quantile of each one's middle rank."""
     from scipy.special import ndtri
 

@@ -23,6 +23,7 @@ from rareclass.core.dataset import AnyArray, Feature, FloatArray, FloatMatrix, I
 from rareclass.core.detection import Detection, Surprise
 from rareclass.core.fit_task import FitTask, check_params
 from rareclass.core.fitted import Boosted, Fitted, Forest, Logistic
+from rareclass.core.resampling import normal_scores
 from rareclass.core.sklearn_learners import drawn_in_proportion, fit_balanced_random_forest
 from rareclass.core.xgboost_learner import fit_xgboost
 
@@ -107,11 +108,10 @@ def _read(known: FloatArray, value: AnyArray, score: AnyArray) -> FloatArray:
 
 
 def _normal_scores(column: FloatMatrix) -> tuple[AnyArray, AnyArray]:
-    """(g,) distinct finite values, rising, and the normal quantile of each one's middle rank."""
-    value, count = np.unique(column[np.isfinite(column)].astype(np.float64), return_counts=True)
-    middle = (np.cumsum(count) - count / 2) / max(int(count.sum()), 1)
+    """(g,) of the distinct finite values, rising, and their normal scores, bounded."""
+    value, score = normal_scores(column)
     kept = np.unique(np.linspace(0, max(len(value) - 1, 0), _GRID).round().astype(np.int64))[: len(value)]
-    return value[kept], np.clip(special.ndtri(middle), -_CLIP, _CLIP)[kept]
+    return value[kept], np.clip(score, -_CLIP, _CLIP)[kept]
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,13 @@ def fit_scarce(task: FitTask, params: Mapping[str, Any]) -> Scarce:
     if len(others) > MOST_OTHERS:
         others = np.sort(rng.choice(others, MOST_OTHERS, replace=False))
         rows = rows.take(np.sort(np.concatenate([rare, others])))
-    usual = rows.take(rows.y == 0)
+    negative = rows.y == 0
+    usual = rows.take(negative)
     columns = NormalColumns.learn(usual)
     members = tuple(params.get("novelty", NOVELTY))
     novelty = detection.fit(usual, members=members, seed=task.seed, threads=task.threads) if members else None
     made = describe(columns, novelty, rows.x)
-    width_of_all = made.shape[1]
-    moved = np.concatenate([np.arange(len(columns.numeric)), np.arange(width_of_all - len(members), width_of_all)])
+    moved = np.concatenate([np.arange(len(columns.numeric)), np.arange(made.shape[1] - len(members), made.shape[1])])
     k, width = rows.positives, float(params.get("width", _WIDTH))
     rounds = int(params.get("rounds", _ROUNDS))
     few = [
@@ -183,7 +183,8 @@ def fit_scarce(task: FitTask, params: Mapping[str, Any]) -> Scarce:
     ]
     hand_over = float(params.get("hand_over", HAND_OVER))
     share = hand_over / (k + hand_over)
-    parts = [_part(share / len(few), True, each, made[rows.y == 0]) for each in few]
+    described = made[negative]
+    parts = [_part(share / len(few), True, each, described) for each in few]
     if share < 1:
         ample = fit_xgboost(
             FitTask(rows, seed=task.seed, threads=task.threads), {**AMPLE, "rounds": min(rounds, AMPLE_ROUNDS)}

@@ -332,14 +332,8 @@ def tune(
     ----------
     Elkan, IJCAI 2001: for calibrated scores the cost-optimal cut-off tends to fp / (fp + fn).
     """
-    objective, confidence, seed = aim.objective, bootstrap.confidence, bootstrap.seed
-    bounds = {
-        "min_precision": aim.min_precision,
-        "min_recall": aim.min_recall,
-        "max_alerts": aim.max_alerts,
-        "max_false_alarms": aim.max_false_alarms,
-    }
-    task = _task(objective, aim.beta, bounds, aim.days)
+    objective, confidence = aim.objective, bootstrap.confidence
+    task = _task(aim)
     table = RankingTable.build(sample.y, sample.score, sample.weight)
     if table.steps == 0:
         raise NoPositivesError(
@@ -368,12 +362,12 @@ def tune(
     message = _message(objective, task, exact, chosen, thresholds, feasible)
     value = float(thresholds[chosen])
     alerts = float(exact.alerts[chosen] / task.days)
-    crossed = _crossfitted(table, resamples, task, money, confidence, seed)
+    crossed = _crossfitted(table, resamples, task, money, confidence)
     return TunedThreshold(value, low, high, objective, worth, precision, recall, alerts, feasible, message, crossed)
 
 
 def _crossfitted(
-    table: RankingTable, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float, seed: int
+    table: RankingTable, resamples: Resamples, task: _Task, costs: CostArrays | None, confidence: float
 ) -> dict[str, Estimate]:
     """Precision and recall of rows whose cut-off was tuned on the others, whole units together; empty where that cannot
     be.
@@ -382,9 +376,9 @@ def _crossfitted(
     """
     y, score, weight = table.y, table.score, table.weight
     if resamples.unit is None:
-        part = _dealt(y, seed)
+        part = _dealt(y, resamples.seed)
     else:
-        part = (np.random.default_rng(seed).permutation(resamples.units) % _FOLDS)[resamples.unit]
+        part = (np.random.default_rng(resamples.seed).permutation(resamples.units) % _FOLDS)[resamples.unit]
     flagged = np.zeros(len(y), dtype=bool)
     for fold in range(_FOLDS):
         held, rest = part == fold, part != fold
@@ -422,11 +416,12 @@ def _dealt(y: IntArray, seed: int) -> IntArray:
     return part
 
 
-def _task(objective: str, beta: float, constraints: Mapping[str, float | None], days: float | None) -> _Task:
+def _task(aim: Aim) -> _Task:
     """Check what was asked for. Raises ConfigError."""
+    objective, days = aim.objective, aim.days
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES, "threshold.objective")
-    given = {name: bound for name, bound in constraints.items() if bound is not None}
+    given = {name: bound for name in CONSTRAINTS if (bound := getattr(aim, name)) is not None}
     needs = OBJECTIVES[objective].needs
     if needs and needs not in given:
         raise ConfigError(f"objective '{objective}' needs a bound. Set threshold.{CONSTRAINTS[needs].setting}")
@@ -435,7 +430,7 @@ def _task(objective: str, beta: float, constraints: Mapping[str, float | None], 
         raise ConfigError(
             "threshold.max_alerts_per_day needs days to count by. Set data.time to the column with the time of a row"
         )
-    return _Task(OBJECTIVES[objective], given, span, beta)
+    return _Task(OBJECTIVES[objective], given, span, aim.beta)
 
 
 def _cumulated(by_step: FloatArray) -> FloatArray:
@@ -575,18 +570,15 @@ def tune_points(
     }
     if settings.fixed is None:
         return tuned
-    resamples = bootstrap.of_rows(len(np.asarray(sample.y)), sample.block)
-    held = hold(sample, settings.fixed, days=days, resamples=resamples, confidence=bootstrap.confidence)
-    return {**tuned, FIXED: held}
+    return {**tuned, FIXED: hold(sample, settings.fixed, days=days, bootstrap=bootstrap)}
 
 
 def hold(
     sample: Sample,
     threshold: float,
     *,
-    resamples: Resamples,
     days: float | None = None,
-    confidence: float = 0.95,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> TunedThreshold:
     """Return what a threshold that somebody set does on the rows that the others are tuned on; it has no interval
     itself.
@@ -594,7 +586,7 @@ def hold(
     labels, scores, weights = sample.checked()
     mass = np.ones(len(labels)) if weights is None else weights
     flagged = scores >= threshold
-    shares = _shares(labels, flagged, mass, resamples, confidence)
+    shares = _shares(labels, flagged, mass, bootstrap.of_rows(len(labels), sample.block), bootstrap.confidence)
     precision, recall = shares["precision"], shares["recall"]
     span = math.nan if days is None or days <= 0 else float(days)
     alerts = float((mass * flagged).sum()) / span

@@ -257,11 +257,8 @@ class Kubeflow:
         except Exception as error:
             refused = getattr(error, "status", None) in REFUSED
             way = (
-                (
-                    "Pass --token FILE and --namespace NAME (cluster.token_file, cluster.namespace), or --header "
-                    "where a "
-                    "proxy asks for one"
-                )
+                "Pass --token FILE and --namespace NAME (cluster.token_file, cluster.namespace), or --header where a "
+                "proxy asks for one"
                 if refused
                 else "Set cluster.host, or pass --host"
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rareclass.adapters.reports.page import html, page, styled
+from rareclass.adapters.reports.page import GREY, html, page, styled
 
 # Distinguishable with the common kinds of colour blindness; the dash pattern tells apart what colour does not.
 _COLOURS = (
@@ -55,7 +55,7 @@ def _figure(title: str, across: str, up: str, curves: Mapping[str, tuple[Any, An
 
     figure = go.Figure()
     figure.add_scatter(
-        x=floor[0], y=floor[1], mode="lines", name="no skill", line={"color": "#8b8d98", "width": 1, "dash": "dot"}
+        x=floor[0], y=floor[1], mode="lines", name="no skill", line={"color": GREY, "width": 1, "dash": "dot"}
     )
     for position, (name, (x, y)) in enumerate(curves.items()):
         line = {"color": _COLOURS[position % len(_COLOURS)], "dash": _DASHES[position % len(_DASHES)], "width": 2}

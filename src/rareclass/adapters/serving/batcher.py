@@ -45,14 +45,12 @@ class Batcher:
         if not self._waiting and len(query) <= INLINE_ROWS and self.alone():
             [result] = self.engine.answer([(query, active)])
             loop.call_soon(self.engine.after, [result])
-            if isinstance(result, Exception):
-                raise result
-            return result
-        future: asyncio.Future[Answer | Exception] = loop.create_future()
-        self._waiting.append((query, active, future))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._flush, loop)
-        result = await future
+        else:
+            future: asyncio.Future[Answer | Exception] = loop.create_future()
+            self._waiting.append((query, active, future))
+            if len(self._waiting) == 1:
+                loop.call_soon(self._flush, loop)
+            result = await future
         if isinstance(result, Exception):
             raise result
         return result

@@ -180,6 +180,6 @@ def parse_point(content: str, where: str) -> Mapping[str, Any]:
     if isinstance(raw, int | float) and not isinstance(raw, bool) and 0 <= raw <= 1:
         return {"threshold": float(raw)}
     raise ConfigError(
-        f'operating point file \'{where}\' is not understood. Write {{"operating_point": "NAME"}} or {{"threshold": '
-        f"0.3}}"
+        f"operating point file '{where}' is not understood. "
+        'Write {"operating_point": "NAME"} or {"threshold": 0.3}'
     )

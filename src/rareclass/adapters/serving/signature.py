@@ -133,7 +133,7 @@ class Signature:
         query.point = self._point(options)
         query.time = self._times(roles, options, n)
         query.entity = _role(roles, options, "entity", n, _entity)
-        query.propensity = _role(roles, options, "propensity", n, _propensity)
+        query.propensity = _role(roles, options, "propensity", n, propensity_of)
         return query
 
     def _sorted(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -347,7 +347,8 @@ def _entity(value: object) -> str:
     return name
 
 
-def _propensity(value: object) -> float:
+def propensity_of(value: object) -> float:
+    """Return the chance that a row gets a label, as a client sent it. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InputError(f"'propensity' must be a probability from 0 to 1; it is {shown(value)}")
     return float(value)

@@ -7,7 +7,7 @@ met, hashes do not depend on order, and the split is made of all rows. Which par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rareclass.adapters.tables.columns import Readings
 from rareclass.adapters.tables.encoding import Grown
-from rareclass.adapters.tables.reader import ColumnCounts, Raw, Reader, ReadPlan
+from rareclass.adapters.tables.reader import OF_ROWS, ColumnCounts, Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import Room
 from rareclass.adapters.tables.sources import Source
 from rareclass.config import Config, StoreSettings, TrackingSettings
@@ -27,7 +27,7 @@ from rareclass.core.hashing import SetHash
 PARTS_OF_A_WORKER = 4
 """Parts that each worker gets, so that one that is late or lost costs little."""
 LEAST_ROWS, MOST_ROWS = 65_536, 1_000_000
-_KEPT = ("row_id", "content", "time", "entity", "amount", "weight", "keep")
+_KEPT = ("content", *OF_ROWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +152,11 @@ def read(
     return joined.done(), joined.ends
 
 
-def trimmed(first: Raw, rows: slice | None = None) -> Raw:
-    """Return what a second reading of some rows compares with, and nothing else of them; of no row without ``rows``."""
-    nothing: dict[str, Any] = {each.name: None for each in fields(first) if each.name in (*_KEPT, "counts", "drawn")}
+def trimmed(first: Raw) -> Raw:
+    """Return what a second reading compares with of all rows, and nothing of any row."""
+    nothing: dict[str, Any] = dict.fromkeys((*_KEPT, "counts", "drawn"))
     nothing["row_id"] = np.empty(0, dtype=np.uint64)
-    y = first.y[rows] if rows is not None else first.y[:0]
-    return replace(first, x=first.x[:0], y=y, findings=[], digest={}, **nothing)
+    return replace(first, x=first.x[:0], y=first.y[:0], findings=[], digest={}, **nothing)
 
 
 def spans(ends: Sequence[int]) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from rareclass.adapters.tables.columns import decide, format_of
 from rareclass.adapters.tables.demos import demo_file
 from rareclass.adapters.tables.encoding import Encoder, reorder, without_columns
 from rareclass.adapters.tables.opening import open_source
-from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
+from rareclass.adapters.tables.reader import OF_ROWS, Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import Room
 from rareclass.adapters.tables.sources import Source, conditions, kind_of, missing_column
 from rareclass.config import Config, DataSettings
@@ -273,7 +273,7 @@ def _streamed(reading: streaming.TableReading, room: Room, say: Progress) -> Ing
         "drawn": drawn.to_json(),
     }
     del named, whole["train"]
-    for name in ("row_id", "time", "entity", "amount", "weight", "keep"):
+    for name in OF_ROWS:
         setattr(raw, name, None)  # what is left of it is in ``whole``
     beyond = streaming.Beyond(reading, place, found.schema, drawn, whole)
     return replace(found, card=data_card, beyond=beyond)

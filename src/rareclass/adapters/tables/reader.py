@@ -67,6 +67,10 @@ class ReadPlan:
         return ReadPlan(features, list(dict.fromkeys([*features, *also])), kept, extra)
 
 
+OF_ROWS = ("row_id", "time", "entity", "amount", "weight", "keep")
+"""Arrays of a `Raw` that say whose rows these are and how they count, by name."""
+
+
 @dataclass(slots=True)
 class Raw:
     """Everything that was read, in the order of the source. y : (n,) int8."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 from rareclass.adapters.tables.columns import frame_of
 from rareclass.adapters.tables.divided import joined_arrays, spans, trimmed, without_secrets
 from rareclass.adapters.tables.encoding import Grown, Map
-from rareclass.adapters.tables.reader import Raw, Reader, ReadPlan
+from rareclass.adapters.tables.reader import OF_ROWS, Raw, Reader, ReadPlan
 from rareclass.adapters.tables.room import LEAST, Room, in_words
 from rareclass.adapters.tables.sources import Source
 from rareclass.config import Config
@@ -245,10 +245,14 @@ class TableReading:
     ends: Sequence[int] = ()
     engine: ComputeEngine = ALONE
 
-    def divided(self) -> Iterator[tuple[TableReading, slice]]:
-        """Yield the reading of each part, with its rows among those of the table."""
+    def divided(self) -> Iterator[tuple[Source, AnyArray, slice]]:
+        """Yield each part, the labels of its rows, and its rows among those of the table."""
         for source, rows in zip(self.parts, spans(self.ends), strict=True):
-            yield replace(self, source=source, first=trimmed(self.first, rows), parts=(), ends=(), engine=ALONE), rows
+            yield source, self.first.y[rows], rows
+
+    def of_part(self, source: Source, y: AnyArray) -> TableReading:
+        """Return the reading of one part, of what is shared by all."""
+        return replace(self, source=source, first=replace(self.first, y=y))
 
     def shared(self) -> TableReading:
         """What workers need for every part."""
@@ -257,14 +261,11 @@ class TableReading:
         )
 
 
-_TAKEN = ("row_id", "time", "entity", "amount", "weight", "keep")
-
-
 def chosen_rows(reading: TableReading, chosen: BoolArray) -> Raw:
     """Return the chosen rows with their features, in the order of the source. Raises DataError when it changed."""
     first, source = reading.first, reading.source
     if reading.parts:
-        jobs = ((part.source, part.first.y, chosen[rows]) for part, rows in reading.divided())
+        jobs = ((part, y, chosen[rows]) for part, y, rows in reading.divided())
         found = reading.engine.map(_chosen_of_part, jobs, reading.shared())
         width = len(first.encoder.names)
         taken = joined_arrays(found, int(np.count_nonzero(chosen)), width)
@@ -273,7 +274,7 @@ def chosen_rows(reading: TableReading, chosen: BoolArray) -> Raw:
             taken = _chosen(reading, chosen, pool.map)
     if not np.array_equal(taken["row_id"], first.row_id[chosen]):
         raise changed(source)
-    given: dict[str, Any] = {name: taken.get(name) for name in _TAKEN}
+    given: dict[str, Any] = {name: taken.get(name) for name in OF_ROWS}
     return replace(first, x=taken["x"], y=first.y[chosen], content=None, counts=None, **given)
 
 
@@ -287,13 +288,13 @@ def _chosen(reading: TableReading, chosen: BoolArray, at_once: Map = map) -> dic
     assert reader.x is not None
     if reader.at != len(reading.first.y) or reader.levels_known() != known:
         raise changed(source)
-    given = {name: getattr(reader, name) for name in _TAKEN}
+    given = {name: getattr(reader, name) for name in OF_ROWS}
     return {"x": reader.x.done()} | {name: grown.done() for name, grown in given.items() if grown is not None}
 
 
 def _chosen_of_part(shared: TableReading, job: tuple[Source, AnyArray, BoolArray]) -> dict[str, AnyArray]:
     source, y, chosen = job
-    return _chosen(replace(shared, source=source, first=replace(shared.first, y=y)), chosen)
+    return _chosen(shared.of_part(source, y), chosen)
 
 
 def take(reading: TableReading, place: AnyArray, drawn: Drawn) -> Raw:
@@ -345,12 +346,12 @@ class Beyond:
 
     def _divided(self, parts: Sequence[str]) -> Iterator[tuple[Source, AnyArray, AnyArray, dict[str, Rows]]]:
         before = dict.fromkeys(parts, 0)
-        for reading, rows in self.reading.divided():
+        for source, y, rows in self.reading.divided():
             place, own = self.place[rows], {}
             for part in parts:
                 end = before[part] + int(np.count_nonzero((place & (DRAWN - 1)) == PARTS[part]))
                 own[part], before[part] = self.rows[part].take(slice(before[part], end)), end
-            yield reading.source, reading.first.y, place, own
+            yield source, y, place, own
 
     def pieces(
         self, parts: Sequence[str], columns: Sequence[str] = (), progress: Callable[[str], None] | None = None
@@ -383,7 +384,7 @@ def _look_at_part(
     """Look at the rows of one part of the table; return also how many there are in each part of the split."""
     whole, looks, columns = shared
     source, y, place, rows = job
-    reading = replace(whole.reading, source=source, first=replace(whole.reading.first, y=y))
+    reading = whole.reading.of_part(source, y)
     found = list(_looked(replace(whole, reading=reading, place=place, rows=rows), looks, columns))
     return found, {part: len(each) for part, each in rows.items()}
 

@@ -30,7 +30,7 @@ SETTLED_SECONDS = 60.0
 """A service that ran this long has started well: the next pause is the first one again."""
 STOP_SECONDS = 90.0
 """How long a process may take to end before it is killed; the server's drain takes at most 40."""
-TRIAGED = set(EXIT_CODES.values())
+TRIAGED = frozenset(EXIT_CODES.values())
 """Exit codes of `rareclass triage` that are verdicts."""
 Say = Callable[[str, str], None]
 
@@ -82,7 +82,7 @@ def units(config: Config, path: str, overrides: Sequence[str] = (), only: Sequen
             ("triage", *given, "--act"),
             settings.triage_every,
             min(soon, settings.triage_every),
-            frozenset(TRIAGED),
+            TRIAGED,
         ),
         Unit("retention", ("retention", *given), settings.retention_every),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.adapters.serving.engine import sampled
-from rareclass.adapters.serving.signature import moment_of
+from rareclass.adapters.serving.signature import moment_of, propensity_of
 from rareclass.adapters.serving.v2_codec import Tensor, request_id, shown, tensors, values
 from rareclass.config import Config
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray
@@ -241,7 +241,7 @@ class BodyReader:
             "score": heard.score.tolist(),
             "decision": heard.decision.tolist(),
             "row": range(n),
-            "propensity": [1.0] * n if propensity is None else [_share(value) for value in propensity],
+            "propensity": [1.0] * n if propensity is None else [propensity_of(value) for value in propensity],
             "entity": [None] * n
             if entity is None or data.entity in data.private
             else [None if value is None else str(value)[:200] for value in entity],
@@ -323,12 +323,6 @@ def _spread(name: object, value: Any, n: int) -> list[Any]:
 def _plain(column: Any) -> list[Any]:
     found = column.tolist() if isinstance(column, np.ndarray) else list(column)
     return [None if isinstance(value, float) and not math.isfinite(value) else value for value in found]
-
-
-def _share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"'propensity' must be a probability from 0 to 1; it is {shown(value)}")
-    return float(value)
 
 
 def _row_id(value: object) -> str:

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import halves
-from rareclass.adapters.cloudevents import Event, is_event, read
+from rareclass.adapters.cloudevents import Event, is_event, parsed, read
 from rareclass.adapters.halves import REQUEST, RESPONSE, Half, Halves
 from rareclass.adapters.spool import Spool
 from rareclass.config import Config
 from rareclass.errors import InputError, RareclassError
-from rareclass.network import allows, bound, token
+from rareclass.network import allows, bound, http_url, token
 from rareclass.services.live import dead_letters
 from rareclass.services.live.heard import BodyReader, is_prediction
 from rareclass.services.serving.shipping import encode
@@ -127,7 +127,7 @@ class Listener:
                         with contextlib.suppress(InputError):  # a bad one, noted there, does not hold up the others
                             self.event(event)
                 else:
-                    raw, now = _json(message.value), self.clock()
+                    raw, now = parsed(message.value, "the message"), self.clock()
                     self._log(self._reading.message(raw, message.place, message.time, now))
             except InputError as error:
                 self._rejected(error, f"message {message.place}", value=message.value)
@@ -165,7 +165,7 @@ class Listener:
         from rareclass.adapters.store import Store
         from rareclass.services.live.labels import receive_labels
 
-        raw = _json(message.value)
+        raw = parsed(message.value, "the message")
         if isinstance(raw, dict) and "labels" not in raw:
             raw = [raw]
         if self._store is None:
@@ -190,15 +190,6 @@ class Listener:
     def _count(self, outcome: str) -> str:
         self.counts[outcome] += 1
         return outcome
-
-
-def _json(value: bytes) -> Any:
-    import orjson
-
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"the message is not valid JSON: {' '.join(str(error).split())[:120]}") from None
 
 
 def application(listener: Listener, *, secret: str | None) -> Starlette:
@@ -283,8 +274,7 @@ class ListenService:
         self._options = kafka.options(listen.kafka, config.name, env) if self._topics else {}
         self.socket = bound(listen.host, listen.port, port_setting="listen.port", host_setting="listen.host")
         self.socket.listen(128)
-        host, port = self.socket.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        self.url = f"{http_url(self.socket)}/"
         names = functools.cache(lambda: tuple(feature_names(config)))
         try:
             self.listener = Listener(config, names=names)

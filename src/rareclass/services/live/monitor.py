@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rareclass.config import Config, dump
-from rareclass.core.drift import ServedWindow
 from rareclass.core.moments import naive
 
 if TYPE_CHECKING:
@@ -337,7 +336,7 @@ class Monitor:
             limits=self.config.monitor,
             answered=answered,
             weight=_sampling(frame),
-            window=ServedWindow(
+            window=drift.ServedWindow(
                 unknown=drift.unknown_shares(table, schema), skip=skip, day=day, loud=self._loud(champion)
             ),
         )

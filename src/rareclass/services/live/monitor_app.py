@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
 from rareclass.errors import InputError, RareclassError
-from rareclass.network import allows, bound
+from rareclass.network import allows, bound, http_url
 from rareclass.network import token as token_of
 
 if TYPE_CHECKING:
@@ -260,8 +260,7 @@ class Service:
         watch = config.monitor
         self.socket = bound(watch.host, watch.port, port_setting="monitor.port", host_setting="monitor.host")
         self.socket.listen(128)
-        host, port = self.socket.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.url = http_url(self.socket)
         self.store = Store(config.store.url)
         self.store.migrate()
         self.watch = Watch(config, clock or (lambda: datetime.now(UTC)))

@@ -90,9 +90,10 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     )
     _ensure_champion(live, summary, start)
     later = frame[frame["__ts"] >= start].reset_index(drop=True)
-    truth = _truth_of(later[config.data.target], _first(live))
+    model = _first(live)
+    truth = _truth_of(later[config.data.target], model)
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
-    money = _money(config, live, _Played(frame[known], later, truth, start), decisions, progress)
+    money = _money(config, model, _Played(frame[known], later, truth, start), decisions, progress)
     played: dict[str, Any] = results.clean(
         {
             "name": config.name,
@@ -463,9 +464,9 @@ class _Played:
     start: datetime
 
 
-def _money(config: Config, live: Config, played: _Played, decisions: Any, progress: Progress) -> dict[str, Any]:
+def _money(config: Config, first: RareModel, played: _Played, decisions: Any, progress: Progress) -> dict[str, Any]:
     """What the loop cost on the labelled rows, beside 'train once and never again' and 'retrain every week'."""
-    first, later, truth = _first(live), played.later, played.truth
+    later, truth = played.later, played.truth
     found: dict[str, Any] = {
         "currency": config.costs.currency,
         "ours": _cost(config, later, truth, decisions, first),
@@ -477,7 +478,7 @@ def _money(config: Config, live: Config, played: _Played, decisions: Any, progre
     progress("replay", "the peers: never retrain, retrain every week")
     original = first.decide(first.score(later))
     found["never"] = _cost(config, later, truth, original, first)
-    weekly = _weekly(config, played, first, progress)
+    weekly = _weekly(config, played, first)
     found["weekly"] = _cost(config, later, truth, weekly, first)
     return {
         **found,
@@ -494,7 +495,7 @@ def _first(config: Config) -> RareModel:
     return load_model(version.uri, config.tracking.uri, expect=version.hash)
 
 
-def _weekly(config: Config, played: _Played, first: RareModel, progress: Progress) -> Any:
+def _weekly(config: Config, played: _Played, first: RareModel) -> Any:
     """Decisions of a team that fits the same default learner on all labelled rows every week.
 
     Each week a first fit on all but the newest four labelled weeks tunes calibrator and threshold on those, then all

@@ -103,12 +103,10 @@ class NewColumns:
     reasons : also write ``reasons``, a JSON list of this many features by contribution to the log-odds
     prefix : put before the new columns' names, where the source has such columns already; default: nothing, or
         ``rareclass_`` where the version itself has a column (a feature, the target, ...) of such a name
-    progress : told how many rows are being scored
     """
 
     reasons: int = 0
     prefix: str = ""
-    progress: Callable[[int], None] | None = None
 
 
 PLAIN = NewColumns()
@@ -147,6 +145,10 @@ def score(
     return _write(loaded, source, output, decides, columns)
 
 
+def _as_they_are(frame: pd.DataFrame, before: int) -> pd.DataFrame:
+    return frame
+
+
 @dataclass(frozen=True)
 class _Logging:
     """What else is done with the rows.
@@ -157,7 +159,7 @@ class _Logging:
     """
 
     text: Sequence[str] = ()
-    named: Callable[[pd.DataFrame, int], pd.DataFrame] = lambda frame, before: frame
+    named: Callable[[pd.DataFrame, int], pd.DataFrame] = _as_they_are
     log: Callable[[_Batch], None] = lambda batch: None
 
 
@@ -172,13 +174,11 @@ def _write(
     """Score batch after batch into ``output``, which appears when all are written."""
     from rareclass.adapters import tables
 
-    reasons, progress, also = columns.reasons, columns.progress, logging or _Logging()
+    reasons, also = columns.reasons, logging or _Logging()
     new = _new_columns(model, columns.prefix, reasons)
     totals = _Totals()
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
-        if progress is not None:
-            progress(len(frame))
         batch = _scored(model, also.named(frame, totals.rows), decides[1])
         also.log(batch)
         totals.add(batch)
@@ -378,10 +378,6 @@ def score_and_log(
                     counts["reused"] += store.reused(rows)
     counted: dict[str, Any] = dict(counts)
     return replace(done, version=version.version, **counted)
-
-
-def _as_they_are(frame: pd.DataFrame, before: int) -> pd.DataFrame:
-    return frame
 
 
 @dataclass(frozen=True, eq=False)

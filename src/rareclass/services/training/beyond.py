@@ -100,9 +100,7 @@ def _worth(config: Config, rows: Rows, learner: Ensemble, other: Ensemble) -> Es
         other.score(rows.x),
         block=rows.block(),
         weight=rows.weight,
-        bootstrap=Bootstrap(
-            seed=config.train.seed, resamples=config.evaluate.bootstraps, confidence=config.evaluate.confidence
-        ),
+        bootstrap=Bootstrap.of(config.evaluate, config.train.seed),
     )
 
 

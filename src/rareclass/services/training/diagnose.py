@@ -98,15 +98,15 @@ def _development(config: Config, known: Rows) -> tuple[Rows, Sequence[Fold]]:
     """The rows that a run would compare candidates on, and its folds. Raises DataError where rows cannot be split."""
     from rareclass.core import splitting
     from rareclass.core.hashing import content_groups
+    from rareclass.services.training import steps
 
-    delay, seed = config.data.label_delay, config.train.seed
     parts = splitting.split(
         y=known.y,
         row_id=content_groups(known.x),
         time=known.time,
         entity=known.entity,
         config=config.split,
-        label_delay=delay,
-        seed=seed,
+        label_delay=config.data.label_delay,
+        seed=config.train.seed,
     )
-    return splitting.development(known.take(parts.train), known.take(parts.validation), config.split, delay, seed)
+    return steps.development(config, known.take(parts.train), known.take(parts.validation))

@@ -81,7 +81,7 @@ def train(
         progress("train", f"{number} of {len(candidates)} candidates, {engine.workers} at once")
         trained += found
     left = max(0.0, config.search.seconds - (time.monotonic() - start))
-    tuned = steps.tune(config, dev, folds, trained, left, progress=progress)
+    tuned = steps.tune(config, dev, folds, trained, steps.budget(config, left), progress)
     untouched = len(plan.groups.get("none", ()))  # the order of one process: sums and ties go by it
     return [*trained[:untouched], *tuned, *trained[untouched:]]
 

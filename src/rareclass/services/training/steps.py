@@ -21,6 +21,7 @@ from rareclass.errors import ConfigError, RareclassError
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables import Ingested
+    from rareclass.core.bootstrap import Sample
     from rareclass.core.calibration import Calibration
     from rareclass.core.candidates import Candidate
     from rareclass.core.conformal import Conformal
@@ -254,21 +255,19 @@ def tune(
     dev: Rows,
     folds: Any,
     trained: Sequence[Trained],
-    seconds: float,
-    *,
-    clock: Callable[[], float] = time.monotonic,
+    may_spend: GroupBudget,
     progress: Progress = silent,
 ) -> list[Trained]:
-    """Search the settings of the candidate on untouched rows for so long, after all candidates were fitted."""
+    """Search the settings of the candidate on untouched rows with what is left, after all candidates were fitted."""
     from rareclass.core import search
     from rareclass.core.training import Effort
 
-    start = clock()
+    clock, start = may_spend.clock, may_spend.clock()
     trials = search.trials_left(config, len(trained))
     effort = Effort(
-        config.compute.processors(),
+        may_spend.threads,
         config.compute.device,
-        out_of_time=lambda: trials is None and clock() - start >= seconds,
+        out_of_time=lambda: trials is None and clock() - start >= may_spend.seconds,
         clock=clock,
     )
     tuned = search.tune_hyperparameters(
@@ -321,14 +320,11 @@ def tune_threshold(
         points = without_labels.cut_offs(config.threshold, cast("Conformal", fitted.calibrator), len(rows), span)
     else:
         progress("tune_threshold", "calibrate, then sweep every distinct score")
-        fitted = calibration.fit(
-            Sample(rows.y, raw, weight=rows.weight, block=rows.block()),
-            method=config.threshold.calibration,
-            seed=config.train.seed,
-        )
+        known = Sample(rows.y, raw, weight=rows.weight, block=rows.block())
+        fitted = calibration.fit(known, method=config.threshold.calibration, seed=config.train.seed)
         score = fitted.calibrator(raw)
         points = thresholds.tune_points(
-            Sample(rows.y, score, weight=rows.weight, block=rows.block()),
+            replace(known, score=score),
             config.threshold,
             costs=costs_of(config, dev, rows),
             days=span,
@@ -559,7 +555,7 @@ def evaluate(
     """
     from rareclass.core import dataset as tables
     from rareclass.core import evaluation, gating, importance, tradeoff, without_labels
-    from rareclass.core.bootstrap import Bootstrap, Resamples, Sample
+    from rareclass.core.bootstrap import Bootstrap, Sample
 
     trained, chosen, tuning, beyond = recipe.trained, recipe.chosen, recipe.tuning, recipe.beyond
     held = incumbent or Incumbent()
@@ -571,15 +567,10 @@ def evaluate(
     learner = fit_recipe(config, trained, chosen, dev) if beyond is None else beyond.learner
     score = tuning.calibration.calibrator(learner.score(test.x) if beyond is None else beyond.test.raw)
     money = costs_of(config, dev, test)
+    share = share_of_all(config, test, config.split.test)
+    judging = Sample(test.y, score, test.weight, test.block(), test.time, share)
     found = evaluation.evaluate(
-        Sample(
-            test.y,
-            score,
-            block=test.block(),
-            time=test.time,
-            weight=test.weight,
-            share=share_of_all(config, test, config.split.test),
-        ),
+        judging,
         thresholds=tuning.thresholds,
         primary=tuning.primary,
         costs=money,
@@ -589,14 +580,14 @@ def evaluate(
     )
     sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
     if without_labels.unjudged(chosen):
-        judged = _unjudged(config, test, learner, score, found, tuning, held)
+        judged = _unjudged(config, test, learner, judging, found, tuning, held)
         return replace(judged, sampled=sampled)
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
     progress("gate", "approve, reject or not enough evidence")
     bootstrap = Bootstrap.of(config.evaluate, config.train.seed)
     if crossed is None:
-        asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), unless=unless, looks=looks)
+        asked = gating.JudgedRows(judging, unless=unless, looks=looks)
         decision = gating.judge(found, asked, champion, config.gate, costs=money, bootstrap=bootstrap)
     else:
         judges = tables.concatenate([dev, sample]).take(crossed.rows)
@@ -621,8 +612,8 @@ def evaluate(
         test.y,
         score,
         costs=money,
-        resamples=Resamples(len(test), test.block(), config.evaluate.bootstraps, config.train.seed),
-        days=days(test, share_of_all(config, test, config.split.test)),
+        resamples=bootstrap.of_rows(len(test), judging.block),
+        days=days(test, share),
         weight=test.weight,
         confidence=config.evaluate.confidence,
     )
@@ -648,18 +639,20 @@ def _unjudged(
     config: Config,
     test: Rows,
     learner: Any,
-    score: FloatArray,
+    sample: Sample,
     judged: Evaluation,
     tuning: Tuning,
     incumbent: Incumbent,
 ) -> Judgement:
     """What is known of a detector: how often it alarms, and what few labels there may be in the test rows say."""
-    from rareclass.core import gating, without_labels
-    from rareclass.core.bootstrap import Bootstrap, Sample
+    import numpy as np
 
-    champion = incumbent.champion
+    from rareclass.core import gating, without_labels
+    from rareclass.core.bootstrap import Bootstrap
+
+    champion, score = incumbent.champion, np.asarray(sample.score)
     readable = without_labels.readable(judged, test)
-    asked = gating.JudgedRows(Sample(test.y, score, test.weight, test.block()), looks=incumbent.looks)
+    asked = gating.JudgedRows(sample, looks=incumbent.looks)
     base = gating.judge(
         judged, asked, champion, config.gate, bootstrap=Bootstrap.of(config.evaluate, config.train.seed)
     )

@@ -5,11 +5,6 @@ from __future__ import annotations
 from rareclass.config import Config, OperatingPoint, ThresholdSettings
 from rareclass.errors import ConfigError, unknown
 
-_BOUNDS = {
-    "min_precision": "min_precision", "min_recall": "min_recall", "max_alerts": "max_alerts_per_day",
-    "max_false_alarms": "max_false_alarm_rate",
-}  # fmt: skip
-
 
 def check(config: Config) -> Config:
     """Return the configuration when its candidates and objectives exist and fit. Raises ConfigError with one line."""
@@ -28,14 +23,14 @@ def check(config: Config) -> Config:
 
 
 def _check_objective(where: str, point: ThresholdSettings | OperatingPoint, time: str | None) -> None:
-    from rareclass.core.thresholds import OBJECTIVES
+    from rareclass.core.thresholds import CONSTRAINTS, OBJECTIVES
 
     if point.objective != "auto":
         if point.objective not in OBJECTIVES:
             raise unknown("objective", point.objective, OBJECTIVES, f"{where}.objective")
-        bound = _BOUNDS.get(OBJECTIVES[point.objective].needs or "")
-        if bound is not None and getattr(point, bound) is None:
-            raise ConfigError(f"objective '{point.objective}' needs a bound. Set {where}.{bound}")
+        needs = OBJECTIVES[point.objective].needs
+        if needs and getattr(point, CONSTRAINTS[needs].setting) is None:
+            raise ConfigError(f"objective '{point.objective}' needs a bound. Set {where}.{CONSTRAINTS[needs].setting}")
     if point.max_alerts_per_day is not None and time is None:
         raise ConfigError(
             f"{where}.max_alerts_per_day needs days to count by. Set data.time to the column with the time of a row"
