@@ -29,9 +29,8 @@ def build() -> str:
             (champion("rareclass_window_positives_total", LATEST), "positives"),
         ],
         says="Of the version that answers. Mature: every row of the window had its time to be labelled. Maturing: "
-        "early labels "
-        "only, often too high. Estimated: from the scores alone. Few positives make wide intervals; below "
-        "monitor.min_positives nothing is drawn.",
+        "early labels only, often too high. Estimated: from the scores alone. Few positives make wide intervals; "
+        "below monitor.min_positives nothing is drawn.",
         span=24,
         height=10,
         low=0,

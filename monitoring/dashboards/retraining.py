@@ -22,8 +22,7 @@ def build() -> str:
             (every("rareclass_shadow_difference_high_ratio", by=PAIR), "high"),
         ],
         says="Paired, on matured labels. Above 0 beyond the band: the shadow ranks better. Challengers wait for that; "
-        "a previous "
-        "champion that shows it is brought back.",
+        "a previous champion that shows it is brought back.",
     )
     ledger = "rareclass_ledger_entries_total"
     return made(

@@ -56,11 +56,8 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
     if not resampled or done[0].candidate.group != "none":
         return Advice(
             UNKNOWN,
-            (
-                "Should I resample? Not enough evidence: no candidate on resampled rows was finished beside the "
-                "untouched "
-                "one."
-            ),
+            "Should I resample? Not enough evidence: no candidate on resampled rows was finished beside the "
+            "untouched one.",
         )
     scored = np.logical_and.reduce([one.scored for one in done])
     rows = dev.take(scored)

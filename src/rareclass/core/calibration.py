@@ -58,8 +58,9 @@ def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatAr
     """Undo the shift of the prior by sampling or class weights: p = b ps / (b ps - ps + 1).
 
     score : (n,) probability of the rare class as learnt from resampled rows
-    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor
-    on positives) Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
+    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling
+        1 / (factor on positives)
+    Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
     Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
     """
     rate = _positive(negative_sampling_rate)

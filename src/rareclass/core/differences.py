@@ -45,9 +45,9 @@ def judge_difference(
     """Return the difference with its interval and p-value: Student's t for the positives, times the spread of the
     resamples.
 
-    value : of all rows · draws : (n_boot,) of the resamples, paired · compared : how many differences are looked at
-    together A share of resamples beyond 0 could not be below 1 in their number, and ten comparisons would never be
-    significant.
+    value : of all rows · draws : (n_boot,) of the resamples, paired
+    compared : how many differences are looked at together
+    A share of resamples beyond 0 could not be below 1 in their number, and ten comparisons would never be significant.
     """
     from scipy.stats import t
 

@@ -240,8 +240,9 @@ class Forest(Fitted):
 
 @dataclass(frozen=True)
 class Logistic(Fitted):
-    """A linear model of the log-odds. coefficient :
-    (n_prepared,) · without a preparation a missing value counts as 0
+    """A linear model of the log-odds.
+
+    coefficient : (n_prepared,) · without a preparation a missing value counts as 0
     """
 
     coefficient: AnyArray

@@ -118,9 +118,10 @@ class Champion:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A champion that cannot be judged on the rows of the evaluation. reason : follows on "cannot be compared,
-    because";
-    unjudged : no label ever judged it"""
+    """A champion that cannot be judged on the rows of the evaluation.
+
+    reason : follows on "cannot be compared, because" · unjudged : no label ever judged it
+    """
 
     name: str
     reason: str

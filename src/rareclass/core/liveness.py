@@ -131,9 +131,11 @@ class Liveness:
 class Settings:
     """What an evaluation needs besides the rows.
 
-    delay : label delay;  expected : labels are known to come: a delay was configured, or the first one was seen;  beta
-    : of the reported F-beta;  missing_negative_after : age from which a label that never came counts as 0 (None: it
-    stays unknown);  false_negative, false_positive : costs where the rows carry none
+    delay : label delay
+    expected : labels are known to come: a delay was configured, or the first one was seen
+    beta : of the reported F-beta
+    missing_negative_after : age from which a label that never came counts as 0 (None: it stays unknown)
+    false_negative, false_positive : costs where the rows carry none
     """
 
     monitor: MonitorSettings

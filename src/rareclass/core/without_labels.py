@@ -238,8 +238,8 @@ def beside(
         return decision
     said = (
         f"{champion.name} is a detector that no label judged, so this one may stand beside it as challenger, and live "
+        "labels decide between them (gate.without_labels: register)"
     )
-    said += "labels decide between them (gate.without_labels: register)"
     return replace(decision, challenger=True, reasons=(*decision.reasons, said))
 
 
