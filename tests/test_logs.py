@@ -23,9 +23,10 @@ LOG = logging.getLogger("rareclass.tests")
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(logs.FORMAT, "")  # set, so that it is put back however the test changes it
     root, ours = logging.getLogger(), logging.getLogger("rareclass")
-    before, level = list(root.handlers), ours.level
+    before, level, of_all = list(root.handlers), ours.level, root.level
     yield
     root.handlers[:] = before
+    root.setLevel(of_all)
     ours.setLevel(level)
 
 
@@ -54,6 +55,7 @@ def test_a_traceback_is_a_field_and_stays_on_its_line(capsys: pytest.CaptureFixt
 
 
 def test_what_goes_well_is_on_standard_output_and_text_is_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().setLevel(logging.INFO)  # as some libraries leave it behind
     logs.configure("text")
     logs.configure("text")  # a second time changes nothing
     LOG.info("serving fraud")

@@ -65,6 +65,7 @@ def configure(lines: LogFormat | None = None) -> None:
     for other in [each for each in root.handlers if isinstance(each, _Stream)]:
         root.removeHandler(other)
     root.addHandler(handler)
+    root.setLevel(logging.WARNING)  # a library that was loaded before may have lowered it
     logging.getLogger("rareclass").setLevel(logging.INFO)
 
 
