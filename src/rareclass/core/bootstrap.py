@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from rareclass.config import EvaluateSettings
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, wilson
+from rareclass.core.log_odds import expit, logit
 from rareclass.errors import DataError
 
 MIN_BLOCKS = 5
@@ -274,8 +275,8 @@ def bounded_estimate(value: float, values: ArrayLike, confidence: float, positiv
     if spread <= 0 or not 0 < value < 1:
         spread = max(spread, float(np.sqrt(inside * (1 - inside) / positives)))
     width = float(t.ppf(0.5 + confidence / 2, max(positives - 1, 1))) * spread / (inside * (1 - inside))
-    centre = np.log(inside / (1 - inside))
-    low, high = (1 / (1 + np.exp(-np.clip(centre + side * width, -500, 500))) for side in (-1, 1))
+    centre = logit(inside)
+    low, high = expit(centre + width * np.array([-1.0, 1.0]))
     return Estimate(float(value), float(min(low, value)), float(max(high, value)), int(positives), int(rows))
 
 

@@ -7,19 +7,19 @@ with a positive slope beyond what was seen, so it never changes the ranking (dow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.special import expit
 
 from rareclass.core.bootstrap import Sample
 from rareclass.core.conformal import Conformal
-from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray
+from rareclass.core.dataset import AnyArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
+from rareclass.core.log_odds import OPEN, expit, fit_logistic, logit
 from rareclass.errors import DataError, ModelError, NoPositivesError, unknown
 
 MIN_SLOPE = 1e-3
@@ -31,20 +31,13 @@ MAX_SLOPE = 100.0
 FEW_POSITIVES = 30
 """Positives below which only maps of two parameters are tried."""
 
-_LOWEST, _HIGHEST = 1e-300, 1 - 2.0**-53
 _FAR = 16.0
 """Logits beyond this (1e-7) count as this when a map is fitted, so that scores of exactly 0 do not steer it."""
 
 
-def logit(score: ArrayLike) -> FloatArray:
-    """Return log(p / (1 - p)), finite for every p in [0, 1]."""
-    p = np.clip(np.asarray(score, dtype=np.float64), _LOWEST, _HIGHEST)
-    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
-
-
-def probability(log_odds: ArrayLike) -> FloatArray:
+def probability(z: ArrayLike) -> FloatArray:
     """Return 1 / (1 + exp(-z)), kept inside (0, 1)."""
-    return np.asarray(np.clip(expit(np.asarray(log_odds, dtype=np.float64)), _LOWEST, _HIGHEST), dtype=np.float64)
+    return np.asarray(np.clip(expit(z), *OPEN), dtype=np.float64)
 
 
 def _with_room(z: FloatArray) -> FloatArray:
@@ -64,7 +57,7 @@ def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatAr
     Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
     """
     rate = _positive(negative_sampling_rate)
-    return np.asarray(score, dtype=np.float64) if rate == 1 else probability(logit(score) + math.log(rate))
+    return np.asarray(score, dtype=np.float64) if rate == 1 else probability(logit(score, within=OPEN) + math.log(rate))
 
 
 class Calibrator(Protocol):
@@ -95,11 +88,11 @@ class _Map:
 
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1), in the same order."""
-        return probability(_with_room(self.on_logit(logit(score) + self.offset)))
+        return probability(_with_room(self.on_logit(logit(score, within=OPEN) + self.offset)))
 
     def inverse(self, p: ArrayLike) -> FloatArray:
         """(n,) probabilities that the map gave -> the (n,) raw scores behind them, to the resolution of float64."""
-        z = logit(p)
+        z = logit(p, within=OPEN)
         above = np.clip(z - 16, 0, 3.999)
         straight = np.minimum(z, 16) + 4 * above / (4 - above)  # what _with_room bent
         return probability(self.off_logit(straight) - self.offset)
@@ -127,7 +120,7 @@ class Identity(_Map):
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores -> (n,) probabilities in (0, 1); the very scores where there is nothing to correct."""
         if self.offset == 0:
-            return np.clip(np.asarray(score, dtype=np.float64), _LOWEST, _HIGHEST)
+            return np.clip(np.asarray(score, dtype=np.float64), *OPEN)
         return super().__call__(score)
 
     def inverse(self, p: ArrayLike) -> FloatArray:
@@ -208,54 +201,15 @@ def _fit_line(columns: FloatArray, y: IntArray, weight: FloatArray) -> FloatArra
     """
     design = [*columns, np.ones(columns.shape[1])]
     w = np.append(np.ones(len(columns)), 0.0)
-    free = np.ones(len(w), dtype=bool)
+    free, pull = np.ones(len(w), dtype=bool), np.append(np.ones(len(columns)), 1e-9)
     for _ in range(len(w)):
-        w = _newton(design, y, weight, w, free)
+        w = fit_logistic(design, y, weight, w, free, pull)
         bounded = np.append(np.clip(w[:-1], MIN_SLOPE, MAX_SLOPE), w[-1])
         out = free & (bounded != w)
         if not out.any():
             break
         worst = int(np.argmax(np.abs(bounded - w)))
         w[worst], free[worst] = bounded[worst], False
-    return w
-
-
-def _newton(
-    design: Sequence[FloatArray], y: IntArray, weight: FloatArray, w: FloatArray, free: BoolArray
-) -> FloatArray:
-    """Damped Newton over the free coefficients; a pull of one pseudo-row towards slope 1 keeps few positives from
-    bending the map. Plain sums: for three coefficients a threaded BLAS costs more than it does."""
-    pull = np.append(np.ones(len(w) - 1), 1e-9)
-    target = np.append(np.ones(len(w) - 1), 0.0)
-
-    def margin(at: FloatArray) -> FloatArray:
-        return np.asarray(sum(a * column for a, column in zip(at, design, strict=True)))
-
-    def loss(at: FloatArray) -> float:
-        z = margin(at)
-        return float((weight * (np.logaddexp(0, z) - y * z)).sum() + 0.5 * (pull * (at - target) ** 2).sum())
-
-    index, best = [int(i) for i in np.flatnonzero(free)], loss(w)
-    for _ in range(50):
-        p = expit(margin(w))
-        residual, curve = weight * (p - y), weight * p * (1 - p)
-        gradient = np.array([(residual * design[i]).sum() for i in index]) + (pull * (w - target))[index]
-        hessian = np.array([[(curve * design[i] * design[j]).sum() for j in index] for i in index])
-        step = np.linalg.solve(hessian + np.diag(pull[index]), gradient)
-        scale, new = 1.0, best
-        while scale > 1e-6:
-            trial = w.copy()
-            trial[index] -= scale * step
-            new = loss(trial)
-            if new < best:
-                break
-            scale /= 2
-        if not new < best:
-            break
-        done = best - new <= 1e-10 * abs(best)
-        w, best = trial, new
-        if done:
-            break
     return w
 
 
@@ -321,7 +275,7 @@ def _fit_isotonic(z: FloatArray, y: IntArray, weight: FloatArray, offset: float)
     centre = np.add.reduceat(mass * x, starts) / size
     # A step without positives (or of positives only) has no finite logit: half a row of the other kind gives it one.
     rate = np.clip(found / size, np.minimum(0.5 / (size + 1), 0.5), 1 - 0.5 / (size + 1))
-    knots = _rising(centre, np.maximum.accumulate(logit(rate)))
+    knots = _rising(centre, np.maximum.accumulate(logit(rate, within=OPEN)))
     shape = Isotonic(offset, tuple(centre.tolist()), tuple(knots.tolist()))
     shift = _matching_shift(shape.on_logit(near), float(hits.sum() / mass.sum()), weight)
     return Isotonic(offset, shape.x, tuple((knots + shift).tolist()))
@@ -413,7 +367,7 @@ def fit(
     names = list(METHODS) if labels.sum() >= FEW_POSITIVES else ["none", "platt"]
     if method != "auto" and method not in names:
         names.append(method)
-    z, labels, mass, fold = _pooled(logit(scores) + offset, labels, mass, fold)
+    z, labels, mass, fold = _pooled(logit(scores, within=OPEN) + offset, labels, mass, fold)
     table = {name: _cross_fitted(METHODS[name], z, labels, mass, fold) for name in names} if both else {}
     chosen = method if method != "auto" else _simplest_best(table)
     if not both:
@@ -477,11 +431,6 @@ def _simplest_best(table: Mapping[str, float]) -> str:
     return next(name for name in METHODS if name in table and table[name] <= best * 1.0005)
 
 
-def at_prevalence(score: ArrayLike, old: float, new: float) -> FloatArray:
-    """Move calibrated scores from one prevalence to another (the classes themselves unchanged)."""
-    return probability(logit(score) + float(logit(new)) - float(logit(old)))
-
-
 def label_shift_em(
     score: ArrayLike, prevalence: float, *, n_boot: int = 200, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
@@ -491,7 +440,7 @@ def label_shift_em(
     ``positives`` of the result is the expected number, rounded. Rows are pooled into 1000 cells of equal logit.
     Raises DataError without rows or for a prevalence outside (0, 1). Source: Saerens, Latinne and Decaestecker 2002.
     """
-    z = logit(score)
+    z = logit(score, within=OPEN)
     if len(z) == 0 or not 0 < prevalence < 1:
         raise DataError(
             f"label shift needs rows and a prevalence between 0 and 1; there are {len(z)} rows and prevalence "
@@ -502,7 +451,7 @@ def label_shift_em(
     counts = np.bincount(cell, minlength=1000)
     centre = np.bincount(cell, z, 1000)[counts > 0] / counts[counts > 0]
     counts = counts[counts > 0]
-    ratio = centre - float(logit(prevalence))
+    ratio = centre - float(logit(prevalence, within=OPEN))
     draws = np.random.default_rng(seed).multinomial(len(z), counts / len(z), size=n_boot)
     found = _fixed_points(ratio, np.vstack([counts, draws]).astype(np.float64))
     tail = (1 - confidence) / 2

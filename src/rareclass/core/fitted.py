@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, IntArray
 from rareclass.core.log_odds import expit
@@ -81,7 +80,7 @@ class Boosted(Fitted):
 
     def score(self, x: FloatMatrix) -> FloatArray:
         # margins, because float32 probabilities near 1 would tie
-        return np.asarray(expit(_margins(self.booster, x)))
+        return expit(_margins(self.booster, x))
 
     def contributions(self, x: FloatMatrix) -> FloatArray | None:
         import xgboost as xgb
@@ -251,7 +250,7 @@ class Logistic(Fitted):
 
     def score(self, x: FloatMatrix) -> FloatArray:
         made = np.nan_to_num(x) if self.preparation is None else self.preparation(x)
-        return np.asarray(special.expit(made @ self.coefficient + self.intercept), dtype=np.float64)
+        return expit(made @ self.coefficient + self.intercept)
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ class CatTrees(Fitted):
     def score(self, x: FloatMatrix) -> FloatArray:
         threads = self.threads if len(x) >= _WORTH_A_SECOND_THREAD else 1
         rows = catboost_rows(x, self.levels)
-        return expit(np.atleast_1d(np.asarray(self.trees.predict(rows, "RawFormulaVal", thread_count=threads))))
+        return expit(np.atleast_1d(self.trees.predict(rows, "RawFormulaVal", thread_count=threads)))
 
     def contributions(self, x: FloatMatrix) -> FloatArray | None:
         from catboost import EFstrType, Pool

@@ -22,6 +22,7 @@ from rareclass.config import MonitorSettings
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, normal_quantile
+from rareclass.core.log_odds import expit, fit_logistic, logit
 from rareclass.core.moments import naive
 from rareclass.core.profile import Profile
 from rareclass.core.ranking import BlockRanking, average_precision, estimated_ap
@@ -534,8 +535,7 @@ def _calibration(
     """
     from scipy.stats import t
 
-    p = np.clip(score, 1e-9, 1 - 1e-9)
-    z = np.log(p / (1 - p))
+    z = logit(score)
     low, blocks = float(z.min()), len(starts)
     cell = np.minimum(((z - low) * (CELLS / max(float(z.max()) - low, 1e-12))).astype(np.int64), CELLS - 1)
     cell += CELLS * np.repeat(np.arange(blocks), np.diff(np.append(starts, len(y))))
@@ -543,17 +543,15 @@ def _calibration(
     size = CELLS * blocks
     mass = np.bincount(cell, base, size)
     used = np.flatnonzero(mass)
-    mass, found = mass[used], np.bincount(cell, base * y, size)[used]
-    x = np.column_stack([np.ones(len(used)), np.bincount(cell, base * z, size)[used] / mass])
-    beta = np.array([0.0, 1.0])
-    for _ in range(30):
-        fitted = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-        hessian = x.T @ (x * (mass * fitted * (1 - fitted))[:, None]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, x.T @ (found - mass * fitted))
-        beta = beta + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-8:
-            break
-    residual = x * (found - mass * fitted)[:, None]
+    mass, positive = mass[used], np.bincount(cell, base * y, size)[used]
+    x = np.column_stack([np.bincount(cell, base * z, size)[used] / mass, np.ones(len(used))])
+    pull = np.full(2, 1e-9)
+    beta = fit_logistic(
+        [*x.T], positive / mass, mass.astype(np.float64), np.array([1.0, 0.0]), np.ones(2, dtype=bool), pull
+    )
+    fitted = expit(x @ beta)
+    hessian = x.T @ (x * (mass * fitted * (1 - fitted))[:, None]) + np.diag(pull)
+    residual = x * (positive - mass * fitted)[:, None]
     residual = np.stack([np.bincount(used // CELLS, column, blocks) for column in residual.T], axis=1)
     inverse = np.linalg.inv(hessian)
     variance = inverse @ (residual.T @ residual) @ inverse * blocks / max(blocks - 1, 1)
@@ -561,7 +559,7 @@ def _calibration(
     names = ("calibration_intercept", "calibration_slope")
     return {
         name: Estimate(float(b), float(b - e), float(b + e), int(y.sum()), len(y))
-        for name, b, e in zip(names, beta, width, strict=True)
+        for name, b, e in zip(names, beta[::-1], width[::-1], strict=True)
     }
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rareclass.core import operating
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
+from rareclass.core.log_odds import logit
 from rareclass.errors import ModelError
 
 FORMAT = 2
@@ -103,12 +104,12 @@ class RareModel:
         if own is not None and (values := own(matrix)) is not None:
             return np.asarray(values, dtype=np.float32)
         typical = np.asarray(self.meta.get("typical", [np.nan] * matrix.shape[1]), dtype=np.float32)
-        base = _logit(self.learner.score(matrix))
+        base = logit(self.learner.score(matrix))
         out = np.empty_like(matrix)
         for position in range(matrix.shape[1]):
             changed = matrix.copy()
             changed[:, position] = typical[position]
-            out[:, position] = base - _logit(self.learner.score(changed))
+            out[:, position] = base - logit(self.learner.score(changed))
         return out
 
     def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]:
@@ -292,11 +293,6 @@ def _bytes(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
-
-
-def _logit(score: FloatArray) -> FloatArray:
-    clipped = np.clip(score, 1e-9, 1 - 1e-9)
-    return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
 
 
 def _plain(value: Any) -> Any:

@@ -86,7 +86,6 @@ class Profile:
     precision: float
     recall: float
     score_ratio: float
-    window_seconds: float
     window_ap: tuple[float, ...] = ()
     window_prevalence: tuple[float, ...] = ()
     window_alert_rate: tuple[float, ...] = ()
@@ -159,7 +158,6 @@ def reference_profile(
         precision=_ratio(caught, _mean(alerts, weight)),
         recall=_ratio(caught, prevalence),
         score_ratio=_ratio(_mean(s, weight), prevalence),
-        window_seconds=window.total_seconds(),
         start=None if rows.time is None or not len(rows) else str(rows.time.min()),
         end=None if rows.time is None or not len(rows) else str(rows.time.max()),
         ranks=ranks,

@@ -20,7 +20,7 @@ from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.differences import Difference, judge_difference
 from rareclass.core.estimate import Estimate
-from rareclass.core.log_odds import logit
+from rareclass.core.log_odds import expit, logit
 from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
 from rareclass.core.search import leaders
 from rareclass.core.selection_metrics import SelectionMetric, metric_of
@@ -313,7 +313,7 @@ def _cross_fitted(ground: _Ground, logits: FloatArray, learn: Any) -> FloatArray
         weight = None if rows.weight is None else rows.weight[~inside]
         learned = learn(rows.y[~inside], logits[:, ~inside], weight)
         out[inside] = learned @ logits[:, inside]
-    return np.asarray(1 / (1 + np.exp(-np.clip(out, -500, 500))))
+    return expit(out)
 
 
 def equal_weights(y: IntArray, logits: FloatArray, weight: FloatArray | None = None) -> FloatArray:

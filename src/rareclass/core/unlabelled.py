@@ -10,6 +10,7 @@ from rareclass.core import calibration
 from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate
+from rareclass.core.log_odds import OPEN, logit
 
 MIN_POSITIVES = 20
 """Labelled positives of the served version without which its scores cannot be read as probabilities."""
@@ -38,7 +39,7 @@ def prevalence(
     if len(score) == 0 or y.sum() < MIN_POSITIVES or y.all():
         return None
     mass = np.ones(len(y)) if weight is None else weight.astype(np.float64)
-    z, truth, mass, _ = calibration._pooled(calibration.logit(labelled), y, mass, np.zeros(len(y), dtype=np.int64))
+    z, truth, mass, _ = calibration._pooled(logit(labelled, within=OPEN), y, mass, np.zeros(len(y), dtype=np.int64))
     seed = bootstrap.seed
     rng = np.random.default_rng(seed)
     found, draws = math.nan, []
