@@ -1,5 +1,6 @@
 """Diagnosis and plan: what is said about the imbalance, and what follows from it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from rareclass.config import RegimeSettings, parse
-from rareclass.core import diagnosis, planning
+from rareclass.core import diagnosis, planning, splitting
 from rareclass.core.candidates import group_by_resampler
 from rareclass.core.dataset import Feature, Rows, Schema
 from rareclass.core.estimate import share_of
@@ -198,6 +199,34 @@ def test_every_plan_begins_with_the_untouched_learner_and_gives_reasons(case):
     for candidate in plan:
         planning.check_recipe(candidate)
         assert candidate.reason.endswith(".")
+
+
+def test_where_time_is_short_candidate_0_is_what_anybody_would_fit_in_it():
+    rows = SITUATIONS["large"]
+    for seconds, params in ((60, {}), (4, {}), (3, planning.AS_IT_COMES)):
+        plan = plan_of(rows, config(search={"seconds": seconds}))
+        assert (plan[0].name, plan[0].params, plan[0].group) == ("xgboost", params, "none")
+        assert sum(candidate.params == planning.AS_IT_COMES for candidate in plan) <= 1
+    assert plan_of(rows, config(search={"seconds": 3, "trials": 3}))[0].params == {}
+
+
+def test_where_time_is_short_the_last_folds_stand_for_all_if_they_hold_enough_positives():
+    rows = SITUATIONS["large"]
+    settings = config(split={"kind": "stratified", "folds": 5})
+    half = len(rows) // 2
+    dev, folds = splitting.development(
+        rows.take(np.arange(half)), rows.take(np.arange(half, len(rows))), settings.split, settings.data.label_delay
+    )
+
+    def kept(**search):
+        return planning.affordable(folds, dev, config(search=search).search)
+
+    assert [len(kept(seconds=seconds)) for seconds in (600, 8, 4, 0.1)] == [3, 2, 1, 1]
+    assert kept(seconds=4)[0] is folds[-1]
+    for search in ({"seconds": 1, "trials": 2}, {"seconds": 1, "only": {"learner": "logistic_regression"}}):
+        assert len(kept(**search)) == 3
+    few = dataclasses.replace(dev, y=np.where(np.cumsum(dev.y) > 500, 0, dev.y))
+    assert len(planning.affordable(folds, few, config(search={"seconds": 1}).search)) == 3
 
 
 def test_fewer_positives_give_a_shorter_plan():

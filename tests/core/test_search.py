@@ -60,6 +60,16 @@ def test_candidate_0_is_finished_however_little_time_there_is():
     assert found[0].complete
 
 
+def test_a_candidate_0_for_short_times_has_all_the_time_and_the_unhurried_one_half_of_it():
+    hurried = {"eta": 0.05, "rounds": 800, "patience": 40}  # what rows as few are fitted with anyway
+    grown = [
+        group([Candidate("xgboost", "xgboost", params), LINEAR], seconds=20, tune=False)[0] for params in ({}, hurried)
+    ]
+    half, whole = (one.candidate.params["rounds"] for one in grown)
+    assert whole >= 1.6 * half > 0
+    assert all(one.complete for one in grown)
+
+
 def test_with_trials_the_clock_is_not_asked_and_the_rest_goes_to_the_search():
     found = group([ZERO, LINEAR], seconds=0.001, trials=4)
     assert [one.candidate.name for one in found] == ["xgboost", "linear", "xgboost tuned 1", "xgboost tuned 2"]

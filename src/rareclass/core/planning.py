@@ -35,6 +35,10 @@ AS_IT_COMES = {**AMPLE, "rounds": AMPLE_ROUNDS, "patience": AMPLE_ROUNDS}
 """What XGBClassifier() does; but the number of rounds is looked for here, too."""
 
 _SECONDS_PER_VALUE = 5e-6
+_DEEP_COST = 1.5
+"""of trees of depth 6, by those of depth 4"""
+_ENOUGH_SCORED = 200
+"""Positives that a fold has to score to stand for all of them."""
 _COST = {
     "xgboost": 1.0,
     "lightgbm": 0.8,
@@ -111,7 +115,7 @@ def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, .
     situation = Situation(found, not schema.categorical.any(), config.costs.amount_share is not None)
     ideas = with_unique_names(made for idea in CANDIDATE_RULES if (made := idea(situation)))
     rest = asked or within_budget(ideas, situation, search, len(extra))
-    candidates = with_unique_names([untouched(situation), *extra, *rest])
+    candidates = with_unique_names([candidate_0(situation, search), *extra, *rest])
     return candidates if search.trials is None else candidates[: search.trials]
 
 
@@ -137,7 +141,7 @@ def within_budget(
     """Drop the end of the ideas that twice the budget would not reach; at least two always stay."""
     if search.trials is not None:
         return ideas
-    spent = (1 + before) * seconds(untouched(situation), situation)
+    spent = (1 + before) * seconds(candidate_0(situation, search), situation)
     kept: list[Candidate] = []
     for candidate in ideas:
         spent += seconds(candidate, situation)
@@ -156,11 +160,37 @@ def seconds(candidate: Candidate, situation: Situation) -> float:
     if candidate.learner.endswith(("forest", "trees")):
         rows = min(rows, FOREST_ROWS)
     depth = candidate.params.get("max_depth", 0)
-    cost = _COST.get(candidate.learner, 2.0) * (2.0 if depth > 6 else 1.5 if depth > 4 else 1.0)
+    cost = _COST.get(candidate.learner, 2.0) * (2.0 if depth > 6 else _DEEP_COST if depth > 4 else 1.0)
     return _SECONDS_PER_VALUE * rows * max(situation.found.features, 5) * cost
 
 
 # --- the ideas ------------------------------------------------------------------------------------------------------
+
+
+def candidate_0(s: Situation, search: SearchSettings) -> Candidate:
+    """Return what all others have to beat: XGBoost as it comes where there is no time for smaller steps.
+
+    Cut at so few of them it was far behind a fit that anybody makes in the same time (docs/decisions/0026).
+    """
+    unhurried = untouched(s)
+    if search.trials is not None or seconds(unhurried, s) <= 2 * search.seconds:  # the estimate is rough
+        return unhurried
+    reason = f"Candidate 0: XGBoost as it comes, because {search.seconds:g} s are too few for smaller steps."
+    return Candidate(unhurried.name, "xgboost", AS_IT_COMES, reason=reason)
+
+
+def affordable(folds: Sequence[Fold], rows: Rows, search: SearchSettings) -> Sequence[Fold]:
+    """Return as many of the folds, the last ones, as XGBoost as it comes can be fitted on in ``search.seconds``.
+
+    What is scored is still enough to judge by: each fold has `_ENOUGH_SCORED` positives or none is left out.
+    """
+    if search.trials is not None or search.only is not None or not folds:
+        return folds
+    price = _SECONDS_PER_VALUE * len(rows) * max(len(rows.schema.features), 5) * _DEEP_COST
+    fewer = max(1, int(len(folds) * search.seconds / price))
+    if fewer >= len(folds) or min(int(rows.y[fold.score].sum()) for fold in folds) < _ENOUGH_SCORED:
+        return folds
+    return folds[-fewer:]
 
 
 def untouched(s: Situation) -> Candidate:

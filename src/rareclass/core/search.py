@@ -66,15 +66,17 @@ def train_group(
 
     With ``search.trials`` the clock is not looked at: every candidate is finished, and the group of untouched rows goes
     on searching until that many candidates were fitted in all (``planned``: candidates of all groups together).
-    The first candidate of the untouched group is always there, grown as far as half of the time allowed. With
-    ``search.replay`` and ``search.only`` nothing is searched, and what is asked for is finished.
+    The first candidate of the untouched group is always there, grown as far as half of the time allowed, or all of it
+    where time is short. With ``search.replay`` and ``search.only`` nothing is searched, and what is asked for is
+    finished.
     """
     clock, seconds, planned = budget.clock, budget.seconds, budget.planned
     start = clock()
     counted = any(each is not None for each in (config.search.trials, config.search.replay, config.search.only))
     late = never if counted else lambda: clock() - start >= seconds
     left = None if counted else lambda: start + seconds - clock()
-    share = ZERO_SHARE if len(candidates) > 1 else 1.0
+    hurried = bool(candidates and candidates[0].params)  # as it comes, for want of time: it has all there is
+    share = ZERO_SHARE if len(candidates) > 1 and not hurried else 1.0
     zero_late = never if counted else lambda: clock() - start >= share * seconds
     work = FoldWork(dev, folds, config.train.seed, costs, resampled)
     effort = Effort(budget.threads, config.compute.device, late, left, clock=clock)

@@ -144,11 +144,12 @@ def ingest(config: Config, progress: Progress = silent, engine: ComputeEngine = 
 
 def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, Any]:
     """Return the development rows and the folds that score them; the same for every caller."""
-    from rareclass.core import splitting
+    from rareclass.core import planning, splitting
 
-    return splitting.development(
+    known, folds = splitting.development(
         train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
     )
+    return known, planning.affordable(folds, known, config.search)
 
 
 def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
