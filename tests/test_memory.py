@@ -80,3 +80,13 @@ def test_sizes_are_read_as_people_and_as_kubernetes_write_them(text: str, size: 
 def test_what_is_no_size_is_refused(wrong: object) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Size).validate_python(wrong)
+
+
+def test_arrays_below_a_megabyte_are_made_again_without_new_pages() -> None:
+    code = (
+        "import resource, numpy as np; from rareclass import _memory; _memory.give_back_arrays(); "
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; np.ones(1 << 16); before = faults(); "
+        "[np.ones(1 << 16).size for _ in range(50)]; print(faults() - before)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) < 50  # 512 KiB are 128 pages, each time

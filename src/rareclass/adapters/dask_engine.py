@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+from rareclass._memory import give_back_arrays
 from rareclass.config import ComputeSettings, DaskSettings
 from rareclass.errors import EngineError, RareclassError, need_package
 
@@ -81,7 +83,7 @@ class DaskEngine:
         return self.client.scatter([shared], broadcast=True, hash=False)[0]
 
     def _submit(self, function: Callable[[Any, Any], Any], held: Any, job: Any) -> Any:
-        return self.client.submit(function, held, job, pure=False)
+        return self.client.submit(_work, function, held, job, pure=False)
 
     def _alive(self) -> None:
         """Raise EngineError where the scheduler does not answer."""
@@ -91,6 +93,17 @@ class DaskEngine:
             raise EngineError(
                 f"Dask's scheduler is gone ({_one_line(error)}). Nothing was registered: start it, and run again"
             ) from None
+
+
+def _work(function: Callable[[Any, Any], Any], shared: Any, job: Any) -> Any:
+    """Do a job on a worker, with memory that is handled as in this process: whoever started the worker, and when."""
+    _keep_small_arrays()
+    return function(shared, job)
+
+
+@cache
+def _keep_small_arrays() -> None:
+    give_back_arrays()
 
 
 _MORE_MEMORY = "Most often that is memory: set compute.dask.worker_memory higher, or look at the workers' logs"
@@ -118,6 +131,7 @@ def dask_engine(compute: ComputeSettings) -> Iterator[DaskEngine]:
         "distributed.scheduler.allowed-failures": 3,
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
+        "distributed.worker.profile.enabled": False,
     }
     with dask.config.set(quiet):
         if settings.scheduler is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -122,6 +123,19 @@ def _die_once(mark: Path, job: int) -> int:
             return job * job
         os.kill(os.getpid(), signal.SIGKILL)
     return job * job
+
+
+def _new_pages(shared: None, job: int) -> int:
+    """Return how many pages are touched for the first time where 50 arrays of 512 KiB are made one after the other."""
+    np.ones(1 << 16)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(1 << 16)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_worker_does_not_give_back_what_the_next_block_needs(workers: DaskEngine) -> None:
+    assert max(workers.map(_new_pages, range(4))) < 3_000  # of 6,400; other threads of a worker touch some, too
 
 
 def _refuse(shared: None, job: int) -> int:
