@@ -66,6 +66,24 @@ def test_metrics_of_a_window_are_those_of_scikit_learn_on_its_rows(frame, refere
         assert window.metric(name).low <= window.metric(name).value <= window.metric(name).high
 
 
+def test_no_interval_of_few_rows_leaves_what_its_metric_can_be():
+    few, _ = live_rows.stream("nothing", days=56, per_day=40)
+    limits = live_rows.LIMITS.model_copy(update={"min_positives": 1})
+    found = liveness.evaluate(
+        few, now=NOW, version="1", profile=None, settings=replace(live_rows.settings(), monitor=limits)
+    )
+    shares, amounts = ("prevalence", "precision", "recall", "f_beta", "ap", "roc_auc"), ("score_ratio", "cost_per_1000")
+    ends = []
+    for window in found.windows:
+        for name, most in (*((name, 1.0) for name in shares), *((name, math.inf) for name in amounts)):
+            metric = window.metrics.get(name)
+            if metric is not None and math.isfinite(metric.low + metric.high):
+                assert 0 <= metric.low <= metric.value <= metric.high <= most, name
+                ends.append((metric.low, metric.high))
+    assert any(low == 0 for low, _ in ends), "some would reach below nothing"
+    assert any(high == 1 for _, high in ends), "and above everything"
+
+
 def test_average_precision_at_the_reference_prevalence_does_not_move_with_prevalence(reference):
     plain = evaluate(live_rows.stream("nothing", days=56, per_day=1500)[0], reference)
     thinned = evaluate(live_rows.stream("prevalence up", days=56, per_day=1500)[0], reference)

@@ -46,7 +46,7 @@ TINY = {
     "detectors": {"members": ["ecod"]},
     "easy_ensemble": {"n_estimators": 1, "estimator": AdaBoostClassifier(n_estimators=2)},
 }
-UNSTEADY = {"mlp", "scarce"}
+UNSTEADY = {"mlp"}
 """Learners whose fits of so few rows are too unlike each other for one's calibrator to hold for the next."""
 COSTS = {
     "cost by amount": CostsSettings(amount_share=0.5, false_positive=2.0),
@@ -266,6 +266,18 @@ def mean_and_noise(what, n=FEW):
     rate, known = everything.prevalence, dev.y[fold.score]
     noise = np.sqrt((1 - rate) / rate * (1 / len(known) + 1 / len(FRESH)))
     return calibration.fit(Sample(known, promised)).calibrator(score).mean() / FRESH.prevalence, noise
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_the_shares_of_the_parts_for_few_are_those_that_were_judged_however_many_positives_a_fit_has(kind):
+    candidate = Candidate("c", "scarce", TINY["scarce"])
+    dev, fold, everything = of_split(kind, keep=False)
+    judged = train_candidate(candidate, dev, [fold], seed=5)
+    of_fits = [refit([judged], {"c": 1.0}, rows, seed=5) for rows in (dev.take(fold.train), dev, everything)]
+    shares = [[part.weight for part in member.fitted.parts] for fitted in of_fits for member in fitted.members]
+    assert shares[0] == shares[1] == shares[2]
+    assert judged.params["share"] == pytest.approx(sum(shares[0][:-1])) == pytest.approx(10 / (dev.positives + 10))
+    agree(candidate, dev, fold, None, kind)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

@@ -16,7 +16,7 @@ from rareclass.core.early_stopping import Growing, Watched
 from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Fitted
 from rareclass.core.lightgbm_learner import GrowingLeaves, fit_lightgbm, lightgbm_defaults
-from rareclass.core.scarce import fit_scarce
+from rareclass.core.scarce import fit_scarce, shares
 from rareclass.core.sklearn_learners import (
     GrowingHistograms,
     GrowingNetwork,
@@ -44,6 +44,7 @@ class Learner:
     grow : makes a `Growing`, where the number of rounds is to be found · seeds : fits of different seeds are worth
         averaging
     defaults : settings that depend on how many rows there are; a refit on more rows must keep them
+    of_known : settings that depend on how many rows of the rare class development knows; folds and refit keep them
     apart : fits of it do not disturb each other, so that several may go on at once
     weighs : a weighting changes what it learns; one that draws the classes alike and takes no weights refuses them
     extra : of this package and the library that it brings, where it is not installed anyway
@@ -57,6 +58,7 @@ class Learner:
     weighs: bool = True
     one_class: bool = False
     defaults: Callable[[Rows], dict[str, Any]] = lambda rows: {}
+    of_known: Callable[[int, Mapping[str, Any]], dict[str, Any]] = lambda known, params: {}
     extra: str | None = None
 
 
@@ -79,7 +81,7 @@ LEARNERS: dict[str, Learner] = {
     "adaboost": Learner(fit_adaboost),
     "rusboost": Learner(fit_rusboost),
     "easy_ensemble": Learner(fit_easy_ensemble, weighs=False),
-    "scarce": Learner(fit_scarce, weighs=False),
+    "scarce": Learner(fit_scarce, weighs=False, of_known=shares),
     "detectors": Learner(fit_detectors, weighs=False, one_class=True),
 }
 LIMITS = {
@@ -102,12 +104,16 @@ def check_weighting(name: str, weighting: str) -> None:
         )
 
 
-def with_defaults(name: str, rows: Rows, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``params`` over the defaults that ``rows`` call for. Raises ConfigError for an unknown learner."""
+def with_defaults(name: str, rows: Rows, params: Mapping[str, Any], known: int | None = None) -> dict[str, Any]:
+    """Return ``params`` over the defaults that ``rows`` call for. Raises ConfigError for an unknown learner.
+
+    known : rows of the rare class that all fits of the recipe draw on, where ``rows`` are those of one of them
+    """
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS, "candidates.learner")
     asked = canonical(params) if name == "xgboost" else dict(params)
-    return LEARNERS[name].defaults(rows) | asked
+    member = LEARNERS[name]
+    return member.defaults(rows) | member.of_known(rows.positives if known is None else known, asked) | asked
 
 
 def fit(name: str, task: FitTask, params: Mapping[str, Any] | None = None) -> Fitted:

@@ -16,7 +16,7 @@ from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Rows, Schema
 from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
-from rareclass.core.scarce import AMPLE, AMPLE_ROUNDS, HAND_OVER
+from rareclass.core.scarce import AMPLE, AMPLE_ROUNDS, shares
 from rareclass.core.splitting import Fold
 from rareclass.errors import NoPositivesError
 
@@ -336,7 +336,7 @@ def synthetic(s: Situation) -> Candidate | None:
 def scarce(s: Situation) -> Candidate | None:
     if s.enough or s.found.positives >= FEW_ENOUGH:
         return None
-    share = HAND_OVER / (s.found.positives + HAND_OVER)
+    share = shares(s.found.positives, {})["share"]
     return Candidate(
         "scarce",
         "scarce",

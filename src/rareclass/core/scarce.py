@@ -31,11 +31,13 @@ HAND_OVER = 10.0
 """Known rows at which the two halves count the same."""
 NOVELTY = ("ecod", "hbos", "knn", "isolation_forest")
 MOST_OTHERS = 20_000
-"""Rows of the other class that are learned from at most, drawn at random."""
+"""Rows of the other class that are learned from at most, drawn at random, and as many that are not."""
 _CLIP, _LEVELS, _GRID = 3.5, 15, 512
 _WIDTH, _COPIES, _LEAST_COPIES = 0.25, 10, 100
 _ROUNDS, _TREES = 200, 200
-_PARAMS = ("hand_over", "novelty", "width", "rounds", "trees")
+_PARAMS = ("hand_over", "share", "novelty", "width", "rounds", "trees", "unseen")
+UNSEEN = 1 / 3
+"""Share of the usual rows that nothing is learned from but how high usual rows score."""
 
 AMPLE = {
     "max_depth": 6,
@@ -156,41 +158,56 @@ def describe(columns: NormalColumns, novelty: Detection | None, x: FloatMatrix) 
 def fit_scarce(task: FitTask, params: Mapping[str, Any]) -> Scarce:
     """Fit the recipe. Weights of rows are honoured by drawing rows of each class in their proportion.
 
-    params : ``hand_over`` (known rows at which boosted trees count half), ``novelty`` (detectors whose ranks are
-        columns), ``width`` of the jitter in standard deviations, ``rounds`` of boosted trees, ``trees`` of the forest
+    params : ``hand_over`` (known rows at which boosted trees count half), or at once the ``share`` of what is for few;
+        ``novelty`` (detectors whose ranks are columns), ``width`` of the jitter in standard deviations, ``rounds`` of
+        boosted trees, ``trees`` of the forest, ``unseen`` (share of the usual rows that only tails are learned from)
     """
     check_params("scarce", params, _PARAMS)
-    rows = task.rows if task.weight is None else task.rows.take(drawn_in_proportion(task))
-    rng = np.random.default_rng(task.seed)
-    rare, others = np.flatnonzero(rows.y == 1), np.flatnonzero(rows.y == 0)
-    if len(others) > MOST_OTHERS:
-        others = np.sort(rng.choice(others, MOST_OTHERS, replace=False))
-        rows = rows.take(np.sort(np.concatenate([rare, others])))
-    negative = rows.y == 0
-    usual = rows.take(negative)
+    rows, unseen = _held_out(task, float(params.get("unseen", UNSEEN)))
+    usual = rows.take(rows.y == 0)
     columns = NormalColumns.learn(usual)
     members = tuple(params.get("novelty", NOVELTY))
     novelty = detection.fit(usual, members=members, seed=task.seed, threads=task.threads) if members else None
     made = describe(columns, novelty, rows.x)
     moved = np.concatenate([np.arange(len(columns.numeric)), np.arange(made.shape[1] - len(members), made.shape[1])])
-    k, width = rows.positives, float(params.get("width", _WIDTH))
-    rounds = int(params.get("rounds", _ROUNDS))
+    width, rounds = float(params.get("width", _WIDTH)), int(params.get("rounds", _ROUNDS))
     few = [
         _trees(made, rows.y, moved, width, rounds, task),
         _forest(made, rows.y, int(params.get("trees", _TREES)), task),
         _discriminant(made, rows.y, shrink=False),
         _discriminant(made, rows.y, shrink=True),
     ]
-    hand_over = float(params.get("hand_over", HAND_OVER))
-    share = hand_over / (k + hand_over)
-    described = made[negative]
+    share = float(params.get("share", shares(rows.positives, params)["share"]))
+    described = describe(columns, novelty, unseen.x)
     parts = [_part(share / len(few), True, each, described) for each in few]
     if share < 1:
         ample = fit_xgboost(
             FitTask(rows, seed=task.seed, threads=task.threads), {**AMPLE, "rounds": min(rounds, AMPLE_ROUNDS)}
         )
-        parts.append(_part(1 - share, False, ample, usual.x))
+        parts.append(_part(1 - share, False, ample, unseen.x))
     return Scarce("scarce", negative_sampling_rate=math.nan, columns=columns, novelty=novelty, parts=tuple(parts))
+
+
+def shares(known: int, params: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the parts for few count together, as a setting, where so many rows of the rare class are known."""
+    hand_over = float(params.get("hand_over", HAND_OVER))
+    return {"share": hand_over / (known + hand_over)}
+
+
+def _held_out(task: FitTask, share: float) -> tuple[Rows, Rows]:
+    """Return the rows that are learned from, every one of the rare class among them, and others that only say how high
+    usual rows score.
+
+    Rows that trees were grown on score lower than any other ever will: tails of those would be tails of nothing.
+    """
+    index = np.arange(len(task.rows)) if task.weight is None else drawn_in_proportion(task)
+    others = np.unique(index[task.rows.y[index] == 0])  # what was drawn twice is held out twice
+    others = np.random.default_rng(task.seed).permutation(others)
+    held = min(round(share * len(others)), MOST_OTHERS)
+    learned, unseen = task.rows.y == 1, np.zeros(len(task.rows), dtype=bool)
+    learned[others[held:][:MOST_OTHERS]] = True
+    unseen[others[:held] if held else others[:MOST_OTHERS]] = True
+    return task.rows.take(index[learned[index]]), task.rows.take(index[unseen[index]])
 
 
 def _part(weight: float, described: bool, fitted: Fitted, usual: FloatMatrix) -> Part:

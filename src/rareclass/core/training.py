@@ -251,7 +251,8 @@ def train_candidate(
     def part(k: int) -> _Part:  # its rows are a copy: whoever asks lets go of them before the next
         return _part(dev, folds[k], k, resampled, rule, learners.LEARNERS[candidate.learner].one_class)
 
-    params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params)
+    known = int(dev.y.sum() if dev.keep is None else dev.y[dev.keep].sum())
+    params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params, known)
     setting = _Setting(candidate, params, seed, threads, effort.device, effort.out_of_time)
     hopeless = _Projection(clock, effort.seconds_left)
     trace: Trace = ()
