@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rareclass.adapters.serving.batcher import INLINE_ROWS, Batcher, NotReadyError, status_of
 from rareclass.adapters.serving.catalogue import READ_ONLY, Catalogue
 from rareclass.adapters.serving.engine import Active, Answer
+from rareclass.adapters.serving.openapi import document
 from rareclass.adapters.serving.signature import Query
 from rareclass.adapters.serving.tabular import ARROW, CSV, from_arrow, from_csv, from_mlflow, to_arrow
 from rareclass.adapters.serving.v2_codec import Request as Tensors
@@ -67,6 +68,13 @@ def _ready(site: Site) -> Response:
 
 async def server_metadata(site: Site, request: Request) -> Response:
     return _json(site.catalogue.server())
+
+
+async def described(site: Site, request: Request) -> Response:
+    """Describe all routes as OpenAPI."""
+    active = site.catalogue.active
+    version = None if active is None else active.version
+    return _json(document(ROUTES, site.catalogue.name, version, site.catalogue.server()["version"]))
 
 
 async def model_metadata(site: Site, request: Request) -> Response:
@@ -135,6 +143,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_MODEL}/ready", model_ready),
     ("GET", f"{_VERSION}/ready", model_ready),
     ("GET", "/v2", server_metadata),
+    ("GET", "/v2/", server_metadata),
     ("GET", _MODEL, model_metadata),
     ("GET", _VERSION, model_metadata),
     ("POST", "/v2/repository/index", repository_index),
@@ -143,6 +152,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/invocations", invocations),
     ("GET", "/ping", ready),
     ("GET", "/health", ready),
+    ("GET", "/openapi.json", described),
 )
 
 

@@ -96,6 +96,7 @@ def http_server(app: Any) -> HttpServer:
             log_level="warning",
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
