@@ -237,6 +237,11 @@ def replayed(trials: Iterable[Mapping[str, Any]]) -> tuple[Candidate, ...]:
     return tuple(Candidate.from_json(trial["candidate"]) for trial in trials if trial.get("complete", True))
 
 
+def folds_of(trials: Iterable[Mapping[str, Any]]) -> int:
+    """Return on how many folds the recorded trials that were finished were fitted; 0 where the record does not say."""
+    return max((int(trial.get("folds_done", 0)) for trial in trials if trial.get("complete", True)), default=0)
+
+
 def leaders(trained: Sequence[Trained], dev: Rows, most: int) -> list[Trained]:
     """Return the first candidate, the best of every learner and the best of the rest by AP, ``most`` in all, in the
     order they were fitted.

@@ -233,3 +233,16 @@ def test_the_fits_of_a_replay_stand_in_the_order_of_the_record_whatever_group_th
     config = configuration(search={"replay": str(tmp_path / "trials.json")})
     assert steps.as_recorded(config, [fits[0], fits[2], fits[1]]) == fits
     assert steps.as_recorded(configuration(), [fits[2], fits[0]]) == [fits[2], fits[0]]
+
+
+def test_a_replay_has_the_folds_of_the_record_however_much_time_it_is_given(tmp_path):
+    ingested = history(configuration(), "every row")
+    _, every = steps.development(configuration(), ingested.train, ingested.validation)
+    assert len(every) == 3
+    for folds_done, kept in ((1, every[-1:]), (3, every), (0, every)):
+        fit = training.Trained(recipe(), np.empty(0), folds_done=folds_done, complete=True)
+        (tmp_path / "trials.json").write_text(json.dumps({"trials": [fit.trial()]}))
+        config = configuration(search={"replay": str(tmp_path / "trials.json"), "seconds": 0.001})
+        _, folds = steps.development(config, ingested.train, ingested.validation)
+        assert len(folds) == len(kept)
+        assert all(np.array_equal(one.score, other.score) for one, other in zip(folds, kept, strict=True))

@@ -149,6 +149,8 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
     known, folds = splitting.development(
         train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
     )
+    if config.search.replay is not None:  # as many as then, whatever is affordable now
+        return known, folds[-_recorded(config.search.replay)[1] :]
     return known, planning.affordable(folds, known, config.search)
 
 
@@ -163,7 +165,7 @@ def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Pr
     found = diagnosis.diagnose(known, config)
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
-        wanted = _recorded(config.search.replay)
+        wanted, _ = _recorded(config.search.replay)
     else:
         found, wanted = planning.plan_for(known, folds, found, config)
         if found.regime == "none":
@@ -172,12 +174,15 @@ def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Pr
     return Plan(found, groups, budgets(config, groups))
 
 
-def _recorded(path: str) -> tuple[Candidate, ...]:
-    """Return the candidates of a recorded run, in its order."""
+def _recorded(path: str) -> tuple[tuple[Candidate, ...], int]:
+    """Return the candidates of a recorded run, in its order, and on how many folds, the last ones, they were fitted; 0
+    for all.
+    """
     from rareclass.core import search
 
     try:
-        return search.replayed(json.loads(Path(path).read_text(encoding="utf-8"))["trials"])
+        trials = json.loads(Path(path).read_text(encoding="utf-8"))["trials"]
+        return search.replayed(trials), search.folds_of(trials)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). "
@@ -191,7 +196,7 @@ def as_recorded(config: Config, trained: Sequence[Trained]) -> list[Trained]:
     """
     if config.search.replay is None:
         return list(trained)
-    place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay))}
+    place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay)[0])}
     return sorted(trained, key=lambda one: place.get(one.candidate.name, len(place)))
 
 
