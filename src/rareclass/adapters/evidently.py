@@ -7,10 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.core.jsonable import Jsonable
 from rareclass.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ TARGET, SCORE = "label", "score"
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Jsonable):
     """What Evidently's drift preset found.
 
     share : drifted / columns;  scores : column -> method, value (a distance or a p-value), threshold, drifted
@@ -36,9 +37,6 @@ class Drift:
     @property
     def drifted_columns(self) -> list[str]:
         return [name for name, score in self.scores.items() if score["drifted"]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def drift(

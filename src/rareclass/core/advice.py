@@ -11,6 +11,7 @@ import numpy as np
 from rareclass.core.dataset import Rows
 from rareclass.core.differences import judge_difference
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import average_precision, bootstrap_average_precision
 from rareclass.core.training import Trained
 
@@ -22,7 +23,7 @@ YES, NO, UNKNOWN = "yes", "no", "not enough evidence"
 
 
 @dataclass(frozen=True)
-class Advice:
+class Advice(Jsonable):
     """The answer, the best resampled candidate, what it is held against, and their difference of average precision.
 
     difference : paired, on the same held-out rows; its interval allows for the number of resampled candidates
@@ -35,12 +36,6 @@ class Advice:
     against: str | None = None
     difference: Estimate | None = None
     compared: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "difference": None if self.difference is None else self.difference.to_json(),
-        }
 
 
 def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float = 0.95, seed: int = 0) -> Advice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from rareclass.core.bootstrap import Sample
 from rareclass.core.conformal import Conformal
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import jsonable
 from rareclass.core.log_odds import OPEN, expit, fit_logistic, logit
 from rareclass.errors import DataError, ModelError, NoPositivesError, unknown
 
@@ -110,7 +111,7 @@ class _Map:
         return np.asarray((low + high) / 2, dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+        return {"kind": self.kind, **jsonable(self)}
 
 
 @dataclass(frozen=True)
@@ -320,13 +321,7 @@ class Calibration:
         return self.calibrator(score)
 
     def to_json(self) -> dict[str, Any]:
-        rate = None if math.isnan(self.negative_sampling_rate) else self.negative_sampling_rate
-        return {
-            "calibrator": self.calibrator.to_json(),
-            "chosen": self.chosen,
-            "table": self.table,
-            "negative_sampling_rate": rate,
-        }
+        return {**jsonable(self, without={"calibrator"}), "calibrator": self.calibrator.to_json()}
 
 
 def fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from rareclass.config import ChecksSettings, DataSettings
 from rareclass.core.dataset import AnyArray, BoolArray, Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.hashing import content_groups
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import average_precision
 from rareclass.errors import DataError
 
@@ -22,16 +23,13 @@ _SCREEN_SLACK = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Jsonable):
     """One thing that was found. ``check`` is its name in `data.checks`; ``column`` is None when it is about rows."""
 
     check: str
     severity: Literal["error", "warning"]
     column: str | None
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def enforce(found: Sequence[Finding]) -> list[Finding]:

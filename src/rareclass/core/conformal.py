@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rareclass.core.dataset import FloatArray, IntArray
+from rareclass.core.jsonable import Jsonable, jsonable
 from rareclass.errors import DataError
 
 LEAST_ROWS = 2
@@ -69,7 +70,7 @@ class Conformal:
         return np.asarray(-np.expm1(-u))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "surprise": list(self.surprise), "log_p": list(self.log_p), "rows": self.rows}
+        return {"kind": self.kind, **jsonable(self)}
 
 
 def fit(score: ArrayLike) -> Conformal:
@@ -109,15 +110,12 @@ def p_values(held_out: ArrayLike, score: ArrayLike) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Uniformity:
+class Uniformity(Jsonable):
     """Whether p-values of normal rows are uniform. statistic : Kolmogorov-Smirnov's · p : of that · rows : tested"""
 
     statistic: float
     p: float
     rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"statistic": self.statistic, "p": self.p, "rows": self.rows}
 
     def line(self) -> str:
         """One sentence for a report."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.reading import (
     NUMBER,
     Reading,
@@ -35,7 +36,7 @@ OTHER = "__other__"
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
+class Feature(Jsonable):
     """One column. A categorical value is stored as its position in ``categories`` (as a float), an unknown one as NaN
     unless ``categories`` ends in OTHER, which then takes it. Missing is NaN for both kinds. ``reading`` is how its
     values become numbers or the texts of categories."""
@@ -95,9 +96,6 @@ class Feature:
             raise not_numbers(self.name, wrong, len(numbers))
         return [_json_number(number) for number in numbers.tolist()]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Feature:
         kind, categories = raw["kind"], tuple(raw["categories"])
@@ -123,7 +121,7 @@ def not_numbers(name: str, wrong: Mapping[str, int], rows: int) -> DataError:
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
+class Roles(Jsonable):
     """The columns with a part of their own, and how they are read. Names are None where there is none.
 
     entity and id are exact text: an integer keeps all its digits, and `007` is not 7. encoding is that of its CSV
@@ -138,9 +136,6 @@ class Roles:
     propensity: str | None = None
     encoding: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Roles:
         target, time = raw.get("target"), raw.get("time")
@@ -154,7 +149,7 @@ class Roles:
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Jsonable):
     """The features of a model, in order, and the roles of other columns: all that tells how to read a table.
 
     Every reader of a version uses it: ``encode(frame, schema)`` for features, ``schema.roles.target.labels(values)``,
@@ -181,9 +176,6 @@ class Schema:
         named = [each.name for each in (roles.target, roles.time) if each is not None]
         named += [name for name in (roles.entity, roles.id) if name is not None]
         return list(dict.fromkeys([f.name for f in self.features if f.kind == "categorical"] + named))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"features": [feature.to_json() for feature in self.features], "roles": self.roles.to_json()}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Schema:

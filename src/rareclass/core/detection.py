@@ -22,6 +22,7 @@ from rareclass.core.dataset import FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.detectors import DETECTORS, Detected
 from rareclass.core.fit_task import FitTask, check_params
 from rareclass.core.fitted import Fitted
+from rareclass.core.jsonable import Jsonable
 
 MEMBERS = ("ecod", "knn", "dte")
 """The default ensemble, chosen once on eleven sets (docs/decisions/0034) and never by anybody's data."""
@@ -65,7 +66,7 @@ class DetectorMember:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Jsonable):
     """How far the members say the same of rows they were not fitted on.
 
     correlation : Spearman's, by pair "a, b" · top : share of the most unusual rows (hundredth) that a pair has in
@@ -76,9 +77,6 @@ class Agreement:
     correlation: Mapping[str, float] = field(default_factory=dict)
     top: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {"correlation": dict(self.correlation), "top": dict(self.top), "rows": self.rows}
 
     def line(self) -> str:
         """One sentence for a report."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rareclass.config import Config, RegimeSettings
 from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.drawn import natural_sample
 from rareclass.core.estimate import Estimate, share_of
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.periods import monday
 
 __all__ = [
@@ -42,7 +43,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Jsonable):
     """What was found in the labelled rows.
 
     prevalence : Wilson interval; by_period and by_segment likewise, as {period: ...} and {column: {level: ...}}
@@ -68,19 +69,6 @@ class Diagnosis:
     asked: int
     reference: int
     notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; numbers that are not finite become None."""
-        raw = {key: getattr(self, key) for key in self.__slots__}
-        raw["prevalence"] = self.prevalence.to_json()
-        raw["by_period"] = {key: value.to_json() for key, value in self.by_period.items()}
-        raw["by_segment"] = {
-            column: {level: value.to_json() for level, value in levels.items()}
-            for column, levels in self.by_segment.items()
-        }
-        for key in ("ratio", "overlap", "missing"):
-            raw[key] = raw[key] if np.isfinite(raw[key]) else None
-        return {**raw, "notes": list(self.notes)}
 
     def lines(self) -> list[str]:
         """The report for a terminal, one fact a line."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pandas as pd
 from rareclass.config import MonitorSettings
 from rareclass.core.damage import VANISHED, signs_of_damage, values_gone
 from rareclass.core.dataset import OTHER, FloatArray, FloatMatrix, Schema
+from rareclass.core.jsonable import jsonable
 from rareclass.core.profile import (
     FeatureProfile,
     Float32,
@@ -26,7 +27,6 @@ from rareclass.core.profile import (
     column_counts,
     psi,
     psi_noise,
-    to_plain,
 )
 
 USUAL_MARGIN = 1.5
@@ -73,7 +73,7 @@ class DriftReport:
         return {f.name: f.broken for f in self.features if f.broken}
 
     def to_json(self) -> dict[str, Any]:
-        return {**to_plain(asdict(self)), "drifted": self.drifted, "drifted_share": self.drifted_share}
+        return {**jsonable(self), "drifted": self.drifted, "drifted_share": self.drifted_share}
 
 
 @dataclass(frozen=True, slots=True)

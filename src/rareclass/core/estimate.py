@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+
+from rareclass.core.jsonable import Jsonable
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Jsonable):
     """A value with its interval and what it rests on.
 
     low, high : ends of the interval at the configured confidence; NaN where it cannot be judged
@@ -26,12 +27,6 @@ class Estimate:
         if math.isnan(self.low):
             return f"{self.value:.3f} ({self.positives} positives)"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(self).items()
-        }
 
 
 def normal_quantile(share: float) -> float:

@@ -27,6 +27,7 @@ from rareclass.core.bootstrap import (
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate, wilson
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import (
     RankingTable,
     ap_of_sums,
@@ -159,7 +160,7 @@ def decision_metrics(y: ArrayLike, decision: ArrayLike, weight: ArrayLike | None
 
 
 @dataclass(frozen=True)
-class Money:
+class Money(Jsonable):
     """What decisions cost, in ``currency``, against doing nothing (every positive missed) and flagging every row."""
 
     cost: Estimate
@@ -171,9 +172,6 @@ class Money:
     currency: str = "cost units"
     given: bool = True
     note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
 
 
 def money(
@@ -312,7 +310,7 @@ class _BestOfDays:
 
 
 @dataclass(frozen=True)
-class SliceResult:
+class SliceResult(Jsonable):
     """One level of one column."""
 
     column: str
@@ -322,9 +320,6 @@ class SliceResult:
     ap: Estimate
     recall: Estimate
     precision: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
 
 
 def slices(
@@ -433,7 +428,7 @@ Estimates = dict[str, Estimate]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Jsonable):
     """Everything reported about one model on one set of rows.
 
     metrics : ranking, calibration, the decisions of the primary operating point, and their cost
@@ -462,28 +457,6 @@ class Evaluation:
     calibration: tuple[dict[str, float], ...] = ()
     counts: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values, NaN as None."""
-        return {
-            "metrics": _json(self.metrics),
-            "points": {name: _json(point) for name, point in self.points.items()},
-            "untuned": _json(self.untuned),
-            "money": self.money.to_json(),
-            "thresholds": self.thresholds,
-            "primary": self.primary,
-            "slices": [found.to_json() for found in self.slices],
-            "top_k": {str(k): found.to_json() for k, found in self.top_k.items()},
-            "thinned": _json(self.thinned),
-            "curves": self.curves,
-            "calibration": list(self.calibration),
-            "counts": self.counts,
-            "notes": list(self.notes),
-        }
-
-
-def _json(estimates: Estimates) -> dict[str, Any]:
-    return {name: found.to_json() for name, found in estimates.items()}
 
 
 def evaluate(

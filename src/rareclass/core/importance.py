@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rareclass.core.bootstrap import Resamples, estimate
 from rareclass.core.dataset import Feature, FloatArray, FloatMatrix, IntArray, Rows
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import average_precision, bootstrap_average_precision
 
 SCORED_ROWS = 400_000
@@ -36,7 +37,7 @@ Score = Callable[[FloatMatrix], FloatArray]
 
 
 @dataclass(frozen=True)
-class Importance:
+class Importance(Jsonable):
     """What one feature is worth to a model.
 
     ap_lost : average precision of the rows less that with the feature scrambled (mean over repeats); the interval is
@@ -53,15 +54,6 @@ class Importance:
     direction: str
     effect: Estimate
     at: tuple[tuple[str, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "feature": self.feature,
-            "ap_lost": self.ap_lost.to_json(),
-            "direction": self.direction,
-            "effect": self.effect.to_json(),
-            "at": [list(pair) for pair in self.at],
-        }
 
 
 def permutation_importance(

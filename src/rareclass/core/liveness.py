@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from rareclass.config import MonitorSettings
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, normal_quantile
+from rareclass.core.jsonable import Jsonable, jsonable
 from rareclass.core.log_odds import expit, fit_logistic, logit
 from rareclass.core.moments import naive
 from rareclass.core.profile import Profile
@@ -70,9 +71,7 @@ class Window:
         return self.metrics.get(name, MISSING)
 
     def to_json(self) -> dict[str, Any]:
-        plain = {key: _finite(value) for key, value in asdict(self).items() if key not in ("start", "end", "metrics")}
-        metrics = {name: value.to_json() for name, value in self.metrics.items()}
-        return {"start": self.start.isoformat(), "end": self.end.isoformat(), **plain, "metrics": metrics}
+        return {**jsonable(self), "start": self.start.isoformat(), "end": self.end.isoformat()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +115,10 @@ class Liveness:
         return self.matured[-1] if self.matured else None
 
     def to_json(self) -> dict[str, Any]:
-        plain = {
-            key: _finite(getattr(self, key)) for key in self.__slots__ if key not in ("windows", "now", "last_label")
-        }
+        written = jsonable(self, without={"windows"})
         last = None if self.last_label is None else self.last_label.isoformat()
-        return {
-            **plain,
-            "now": self.now.isoformat(),
-            "last_label": last,
-            "windows": [w.to_json() for w in self.windows],
-        }
+        windows = [window.to_json() for window in self.windows]
+        return {**written, "now": self.now.isoformat(), "last_label": last, "windows": windows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +259,7 @@ def paired(
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class Paired(Jsonable):
     """Average precision of the shadow minus that of the version that answered, on the same rows."""
 
     difference: Estimate
@@ -274,15 +267,6 @@ class Paired:
     reason: str
     shadow_ap: float = math.nan
     answering_ap: float = math.nan
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "difference": self.difference.to_json(),
-            "judged": self.judged,
-            "reason": self.reason,
-            "shadow_ap": _finite(self.shadow_ap),
-            "answering_ap": _finite(self.answering_ap),
-        }
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -648,7 +632,3 @@ def _recent_coverage(rows: _Live, now: datetime, settings: Settings) -> tuple[fl
     expected = float((part.sampling * np.clip(part.propensity, 0, 1)).sum())
     seen = float(part.sampling[~np.isnan(part.label) & (part.propensity > 0)].sum())
     return (min(1.0, seen / expected) if expected else math.nan), len(part)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,21 +10,19 @@ from numpy.typing import NDArray
 
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.estimate import Estimate, share_of
+from rareclass.core.jsonable import Jsonable
 
 _UNITS = (("month", "M"), ("week", "W"), ("day", "D"), ("hour", "h"))
 _FEW, _MANY = 6, 60
 
 
 @dataclass(frozen=True)
-class Period:
+class Period(Jsonable):
     """Rows of one calendar period that begins at ``start``, and the part of the split that most of them are in."""
 
     start: str
     prevalence: Estimate
     part: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"start": self.start, "part": self.part, "prevalence": self.prevalence.to_json()}
 
 
 def by_period(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rareclass.core.dataset import FloatArray, Rows
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import at_prevalence, average_precision, roc_auc
 
 Float32 = NDArray[np.float32]
@@ -63,7 +64,7 @@ class FeatureProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Jsonable):
     """Everything later windows are compared with; stored with the model version.
 
     prevalence, ap, ap_low, ap_high : of the reference scores; NaN without labels
@@ -97,11 +98,6 @@ class Profile:
     def unjudged(self) -> bool:
         """Whether the version is a detector that labels neither taught nor chose, so that its scores are ranks."""
         return self.ranks or self.positives == 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready values; NaN becomes null."""
-        plain: dict[str, Any] = to_plain(asdict(self))
-        return plain
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Profile:
@@ -376,16 +372,6 @@ def _mean(values: FloatArray, weight: FloatArray | None) -> float:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
-
-
-def to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _read(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

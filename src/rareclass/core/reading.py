@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
 from decimal import Decimal
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core.jsonable import Jsonable
 from rareclass.errors import DataError, nearest
 
 Values = Any  # a Series, an array or a list of a column's values
@@ -55,7 +56,7 @@ _SAME = ({"true", "t", "yes", "y", "1", "1.0"}, {"false", "f", "no", "n", "0", "
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Jsonable):
     """What training decided about the values of a column.
 
     kind : what its values were. Categories of kind ``text`` are exact text (`007` is not 7), of kind ``number`` the
@@ -68,9 +69,6 @@ class Reading:
     missing: tuple[str, ...] = ()
     decimal: str = "."
     thousands: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Reading:

@@ -17,6 +17,7 @@ from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, Rows, Schema
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.model import RareModel
 from rareclass.core.profile import Profile, reference_profile
 from rareclass.core.ranking import at_prevalence
@@ -62,7 +63,7 @@ class MaturedRows:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Jsonable):
     """A tried repair. ``gain`` is on the judging rows, positive where it helps, in the units of ``objective``."""
 
     adopted: bool
@@ -75,19 +76,7 @@ class Repair:
     thresholds: Mapping[str, float]
     before: Mapping[str, float]
     calibrator: Any = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "adopted": self.adopted,
-            "reason": self.reason,
-            "objective": self.objective,
-            "gain": self.gain.to_json(),
-            "prevalence": self.prevalence,
-            "fitted_rows": self.fitted_rows,
-            "judged_rows": self.judged_rows,
-            "thresholds": dict(self.thresholds),
-            "before": dict(self.before),
-        }
+    UNWRITTEN = frozenset({"calibrator"})
 
 
 def halves(rows: MaturedRows, newest: datetime) -> tuple[MaturedRows, MaturedRows]:

@@ -20,6 +20,7 @@ from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.differences import Difference, judge_difference
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import Jsonable, jsonable
 from rareclass.core.log_odds import expit, logit
 from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
 from rareclass.core.search import leaders
@@ -37,7 +38,7 @@ _WEIGHT_ROWS = 60_000
 
 
 @dataclass(frozen=True)
-class CandidateResult:
+class CandidateResult(Jsonable):
     """One line of the comparison, an ensemble's too: ``difference`` and ``p_value`` (of candidates adjusted for their
     number) are against candidate 0; ``significant`` says that the interval of the difference lies above 0."""
 
@@ -50,17 +51,7 @@ class CandidateResult:
     reason: str = ""
     value: float = float("nan")
     """of `search.metric`, which decides"""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "ap": self.ap.to_json(),
-            "difference": self.difference.to_json(),
-            "p_value": self.p_value,
-            "significant": self.significant,
-            "fit_seconds": self.fit_seconds,
-            "reason": self.reason,
-        }
+    UNWRITTEN = frozenset({"value"})
 
 
 @dataclass(frozen=True)
@@ -83,13 +74,9 @@ class Selection:
     """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "winner": self.winner,
-            "weights": dict(self.weights),
-            "table": [line.to_json() for line in self.table],
-            "reasons": list(self.reasons),
-            "curves": {name: dict(curve) for name, curve in self.curves.items()},
-        }
+        """Return the table, the weights and the curves, JSON-ready; scores of rows are left out."""
+        written = jsonable(self, without={"oof", "scored", "crossed", "table"})
+        return {**written, "table": [line.to_json() for line in self.table]}
 
 
 @dataclass(frozen=True)

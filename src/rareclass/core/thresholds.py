@@ -16,6 +16,7 @@ from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Resamples, Sa
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import RankingTable
 from rareclass.errors import ConfigError, NoPositivesError, unknown
 
@@ -169,7 +170,7 @@ CONSTRAINTS: dict[str, Constraint] = {
 
 
 @dataclass(frozen=True)
-class TunedThreshold:
+class TunedThreshold(Jsonable):
     """A cut-off on the deployed score (decision = score >= value) and what it rests on.
 
     low, high : percentile interval of the cut-off, tuned again on each resample
@@ -194,29 +195,9 @@ class TunedThreshold:
     fixed one
     """
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values, NaN as None."""
-        return {
-            "value": self.value,
-            "low": _finite(self.low),
-            "high": _finite(self.high),
-            "objective": self.objective,
-            "objective_value": self.objective_value.to_json(),
-            "precision": self.precision.to_json(),
-            "recall": self.recall.to_json(),
-            "alerts_per_day": _finite(self.alerts_per_day),
-            "feasible": self.feasible,
-            "message": self.message,
-            "crossfitted": {name: found.to_json() for name, found in self.crossfitted.items()},
-        }
-
 
 _FOLDS = 5
 """Parts of the rows that a cut-off is cross-fitted over."""
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def place(table: RankingTable) -> FloatArray:

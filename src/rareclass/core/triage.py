@@ -16,6 +16,7 @@ from typing import Any
 from rareclass.config import GateSettings, MonitorSettings
 from rareclass.core.drift import DriftReport
 from rareclass.core.estimate import Estimate
+from rareclass.core.jsonable import jsonable
 from rareclass.core.liveness import Liveness, Paired, Window
 from rareclass.core.profile import Profile
 from rareclass.core.verdicts import EXIT_CODES
@@ -50,6 +51,13 @@ class Evidence:
     costs_moved: str = ""
     new_positives: int = 0
     min_new_positives: int = 30
+
+
+_PLAIN = (
+    *("model", "champion", "roles", "schema_errors", "prevalence_baseline", "estimated_prevalence"),
+    *("estimated_interval", "costs_moved", "alert_capacity", "new_positives", "evidently"),
+)
+"""Fields of a snapshot that are written as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +114,16 @@ class Snapshot:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "now": self.now.isoformat(),
-            "champion": self.champion,
-            "roles": dict(self.roles),
+        """Return what the monitor saw, JSON-ready: reports by their own ``to_json``, times as ISO text."""
+        reports = {
             "live": {version: live.to_json() for version, live in self.live.items()},
             "paired": {version: pair.to_json() for version, pair in self.paired.items()},
             "drift": None if self.drift is None else self.drift.to_json(),
             "fresh": None if self.fresh is None else self.fresh.to_json(),
-            "schema_errors": list(self.schema_errors),
-            "prevalence_baseline": _finite(self.prevalence_baseline),
-            "estimated_prevalence": _finite(self.estimated_prevalence),
-            "estimated_interval": None if self.estimated_interval is None else list(self.estimated_interval),
-            "costs_moved": self.costs_moved,
-            "alert_capacity": self.alert_capacity,
-            "new_positives": self.new_positives,
-            "events": {kind: {"count": count, "last": last.isoformat()} for kind, (count, last) in self.events.items()},
-            "evidently": None if self.evidently is None else dict(self.evidently),
         }
+        events = {kind: {"count": count, "last": last.isoformat()} for kind, (count, last) in self.events.items()}
+        written = jsonable({name: getattr(self, name) for name in _PLAIN})
+        return {**written, "now": self.now.isoformat(), **reports, "events": events}
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +386,8 @@ def summary(evidence: Evidence) -> dict[str, Any]:
     if evidence.estimated_prevalence is not None:
         found["estimated_prevalence"] = evidence.estimated_prevalence
         found["estimated_interval"] = list(evidence.estimated_interval or ()) or None
-    return {key: _finite(value) for key, value in found.items()}
+    written: dict[str, Any] = jsonable(found)
+    return written
 
 
 def _fingerprint(verdict: str, evidence: Evidence) -> str:
@@ -398,7 +398,3 @@ def _fingerprint(verdict: str, evidence: Evidence) -> str:
     broken = sorted(evidence.drift.broken) if verdict == "page" and evidence.drift is not None else []
     text = "|".join([verdict, evidence.live.version, "" if verdict == "page" else latest, *broken])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

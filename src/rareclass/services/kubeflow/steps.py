@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import os
 import pkgutil
 import time
@@ -288,8 +289,8 @@ def evaluate(
             ),
         ),
     )
-    found = {name: results.number(each.value) for name, each in judged.evaluation.metrics.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: metric.value for name, metric in judged.evaluation.metrics.items()}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 def register(

@@ -6,12 +6,13 @@ The monitor's own drift is cheaper and sees skewed columns better; this is the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
+from rareclass.core.jsonable import Jsonable
 from rareclass.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ RUN = "evidently"
 
 
 @dataclass(frozen=True, slots=True)
-class ReportFindings:
+class ReportFindings(Jsonable):
     """What a report found.
 
     share : drifted columns / columns;  quality : metric -> value on the newest matured window, empty with too few
@@ -44,9 +45,6 @@ class ReportFindings:
     quality: dict[str, float]
     pages: tuple[str, ...]
     run_id: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def report(

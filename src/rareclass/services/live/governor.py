@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, GovernorSettings
+from rareclass.core.jsonable import jsonable
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
@@ -174,7 +175,7 @@ def write(path: Path, turn: Turn) -> None:
 
     results.write(path.with_name(f"{path.name}.kind"), turn.kind)
     results.write(path.with_name(f"{path.name}.number"), str(turn.number or ""))
-    results.write(path, json.dumps(results.clean(turn.to_json())))
+    results.write(path, json.dumps(jsonable(turn.to_json())))
 
 
 def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None = None) -> Turn:

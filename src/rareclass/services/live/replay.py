@@ -18,6 +18,7 @@ import pandas as pd
 from rareclass.config import Config, format_duration
 from rareclass.core import operating, ranking
 from rareclass.core.bootstrap import Bootstrap, Sample
+from rareclass.core.jsonable import jsonable
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.training import results
 from rareclass.services.training.steps import Progress, silent
@@ -94,7 +95,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     truth = _truth_of(later[config.data.target], model)
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
     money = _money(config, model, _Played(frame[known], later, truth, start), decisions, progress)
-    played: dict[str, Any] = results.clean(
+    played: dict[str, Any] = jsonable(
         {
             "name": config.name,
             "train_until": start.isoformat(),

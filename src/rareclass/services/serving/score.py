@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from rareclass.config import Config
 from rareclass.core import operating
 from rareclass.core.dataset import AnyArray, BoolArray, FloatArray, FloatMatrix, Schema
+from rareclass.core.jsonable import Jsonable
 from rareclass.core.reading import NUMBER, TEXT
 from rareclass.errors import ConfigError, DataError, ModelError, nearest
 
@@ -38,7 +39,7 @@ ASIDE = "rareclass_"
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreSummary:
+class ScoreSummary(Jsonable):
     """What was done.
 
     mean_score : expected prevalence of the scored rows · logged : rows new in the prediction log
@@ -63,9 +64,6 @@ class ScoreSummary:
     outside: int = 0
     unknown: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def notes(self) -> list[str]:

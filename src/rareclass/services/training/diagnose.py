@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, parse, with_overrides
+from rareclass.core.jsonable import jsonable
 from rareclass.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Report:
         return [*facts, *(f"warning: {each}" for each in self.warnings), "would be tried:", *tried]
 
     def to_json(self) -> dict[str, Any]:
-        plan = [each.to_json() for each in self.plan]
-        return {"diagnosis": self.diagnosis.to_json(), "plan": plan, "warnings": list(self.warnings)}
+        return {**jsonable(self, without={"plan"}), "plan": [candidate.to_json() for candidate in self.plan]}
 
 
 def _course(periods: Mapping[str, Estimate]) -> str:

@@ -5,7 +5,6 @@ a summary and a report.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, public
+from rareclass.core.jsonable import jsonable
 from rareclass.errors import RareclassError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
@@ -160,7 +160,7 @@ def _evidence(run: Run) -> dict[str, Any]:
         "judged_by": "test" if run.judged.crossed is None else "cross_fitting",
         "verdict": run.judged.decision.verdict,
         "reasons": list(run.judged.decision.reasons),
-        "ap": clean(run.judged.evaluation.metrics["ap"].to_json()),
+        "ap": jsonable(run.judged.evaluation.metrics["ap"].to_json()),
         "selected": run.chosen.winner,
     }
 
@@ -222,7 +222,7 @@ def full(run: Run) -> dict[str, Any]:
     """Return everything a report needs, JSON-ready."""
     evaluation, chosen = run.judged.evaluation, run.chosen
     trials = {"seed": run.config.train.seed, "trials": [one.trial() for one in run.trained]}
-    found: dict[str, Any] = clean(
+    found: dict[str, Any] = jsonable(
         {
             "name": run.config.name,
             "config": public(run.config),
@@ -293,13 +293,13 @@ def summarise(run: Run) -> dict[str, Any]:
 
     evaluation, judged = run.judged.evaluation, run.judged
     metrics = {
-        name: number(evaluation.metrics[name].value)
+        name: evaluation.metrics[name].value
         for name in ("ap", "roc_auc", "brier", "ece", "precision", "recall", "f1", "f2", "mcc", "cost")
     }
     ap = evaluation.metrics["ap"]
     sizes, positives, prevalence = _sizes(run)
     everything = sum(sizes.values())
-    found: dict[str, Any] = clean(
+    found: dict[str, Any] = jsonable(
         {
             "status": "finished",
             "model": run.config.name,
@@ -388,24 +388,6 @@ def peak_memory() -> int | None:
         lines = status.read_text(encoding="ascii").splitlines()
         own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
     return int(max(own, children)) * (1 if sys.platform == "darwin" else 1024)
-
-
-def number(value: float | None) -> float | None:
-    """A float for JSON: None where it is not finite."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def clean(value: Any) -> Any:
-    """Make nested values JSON-ready: NumPy scalars and arrays to Python's, non-finite floats to None."""
-    if isinstance(value, Mapping):
-        return {str(key): clean(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [clean(each) for each in value]
-    if hasattr(value, "tolist") and not isinstance(value, str):
-        return clean(value.tolist())
-    if isinstance(value, float):
-        return number(value)
-    return value if isinstance(value, str | int | bool | type(None)) else str(value)
 
 
 def writable(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
 from rareclass.core.engines import ALONE, ComputeEngine
+from rareclass.core.jsonable import jsonable
 from rareclass.errors import ModelError
 from rareclass.services import promotion
 from rareclass.services.training import engines, results, steps, validate
@@ -115,7 +116,7 @@ def run_rows(
             challenger=details["gate"]["challenger"],
             progress=progress,
         )
-    details["summary"]["seconds"] = results.clean(watch.seconds)
+    details["summary"]["seconds"] = jsonable(watch.seconds)
     ended = results.with_role(details, role)
     page = results.logged_report(config, ended)
     return ended["summary"] if out is None else results.write_outputs(ended, out, page)
