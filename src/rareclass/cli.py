@@ -695,9 +695,8 @@ def approval(
 ) -> None:
     """Tell whether a version was approved: exit code 0 approved or nothing waits, 20 waits, 21 declined."""
     from rareclass.services import approval as service
-    from rareclass.services.retry import ticking
 
-    found = service.wait(_stored(config, overrides), version, seconds, pause=ticking(seconds))
+    found = service.wait(_stored(config, overrides), version, seconds)
     if as_json:
         terminal.dump({"version": found.version, "state": found.state, "actor": found.actor, "reason": found.reason})
     else:

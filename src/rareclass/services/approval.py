@@ -7,7 +7,7 @@ final.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ConfigError, ModelError, NotAllowedError
 from rareclass.services import promotion
 from rareclass.services.actor import me, name_of
+from rareclass.services.retry import poll_until_deadline
 
 if TYPE_CHECKING:
     from rareclass.adapters.store import LedgerEntry
@@ -125,9 +126,10 @@ def _other_eyes(entries: Sequence[LedgerEntry], version: str, who: str) -> None:
         )
 
 
-def wait(config: Config, version: str | int | None, seconds: float, *, pause: Callable[[], bool]) -> Approval:
-    """Return where a version stands once it was answered, or when ``pause`` says that time is over."""
-    found = status(promotion.history(config), version)
-    while found.state == "waiting" and seconds > 0 and pause():
-        found = status(promotion.history(config), version)
-    return found
+def wait(config: Config, version: str | int | None, seconds: float) -> Approval:
+    """Return where a version stands once it was answered, or after so many seconds."""
+
+    def ask() -> Approval:
+        return status(promotion.history(config), version)
+
+    return poll_until_deadline(ask, seconds, while_=lambda answer: answer.state == "waiting")

@@ -1,50 +1,58 @@
-"""Waiting for what starts beside this: a database, a first model."""
+"""Retry until a deadline: for what starts beside this, such as a database, or for what a person has to answer."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    retry_if_result,
+    stop_after_delay,
+)
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
 
-def patiently(
+def retry_until_deadline(
     work: Callable[[], T],
     seconds: float,
     *,
-    over: type[Exception],
+    on: type[Exception],
     never: tuple[type[Exception], ...] = (),
     pause: float,
 ) -> T:
-    """Do ``work``, again each ``pause`` seconds while it raises ``over``, for ``seconds``, saying why in the log.
+    """Call ``work`` until it returns, again each ``pause`` seconds while it raises ``on``, and log why.
 
-    never : what is raised at once, though it is an ``over`` too. Raises the last ``over``.
+    seconds : after so many the last error is raised; with 0 there is one attempt
+    never : kinds of ``on`` that are raised at once
     """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return work()
-        except never:
-            raise
-        except over as error:
-            if time.monotonic() >= end:
-                raise
-            _LOG.warning("waiting: %s", error)
-            time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
+    again = retry_if_exception_type(on) & retry_if_not_exception_type(never)
+    return _retrying(seconds, pause, retry=again, before_sleep=_log, reraise=True)(work)
 
 
-def ticking(seconds: float, pause: float = 3.0) -> Callable[[], bool]:
-    """Return a function that pauses and tells whether there is time left of ``seconds`` from now."""
-    end = time.monotonic() + seconds
+def poll_until_deadline(work: Callable[[], T], seconds: float, *, while_: Callable[[T], bool], pause: float = 3.0) -> T:
+    """Call ``work`` each ``pause`` seconds while ``while_`` holds of what it returns; return the last it returned."""
+    return _retrying(seconds, pause, retry=retry_if_result(while_), retry_error_callback=_last)(work)
 
-    def tick() -> bool:
-        left = end - time.monotonic()
-        if left > 0:
-            time.sleep(min(pause, left))
-        return left > 0
 
-    return tick
+def _retrying(seconds: float, pause: float, **how: Any) -> Retrying:
+    def until_the_end(state: RetryCallState) -> float:  # the last attempt is made at the deadline
+        return min(pause, max(seconds - (state.seconds_since_start or 0.0), 0.0))
+
+    return Retrying(stop=stop_after_delay(seconds), wait=until_the_end, **how)
+
+
+def _log(state: RetryCallState) -> None:
+    if state.outcome is not None:
+        _LOG.warning("waiting: %s", state.outcome.exception())
+
+
+def _last(state: RetryCallState) -> Any:
+    return None if state.outcome is None else state.outcome.result()

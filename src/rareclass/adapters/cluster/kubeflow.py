@@ -14,6 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
+
 from rareclass.adapters.cluster.local import PipelineFailedError
 from rareclass.adapters.cluster.spec import digest
 from rareclass.errors import ConfigError, MissingExtraError, RareclassError
@@ -85,14 +87,13 @@ class Kubeflow:
 
             def get_kfp_healthz(self, sleep_duration: int = 1) -> Any:
                 """As the library does, but whoever is refused is told so at once."""
-                for left in range(4, -1, -1):
-                    try:
-                        return self._healthz_api.healthz_service_get_healthz()
-                    except kfp_server_api.ApiException as error:
-                        if not left or error.status in REFUSED:
-                            raise
-                        time.sleep(sleep_duration)
-                return None
+                again = retry_if_exception(
+                    lambda error: isinstance(error, kfp_server_api.ApiException) and error.status not in REFUSED
+                )
+                retrying = Retrying(
+                    stop=stop_after_attempt(5), wait=wait_fixed(sleep_duration), retry=again, reraise=True
+                )
+                return retrying(self._healthz_api.healthz_service_get_healthz)
 
         self.host, self.namespace = host, access.namespace
         with self._translate_errors("is not reached"), _silent():

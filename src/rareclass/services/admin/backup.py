@@ -11,7 +11,7 @@ from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
 from rareclass.errors import DataError, StoreError, StoreRefusedError
-from rareclass.services.retry import T, patiently
+from rareclass.services.retry import T, retry_until_deadline
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables.storage_folder import Place
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 def when_it_answers(work: Callable[[], T], wait: float, pause: float = 2.0) -> T:
     """Do ``work``, again while the database does not answer, for ``wait`` seconds. Raises the last StoreError."""
-    return patiently(work, wait, over=StoreError, never=(StoreRefusedError,), pause=pause)
+    return retry_until_deadline(work, wait, on=StoreError, never=(StoreRefusedError,), pause=pause)
 
 
 def migrate(config: Config, wait: float = 0.0) -> str:

@@ -18,7 +18,7 @@ from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
 from rareclass.masking import masked
 from rareclass.network import token
-from rareclass.services.retry import patiently
+from rareclass.services.retry import retry_until_deadline
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -91,7 +91,7 @@ def wait_for_champion(config: Config, seconds: float, pause: float = 3.0) -> str
     Raises what was wrong last when ``seconds`` are over.
     """
     releases = Releases(config)
-    return patiently(lambda: releases().champion.version, seconds, over=ModelError, pause=pause)
+    return retry_until_deadline(lambda: releases().champion.version, seconds, on=ModelError, pause=pause)
 
 
 def _pinned_hash() -> str | None:
