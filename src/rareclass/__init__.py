@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from rareclass.api import compare, diagnose, evaluate, load_demo, load_version, score, tune_threshold
+    from rareclass.api import compare, diagnose, estimate_ap, evaluate, load_demo, load_version, score, tune_threshold
     from rareclass.core.calibration import prior_correction
     from rareclass.core.partitions import count_partition, cut_points
-    from rareclass.core.ranking import average_precision, estimate_ap
+    from rareclass.core.ranking import average_precision
     from rareclass.detector import RareDetector
     from rareclass.estimator import RareClassifier
     from rareclass.samplers import ExactEditedNearestNeighbours, ExactTomekLinks
@@ -35,7 +35,7 @@ _HOME = {
     "count_partition": ("rareclass.core.partitions", "count_partition"),
     "cut_points": ("rareclass.core.partitions", "cut_points"),
     "diagnose": ("rareclass.api", "diagnose"),
-    "estimate_ap": ("rareclass.core.ranking", "estimate_ap"),
+    "estimate_ap": ("rareclass.api", "estimate_ap"),
     "evaluate": ("rareclass.api", "evaluate"),
     "load_demo": ("rareclass.api", "load_demo"),
     "load_version": ("rareclass.api", "load_version"),

@@ -78,6 +78,11 @@ def load_demo(name: str = "flights") -> pd.DataFrame:
         ``flights``: every departure from New York in 2013 with its weather, ``cancelled`` is the truth (extra
         ``examples``).
 
+    Returns
+    -------
+    DataFrame
+        The table as the package brings it.
+
     Raises
     ------
     ConfigError
@@ -98,9 +103,15 @@ def diagnose(X: Any, y: ArrayLike) -> diagnosis.Diagnosis:
 
     Parameters
     ----------
-    X : table of shape (n, n_features), in pandas, polars or Arrow
+    X : table of shape (n, n_features)
+        Features by name, in pandas, polars or Arrow.
     y : array-like of shape (n,)
         1 for the rare class, 0 otherwise.
+
+    Returns
+    -------
+    Diagnosis
+        ``prevalence``, ``ratio``, ``regime``, ``overlap`` and others; ``notes`` say it in sentences.
     """
     frame = pd.DataFrame(as_pandas(X))
     labels = _binary(as_pandas(y), len(frame))
@@ -133,11 +144,13 @@ def evaluate(
     block : ndarray of shape (n,), optional
         Rows of one block (a day, a customer) are drawn together, because they are not independent.
     sample_weight : array-like of shape (n,), optional
+        How much a row counts.
     confidence : float
         Coverage of the intervals.
     bootstraps : int
         Resamples behind them.
     random_state : int
+        What they are drawn from.
 
     Returns
     -------
@@ -160,6 +173,47 @@ def evaluate(
         seed=random_state,
     )
     return {name: value for name, value in found.metrics.items() if name != "cost"}
+
+
+def estimate_ap(
+    y: ArrayLike,
+    score: ArrayLike,
+    *,
+    block: NDArray[Any] | None = None,
+    n_boot: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weight: ArrayLike | None = None,
+) -> Estimate:
+    """Return average precision with its bootstrap interval.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score : array-like of shape (n,)
+        Finite; the higher, the likelier a positive.
+    block : ndarray of shape (n,), optional
+        Rows of one block (a day, a customer) are drawn together, because they are not independent.
+    n_boot : int
+        Resamples behind the interval.
+    confidence : float
+        Coverage of the interval.
+    seed : int
+        What the resamples are drawn from.
+    weight : array-like of shape (n,), optional
+        How much a row counts.
+
+    Returns
+    -------
+    Estimate
+        ``value``, ``low``, ``high``, ``positives`` and ``rows``; NaN without positives.
+
+    References
+    ----------
+    Boyd, Eng and Page, "Area under the precision-recall curve: point estimates and confidence intervals", ECML 2013.
+    """
+    return ranking.estimate_ap(y, score, block=block, weight=weight, bootstrap=Bootstrap(n_boot, confidence, seed))
 
 
 def compare(
@@ -188,7 +242,9 @@ def compare(
     confidence : float
         Coverage of the interval.
     seed : int
+        What the resamples are drawn from.
     weight : array-like of shape (n,), optional
+        How much a row counts.
 
     Returns
     -------
@@ -248,6 +304,7 @@ def tune_threshold(
     days : float, optional
         Days that the rows span.
     weight : array-like of shape (n,), optional
+        How much a row counts.
     block : ndarray of shape (n,), optional
         Rows of one block (a day, a customer) are drawn together, because they are not independent.
     n_boot : int
@@ -255,6 +312,7 @@ def tune_threshold(
     confidence : float
         Coverage of the intervals.
     seed : int
+        What the resamples are drawn from.
 
     Returns
     -------

@@ -114,18 +114,51 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Return (n,) p-values: the share of normal rows that are at least as unusual. The lower, the more unusual."""
+        """Return p-values: the share of normal rows that are at least as unusual.
+
+        Parameters
+        ----------
+        X : array-like or table of shape (n, n_features)
+            Features as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            The lower, the more unusual.
+        """
         check_is_fitted(self)
         return np.asarray(
             1 - self.conformal_(self.detection_.score(_features.matrix(self, X, self._schema))), dtype=np.float64
         )
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return (n,) p-values less ``offset_``: below 0 where a row is flagged."""
+        """Return p-values less ``offset_``.
+
+        Parameters
+        ----------
+        X : array-like or table of shape (n, n_features)
+            Features as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Below 0 where a row is flagged.
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Return (n,) -1 where a row is flagged, 1 where it is not."""
+        """Flag unusual rows.
+
+        Parameters
+        ----------
+        X : array-like or table of shape (n, n_features)
+            Features as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            -1 where a row is flagged, 1 where it is not.
+        """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _frame(self, X: Any) -> pd.DataFrame:

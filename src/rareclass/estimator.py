@@ -205,14 +205,36 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return (n, 2) calibrated probabilities, columns in the order of ``classes_``."""
+        """Return calibrated probabilities.
+
+        Parameters
+        ----------
+        X : array-like or table of shape (n, n_features)
+            Features as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, 2)
+            Columns in the order of ``classes_``.
+        """
         check_is_fitted(self)
         p = self.model_.score(_features.matrix(self, X, self._schema))
         both = np.column_stack([1 - p, p])
         return both if self.positive_ == self.classes_[1] else both[:, ::-1]
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return (n,) labels: the rare class where its probability reaches ``threshold_``."""
+        """Return labels: the rare class where its probability reaches ``threshold_``.
+
+        Parameters
+        ----------
+        X : array-like or table of shape (n, n_features)
+            Features as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels as in `fit`.
+        """
         p = self.predict_proba(X)[:, 1 if self.positive_ == self.classes_[1] else 0]
         other = self.classes_[0] if self.positive_ == self.classes_[1] else self.classes_[1]
         labels: NDArray[Any] = np.where(p >= self.threshold_, self.positive_, other)

@@ -25,6 +25,7 @@ class JsonLines(logging.Formatter):
     """time (UTC), level, logger, message, what the call gave as ``extra``, and the traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one line of JSON, secrets masked."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -41,6 +42,7 @@ class PlainLines(logging.Formatter):
     """The message alone, and the traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text, secrets masked."""
         return masked(super().format(record))
 
 

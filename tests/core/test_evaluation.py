@@ -104,7 +104,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for i in range(100):
         part = slice(i * 4000, (i + 1) * 4000)
-        found = ranking.estimate_ap(y_all[part], s_all[part], n_boot=100, confidence=0.9, seed=i)
+        found = ranking.estimate_ap(y_all[part], s_all[part], bootstrap=Bootstrap(100, 0.9, i))
         hits += found.low <= truth <= found.high
     assert 80 <= hits <= 98
 

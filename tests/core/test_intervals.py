@@ -48,7 +48,7 @@ def test_intervals_of_average_precision_cover_as_often_as_they_say(positives, dr
         truth = average_precision(*drawn(TRUTH, apart, 1))
         for number in range(draws // 2):
             y, score = drawn(5 * positives, apart, 1000 * positives + number)
-            found = estimate_ap(y, score, seed=number)
+            found = estimate_ap(y, score, bootstrap=Bootstrap(seed=number))
             covered.append(found.low <= truth <= found.high)
     assert promised(float(np.mean(covered)), draws)
 

@@ -36,6 +36,7 @@ class Drift(Jsonable):
 
     @property
     def drifted_columns(self) -> list[str]:
+        """Columns whose test says that they moved."""
         return [name for name, score in self.scores.items() if score["drifted"]]
 
 

@@ -110,6 +110,7 @@ class Halves:
             return int(self._one("SELECT count(*) FROM halves")[0])
 
     def close(self) -> None:
+        """Close the file of what waits; a later call raises."""
         with self._lock:
             self._connection.close()
 

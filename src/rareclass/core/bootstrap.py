@@ -173,6 +173,7 @@ class Resamples:
 
     @cached_property
     def units(self) -> int:
+        """How many units are drawn: entities, days or rows."""
         return self.n if self.unit is None else int(self.unit.max()) + 1
 
     def chunks(self, width: int = 1) -> Iterator[FloatArray]:

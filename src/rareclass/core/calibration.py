@@ -51,11 +51,29 @@ def _with_room(z: FloatArray) -> FloatArray:
 def prior_correction(score: ArrayLike, negative_sampling_rate: float) -> FloatArray:
     """Undo the shift of the prior by sampling or class weights: p = b ps / (b ps - ps + 1).
 
-    score : (n,) probability of the rare class as learnt from resampled rows
-    negative_sampling_rate : b, share of negatives kept relative to positives; for weights or over-sampling
-        1 / (factor on positives)
     Exact where rows were drawn at random within a class. On the logit it is an addition of log b.
-    Raises DataError unless b > 0. Source: Dal Pozzolo et al., IEEE SSCI 2015.
+
+    Parameters
+    ----------
+    score : array-like of shape (n,)
+        Probability of the rare class as learnt from resampled rows.
+    negative_sampling_rate : float
+        b, share of negatives kept relative to positives; for weights or over-sampling 1 / (factor on positives).
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Probability of the rare class among rows as they come.
+
+    Raises
+    ------
+    DataError
+        Unless b > 0.
+
+    References
+    ----------
+    Dal Pozzolo, Caelen, Johnson and Bontempi, "Calibrating probability with undersampling for unbalanced
+    classification", IEEE SSCI 2015.
     """
     rate = _positive(negative_sampling_rate)
     return np.asarray(score, dtype=np.float64) if rate == 1 else probability(logit(score, within=OPEN) + math.log(rate))
@@ -65,7 +83,9 @@ class Calibrator(Protocol):
     """A strictly increasing map of raw scores to probabilities."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The method's name, by which ``from_json`` finds the class."""
+
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores in [0, 1] -> (n,) probabilities in (0, 1)."""
         ...
@@ -74,7 +94,8 @@ class Calibrator(Protocol):
         """(n,) probabilities -> the (n,) raw scores behind them."""
         ...
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """Return the map's numbers and its kind."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,7 @@ class _Map:
         return probability(self.off_logit(straight) - self.offset)
 
     def on_logit(self, z: FloatArray) -> FloatArray:
+        """Map (n,) log-odds of raw scores to those of probabilities."""
         return z
 
     def off_logit(self, z: FloatArray) -> FloatArray:
@@ -321,6 +343,7 @@ class Calibration:
         return self.calibrator(score)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the map, the method that was chosen, and the log loss of each; NaN becomes None."""
         return {**jsonable(self, without={"calibrator"}), "calibrator": self.calibrator.to_json()}
 
 

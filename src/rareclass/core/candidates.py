@@ -36,11 +36,13 @@ class Candidate:
         return chain_key(self.resample)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON that ``from_json`` reads."""
         raw = {key: getattr(self, key) for key in ("name", "learner", "params", "weighting", "loss", "reason")}
         return {**raw, "resample": [step.model_dump(mode="json") for step in self.resample]}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Candidate:
+        """Return the recipe that ``to_json`` wrote."""
         steps = tuple(ResampleStep.model_validate(step) for step in raw.get("resample", ()))
         return Candidate(**{**raw, "params": dict(raw.get("params", {})), "resample": steps})
 

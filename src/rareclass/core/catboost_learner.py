@@ -159,6 +159,7 @@ class GrowingSymmetricTrees:
         return work
 
     def grow(self, rounds: int | None = None) -> None:
+        """Let the fit go on for ``rounds`` more trees, by default one step of them. Raises what the fit raised."""
         if not self._thread.is_alive() and not self._turns.ended:
             self._thread.start()
         self._turns.go(min(self.most, self._turns.done + (rounds or self.step)))
@@ -167,13 +168,16 @@ class GrowingSymmetricTrees:
 
     @property
     def done(self) -> int:
+        """Rounds fitted so far."""
         return self._turns.done
 
     def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows."""
         assert self._looking is not None
         return self._looking.margin.copy()
 
     def fitted(self, rounds: int) -> CatTrees:
+        """Return the learner of the first ``rounds`` trees."""
         self._turns.stop()
         self._thread.join()
         trees = self._fit.trees

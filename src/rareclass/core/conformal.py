@@ -70,6 +70,7 @@ class Conformal:
         return np.asarray(-np.expm1(-u))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the map's knots and its kind."""
         return {"kind": self.kind, **jsonable(self)}
 
 

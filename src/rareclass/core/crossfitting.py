@@ -50,9 +50,11 @@ class CrossFitting:
 
     @property
     def repeats(self) -> int:
+        """How often all rows were scored."""
         return len(self.score)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what the report shows: counts, metrics, slices and money; no scores of rows."""
         found = self.evaluation
         return {
             "reason": self.reason,

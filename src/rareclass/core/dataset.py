@@ -98,6 +98,7 @@ class Feature(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Feature:
+        """Return the feature that ``to_json`` wrote, also of a version that did not say how it reads."""
         kind, categories = raw["kind"], tuple(raw["categories"])
         if "reading" in raw:
             return Feature(raw["name"], kind, categories, Reading.from_json(raw["reading"]))
@@ -138,6 +139,7 @@ class Roles(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Roles:
+        """Return the roles that ``to_json`` wrote; what is absent is None."""
         target, time = raw.get("target"), raw.get("time")
         return Roles(
             Target(**{**target, "values": tuple(target["values"]), "reading": Reading.from_json(target["reading"])})
@@ -162,6 +164,7 @@ class Schema(Jsonable):
 
     @property
     def names(self) -> list[str]:
+        """Names of the features in the order of the matrix."""
         return [feature.name for feature in self.features]
 
     @property
@@ -179,6 +182,7 @@ class Schema(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Schema:
+        """Return the schema that ``to_json`` wrote."""
         return Schema(tuple(map(Feature.from_json, raw["features"])), Roles.from_json(raw.get("roles") or {}))
 
 
@@ -314,6 +318,7 @@ class Rows:
 
     @property
     def positives(self) -> int:
+        """Rows of the rare class."""
         return int(self.y.sum())
 
     @property

@@ -61,10 +61,12 @@ class DriftReport:
 
     @property
     def drifted(self) -> list[str]:
+        """Names of the features that drifted."""
         return [f.name for f in self.features if f.drifted]
 
     @property
     def drifted_share(self) -> float:
+        """Drifted features / features, in [0, 1]."""
         return len(self.drifted) / len(self.features) if self.features else 0.0
 
     @property
@@ -73,6 +75,7 @@ class DriftReport:
         return {f.name: f.broken for f in self.features if f.broken}
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields with the drifted features and their share; NaN becomes None."""
         return {**jsonable(self), "drifted": self.drifted, "drifted_share": self.drifted_share}
 
 

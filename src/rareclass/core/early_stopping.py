@@ -108,7 +108,8 @@ class GrowingRounds(Growing, Protocol):
     """One whose step is of as many rounds as asked for. done : rounds so far"""
 
     @property
-    def done(self) -> int: ...
+    def done(self) -> int:
+        """Rounds fitted so far."""
 
     def grow(self, rounds: int | None = None) -> None: ...
 

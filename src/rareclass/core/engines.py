@@ -31,6 +31,7 @@ class Alone:
     threads = 0
 
     def map(self, function: Callable[[Any, Any], Any], jobs: Iterable[Any], shared: Any = None) -> Iterator[Any]:
+        """Yield ``function(shared, job)`` for each job, here and in order."""
         for job in jobs:
             yield function(shared, job)
 

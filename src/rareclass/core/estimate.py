@@ -13,8 +13,14 @@ from rareclass.core.jsonable import Jsonable
 class Estimate(Jsonable):
     """A value with its interval and what it rests on.
 
-    low, high : ends of the interval at the configured confidence; NaN where it cannot be judged
-    positives, rows : how many rows of the rare class, and in all, stand behind it
+    Attributes
+    ----------
+    value : float
+        The number itself; NaN where it is not defined.
+    low, high : float
+        Ends of the interval at the configured confidence; NaN where it cannot be judged.
+    positives, rows : int
+        How many rows of the rare class, and in all, stand behind it.
     """
 
     value: float

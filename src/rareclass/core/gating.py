@@ -67,6 +67,7 @@ class GateDecision:
         return tuple(dict.fromkeys(_next_step(rule) for rule in open_rules))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the verdict with its reasons, numbers and rules, and what to do next."""
         return {
             "next": list(self.next_steps),
             "verdict": self.verdict,

@@ -99,11 +99,13 @@ class GrowingLeaves:
         self.booster = lgb.Booster(options, train)
 
     def grow(self, rounds: int | None = None) -> None:
+        """Fit ``rounds`` more trees, by default one step of them."""
         for _ in range(rounds or self.step):
             self.booster.update()
             self.done += 1
 
     def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows; only trees that are new are asked."""
         assert self.watched is not None
         options = {"raw_score": True, "num_threads": self.threads}
 
@@ -117,6 +119,7 @@ class GrowingLeaves:
         return self.margin.copy()
 
     def fitted(self, rounds: int) -> LightTrees:
+        """Return the learner of the first ``rounds`` trees."""
         import lightgbm as lgb
 
         # written and read once: a booster that holds its training rows would keep them in memory

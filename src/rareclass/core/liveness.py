@@ -71,6 +71,7 @@ class Window:
         return self.metrics.get(name, MISSING)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, times as ISO text, NaN as None."""
         return {**jsonable(self), "start": self.start.isoformat(), "end": self.end.isoformat()}
 
 
@@ -103,10 +104,12 @@ class Liveness:
 
     @property
     def matured(self) -> tuple[Window, ...]:
+        """Windows whose labels have had their delay."""
         return tuple(window for window in self.windows if window.state == "matured")
 
     @property
     def judged(self) -> tuple[Window, ...]:
+        """Windows with enough labels to be judged."""
         return tuple(window for window in self.windows if window.judged)
 
     @property
@@ -115,6 +118,7 @@ class Liveness:
         return self.matured[-1] if self.matured else None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, times as ISO text, NaN as None."""
         written = jsonable(self, without={"windows"})
         last = None if self.last_label is None else self.last_label.isoformat()
         windows = [window.to_json() for window in self.windows]

@@ -30,27 +30,45 @@ _IDS = "trained_ids.npy"
 class FittedLearner(Protocol):
     """What a fitted learner can do."""
 
-    def score(self, x: FloatMatrix) -> FloatArray: ...
+    def score(self, x: FloatMatrix) -> FloatArray:
+        """Return (n,) raw scores in [0, 1] of (n, n_features) rows."""
 
 
 class MonotoneMap(Protocol):
     """A strictly monotone map of scores to probabilities."""
 
     def __call__(self, score: FloatArray) -> FloatArray: ...
-    def inverse(self, p: FloatArray) -> FloatArray: ...
-    def to_json(self) -> dict[str, Any]: ...
+    def inverse(self, p: FloatArray) -> FloatArray:
+        """Return the (n,) raw scores behind (n,) probabilities."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the map's numbers and its kind."""
 
 
 @dataclass(frozen=True)
 class RareModel:
     """One deployable version.
 
-    thresholds : operating point -> cut-off on the calibrated score; a row is decided 1 when score >= cut-off
-    primary : the operating point that decides when none is named
-    profile : reference profile for drift (JSON, see core.drift)
-    golden : rows with the score this version gives them; a server is ready only when it reproduces them
-    trained_ids : sorted ids of the training rows, where no time tells which rows a version has seen
-    meta : name, config, data hash, time range and ids of the training rows, metrics
+    Attributes
+    ----------
+    schema : Schema
+        How each column is read.
+    learner : FittedLearner
+        What gives raw scores.
+    calibrator : MonotoneMap
+        What makes probabilities of them.
+    thresholds : dict of str to float
+        Operating point -> cut-off on the calibrated score; a row is decided 1 when score >= cut-off.
+    primary : str
+        The operating point that decides when none is named.
+    profile : dict
+        Reference profile for drift (JSON, see ``core.profile``).
+    golden : table
+        Rows with the score this version gives them; a server is ready only when it reproduces them.
+    meta : dict
+        Name, config, data hash, time range and ids of the training rows, metrics.
+    trained_ids : ndarray
+        Sorted ids of the training rows, where no time tells which rows a version has seen.
     """
 
     schema: Schema
@@ -64,7 +82,25 @@ class RareModel:
     trained_ids: NDArray[np.uint64] | None = None
 
     def matrix(self, rows: pd.DataFrame | FloatMatrix) -> FloatMatrix:
-        """Return the (n, n_features) float32 matrix of a table, or the matrix itself. Raises DataError, ModelError."""
+        """Encode a table as the learner sees it.
+
+        Parameters
+        ----------
+        rows : DataFrame or float32 matrix
+            A table with the columns of the schema, or (n, n_features) encoded already.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+            float32; a matrix is returned as it is.
+
+        Raises
+        ------
+        DataError
+            For a column that is missing or a value that cannot be read.
+        ModelError
+            For a matrix of another width.
+        """
         if isinstance(rows, pd.DataFrame):
             return encode(rows, self.schema)
         if rows.ndim != 2 or rows.shape[1] != len(self.schema.features):
@@ -75,29 +111,90 @@ class RareModel:
         return np.asarray(rows, dtype=np.float32)
 
     def raw(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray:
-        """Return the learner's (n,) scores before calibration."""
+        """Return the learner's scores before calibration.
+
+        Parameters
+        ----------
+        rows : DataFrame or float32 matrix
+            A table with the columns of the schema, or (n, n_features) encoded already.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            In [0, 1], of no meaning but their order.
+        """
         return self.learner.score(self.matrix(rows))
 
     def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray:
-        """Return the (n,) calibrated probability of the rare class."""
+        """Return the calibrated probability of the rare class.
+
+        Parameters
+        ----------
+        rows : DataFrame or float32 matrix
+            A table with the columns of the schema, or (n, n_features) encoded already.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            In (0, 1).
+        """
         matrix = self.matrix(rows)
         if not len(matrix):
             return np.empty(0)
         return np.asarray(self.calibrator(self.learner.score(matrix)), dtype=np.float64)
 
     def threshold(self, point: str | None = None) -> float:
-        """Return the cut-off of an operating point. Raises ModelError with the known ones."""
+        """Return the cut-off of an operating point.
+
+        Parameters
+        ----------
+        point : str, optional
+            Operating point; default: ``primary``.
+
+        Returns
+        -------
+        float
+            A row is decided 1 when its score reaches it.
+
+        Raises
+        ------
+        ModelError
+            For an unknown point, with the known ones.
+        """
         return operating.decides(self.thresholds, self.primary, point, where="the operating point")[1]
 
     def decide(self, score: FloatArray, point: str | None = None) -> BoolArray:
-        """Return (n,) decisions at an operating point."""
+        """Decide scores at an operating point.
+
+        Parameters
+        ----------
+        score : ndarray of shape (n,)
+            What `score` returned.
+        point : str, optional
+            Operating point; default: ``primary``.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Whether the score reaches the cut-off.
+        """
         return np.asarray(score >= self.threshold(point), dtype=bool)
 
     def contributions(self, rows: pd.DataFrame | FloatMatrix) -> FloatMatrix:
-        """Return (n, n_features) contributions to the log-odds of the raw score.
+        """Return contributions to the log-odds of the raw score.
 
         Trees of XGBoost give their own SHAP values. Other learners are asked by occlusion: the change of the log-odds
         when a feature takes its reference value (the median, the commonest category), which ignores interactions.
+
+        Parameters
+        ----------
+        rows : DataFrame or float32 matrix
+            A table with the columns of the schema, or (n, n_features) encoded already.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+            float32 log-odds.
         """
         matrix = self.matrix(rows)
         own = getattr(self.learner, "contributions", None)
@@ -113,8 +210,19 @@ class RareModel:
         return out
 
     def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]:
-        """Return for each row its ``top`` features by absolute contribution: name, value,
-        contribution to the log-odds.
+        """Return for each row the features that moved its score the most.
+
+        Parameters
+        ----------
+        rows : DataFrame or float32 matrix
+            A table with the columns of the schema, or (n, n_features) encoded already.
+        top : int
+            How many of them, by absolute contribution.
+
+        Returns
+        -------
+        list of lists of dict
+            Of each row ``feature``, ``value`` and ``contribution`` to the log-odds.
         """
         matrix = self.matrix(rows)
         values = self.contributions(matrix)
@@ -133,18 +241,51 @@ class RareModel:
         ]
 
     def retuned(self, cutoffs: Mapping[str, float]) -> RareModel:
-        """Return the version with cut-offs that were tuned again (see ``core.operating.in_force``)."""
+        """Return the version with cut-offs that were tuned again.
+
+        Parameters
+        ----------
+        cutoffs : mapping of str to float
+            Operating point -> cut-off (see ``core.operating.in_force``).
+
+        Returns
+        -------
+        RareModel
+            Learner and calibrator are the same objects.
+        """
         if not cutoffs:
             return self
         return replace(self, thresholds=operating.in_force(self.thresholds, self.primary, cutoffs))
 
     def with_golden(self, x: FloatMatrix) -> RareModel:
-        """Return the version with golden rows: the given rows beside the scores it gives them."""
+        """Return the version with golden rows: the given rows beside the scores it gives them.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, n_features)
+            Encoded rows.
+
+        Returns
+        -------
+        RareModel
+            The same version but for its golden rows.
+        """
         frame = decode(x, self.schema)
         return replace(self, golden=frame.assign(**{golden_score(self.schema): self.score(x)}))
 
     def check_golden(self, tolerance: float = 1e-6) -> None:
-        """Score the golden rows again. Raises ModelError when any score differs by more than ``tolerance``."""
+        """Score the golden rows again.
+
+        Parameters
+        ----------
+        tolerance : float
+            Largest difference of a score that is let pass.
+
+        Raises
+        ------
+        ModelError
+            When a score differs by more.
+        """
         if self.golden is None:
             return
         found = self.score(self.golden)
@@ -158,7 +299,18 @@ class RareModel:
             )
 
     def save(self, folder: str | Path) -> str:
-        """Write the version into ``folder`` (created) and return its hash."""
+        """Write the version into a folder.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Created when it is not there.
+
+        Returns
+        -------
+        str
+            Hash of the version, over all its files.
+        """
         from rareclass.core import portable
 
         target = Path(folder)
@@ -188,9 +340,24 @@ class RareModel:
 
     @staticmethod
     def load(folder: str | Path, *, expect: str | None = None) -> RareModel:
-        """Read a version after checking every file against its hash; nothing in it is code. Raises ModelError.
+        """Read a version after checking every file against its hash; nothing in it is code.
 
-        expect : hash of the version as its registry knows it; the hashes beside the files only tell of damage
+        Parameters
+        ----------
+        folder : str or Path
+            What `save` wrote.
+        expect : str, optional
+            Hash of the version as its registry knows it; the hashes beside the files only tell of damage.
+
+        Returns
+        -------
+        RareModel
+            The version, ready to score.
+
+        Raises
+        ------
+        ModelError
+            Where a file is missing, damaged, or not what the registry knows.
         """
         from rareclass.core import calibration, portable
 

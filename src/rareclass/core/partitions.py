@@ -70,18 +70,44 @@ class PartitionCounts:
         return self if other == 0 else NotImplemented  # what ``sum`` begins with
 
     def average_precision(self, confidence: float = 0.95) -> Estimate:
-        """Return the average precision, with an interval where there are resamples; NaN without positives."""
+        """Return the average precision, with an interval where there are resamples.
+
+        Parameters
+        ----------
+        confidence : float
+            Coverage of the interval.
+
+        Returns
+        -------
+        Estimate
+            Its ``value`` is NaN without positives.
+        """
         values = ap_of_sums(self.tp, self.fp)
         return bounded_estimate(float(values[0]), values[1:], confidence, self.found, self.rows)
 
     def roc_auc(self, confidence: float = 0.95) -> Estimate:
-        """Return the area under the ROC curve in the same way; NaN where a class is missing."""
+        """Return the area under the ROC curve, with an interval where there are resamples.
+
+        Parameters
+        ----------
+        confidence : float
+            Coverage of the interval.
+
+        Returns
+        -------
+        Estimate
+            Its ``value`` is NaN where a class is missing.
+        """
         values = auc_of_sums(self.tp, self.fp, self.tied)
         return bounded_estimate(float(values[0]), values[1:], confidence, self.found, self.rows)
 
     def sweep(self) -> Sweep:
-        """Return the counts at the cut-offs that can be best: with as many positives found, fewer alarms are never
-        worse.
+        """Return the counts at the cut-offs that can be best: of those with as many hits, the one with fewest alarms.
+
+        Returns
+        -------
+        Sweep
+            Hits and false alarms at each cut-off, for thresholds.
         """
         tp, fp = (np.concatenate([[0.0], np.cumsum(each[0])[:-1]]) for each in (self.tp, self.fp))
         cutoff = np.concatenate([[np.inf], self.cut])

@@ -63,14 +63,17 @@ class Situation:
 
     @property
     def rows(self) -> int:
+        """Rows to learn from."""
         return self.found.rows
 
     @property
     def enough(self) -> bool:
+        """Whether positives are ample."""
         return self.found.regime == "ample"
 
     @property
     def large(self) -> bool:
+        """Whether fits of slow learners would take too long."""
         return self.found.rows > LARGE
 
     @property
@@ -201,6 +204,7 @@ def untouched(s: Situation) -> Candidate:
 
 
 def very_deep(s: Situation) -> Candidate | None:
+    """Propose trees of depth 10 where rows and positives are many."""
     if s.rows < DEEP or s.found.positives < DEEP_POSITIVES:
         return None
     reason = f"{s.rows:,} rows with {s.found.positives:,} positives have details that only deep trees can hold."
@@ -209,6 +213,7 @@ def very_deep(s: Situation) -> Candidate | None:
 
 
 def extra_trees(s: Situation) -> Candidate | None:
+    """Propose extremely randomised trees, always."""
     return Candidate(
         "extra-trees",
         "extra_trees",
@@ -217,6 +222,7 @@ def extra_trees(s: Situation) -> Candidate | None:
 
 
 def linear(s: Situation) -> Candidate | None:
+    """Propose a logistic regression."""
     return Candidate(
         "logistic-regression",
         "logistic_regression",
@@ -225,6 +231,7 @@ def linear(s: Situation) -> Candidate | None:
 
 
 def as_it_comes(s: Situation) -> Candidate | None:
+    """Propose XGBoost with its own defaults, unless positives are few."""
     if s.found.regime == "few":
         return None
     return Candidate(
@@ -236,6 +243,7 @@ def as_it_comes(s: Situation) -> Candidate | None:
 
 
 def shallow(s: Situation) -> Candidate | None:
+    """Propose trees of depth 3, always."""
     why = "hold back where positives are few" if not s.enough else "rank best when few features matter together"
     return Candidate(
         "xgboost-shallow",
@@ -246,6 +254,7 @@ def shallow(s: Situation) -> Candidate | None:
 
 
 def deep(s: Situation) -> Candidate | None:
+    """Propose trees of depth 6 from 100 positives on."""
     if s.found.positives < 100:
         return None
     reason = f"{s.found.positives:,} positives are enough for deeper interactions."
@@ -253,6 +262,7 @@ def deep(s: Situation) -> Candidate | None:
 
 
 def random_forest(s: Situation) -> Candidate | None:
+    """Propose a random forest, unless rows are many or positives few."""
     if s.large or s.found.regime == "few":
         return None
     return Candidate(
@@ -263,6 +273,7 @@ def random_forest(s: Situation) -> Candidate | None:
 
 
 def sqrt_balanced(s: Situation) -> Candidate | None:
+    """Propose positives weighted by the root of the ratio, from 1:10 on."""
     if s.found.ratio < 10 or s.found.regime == "few":
         return None
     reason = (
@@ -273,6 +284,7 @@ def sqrt_balanced(s: Situation) -> Candidate | None:
 
 
 def by_amount(s: Situation) -> Candidate | None:
+    """Propose rows weighted by their amount, where amounts are given."""
     if not s.amounts:
         return None
     return Candidate(
@@ -284,6 +296,7 @@ def by_amount(s: Situation) -> Candidate | None:
 
 
 def under_xgboost(s: Situation) -> Candidate | None:
+    """Propose under-sampled negatives, where rows are many."""
     if s.under_ratio is None or s.found.regime == "few" or s.rows < 20_000:
         return None
     reason = (
@@ -294,6 +307,7 @@ def under_xgboost(s: Situation) -> Candidate | None:
 
 
 def histogram(s: Situation) -> Candidate | None:
+    """Propose scikit-learn's leaf-wise boosting from 2,000 rows on."""
     if s.rows < 2_000 or s.found.regime == "few":
         return None
     return Candidate(
@@ -304,6 +318,7 @@ def histogram(s: Situation) -> Candidate | None:
 
 
 def balanced_forest(s: Situation) -> Candidate | None:
+    """Propose a forest whose trees see both classes alike, from 1:10 on."""
     if s.large or s.found.ratio < 10 or s.found.regime == "few":
         return None
     return Candidate(
@@ -314,12 +329,14 @@ def balanced_forest(s: Situation) -> Candidate | None:
 
 
 def perceptron(s: Situation) -> Candidate | None:
+    """Propose a neural network, where features are numeric and positives ample."""
     if s.large or not s.enough or not s.numeric or s.rows < 2_000:
         return None
     return Candidate("mlp", "mlp", reason="Smooth boundaries on numeric features, which trees only approximate.")
 
 
 def synthetic(s: Situation) -> Candidate | None:
+    """Propose rows made between positives, where these have their kind near."""
     isolated = s.found.point_types.get("outlier", 1.0)
     if s.rows > SMALL or not s.numeric or s.found.positives < 30 or isolated > 0.5 or s.found.ratio < 4:
         return None
@@ -334,6 +351,7 @@ def synthetic(s: Situation) -> Candidate | None:
 
 
 def scarce(s: Situation) -> Candidate | None:
+    """Propose the recipe for few positives, the more so the fewer there are."""
     if s.enough or s.found.positives >= FEW_ENOUGH:
         return None
     share = shares(s.found.positives, {})["share"]
@@ -346,6 +364,7 @@ def scarce(s: Situation) -> Candidate | None:
 
 
 def jittered(s: Situation) -> Candidate | None:
+    """Propose copies of positives with noise, where they are few."""
     if s.found.regime != "few":
         return None
     copies = max(10 * s.found.positives, 100)
@@ -361,6 +380,7 @@ def jittered(s: Situation) -> Candidate | None:
 
 
 def focal(s: Situation) -> Candidate | None:
+    """Propose the focal loss, where positives are ample and rare."""
     if not s.enough or s.found.ratio < 10:
         return None
     return Candidate(

@@ -101,6 +101,8 @@ class Profile(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Profile:
+        """Return the profile that ``to_json`` wrote; None becomes NaN, and fields of other releases are left out."""
+
         def column(values: Mapping[str, Any]) -> FeatureProfile:
             return FeatureProfile(**_read(FeatureProfile, values))
 

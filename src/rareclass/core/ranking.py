@@ -67,6 +67,7 @@ class RankingTable:
 
     @property
     def steps(self) -> int:
+        """How many distinct cut-offs there are."""
         return len(self.cut)
 
     @cached_property
@@ -195,7 +196,21 @@ def ap_of_sums(tp: FloatArray, fp: FloatArray) -> FloatArray:
 def average_precision(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
     """Return the exact average precision: mean precision over the positives, equal scores taken together.
 
-    y, score : (n,); NaN without positives. The same number as scikit-learn's, without its thresholds.
+    The same number as scikit-learn's, without its thresholds.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        1 for the rare class, 0 otherwise.
+    score : array-like of shape (n,)
+        Finite; the higher, the likelier a positive.
+    weight : array-like of shape (n,), optional
+        How much a row counts.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN without positives.
     """
     table = RankingTable.build(y, score, weight)
     return float(ap_of_sums(table.totals(None, True), table.totals(None, False)))
@@ -313,17 +328,15 @@ def estimate_ap(
     score: ArrayLike,
     *,
     block: NDArray[Any] | None = None,
-    n_boot: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
     weight: ArrayLike | None = None,
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
 ) -> Estimate:
-    """Return average precision with its bootstrap interval."""
+    """Return average precision with its bootstrap interval; rows of a ``block`` are drawn together."""
     table = RankingTable.build(y, score, weight)
     value = float(ap_of_sums(table.totals(None, True), table.totals(None, False)))
-    resamples = Resamples(len(table.y), block, n_boot, seed)
+    resamples = bootstrap.of_rows(len(table.y), block)
     drawn = np.concatenate([ap_of_sums(tp, fp) for tp, fp in table.counted(resamples)]) if table.steps else np.zeros(0)
-    return bounded_estimate(value, drawn, confidence, int(table.y.sum()), len(table.y))
+    return bounded_estimate(value, drawn, bootstrap.confidence, int(table.y.sum()), len(table.y))
 
 
 def compare(
@@ -386,6 +399,7 @@ class BlockRanking:
 
     @staticmethod
     def of(y: IntArray, score: FloatArray, weight: FloatArray | None, starts: IntArray) -> BlockRanking:
+        """Count hits and alarms of each block of rows at every score that a positive has."""
         cut = np.unique(score[y == 1])[::-1]
         ends = np.append(starts[1:], len(y))
         columns = [

@@ -72,6 +72,7 @@ class Reading(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Reading:
+        """Return the reading that ``to_json`` wrote."""
         return Reading(**{**raw, "missing": tuple(raw["missing"])})
 
     def text(self, value: object) -> str | None:

@@ -47,17 +47,21 @@ class MaturedRows:
 
     @property
     def prevalence(self) -> float:
+        """Weighted share of positives; NaN without rows."""
         return float(np.average(self.y, weights=self.weight)) if len(self.y) else math.nan
 
     @property
     def days(self) -> float:
+        """Days from the first row to the last, 1 at least."""
         return max(float((self.time[-1] - self.time[0]) / np.timedelta64(1, "D")), 1.0) if len(self.time) else 1.0
 
     @property
     def block(self) -> NDArray[Any]:
+        """(n,) the day of each row, the unit of resampling."""
         return self.time.astype("datetime64[D]").astype(np.int64)
 
     def take(self, index: AnyArray) -> MaturedRows:
+        """Return the rows at these positions."""
         weight = None if self.weight is None else self.weight[index]
         return MaturedRows(self.y[index], self.score[index], self.time[index], weight, self.costs.take(index))
 

@@ -60,6 +60,7 @@ class ResamplingTask:
 
     @property
     def rng(self) -> np.random.Generator:
+        """A generator that begins at the task's seed, each time anew."""
         return np.random.default_rng(self.seed)
 
     def minority(self, rows: Rows) -> int:

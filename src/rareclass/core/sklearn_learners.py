@@ -132,17 +132,20 @@ class GrowingHistograms:
         self.threads = threads_of_a_fit(len(task.rows), task.threads)
 
     def grow(self, rounds: int | None = None) -> None:
+        """Fit ``rounds`` more trees, by default one step of them."""
         self.done = min(self.most, self.done + (rounds or self.step))
         self.estimator.set_params(max_iter=self.done)
         with at_most(self.threads, "openmp"):
             self.estimator.fit(self.task.rows.x, self.task.rows.y, sample_weight=self.task.weight)
 
     def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows."""
         assert self.watched is not None
         with at_most(self.threads, "openmp"):
             return self.watched.each(lambda part, x: self.estimator.decision_function(x))
 
     def fitted(self, rounds: int) -> Classified:
+        """Return the learner of the first ``rounds`` trees."""
         self.estimator._predictors = self.estimator._predictors[:rounds]
         return Classified("hist_gradient_boosting", rounds=rounds, estimator=self.estimator)
 
@@ -204,14 +207,17 @@ class GrowingNetwork:
         self.held: list[Any] = []
 
     def grow(self) -> None:
+        """Go once over the rows and keep the weights of that epoch."""
         with at_most(self.threads):  # small matrices: more threads than asked for only wait for each other
             self.estimator.partial_fit(self.x, self.y, classes=np.array([0, 1]), sample_weight=self.weight)
         self.held.append(copy.deepcopy((self.estimator.coefs_, self.estimator.intercepts_)))
 
     def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows."""
         return logit(self.estimator.predict_proba(self.watched)[:, 1])
 
     def fitted(self, rounds: int) -> Network:
+        """Return the network as it was after so many epochs."""
         weights, biases = self.held[rounds - 1]
         return Network(
             "mlp",

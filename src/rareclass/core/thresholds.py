@@ -44,6 +44,7 @@ class Counts:
 
     @property
     def alerts(self) -> FloatArray:
+        """(steps,) flagged rows at each cut-off."""
         return self.tp + self.fp
 
     @property
@@ -58,6 +59,7 @@ class Counts:
 
     @property
     def recall(self) -> FloatArray:
+        """(steps,) caught positives / positives at each cut-off."""
         return _ratio(self.tp, self.positives)
 
 

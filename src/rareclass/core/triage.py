@@ -138,9 +138,11 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
+        """The exit code of ``rareclass triage``."""
         return EXIT_CODES[self.verdict]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the verdict, its reasons and evidence, and its exit code."""
         return {
             "verdict": self.verdict,
             "exit_code": self.exit_code,

@@ -159,11 +159,13 @@ class GrowingTrees:
             )
 
     def grow(self, rounds: int | None = None) -> None:
+        """Fit ``rounds`` more trees, by default one step of them."""
         for _ in range(rounds or self.step):
             self.booster.update(self.train, self.done, self.objective)
             self.done += 1
 
     def log_odds(self) -> FloatArray:
+        """Return (n,) log-odds of the watched rows; only trees that are new are asked."""
         assert self.watched is not None
         known = self.margin if self.looked else None
         options = {"iteration_range": (self.looked, self.done), "predict_type": "margin", "validate_features": False}
@@ -177,6 +179,7 @@ class GrowingTrees:
         return self.margin.astype(np.float64)
 
     def fitted(self, rounds: int) -> Boosted:
+        """Return the learner of the first ``rounds`` trees."""
         first = self.booster[:rounds]
         return Boosted("xgboost", rounds=rounds, booster=first, types=self.types, threads=self.threads)
 
@@ -189,5 +192,6 @@ def fit_xgboost(task: FitTask, params: Mapping[str, Any]) -> Boosted:
 
 
 def canonical(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters under one of the names that XGBoost takes for each."""
     names = {"learning_rate": "eta", "lambda": "reg_lambda", "alpha": "reg_alpha"}
     return {names.get(key, key): value for key, value in params.items()}

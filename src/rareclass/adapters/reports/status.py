@@ -59,6 +59,8 @@ class DriftPoint:
 
 @dataclass(frozen=True)
 class LedgerLine:
+    """One line of the ledger as the page shows it."""
+
     at: datetime
     kind: str
     actor: str

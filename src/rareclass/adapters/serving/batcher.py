@@ -83,6 +83,7 @@ class Batcher:
         self.engine.after(results)
 
     def close(self) -> None:
+        """Wait for the batch in work and end the thread."""
         self._thread.shutdown()
 
 

@@ -20,6 +20,7 @@ class Catalogue:
 
     @property
     def active(self) -> Active | None:
+        """The version that answers; None while none is loaded."""
         return self._engine.active
 
     def check(self, name: str, wanted: str | None) -> None:
@@ -34,9 +35,11 @@ class Catalogue:
             )
 
     def server(self) -> dict[str, Any]:
+        """Return the server's metadata as protocol v2 words it."""
         return {"name": "rareclass", "version": version("rareclass"), "extensions": ["binary_tensor_data"]}
 
     def model(self) -> dict[str, Any]:
+        """Return the model's metadata as protocol v2 words it: versions, inputs and outputs."""
         active = self.active
         features = () if active is None else active.signature.schema.features
         return {

@@ -26,7 +26,8 @@ FUTURE_SECONDS = 60.0
 class Shadow(Protocol):
     """Takes answered rows; never blocks, never raises."""
 
-    def offer(self, frame: Frame) -> None: ...
+    def offer(self, frame: Frame) -> None:
+        """Take rows that were answered, to be scored later; full queues drop them and count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Answer:
         return out
 
     def parameters(self) -> dict[str, Any]:
+        """What protocol v2's ``parameters`` say of an answer: version, threshold, operating point."""
         return {"version": self.active.version, "threshold": self.threshold, "operating_point": self.point}
 
 

@@ -51,32 +51,41 @@ class Servicer:
         self._batcher, self._catalogue, self.pb = batcher, catalogue, messages()
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say that the process answers."""
         return self.pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say whether a version is loaded and checked."""
         return self.pb.ServerReadyResponse(ready=self._catalogue.active is not None)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say whether the named model is loaded; an unknown name or version is an error."""
         self._catalogue.check(request.name, request.version)
         return self.pb.ModelReadyResponse(ready=self._catalogue.active is not None)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Describe the server."""
         return self.pb.ServerMetadataResponse(**self._catalogue.server())
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Describe the model's inputs and outputs."""
         self._catalogue.check(request.name, request.version)
         return self.pb.ModelMetadataResponse(**self._catalogue.model())
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """List the one model and its state."""
         return self.pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Refuse: what is served follows the registry."""
         raise InputError(READ_ONLY)
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Refuse: what is served follows the registry."""
         raise InputError(READ_ONLY)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Score the rows of a request, as ``POST .../infer`` does."""
         active = self._catalogue.active
         if active is None:
             raise NotReadyError("the model is still loading. Ask ServerReady")
@@ -160,6 +169,7 @@ class GrpcServer:
         self.port: int = self._server.add_insecure_port(address)
 
     async def start(self) -> None:
+        """Listen; returns once the port is bound."""
         await self._server.start()
 
     async def stop(self, seconds: float) -> None:

@@ -49,14 +49,17 @@ Handler = Callable[[Site, Request], Awaitable[Response]]
 
 
 async def live(site: Site, request: Request) -> Response:
+    """Answer that the process is there."""
     return _json({"live": True})
 
 
 async def ready(site: Site, request: Request) -> Response:
+    """Answer 200 once a version is loaded and checked, 503 before."""
     return _ready(site)
 
 
 async def model_ready(site: Site, request: Request) -> Response:
+    """Answer as ``ready`` does, for a model and version that are served; 404 for others."""
     _check(site, request)
     return _ready(site)
 
@@ -67,6 +70,7 @@ def _ready(site: Site) -> Response:
 
 
 async def server_metadata(site: Site, request: Request) -> Response:
+    """Describe the server."""
     return _json(site.catalogue.server())
 
 
@@ -78,11 +82,13 @@ async def described(site: Site, request: Request) -> Response:
 
 
 async def model_metadata(site: Site, request: Request) -> Response:
+    """Describe the model's inputs and outputs."""
     _check(site, request)
     return _json(site.catalogue.model())
 
 
 async def repository_index(site: Site, request: Request) -> Response:
+    """List the one model and its state; with ``ready`` only when it is loaded."""
     body = await _body(request, 1 << 16)
     try:
         asked = orjson.loads(body) if body else {}
@@ -95,6 +101,7 @@ async def repository_index(site: Site, request: Request) -> Response:
 
 
 async def repository_change(site: Site, request: Request) -> Response:
+    """Refuse to load or unload: what is served follows the registry."""
     raise InputError(READ_ONLY)
 
 

@@ -15,18 +15,32 @@ class Scorer(Protocol):
     """A loaded model version."""
 
     @property
-    def schema(self) -> Schema: ...
-    @property
-    def thresholds(self) -> Mapping[str, float]: ...
-    @property
-    def primary(self) -> str: ...
-    @property
-    def meta(self) -> Mapping[str, Any]: ...
+    def schema(self) -> Schema:
+        """How the version's columns are read."""
 
-    def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray: ...
-    def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]: ...
-    def retuned(self, cutoffs: Mapping[str, float]) -> Scorer: ...
-    def check_golden(self, tolerance: float = 1e-6) -> None: ...
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """Cut-off on the score by operating point."""
+
+    @property
+    def primary(self) -> str:
+        """The operating point that decides when none is named."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the version says of itself: data hash, training range, metrics."""
+
+    def score(self, rows: pd.DataFrame | FloatMatrix) -> FloatArray:
+        """Return (n,) calibrated probabilities."""
+
+    def reasons(self, rows: pd.DataFrame | FloatMatrix, top: int = 3) -> list[list[dict[str, Any]]]:
+        """Return for each row the ``top`` features that moved its score."""
+
+    def retuned(self, cutoffs: Mapping[str, float]) -> Scorer:
+        """Return the same version with other cut-offs."""
+
+    def check_golden(self, tolerance: float = 1e-6) -> None:
+        """Raise ModelError unless the golden rows get the scores that they were stored with."""
 
 
 class Log(Protocol):

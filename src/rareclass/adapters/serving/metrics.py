@@ -52,6 +52,7 @@ class ScoreHistogram:
         self._sums: dict[tuple[str, str], float] = {}
 
     def observe(self, labels: tuple[str, str], scores: FloatArray) -> None:
+        """Count (n,) scores of one (model, version)."""
         with self._lock:
             counts = self._counts.setdefault(labels, np.zeros(len(SCORE) + 1))
             if len(scores) == 1:
@@ -61,6 +62,7 @@ class ScoreHistogram:
             self._sums[labels] = self._sums.get(labels, 0.0) + float(scores.sum())
 
     def collect(self) -> Iterator[Any]:
+        """Yield the histogram in Prometheus' form."""
         from prometheus_client.core import HistogramMetricFamily
 
         family = HistogramMetricFamily(self.name, self.help, labels=("model", "version"))
@@ -72,6 +74,7 @@ class ScoreHistogram:
         yield family
 
     def describe(self) -> Iterator[Any]:
+        """Yield nothing: names are known when it is collected."""
         return iter(())
 
 

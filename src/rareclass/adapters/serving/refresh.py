@@ -26,8 +26,11 @@ _FILE_SECONDS = 0.5
 class Shadows(Protocol):
     """The shadow scorers, as the refresher steers them."""
 
-    def set(self, versions: Sequence[ServedVersion]) -> None: ...
-    def columns(self) -> frozenset[str]: ...
+    def set(self, versions: Sequence[ServedVersion]) -> None:
+        """Load these versions and unload all others."""
+
+    def columns(self) -> frozenset[str]:
+        """Return the columns that the loaded versions want."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,11 @@ class Refresher:
         self._activate(release)
 
     def start(self) -> None:
+        """Begin to follow the registry in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread, waiting five seconds at most."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5)

@@ -402,6 +402,7 @@ def encode(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]], wanted: Wan
 
 
 def packed(array: NDArray[Any]) -> bytes:
+    """Return an array as protocol v2's binary tensor: numbers as they lie, texts with their length in front."""
     if array.dtype != object:
         return array.tobytes()
     encoded = [str(value).encode() for value in array]

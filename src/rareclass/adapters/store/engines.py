@@ -59,6 +59,7 @@ def sqlite_engine(url: sa.URL) -> sa.Engine:
 
 
 def postgres_engine(url: sa.URL) -> sa.Engine:
+    """Return an engine that tests a pooled connection before it is used and gives up connecting after 5 s."""
     return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
 
 
@@ -93,4 +94,5 @@ def explain(error: Exception, url: str, refused: tuple[type[Exception], ...]) ->
 
 
 def driver(connection: sa.Connection) -> Any:
+    """Return the driver's own connection."""
     return connection.connection.driver_connection

@@ -30,6 +30,7 @@ class Erased:
 
     @property
     def total(self) -> int:
+        """Rows of all tables together."""
         return sum(self.rows.values())
 
 
@@ -39,6 +40,7 @@ def digest(salt: str, value: str) -> str:
 
 
 def row_name(request_id: object, row: object) -> str:
+    """Return one text for a request id and a row, the key of what is erased."""
     return f"{request_id}\x00{row}"
 
 

@@ -54,6 +54,7 @@ def micros(values: Any) -> pd.Series[Any]:
 
 
 def to_moment(value: int | None) -> datetime | None:
+    """Return microseconds since 1970 as a UTC time; None stays None."""
     return (
         None
         if value is None
@@ -197,4 +198,5 @@ def timed(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 
 
 def one_line(error: BaseException) -> str:
+    """Return an error's message on one line of 300 characters at most."""
     return " ".join(str(error).split())[:300]

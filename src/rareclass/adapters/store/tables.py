@@ -91,9 +91,11 @@ UNIQUE = {
 
 
 def between(table: sa.Table, model: str, start: Any, end: Any, version: str | None) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for a model's rows with ``start <= ts < end``, of one version where it is named."""
     where = [table.c.model == model, table.c.ts >= to_micros(start), table.c.ts < to_micros(end)]
     return where + ([table.c.version == str(version)] if version is not None else [])
 
 
 def same(left: Any, right: Any, names: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Return the condition that two tables agree in these columns."""
     return sa.and_(*(left.c[name] == right.c[name] for name in names))

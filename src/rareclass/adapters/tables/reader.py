@@ -40,6 +40,7 @@ class ReadPlan:
 
     @staticmethod
     def of(config: Config, source: Source) -> ReadPlan:
+        """Return what has to be read of a source. Raises ConfigError for a named column that is not there."""
         data, columns = config.data, source.columns
         roles = {
             f"data.{role}": getattr(data, role) for role in ("target", "time", "entity", "id", "amount", "propensity")

@@ -57,6 +57,7 @@ class Source:
 
 
 def unreadable(path: str, error: BaseException) -> DataError:
+    """Return the error for a file that cannot be read, with the reason and without what is secret in its address."""
     # pyarrow repeats the path in each layer of its message; what was wrong stands behind the last of them
     reason = " ".join(str(error).split()).rsplit("': Invalid: ", 1)[-1]
     return DataError(f"'{masked(path)}' cannot be read: {reason[:300]}. Set data.path to rows in Parquet or CSV")
@@ -143,6 +144,7 @@ def _wrong_filter(error: BaseException) -> DataError:
 
 
 def files(path: str, text: tuple[str, ...], form: Format) -> Source:
+    """Return the source of a file, folder or pattern of Parquet or CSV files. Raises DataError for mixed kinds."""
     filesystem, names = _locate(path)
     packed = tuple(end + pack for end in SUFFIXES for pack in ("", *PACKED))
     if all(name.lower().endswith(packed) for name in names):
@@ -373,6 +375,7 @@ def _csv(path: str, filesystem: pafs.FileSystem, names: list[str], text: tuple[s
 
 
 def database(path: str, query: str | None) -> Source:
+    """Return the source of a SELECT statement. Raises ConfigError without one."""
     if not query:
         raise ConfigError(f"data.path '{masked(path)}' is a database. Set data.query to a SELECT statement")
     body = query.strip().rstrip(";")
@@ -489,9 +492,11 @@ class Dialect:
     escape: str = ""
 
     def name(self, text: str) -> str:
+        """Return a column's name, quoted."""
         return self._between(text, self.quote)
 
     def literal(self, value: Any) -> str:
+        """Return a value as SQL."""
         if isinstance(value, bool):
             return "TRUE" if value else "FALSE"
         if isinstance(value, int | float):

@@ -30,9 +30,11 @@ class Place:
         return sorted(each.base_name for each in found if each.type == pafs.FileType.Directory)
 
     def delete(self, folder: str) -> None:
+        """Delete a folder and what is in it."""
         self._filesystem.delete_dir(f"{self._root}/{folder}")
 
     def write(self, name: str, content: bytes) -> None:
+        """Write a file, making its folders."""
         self._make_parent(name)
         with self._filesystem.open_output_stream(f"{self._root}/{name}") as stream:
             stream.write(content)

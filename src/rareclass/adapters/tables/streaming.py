@@ -55,6 +55,7 @@ class Drawn:
     negatives_rate: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return what the data card says of the sample."""
         return {
             "memory_bytes": self.memory,
             "rows": self.rows,

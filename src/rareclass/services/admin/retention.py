@@ -34,6 +34,7 @@ class Removed:
 
     @property
     def total(self) -> int:
+        """Rows of all tables together."""
         return sum(self.rows.values())
 
 

@@ -61,6 +61,7 @@ class Pauses:
     longest: float = 60.0
 
     def after(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures: doubled each time, up to the longest."""
         return float(min(self.first * 2 ** min(failures, 30), self.longest))
 
 

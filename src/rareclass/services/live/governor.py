@@ -158,6 +158,7 @@ class Turn:
     actions: Sequence[Action]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the verdict with what was done about it."""
         actions = [action.to_json() for action in self.actions]
         return {"kind": self.kind, "number": self.number, **self.verdict.to_json(), "actions": actions}
 

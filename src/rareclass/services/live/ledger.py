@@ -27,6 +27,7 @@ class Action:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, the time as ISO text."""
         return {
             "time": self.time.isoformat(),
             "kind": self.kind,

@@ -77,6 +77,7 @@ class Listener:
         self._lock = threading.Lock()
 
     def close(self) -> None:
+        """Close the spool, what waits for its half, and the store."""
         self.halves.close()
         self.spool.close()
         if self._store is not None:

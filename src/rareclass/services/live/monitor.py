@@ -62,6 +62,7 @@ class LoadedVersion:
 
     @property
     def trained_until(self) -> datetime | None:
+        """Time of the newest row that the version learnt from; None where it does not say."""
         until = (self.model.meta.get("trained") or {}).get("until") if self.model is not None else None
         return None if until is None else _parsed(until)
 
@@ -85,6 +86,7 @@ class Monitor:
         self._delay: tuple[datetime | None, timedelta | None] = None, None
 
     def close(self) -> None:
+        """Close the store, where the monitor opened it."""
         if self._own:
             self.store.close()
 

@@ -59,9 +59,11 @@ class Watch:
         self._page: tuple[Status | None, str, str] = None, "", ""
 
     def start(self) -> None:
+        """Begin to evaluate, every ``monitor.every``."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End after the evaluation in work, waiting a minute at most."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=60)
@@ -128,6 +130,7 @@ class RateLimit:
         self._times: deque[float] = deque()
 
     def allow(self) -> bool:
+        """Say whether one more call fits into this minute, and count it."""
         now = self.timer()
         while self._times and now - self._times[0] >= 60:
             self._times.popleft()
@@ -287,6 +290,7 @@ class Service:
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop answering and evaluating."""
         self.server.should_exit = True
         if self._thread is not None:
             self._thread.join(timeout=60)

@@ -315,6 +315,7 @@ def private_features(config: Config, model: RareModel) -> list[str]:
 
 
 def cannot_retrain(private: Sequence[str]) -> str:
+    """Return the sentence for a store that lacks private columns."""
     return (
         f"a retrain cannot learn from the store: {', '.join(private[:5])} {'is' if len(private) == 1 else 'are'} "
         "private (data.private) and never stored. Set retrain.source: data"

@@ -401,7 +401,10 @@ def _period(
     block = np.unique(frame["__ts"].iloc[step.rows][known].to_numpy().astype("datetime64[D]"), return_inverse=True)[1]
     ap = (
         ranking.estimate_ap(
-            y, s, block=block if block.max(initial=0) > 2 else None, confidence=config.evaluate.confidence
+            y,
+            s,
+            block=block if block.max(initial=0) > 2 else None,
+            bootstrap=Bootstrap(confidence=config.evaluate.confidence),
         )
         if y.sum()
         else None

@@ -82,6 +82,7 @@ class Comparison:
     head = _HEAD
 
     def to_json(self) -> dict[str, Any]:
+        """Return the table, JSON-ready; curves stay with the page."""
         lines = [
             {
                 "name": line.name,

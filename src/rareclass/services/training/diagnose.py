@@ -39,6 +39,7 @@ class Report:
         return [*facts, *(f"warning: {each}" for each in self.warnings), "would be tried:", *tried]
 
     def to_json(self) -> dict[str, Any]:
+        """Return diagnosis, plan and warnings, JSON-ready."""
         return {**jsonable(self, without={"plan"}), "plan": [candidate.to_json() for candidate in self.plan]}
 
 

@@ -82,6 +82,7 @@ class Tuning:
 
     @property
     def thresholds(self) -> dict[str, float]:
+        """Cut-off by operating point."""
         return {name: point.value for name, point in self.points.items()}
 
 
@@ -724,6 +725,7 @@ def prequential(
     Raises DataError when the rows have no time.
     """
     from rareclass.core import ranking, splitting
+    from rareclass.core.bootstrap import Bootstrap
 
     if not config.split.prequential:
         return []
@@ -737,10 +739,8 @@ def prequential(
             window.y,
             score,
             block=window.block(),
-            n_boot=config.evaluate.bootstraps,
-            confidence=config.evaluate.confidence,
-            seed=config.train.seed,
             weight=window.weight,
+            bootstrap=Bootstrap.of(config.evaluate, config.train.seed),
         )
         assert window.time is not None
         found.append(
@@ -766,15 +766,7 @@ def _champion_metrics(config: Config, test: Rows, champion: Champion, score: Any
     if not fresh.positives or champion.decision is None:
         return {}
     block, bootstrap = fresh.block(), Bootstrap.of(config.evaluate, config.train.seed)
-    ap = ranking.estimate_ap(
-        fresh.y,
-        old,
-        block=block,
-        n_boot=bootstrap.resamples,
-        confidence=bootstrap.confidence,
-        seed=bootstrap.seed,
-        weight=fresh.weight,
-    )
+    ap = ranking.estimate_ap(fresh.y, old, block=block, weight=fresh.weight, bootstrap=bootstrap)
     difference = ranking.compare(fresh.y, new, old, block=block, weight=fresh.weight, bootstrap=bootstrap)
     decided = evaluation.decision_metrics(fresh.y, np.asarray(champion.decision)[index], fresh.weight)
     keys = ("precision", "recall", "f1", "f2", "mcc")
