@@ -16,7 +16,7 @@ from rareclass.core.dataset import Rows, encode, infer_schema
 from rareclass.core.estimate import Estimate
 from rareclass.core.model import RareModel
 from rareclass.core.thresholds import TunedThreshold
-from rareclass.errors import DataError
+from rareclass.errors import DataError, unknown
 from rareclass.frames import as_pandas
 
 
@@ -91,7 +91,6 @@ def load_demo(name: str = "flights") -> pd.DataFrame:
         When the package is not installed.
     """
     from rareclass.adapters.tables import DEMOS
-    from rareclass.errors import unknown
 
     if name not in DEMOS:
         raise unknown("demo", name, DEMOS, "name")

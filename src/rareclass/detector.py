@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rareclass import _features
 from rareclass.core.dataset import Rows, Schema, encode, infer_schema
+from rareclass.errors import RareclassError
 from rareclass.frames import as_pandas
 
 
@@ -91,7 +92,6 @@ class RareDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             For a detector that does not exist, a rate that is none, or too few rows.
         """
         from rareclass.core import detection
-        from rareclass.errors import RareclassError
 
         if not 0 < self.false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate={self.false_alarm_rate!r} is not between 0 and 1.")

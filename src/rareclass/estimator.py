@@ -18,6 +18,7 @@ from rareclass import config as settings
 from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Rows, Schema, encode, infer_schema
 from rareclass.core.hashing import content_groups, text_hash
+from rareclass.errors import RareclassError
 from rareclass.frames import as_pandas
 
 _TIE = 0.05  # rows decided otherwise, per positive, up to which two thresholds are taken as equally good
@@ -174,7 +175,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from rareclass.core import calibration, selection, splitting, thresholds, training
         from rareclass.core.bootstrap import Bootstrap, Sample
         from rareclass.core.model import RareModel
-        from rareclass.errors import RareclassError
 
         try:
             config = self._config()

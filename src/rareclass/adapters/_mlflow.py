@@ -8,6 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 from rareclass.errors import ModelError
 from rareclass.masking import masked, quoted
@@ -51,8 +52,6 @@ def artifact_root(uri: str, artifacts: str | None) -> str | None:
 def local_path(uri: str) -> Path | None:
     """Return the path behind a plain path or file:// URI, None for anything remote."""
     if uri.startswith("file:"):
-        from urllib.parse import unquote, urlparse
-
         return Path(unquote(urlparse(uri).path))
     return None if ":/" in uri else Path(uri).expanduser().resolve()
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import rareclass
 from rareclass._memory import give_back_arrays
 from rareclass.config import ComputeSettings, DaskSettings
 from rareclass.errors import EngineError, RareclassError, need_package
@@ -170,7 +171,6 @@ def _cluster(compute: ComputeSettings) -> Any:
 
 def _checked(client: Any, settings: DaskSettings) -> DaskEngine:
     """Raise EngineError where there is no worker, or one of another version of this package."""
-    from rareclass import __version__
 
     if settings.scheduler is not None:
         try:
@@ -185,15 +185,14 @@ def _checked(client: Any, settings: DaskSettings) -> DaskEngine:
     except ModuleNotFoundError:
         found = {"a worker": "none"}
     for address, version in found.items():
-        if version != __version__:
+        if version != rareclass.__version__:
             raise EngineError(
-                f"the worker {address} has rareclass {version}, and this is {__version__}: "
+                f"the worker {address} has rareclass {version}, and this is {rareclass.__version__}: "
                 "install the same on all of them"
             )
     return DaskEngine(client)
 
 
 def _version() -> str:
-    from rareclass import __version__
 
-    return __version__
+    return rareclass.__version__

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rareclass.core.verdicts import EXIT_CODES
@@ -282,6 +282,5 @@ def _judged(report: DriftReport | None) -> bool:
 
 
 def _unix(moment: Any) -> float:
-    from datetime import UTC
 
     return float((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())

@@ -6,6 +6,7 @@ leaves something that nobody sees and the next registration removes.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -456,7 +457,6 @@ def _inner(folder: Path, uri: str) -> Path:
 
 def of_summary(folder: Path) -> str:
     """Return the model's URI that the summary in a run's --out folder names. Raises ModelError."""
-    import json
 
     try:
         return str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["uri"])

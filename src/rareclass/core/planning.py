@@ -18,7 +18,7 @@ from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
 from rareclass.core.scarce import AMPLE, AMPLE_ROUNDS, shares
 from rareclass.core.splitting import Fold
-from rareclass.errors import NoPositivesError
+from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 LARGE = 200_000
 """Rows from which slow learners, and neighbours of all rows, take too long."""
@@ -126,7 +126,6 @@ def check_recipe(candidate: Candidate) -> None:
     """Raise ConfigError with one line when a recipe names something that does not exist, or parts that do not fit."""
     from rareclass.core.learners import LEARNERS, check_weighting
     from rareclass.core.weighting import WEIGHTINGS
-    from rareclass.errors import ConfigError, unknown
 
     if candidate.learner not in LEARNERS:
         raise unknown("learner", candidate.learner, LEARNERS, "search.candidates[].learner")

@@ -7,6 +7,7 @@ moved prevalence or moved costs need another threshold, and scores that are off 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -394,7 +395,6 @@ def summary(evidence: Evidence) -> dict[str, Any]:
 
 def _fingerprint(verdict: str, evidence: Evidence) -> str:
     """Names the cause: the same verdict on the same version from the same window is the same alert."""
-    import hashlib
 
     latest = evidence.live.matured[-1].end.isoformat() if evidence.live.matured else "none"
     broken = sorted(evidence.drift.broken) if verdict == "page" and evidence.drift is not None else []

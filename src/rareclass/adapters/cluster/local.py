@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rareclass
 from rareclass.errors import MissingExtraError, RareclassError
 
 
@@ -21,7 +23,6 @@ def compiled() -> Path:
     """Return the compiled training pipeline: inside the installed package,
     or in the work tree it was installed from.
     """
-    import rareclass
 
     package = Path(rareclass.__file__).parent
     for path in (
@@ -73,7 +74,6 @@ def _environment() -> Iterator[None]:
 @contextmanager
 def _into(log: Any) -> Iterator[None]:
     """Send what this process and its children print to a file: the terminal belongs to the progress display."""
-    import sys
 
     sys.stdout.flush()
     sys.stderr.flush()

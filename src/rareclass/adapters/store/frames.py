@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -144,7 +145,6 @@ def to_csv(rows: pd.DataFrame) -> bytes:
 
 def copied(driver: Any, statement: str, parameters: Mapping[str, Any], query: sa.Select[Any]) -> pd.DataFrame:
     """COPY (SELECT ...) TO STDOUT, parsed by Arrow: several times faster than fetching rows."""
-    import io
 
     import pyarrow as pa
     from pyarrow import csv

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rareclass.adapters import cluster
 from rareclass.config import Config, dump
 from rareclass.errors import ModelError
 from rareclass.services.training import results
@@ -16,7 +17,6 @@ from rareclass.services.training.steps import Progress, silent
 
 def run(config: Config, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Execute the pipeline and leave in ``out`` what a run in one process leaves. Returns the summary."""
-    from rareclass.adapters import cluster
 
     progress("pipeline", "the compiled pipeline, each step a process of its own")
     root = out / "pipeline" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

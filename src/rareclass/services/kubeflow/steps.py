@@ -20,8 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.config import Config, parse, with_environment
+import rareclass.core
+from rareclass.config import Config, ResampleStep, parse, with_environment
+from rareclass.errors import DataError
 from rareclass.services import promotion
+from rareclass.services.live.ledger import ACTOR
 from rareclass.services.training import results, run, steps
 
 if TYPE_CHECKING:
@@ -47,9 +50,7 @@ def _types() -> list[type]:
     """Everything that may travel between steps: the values of core, the rows that were read,
     and what the steps return.
     """
-    import rareclass.core
     from rareclass.adapters.tables import Ingested
-    from rareclass.config import ResampleStep
 
     found: dict[str, type] = {
         each.__name__: each for each in (Kept, Ingested, ResampleStep, *vars(steps).values()) if isinstance(each, type)
@@ -75,7 +76,6 @@ def _dump(path: str, kept: Kept) -> None:
 
 def _load(path: str) -> Kept:
     from rareclass.core import portable
-    from rareclass.errors import DataError
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -147,7 +147,6 @@ def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
     repair : number of the repair in the ledger, the moment of the decision, the reason
     """
     from rareclass.services.live import repair as repairing
-    from rareclass.services.live.ledger import ACTOR
     from rareclass.services.live.monitor import Monitor
 
     own = Monitor(settings)

@@ -14,9 +14,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters import cluster
+from rareclass.adapters.cluster import Access, Placement
 from rareclass.config import Config, SecretEnv, dump, environment_names, format_size, setting_fields
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
+from rareclass.services.live.ledger import Action
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -73,7 +76,6 @@ def retrain(config: Config, number: int, *, now: datetime, progress: Progress = 
 def _retrained(config: Config, number: int, verdict: Any, progress: Progress) -> Action:
     from rareclass.services import promotion
     from rareclass.services.live import repair
-    from rareclass.services.live.ledger import Action
 
     reserved = next(e for e in promotion.history(config, kind="repair") if e.payload["number"] == number)
     # the moment of the decision, not of this attempt: a second attempt asks for the same rows
@@ -104,7 +106,6 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
     cache : False for schedules, whose parameters stay the same while the data moves on
     """
     from rareclass.adapters import tables
-    from rareclass.adapters.cluster import Placement
 
     version = tables.data_version(config.data.path) if cache and repair is None else None
     arguments = {
@@ -127,7 +128,6 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
 
 def run(job: Job, *, wait: bool, progress: Progress = silent) -> Submitted:
     """Upload what is new, start the run unless it is there, and follow it."""
-    from rareclass.adapters import cluster
 
     api, pipeline, version = _uploaded(job, progress)
     found = api.run(job.config.name, job.key, pipeline, version, job.arguments, job.config.cluster.account)
@@ -149,7 +149,6 @@ def _schedule(config: Config, cron: str, progress: Progress) -> Submitted:
 
 
 def _uploaded(job: Job, progress: Progress) -> tuple[Any, str, str]:
-    from rareclass.adapters import cluster
 
     api = cluster.Kubeflow(job.config.cluster.host, _access(job.config))
     name = f"rareclass-{job.config.name}"
@@ -194,7 +193,6 @@ def asked_by(config: Config, cluster: Mapping[str, str], token: str | None) -> C
 
 def _access(config: Config) -> Any:
     """Who asks: the token of the environment before that of a file."""
-    from rareclass.adapters.cluster import Access
 
     settings = config.cluster
     token = os.environ.get(settings.token_env, "").strip() or None

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters import evidently
+from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config
 from rareclass.core.jsonable import Jsonable
 from rareclass.errors import DataError, ModelError
@@ -55,7 +57,6 @@ def report(
     Reference: the validation and test rows of ``data``. Drift: the newest ``monitor.window``. Quality: the newest
     matured one. Raises ModelError without a champion, DataError with too few stored rows.
     """
-    from rareclass.adapters import evidently
     from rareclass.adapters.registry import Registry
     from rareclass.adapters.store import Store
 
@@ -162,7 +163,6 @@ def _kept(
     config: Config, version: str, drift: dict[str, Any], quality: dict[str, float], pages: list[Path], now: datetime
 ) -> str:
     """Write the MLflow run with its pages; return its id."""
-    from rareclass.adapters.tracking import Tracker
 
     tracker = Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
     run = tracker.start(RUN, params={"version": version}, tags={"kind": RUN, "at": now.isoformat()})

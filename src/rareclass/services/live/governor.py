@@ -7,6 +7,7 @@ function may be called again at any time, by two processes at once.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,6 @@ class Turn:
 
 def write(path: Path, turn: Turn) -> None:
     """Write a turn as JSON, and beside it FILE.kind and FILE.number, a word each, for workflows that branch on them."""
-    import json
 
     from rareclass.services.training import results
 

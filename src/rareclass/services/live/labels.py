@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rareclass.adapters.store import LabelReport, Store, micros, to_micros
+from rareclass.adapters.tracking import untouched
 from rareclass.config import Config
 from rareclass.core.dataset import Schema, text_of
 from rareclass.core.reading import NUMBER, Target
@@ -81,7 +82,6 @@ class Versions:
     @functools.cached_property
     def schema(self) -> Schema | None:
         """The schema of the champion, else of the newest version; None where there is none."""
-        from rareclass.adapters.tracking import untouched
 
         if untouched(self.config.tracking.uri):
             return None

@@ -21,15 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rareclass.adapters import halves
+from rareclass.adapters import halves, kafka
 from rareclass.adapters.cloudevents import Event, is_event, parsed, read
 from rareclass.adapters.halves import REQUEST, RESPONSE, Half, Halves
 from rareclass.adapters.spool import Spool
 from rareclass.config import Config
-from rareclass.errors import InputError, RareclassError
+from rareclass.errors import InputError, RareclassError, need_package
 from rareclass.network import allows, bound, http_url, token
 from rareclass.services.live import dead_letters
 from rareclass.services.live.heard import BodyReader, is_prediction
+from rareclass.services.serving.serve import Shipping
 from rareclass.services.serving.shipping import encode
 
 if TYPE_CHECKING:
@@ -264,9 +265,7 @@ class ListenService:
     """The listener behind its socket, with its shipper; ``url`` is known as soon as it is made."""
 
     def __init__(self, config: Config, environment: Mapping[str, str] | None = None) -> None:
-        from rareclass.adapters import kafka
         from rareclass.adapters.serving.server import http_server
-        from rareclass.services.serving.serve import Shipping
 
         env = os.environ if environment is None else environment
         listen = config.listen
@@ -321,7 +320,6 @@ class ListenService:
                 _LOG.warning("events still wait: %s", error)
 
     async def _consume(self) -> None:
-        from rareclass.adapters import kafka
 
         self.listener.kafka = False
 
@@ -336,7 +334,6 @@ class ListenService:
 
 def listen(config: Config) -> None:
     """Listen in the foreground, and say where."""
-    from rareclass.errors import need_package
 
     need_package("starlette", "serving", "rareclass listen")
     if config.listen.kafka.servers:

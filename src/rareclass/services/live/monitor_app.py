@@ -11,13 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters import exporter
 from rareclass.config import Config
 from rareclass.errors import InputError, RareclassError
 from rareclass.network import allows, bound, http_url
 from rareclass.network import token as token_of
+from rareclass.services.live import verdict as judgement
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -72,7 +75,6 @@ class Watch:
 
     def once(self) -> None:
         """Evaluate now. A failure is counted and told, and leaves the last snapshot with its old timestamp."""
-        from rareclass.services.live import verdict as judgement
         from rareclass.services.live.monitor import Monitor
         from rareclass.services.live.status import gather
 
@@ -146,8 +148,6 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
     from starlette.responses import HTMLResponse, Response
     from starlette.routing import Route
 
-    from rareclass.adapters import exporter
-
     settings = os.environ if env is None else env
     label_token, look_token = (token_of(settings, name) for name in (config.labels.token_env, config.monitor.token_env))
     limit = RateLimit(config.labels.requests_per_minute)
@@ -200,7 +200,6 @@ async def _labels(
     request: Request, config: Config, watch: Watch, store: Store, limit: RateLimit, token: str
 ) -> Response:
     """Take late labels. Who can write labels can steer retraining: closed without a token, limited in rate and size."""
-    from dataclasses import asdict
 
     from rareclass.services.live import labels as service
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rareclass.adapters import tracking
 from rareclass.config import Config, dump, public
 from rareclass.core import operating
 from rareclass.core.moments import naive
 from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
+from rareclass.masking import masked
 from rareclass.services import promotion as promotion
 from rareclass.services.live import monitor as watching
 from rareclass.services.live.learnable import mark_filtered, mark_outlying
 from rareclass.services.live.ledger import ACTOR, Action
+from rareclass.services.training.steps import silent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +163,6 @@ def retrain(config: Config, verdict: Verdict, now: datetime, *, monitor: Monitor
     come.
     """
     from rareclass.services.training import run
-    from rareclass.services.training.steps import silent
 
     champion = _champion(monitor)
     ingested, numbers = relearned(config, now, monitor=monitor)
@@ -219,7 +221,6 @@ def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:
     """
     from rareclass.adapters.tables import Ingested
     from rareclass.core import splitting
-    from rareclass.masking import masked
 
     parts = splitting.split(
         y=rows.y,
@@ -526,7 +527,6 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Mature
 
 
 def _registered(config: Config, model: RareModel, now: datetime, reason: str, evidence: Mapping[str, Any]) -> str:
-    from rareclass.adapters import tracking
 
     tracker = tracking.Tracker(
         config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts

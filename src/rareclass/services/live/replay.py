@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rareclass.adapters import reports
 from rareclass.config import Config, format_duration
 from rareclass.core import operating, ranking
 from rareclass.core.bootstrap import Bootstrap, Sample
@@ -63,7 +64,6 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     time.
     Raises ConfigError without a time column, DataError when there are no rows on one side of the date.
     """
-    from rareclass.adapters import reports
 
     if config.data.time is None:
         raise ConfigError("a replay needs to know when rows happened. Set data.time")

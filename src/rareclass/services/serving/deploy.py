@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters import cluster
 from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ModelError, RareclassError
 from rareclass.network import token
@@ -102,7 +103,6 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
     them.
     Raises ModelError when another version answers or a score differs.
     """
-    from rareclass.adapters import cluster
     from rareclass.core.model import golden_score
 
     assert model.golden is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass import logs
-from rareclass.config import Config
+from rareclass.config import Config, with_environment, with_overrides
 from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
 from rareclass.masking import masked
 from rareclass.network import token
 from rareclass.services.retry import retry_until_deadline
+from rareclass.services.serving.workers import serve_workers, spool_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -131,7 +133,6 @@ def settings_of(model: str, overrides: Sequence[str] = ()) -> Config:
     (RARECLASS_STORE_URL), ``overrides`` and the defaults. Raises ModelError, ConfigError.
     """
     from rareclass.adapters.registry import load_model
-    from rareclass.config import with_environment, with_overrides
 
     trained = load_model(model, expect=_pinned_hash()).meta.get("config") or {}
     if "data" not in trained:
@@ -148,7 +149,6 @@ def serve(config: Config, model: str | None = None, environment: Mapping[str, st
     uses the spool.
     """
     from rareclass.adapters.serving.server import announce
-    from rareclass.services.serving.workers import serve_workers
 
     env = os.environ if environment is None else environment
     what = f"the champion of '{config.name}' from {config.tracking.uri}" if model is None else model
@@ -181,7 +181,6 @@ def _ship_what_others_left(config: Config) -> None:
     """Ship the spools of workers that are no longer started, before there is a server."""
     from rareclass.adapters.spool import unshipped_bytes
     from rareclass.services.serving.shipping import Shipper, spools
-    from rareclass.services.serving.workers import spool_of
 
     own = {Path(spool_of(config.serve.spool, at)) for at in range(config.serve.workers)}
     for folder in spools(config.serve.spool):
@@ -307,7 +306,6 @@ class Shipping:
 
 def shadow_process(connection: Connection, busy: Any, raw: dict[str, Any]) -> None:
     """What the shadow's process runs: it loads from the registry and writes to a spool and store of its own."""
-    import signal
 
     from rareclass.adapters.serving.shadow import limit_memory, work
     from rareclass.adapters.spool import Spool

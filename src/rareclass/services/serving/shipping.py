@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -377,7 +378,6 @@ def start_process(config: Config) -> subprocess.Popen[bytes]:
 
 def main(arguments: Sequence[str]) -> int:
     """``python -m rareclass.services.serving.shipping SPOOL [PARENT]`` with the store's URL in RARECLASS_STORE_URL."""
-    import signal
 
     logs.configure()
     spool, parent = arguments[0], int(arguments[1]) if len(arguments) > 1 else None

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rareclass.config import EvaluateSettings
+from rareclass.adapters import reports, tracking
+from rareclass.config import EvaluateSettings, parse
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray, text_of
 from rareclass.core.estimate import Estimate
 from rareclass.core.hashing import HashArray
-from rareclass.errors import ConfigError, DataError, ModelError, nearest
+from rareclass.errors import ConfigError, DataError, ModelError, RareclassError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,6 @@ class Comparison:
 
     def write_html(self, path: str | Path) -> None:
         """Write the table and both curves, overlaid, as one self-contained page."""
-        from rareclass.adapters import reports
 
         reports.overlay_page(
             Path(path),
@@ -199,7 +199,7 @@ def _judged(entrants: Sequence[Entrant], scored: _EntrantScores, config: Evaluat
 
 def _entrant(uri: str, tracking_uri: str | None) -> Entrant:
     """Say where the model and the run of a URI are, without loading anything."""
-    from rareclass.adapters import registry, tracking
+    from rareclass.adapters import registry
 
     if uri.startswith("models:/"):
         found = registry.Registry(registry.tracking_of(uri, tracking_uri)).resolve(uri)
@@ -241,7 +241,6 @@ def _named(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 def _logged(entrants: Sequence[Entrant], tracking_uri: str | None) -> _EntrantScores:
     """Join the runs' test scores on the rows that all of them share."""
-    from rareclass.adapters import tracking
 
     frames = []
     for entrant in entrants:
@@ -409,8 +408,6 @@ def _ids(model: RareModel, data: str) -> HashArray | None:
     columns.
     """
     from rareclass.adapters import tables
-    from rareclass.config import parse
-    from rareclass.errors import RareclassError
 
     config = model.meta.get("config", {})
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rareclass.config import Config, parse, with_overrides
 from rareclass.core.jsonable import jsonable
 from rareclass.errors import DataError
+from rareclass.services.training import steps
 
 if TYPE_CHECKING:
     from rareclass.core.candidates import Candidate
@@ -99,7 +100,6 @@ def _development(config: Config, known: Rows) -> tuple[Rows, Sequence[Fold]]:
     """The rows that a run would compare candidates on, and its folds. Raises DataError where rows cannot be split."""
     from rareclass.core import splitting
     from rareclass.core.hashing import content_groups
-    from rareclass.services.training import steps
 
     parts = splitting.split(
         y=known.y,

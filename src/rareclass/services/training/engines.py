@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters.dask_engine import dask_engine
 from rareclass.config import ComputeSettings, Config
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.services.training import steps
@@ -26,7 +27,6 @@ def _local(compute: ComputeSettings) -> Iterator[ComputeEngine]:
 
 
 def _dask(compute: ComputeSettings) -> AbstractContextManager[ComputeEngine]:
-    from rareclass.adapters.dask_engine import dask_engine
 
     return dask_engine(compute)
 

@@ -13,11 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters import reports, tracking
 from rareclass.config import Config, public
 from rareclass.core.jsonable import jsonable
-from rareclass.errors import RareclassError
+from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
+from rareclass.services.training import scored
 from rareclass.services.training.steps import Progress, Run, silent
 
 if TYPE_CHECKING:
@@ -71,7 +73,6 @@ def register(
 
 
 def _tracker(config: Config) -> Tracker:
-    from rareclass.adapters import tracking
 
     return tracking.Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
 
@@ -123,7 +124,6 @@ def promote(
 
     challenger : the gate let it stand beside the champion only, also where ``promotion.mode`` is immediate
     """
-    from rareclass.errors import AlreadyDoneError, NeedsApprovalError
 
     if version is None:
         return None
@@ -166,8 +166,6 @@ def _evidence(run: Run) -> dict[str, Any]:
 
 
 def _log(logged: Any, run: Run, details: Mapping[str, Any]) -> None:
-    from rareclass.adapters import tracking
-    from rareclass.services.training import scored
 
     card, evaluation = run.ingested.card, run.judged.evaluation
     logged.log(metrics={f"test_{name}": each.value for name, each in evaluation.metrics.items()})
@@ -392,7 +390,6 @@ def peak_memory() -> int | None:
 
 def writable(folder: Path) -> None:
     """Raise ConfigError when the folder of the results cannot be written; nothing is made yet."""
-    from rareclass.errors import ConfigError
 
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -429,7 +426,6 @@ def with_role(details: Mapping[str, Any], role: str | None) -> dict[str, Any]:
 
 def report(details: Mapping[str, Any]) -> str:
     """Return the page that a run leaves."""
-    from rareclass.adapters import reports
 
     return reports.training_report(details)
 

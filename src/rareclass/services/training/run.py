@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rareclass.adapters.tracking import check_reachable, untouched
 from rareclass.config import Config
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.core.jsonable import jsonable
@@ -46,7 +47,6 @@ def run(
     config: Config, out: Path, *, progress: Progress = silent, now: datetime | None = None, reason: str = "run"
 ) -> dict[str, Any]:
     """Train, judge, refit, register and promote; leave summary.json and report.html in ``out``. Returns the summary."""
-    from rareclass.adapters.tracking import check_reachable
 
     validate.check(config)
     check_reachable(config.tracking.uri)
@@ -222,7 +222,6 @@ def champion(config: Config) -> tuple[str, RareModel] | NotComparable | None:
     One that cannot be loaded (files gone or changed, a newer format) is not comparable. Raises ModelError when the
     registry does not answer.
     """
-    from rareclass.adapters.tracking import untouched
 
     if untouched(config.tracking.uri):  # nobody's champion: MLflow need not be in memory
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rareclass.services.training.steps import costs_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -98,8 +100,6 @@ def _add_levels(frame: pd.DataFrame, rows: Rows, evaluation: Evaluation) -> None
 def _common(run: Run, rows: Rows, score: FloatArray) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
-
-    from rareclass.services.training.steps import costs_of
 
     money = costs_of(run.config, run.dev, rows)
     block = rows.block()

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import rareclass
 from rareclass.config import Config, public
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.errors import ConfigError, RareclassError
@@ -799,7 +800,6 @@ def refit(
     """
     import numpy as np
 
-    from rareclass import __version__
     from rareclass.core import dataset, drawn, without_labels
     from rareclass.core.model import RareModel
     from rareclass.core.profile import reference_profile
@@ -834,7 +834,7 @@ def refit(
     meta = {
         "name": config.name,
         "created": now.isoformat(),
-        "rareclass": __version__,
+        "rareclass": rareclass.__version__,
         "config": public(config),
         "target": config.data.target,
         "positive": _text(ingested.positive_value),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from rareclass.config import Config, OperatingPoint, ThresholdSettings
+from rareclass.core.candidates import Candidate
 from rareclass.errors import ConfigError, unknown
 
 
 def check(config: Config) -> Config:
     """Return the configuration when its candidates and objectives exist and fit. Raises ConfigError with one line."""
-    from rareclass.core.candidates import Candidate
     from rareclass.core.planning import check_recipe
 
     only = [] if config.search.only is None else [config.search.only]
