@@ -33,6 +33,21 @@ CONVERSIONS: dict[str, float] = {
 """Factors between units in common use; a column that is another one's multiple by one of them (or its inverse) is
 suspected of a changed unit. Any other factor of ``LARGE_FACTOR`` or more is suspect as well."""
 LARGE_FACTOR = 5.0
+"""From here on no season scales a column: any such factor is suspect, named or not."""
+LEAST_QUANTILES = 8
+"""Quantiles below which a straight line through them says nothing: a column of few values."""
+TAILS = 0.02
+"""Share at either end that is left out of the line: extremes of a window are a few rows, and move it by themselves."""
+STRAIGHT = 0.1
+"""How far a quantile may lie off the line, as a share of their spread: a changed unit leaves noise alone."""
+SAME_FACTOR = 0.05
+"""How near, relatively, a slope has to be to a factor of ``CONVERSIONS``: quantiles do not place it better."""
+ZERO = 0.1
+"""Offset, as a share of the largest scaled value, up to which the line goes through zero, as it does for units."""
+FREEZING_F, ZERO_F_IN_C = 32.0, -32.0 / 1.8
+"""Where the other scale of temperature has its zero: 0 degrees Celsius in Fahrenheit, and 0 Fahrenheit in Celsius."""
+DEGREES_F, DEGREES_C = 4.0, 3.0
+"""How near to it the offset has to be, in degrees of the scale that the window is in."""
 VANISHED = 1e-4
 """Chance, over all columns and values together, of calling a value gone that is only missing by luck."""
 HEAVY = 0.1
@@ -152,11 +167,11 @@ def suspected_unit(profile: FeatureProfile, column: Float32) -> str | None:
     """
     reference = np.asarray(profile.edges, np.float64)
     cumulative = np.cumsum(profile.shares)[:-1]
-    if len(reference) < 8:
+    if len(reference) < LEAST_QUANTILES:
         return None
     current = np.quantile(column[np.isfinite(column)].astype(np.float64), np.clip(cumulative, 0, 1))
-    middle = (cumulative > 0.02) & (cumulative < 0.98)
-    if middle.sum() < 8 or np.ptp(reference[middle]) == 0:
+    middle = (cumulative > TAILS) & (cumulative < 1 - TAILS)
+    if middle.sum() < LEAST_QUANTILES or np.ptp(reference[middle]) == 0:
         return None
     for sign, quantiles in ((1.0, current), (-1.0, np.interp(1 - cumulative, cumulative, current))):
         slope, offset = np.polyfit(reference[middle], quantiles[middle], 1)
@@ -174,20 +189,21 @@ def suspected_unit(profile: FeatureProfile, column: Float32) -> str | None:
 
 def _straight(x: FloatArray, y: FloatArray, slope: float, offset: float) -> bool:
     spread = float(np.ptp(y))
-    return spread > 0 and float(np.max(np.abs(y - slope * x - offset))) < 0.1 * spread
+    return spread > 0 and float(np.max(np.abs(y - slope * x - offset))) < STRAIGHT * spread
 
 
 def _conversion(factor: float, offset: float, reference: FloatArray, sign: float) -> str | None:
-    through_zero = abs(offset) <= 0.1 * factor * float(np.max(np.abs(reference)))
+    through_zero = abs(offset) <= ZERO * factor * float(np.max(np.abs(reference)))
     if sign < 0:
-        same = through_zero and abs(factor - 1) < 0.1
+        same = through_zero and abs(factor - 1) < 2 * SAME_FACTOR
         return "the sign changed" if same and reference.min() * reference.max() >= 0 else None
     ratio = max(factor, 1 / factor)
-    for name, known in CONVERSIONS.items():
+    for name, usual in CONVERSIONS.items():
         right = through_zero
         if name == TEMPERATURE:
-            right = abs(offset - 32) < 4 if factor > 1 else abs(offset + 32 / 1.8) < 3
-        if right and abs(ratio / known - 1) < 0.05:
+            to_fahrenheit, to_celsius = abs(offset - FREEZING_F) < DEGREES_F, abs(offset - ZERO_F_IN_C) < DEGREES_C
+            right = to_fahrenheit if factor > 1 else to_celsius
+        if right and abs(ratio / usual - 1) < SAME_FACTOR:
             return f"the unit changed by a factor of {factor:.4g} ({name})"
     if ratio >= LARGE_FACTOR and through_zero:
         return f"the unit changed by a factor of {factor:.4g}"

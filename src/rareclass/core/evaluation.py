@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -114,6 +114,43 @@ def _share(top: FloatArray, bottom: FloatArray) -> FloatArray:
     return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of quantities of rows by name, so that no column is known by its number.
+
+    total : over the rows, (repeats,) or (repeats, k);  drawn : over each resample, (repeats * n_boot,) or with k
+    """
+
+    total: Mapping[str, FloatArray]
+    drawn: Mapping[str, FloatArray]
+
+    @staticmethod
+    def of(quantities: Mapping[str, FloatArray], resamples: Resamples) -> _Sums:
+        """Sum quantities of (n,) rows, or of (n, k), all on the same resamples, which are drawn once."""
+        tables = [values.reshape(len(values), -1) for values in quantities.values()]
+        ends = np.cumsum([table.shape[1] for table in tables])[:-1]
+        columns = np.concatenate(tables, axis=1)
+
+        def by_name(sums: FloatArray) -> dict[str, FloatArray]:
+            parts = dict(zip(quantities, np.split(sums, ends, axis=1), strict=True))
+            return {name: part[:, 0] if quantities[name].ndim == 1 else part for name, part in parts.items()}
+
+        return _Sums(by_name(columns.sum(axis=0)[None]), by_name(resamples.sums(columns)))
+
+    @staticmethod
+    def together(repeats: Sequence[_Sums]) -> _Sums:
+        """Put the sums of repeats one after the other."""
+        return _Sums(
+            {name: np.concatenate([sums.total[name] for sums in repeats]) for name in repeats[0].total},
+            {name: np.concatenate([sums.drawn[name] for sums in repeats]) for name in repeats[0].drawn},
+        )
+
+    def share(self, top: str, bottom: str) -> tuple[float, FloatArray]:
+        """One sum / another: the mean over the repeats, and of each resample."""
+        exact = _share(self.total[top], self.total[bottom])
+        return float(exact.mean()), _share(self.drawn[top], self.drawn[bottom])
+
+
 def confusion_metrics(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, tn: ArrayLike) -> dict[str, FloatArray]:
     """Return the metrics of a decision from its confusion, for numbers or arrays of them.
 
@@ -186,33 +223,32 @@ def money(
     """Return the cost of decisions with intervals; savings are paired on the same resamples."""
     labels, flags, weights = as_scores(y, np.asarray(decision, dtype=np.float64), weight)
     mass = np.ones(len(labels)) if weights is None else weights
-    columns = np.stack([mass, *_cost_columns(labels, flags > 0, costs, mass)], axis=1)
-    drawn = bootstrap.of_rows(len(labels), block).sums(columns)
-    return _money(columns.sum(axis=0), drawn, costs, bootstrap.confidence, int(labels.sum()), len(labels))
+    resamples = bootstrap.of_rows(len(labels), block)
+    sums = _Sums.of({"rows": mass, **_spent(labels, flags > 0, costs, mass)}, resamples)
+    return _money(sums, costs, bootstrap.confidence, int(labels.sum()), len(labels))
 
 
-def _cost_columns(y: IntArray, flagged: BoolArray, costs: CostArrays, mass: FloatArray) -> list[FloatArray]:
+def _spent(y: IntArray, flagged: BoolArray, costs: CostArrays, mass: FloatArray) -> dict[str, FloatArray]:
     """(n,) each: cost of the decision, of doing nothing, of flagging everything."""
     miss = np.where(y == 1, costs.misses(len(y)), 0.0) * mass
     alarm = np.where(y == 0, costs.alarms(len(y)), 0.0) * mass
-    return [np.where(flagged, alarm, miss), miss, alarm]
+    return {"cost": np.where(flagged, alarm, miss), "nothing": miss, "everything": alarm}
 
 
-def _money(
-    total: FloatArray, drawn: FloatArray, costs: CostArrays, confidence: float, positives: int, rows: int
-) -> Money:
-    """Money from sums of (mass, cost, nothing, everything) and their resamples."""
+def _money(sums: _Sums, costs: CostArrays, confidence: float, positives: int, rows: int) -> Money:
+    """Money from the sums of the rows' weights ("rows") and of what `_spent` names; of repeats, their mean."""
+    exact = {name: total.mean(axis=0, keepdims=True) for name, total in sums.total.items()}
 
-    def judged(pick: Any) -> Estimate:
-        return estimate(float(pick(total[None])[0]), pick(drawn), confidence, positives, rows)
+    def judged(pick: Callable[[Mapping[str, FloatArray]], FloatArray]) -> Estimate:
+        return estimate(float(pick(exact)[0]), pick(sums.drawn), confidence, positives, rows)
 
     return Money(
-        judged(lambda s: s[:, 1]),
-        judged(lambda s: s[:, 2]),
-        judged(lambda s: s[:, 3]),
-        judged(lambda s: s[:, 2] - s[:, 1]),
-        judged(lambda s: s[:, 3] - s[:, 1]),
-        judged(lambda s: _share(1000 * s[:, 1], s[:, 0])),
+        judged(lambda sums: sums["cost"]),
+        judged(lambda sums: sums["nothing"]),
+        judged(lambda sums: sums["everything"]),
+        judged(lambda sums: sums["nothing"] - sums["cost"]),
+        judged(lambda sums: sums["everything"] - sums["cost"]),
+        judged(lambda sums: _share(1000 * sums["cost"], sums["rows"])),
         costs.currency,
         costs.given,
         costs.note,
@@ -401,14 +437,19 @@ def _slice(
     """AP, recall and precision of the rows of one level; score, flagged : (repeats, n)"""
     mass, rare = np.ones(len(y)) if weight is None else weight, y == 1
     options = (confidence, int(rare.sum()), len(y))
-    shares: list[tuple[FloatArray, FloatArray]] = []
-    for yes in flagged:
-        columns = np.stack([mass * (yes & rare), mass * rare, mass * yes], axis=1)
-        total, drawn = columns.sum(axis=0), resamples.sums(columns)
-        shares.append((_share(np.repeat(total[0], 2), total[1:]), _share(drawn[:, [0, 0]], drawn[:, 1:])))
-    exact, drawn = np.stack([each for each, _ in shares]), np.concatenate([each for _, each in shares])
-    sizes = (float(rare.sum()), float(flagged.sum(axis=1).mean()))
-    recall, precision = (share_estimate(_mean_of(exact[:, i]), drawn[:, i], sizes[i], *options) for i in (0, 1))
+    sums = _Sums.together(
+        [
+            _Sums.of({"hits": mass * (yes & rare), "positives": mass * rare, "flagged": mass * yes}, resamples)
+            for yes in flagged
+        ]
+    )
+
+    def share_of_hits(of: str, size: float) -> Estimate:
+        exact = _share(sums.total["hits"], sums.total[of])
+        return share_estimate(_mean_of(exact), sums.share("hits", of)[1], size, *options)
+
+    recall = share_of_hits("positives", float(rare.sum()))
+    precision = share_of_hits("flagged", float(flagged.sum(axis=1).mean()))
     ap = [average_precision(y, line, weight) for line in score]
     spread = bootstrap_average_precision(
         y, score, block=resamples.block, n_boot=resamples.n_boot, seed=resamples.seed, weight=weight
@@ -571,28 +612,22 @@ def pooled(
         labels, score, block=block, n_boot=config.bootstraps, seed=seed, weight=weights
     )
     ap = [average_precision(labels, line, weights) for line in score]
-    totals, draws = [], []
+    repeats = []
     for line, flags in zip(score, flagged, strict=True):
-        columns = np.stack(
-            [
-                mass,
-                *_cost_columns(labels, flags, costs, mass),
-                mass * rare,
-                mass * line,
-                mass * (rare & flags),
-                mass * flags,
-            ],
-            axis=1,
-        )
-        totals.append(columns.sum(axis=0))
-        draws.append(resamples.sums(columns))
-    total, drawn = np.stack(totals), np.concatenate(draws)
+        quantities = {
+            "rows": mass,
+            **_spent(labels, flags, costs, mass),
+            "positives": mass * rare,
+            "scores": mass * line,
+            "hits": mass * (rare & flags),
+            "flagged": mass * flags,
+        }
+        repeats.append(_Sums.of(quantities, resamples))
+    sums = _Sums.together(repeats)
     options = (config.confidence, int(labels.sum()), len(labels))
-
-    def ratio(top: int, bottom: int) -> tuple[float, FloatArray]:
-        return float(_share(total[:, top], total[:, bottom]).mean()), _share(drawn[:, top], drawn[:, bottom])
-
-    (mean_score, scores), (recall, recalls), (precision, precisions) = ratio(5, 4), ratio(6, 4), ratio(6, 7)
+    mean_score, scores = sums.share("scores", "positives")
+    recall, recalls = sums.share("hits", "positives")
+    precision, precisions = sums.share("hits", "flagged")
     return Evaluation(
         metrics={
             "ap": bounded_estimate(float(np.mean(ap)), drawn_ap.ravel(), *options),
@@ -602,7 +637,7 @@ def pooled(
         },
         points={},
         untuned={},
-        money=_money(total[:, :4].mean(axis=0), drawn[:, :4], costs, *options),
+        money=_money(sums, costs, *options),
         thresholds={},
         primary="",
         slices=tuple(slices(rows, score, flagged, config.slices, bootstrap=bootstrap)),
@@ -667,38 +702,41 @@ class _Judge:
         mass, k = self.mass, int(bins.max()) + 1
         gap = np.zeros((len(self.y), k))
         gap[np.arange(len(self.y)), bins] = mass * (self.y - self.score)
-        plain = [
-            mass,
-            mass * self.y,
-            mass * self.score,
-            mass * (self.score - self.y) ** 2,
-            mass * _row_log_loss(self.y, self.score),
-        ]
-        columns = np.concatenate([np.stack(plain, axis=1), gap], axis=1)
-        total, drawn = columns.sum(axis=0)[None], self.resamples.sums(columns)
+        quantities = {
+            "rows": mass,
+            "positives": mass * self.y,
+            "scores": mass * self.score,
+            "square error": mass * (self.score - self.y) ** 2,
+            "log loss": mass * _row_log_loss(self.y, self.score),
+            "gap by bin": gap,
+        }
+        sums = _Sums.of(quantities, self.resamples)
 
-        def metrics(sums: FloatArray) -> dict[str, FloatArray]:
-            size = sums[:, 0]
+        def metrics(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
             return {
-                "brier": _share(sums[:, 3], size),
-                "log_loss": _share(sums[:, 4], size),
-                "ece": _share(np.abs(sums[:, 5:]).sum(axis=1), size),
-                "mean_score_ratio": _share(sums[:, 2], sums[:, 1]),
+                "brier": _share(sums["square error"], sums["rows"]),
+                "log_loss": _share(sums["log loss"], sums["rows"]),
+                "ece": _share(np.abs(sums["gap by bin"]).sum(axis=1), sums["rows"]),
+                "mean_score_ratio": _share(sums["scores"], sums["positives"]),
             }
 
-        resampled = metrics(drawn)
-        found = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(total).items()}
+        resampled = metrics(sums.drawn)
+        found = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(sums.total).items()}
         options = (self.config.confidence, int(self.y.sum()), len(self.y))
         return {**found, "ece": unbiased_estimate(found["ece"].value, resampled["ece"], *options)}
 
     def decisions(self, flagged: BoolArray) -> tuple[Estimates, Money]:
         """Decision metrics, confusion and cost of flagged rows."""
         rare, mass = self.y == 1, self.mass
-        cells = [mass * cell for cell in (rare & flagged, ~rare & flagged, rare & ~flagged, ~rare & ~flagged)]
-        columns = np.stack([*cells, mass, *_cost_columns(self.y, flagged, self.costs, mass)], axis=1)
-        total, drawn = columns.sum(axis=0), self.resamples.sums(columns)
-        resampled = confusion_metrics(*drawn[:, :4].T)
-        exact = confusion_metrics(*total[:4])
+        cells = {
+            "tp": mass * (rare & flagged),
+            "fp": mass * (~rare & flagged),
+            "fn": mass * (rare & ~flagged),
+            "tn": mass * (~rare & ~flagged),
+        }
+        sums = _Sums.of({**cells, "rows": mass, **_spent(self.y, flagged, self.costs, mass)}, self.resamples)
+        resampled = confusion_metrics(**{name: sums.drawn[name] for name in cells})
+        exact = confusion_metrics(**{name: sums.total[name][0] for name in cells})
         found = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
         sizes = {
             "recall": rare.sum(),
@@ -713,7 +751,7 @@ class _Judge:
                 found[name] = share_estimate(value, resampled[name], float(sizes[name]), *options)
             else:
                 found[name] = bounded_estimate(value, resampled[name], *options)
-        spent = _money(total[4:], drawn[:, 4:], self.costs, self.config.confidence, int(rare.sum()), len(self.y))
+        spent = _money(sums, self.costs, self.config.confidence, int(rare.sum()), len(self.y))
         return {**found, "cost": spent.cost}, spent
 
     def rescued(self, flagged: BoolArray) -> Estimate:

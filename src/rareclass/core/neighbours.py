@@ -18,12 +18,18 @@ DIRECT_PAIRS = 1e7
 
 _LEVELS = 16
 _CELL = 512
+"""Rows of a cell: k neighbours are nearly always among so many, and one product of a cell stays in the cache."""
 _BLOCK = 4096
+"""Rows of one product of a scan."""
 _ROUNDS = 8
+"""Rounds of random cells before the rest is scanned; they end earlier when a round settles less than three tenths."""
 _FLOAT32_SAFE = 1e15
+"""Values above which a square could overflow float32 (3.4e38), with room for the sum over columns."""
 _STATISTICS_ROWS = 100_000
-_FEW = 2_000  # queries up to which scikit-learn is not worth its import
-_VALUES = 1 << 22  # distances held at once
+_FEW = 2_000
+"""Queries up to which scikit-learn is not worth its import."""
+_VALUES = 1 << 22
+"""Distances held at once: 16 MiB of float32."""
 _TREE_COLUMNS, _TREE_PAIRS = 6, 1e8
 """Columns and pairs above which a tree looks at nearly every row, five times slower than all distances at once."""
 
@@ -110,7 +116,7 @@ def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tup
     for start in range(0, len(eyes), step):
         asked = eyes[start : start + step]
         value = (-2 * asked) @ marks.T
-        value += norm
+        value += norm  # |y|^2 - 2 x.y: the squared distance less |x|^2, which is the same for every y
         best = value.reshape(len(value), blocks, _CELL).min(axis=2)
         lost = slack * (top + np.einsum("ij,ij->i", asked, asked))
         bound = (
@@ -118,6 +124,7 @@ def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tup
             if k <= blocks
             else np.full(len(value), np.finfo(np.float32).max)
         )
+        # The k-th best may be ``lost`` too small, and a row within it ``lost`` too large: twice that keeps them all.
         for row, near in enumerate(value <= (bound + 2 * lost)[:, None]):
             found = np.flatnonzero(near)
             exact = np.square(reference[found].astype(np.float64) - queries[start + row]).sum(axis=1)
@@ -175,6 +182,8 @@ def _lonely(own: FloatMatrix, other: FloatMatrix, k: int, *, seed: int, threads:
     rng = np.random.default_rng(seed)
     with at_most(1, "blas"), ThreadPoolExecutor(threads) as pool:
         low, high = _square_radius(own, other, pool)
+        # With the radius too short, whoever sees k rows of its own surely does, and is not lonely. With it too long,
+        # whoever still does not see them surely does not, and is. What lies between the two is searched in full.
         certain = _Sight(own, low, k, sign=1)
         waiting = np.arange(len(own))
         for _ in range(_ROUNDS):
@@ -189,6 +198,9 @@ def _lonely(own: FloatMatrix, other: FloatMatrix, k: int, *, seed: int, threads:
 
 def _slack(features: int) -> float:
     """How much of two norms at most, with room, float32 loses in their inner product."""
+    # A product of m terms in float32 is off by at most m * u of the terms' absolute sum (u = 2^-24, half a unit of the
+    # last place), and that sum is at most half of the two squared norms together. Norms and the last product round as
+    # well: 2 m + 16 times 2^-23 holds all of it, and blocked sums, as BLAS makes them, lose less.
     return (2 * features + 16) * 2.0**-23
 
 
@@ -200,6 +212,7 @@ def _square_radius(own: FloatMatrix, other: FloatMatrix, pool: Executor) -> tupl
     centre, slack = other.mean(axis=0), _slack(own.shape[1])
     eyes, marks = own - centre, other - centre
     norm = np.einsum("ij,ij->i", marks, marks, dtype=np.float64)
+    # The largest x.y - |y|^2 / 2 is the nearest y. Norms are taken too short, so that the distance is never too long.
     marks = np.hstack([marks, (-norm[:, None] * (1 - slack) / 2).astype(np.float32)])
 
     def look(rows: IntArray) -> tuple[FloatArray, FloatArray]:
