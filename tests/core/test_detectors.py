@@ -252,6 +252,16 @@ def test_a_surprise_of_k_in_n_rows_is_their_logarithm():
     assert learned(np.array([1e9]))[0] > learned(np.array([200.0]))[0] > -np.log(1 / 100)
 
 
+@pytest.mark.parametrize("n", [200, 900])
+def test_rows_drawn_in_proportion_to_weights_are_no_measure_of_their_own_copies(n):
+    weight = np.random.default_rng(0).lognormal(sigma=1.5, size=n)  # of rows drawn by these, every second is a copy
+    rows = normal(2_900)
+    made = detection.fit_detectors(FitTask(rows.take(np.arange(n)), weight), {"members": ["knn"]})
+    (member,) = made.members
+    surprise = member.surprise(member.fitted.score(rows.x[n:]))
+    assert 0.7 < surprise.mean() < 1.3, "minus the logarithm of what is spread evenly over 0 to 1 is 1"
+
+
 def test_known_positives_are_not_learned_as_normal():
     rng = np.random.default_rng(0)
     x = np.vstack([normal(300).x, rng.normal(8, 0.1, size=(60, NUMBERS))]).astype(np.float32)

@@ -119,14 +119,16 @@ def fit(
     contamination: float = 0.0,
     seed: int = 0,
     threads: int = 1,
+    drawn: IntArray | None = None,
 ) -> Detection:
     """Fit the members on ``rows``, whose labels are not looked at.
 
     params : settings by member · contamination : share of rows that may not be normal, see `detectors.fit`
+    drawn : (n,) which row each one is, where they were drawn and one may be there twice: held out with all its copies
     Raises ConfigError for an unknown member or setting, DataError for fewer than two rows.
     """
     options: dict[str, Any] = {"seed": seed, "threads": threads, "contamination": contamination}
-    parts = _held_out(len(rows), seed)
+    parts = _held_out(np.arange(len(rows)) if drawn is None else drawn, seed)
     scores, found = [], []
     names = list(dict.fromkeys(members))
     for name in names:
@@ -141,20 +143,24 @@ def fit(
     return Detection("detectors", negative_sampling_rate=math.nan, members=tuple(found), agreement=agreement)
 
 
-def _held_out(rows: int, seed: int) -> list[tuple[IntArray, IntArray]]:
+def _held_out(row: IntArray, seed: int) -> list[tuple[IntArray, IntArray]]:
     """Positions to learn from and to score: a fifth held out where rows are many, every row in turn where they are few,
-    and all of both where there is nothing to hold out."""
-    order = np.random.default_rng(seed).permutation(rows)
+    and all of both where there is nothing to hold out.
+
+    row : (n,) copies of one row have one number, and stay together
+    """
+    distinct, of_row = np.unique(row, return_inverse=True)
+    rows = len(distinct)
+    turn = np.empty(rows, dtype=np.int64)
+    turn[np.random.default_rng(seed).permutation(rows)] = np.arange(rows)
     if rows > _FEW_ROWS:
-        held = min(round(_HELD * rows), _MOST_HELD)
-        return [(np.sort(order[held:]), np.sort(order[:held]))]
+        held = turn[of_row] < min(round(_HELD * rows), _MOST_HELD)
+        return [(np.flatnonzero(~held), np.flatnonzero(held))]
     folds = min(5, rows // detectors.LEAST_ROWS)
     if folds < 2:
-        return [(order, order)]
-    return [
-        (np.sort(order[np.arange(rows) % folds != k]), np.sort(order[np.arange(rows) % folds == k]))
-        for k in range(folds)
-    ]
+        return [(np.arange(len(row)), np.arange(len(row)))]
+    fold = turn[of_row] % folds
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
 def _agreement(names: Sequence[str], scores: Sequence[FloatArray]) -> Agreement:
@@ -179,10 +185,11 @@ def fit_detectors(task: FitTask, params: Mapping[str, Any]) -> Detection:
     params : ``members``, ``contamination``, and settings of a member under its name
     """
     check_params("detectors", params, ("members", "contamination", *DETECTORS))
-    usual = task.rows.take(task.rows.y == 0)
+    usual, drawn = task.rows.take(task.rows.y == 0), None
     if task.weight is not None:  # drawn in proportion: detectors take no weights
         share = task.weight[task.rows.y == 0] / task.weight[task.rows.y == 0].sum()
-        usual = usual.take(np.sort(np.random.default_rng(task.seed).choice(len(usual), len(usual), p=share)))
+        drawn = np.sort(np.random.default_rng(task.seed).choice(len(usual), len(usual), p=share))
+        usual = usual.take(drawn)
     return fit(
         usual,
         members=params.get("members", MEMBERS),
@@ -190,6 +197,7 @@ def fit_detectors(task: FitTask, params: Mapping[str, Any]) -> Detection:
         contamination=float(params.get("contamination", 0.0)),
         seed=task.seed,
         threads=task.threads,
+        drawn=drawn,
     )
 
 

@@ -163,11 +163,15 @@ def fit_scarce(task: FitTask, params: Mapping[str, Any]) -> Scarce:
         boosted trees, ``trees`` of the forest, ``unseen`` (share of the usual rows that only tails are learned from)
     """
     check_params("scarce", params, _PARAMS)
-    rows, unseen = _held_out(task, float(params.get("unseen", UNSEEN)))
+    learned, held = _held_out(task, float(params.get("unseen", UNSEEN)))
+    rows, unseen = task.rows.take(learned), task.rows.take(held)
     usual = rows.take(rows.y == 0)
     columns = NormalColumns.learn(usual)
     members = tuple(params.get("novelty", NOVELTY))
-    novelty = detection.fit(usual, members=members, seed=task.seed, threads=task.threads) if members else None
+    drawn = learned[rows.y == 0]
+    novelty = (
+        detection.fit(usual, members=members, seed=task.seed, threads=task.threads, drawn=drawn) if members else None
+    )
     made = describe(columns, novelty, rows.x)
     moved = np.concatenate([np.arange(len(columns.numeric)), np.arange(made.shape[1] - len(members), made.shape[1])])
     width, rounds = float(params.get("width", _WIDTH)), int(params.get("rounds", _ROUNDS))
@@ -194,9 +198,9 @@ def shares(known: int, params: Mapping[str, Any]) -> dict[str, float]:
     return {"share": hand_over / (known + hand_over)}
 
 
-def _held_out(task: FitTask, share: float) -> tuple[Rows, Rows]:
-    """Return the rows that are learned from, every one of the rare class among them, and others that only say how high
-    usual rows score.
+def _held_out(task: FitTask, share: float) -> tuple[IntArray, IntArray]:
+    """Return the index of the rows that are learned from, every one of the rare class among them, and that of others,
+    which only say how high usual rows score.
 
     Rows that trees were grown on score lower than any other ever will: tails of those would be tails of nothing.
     """
@@ -207,7 +211,7 @@ def _held_out(task: FitTask, share: float) -> tuple[Rows, Rows]:
     learned, unseen = task.rows.y == 1, np.zeros(len(task.rows), dtype=bool)
     learned[others[held:][:MOST_OTHERS]] = True
     unseen[others[:held] if held else others[:MOST_OTHERS]] = True
-    return task.rows.take(index[learned[index]]), task.rows.take(index[unseen[index]])
+    return index[learned[index]], index[unseen[index]]
 
 
 def _part(weight: float, described: bool, fitted: Fitted, usual: FloatMatrix) -> Part:
