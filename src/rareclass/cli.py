@@ -414,7 +414,7 @@ def up(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="Only this: serve, monitor, labels, triage, retention or backup. May be repeated.",
+            help="Only this: serve, monitor, listen, labels, triage, retention or backup. May be repeated.",
         ),
     ] = None,
     systemd: Annotated[
@@ -426,7 +426,7 @@ def up(
     ] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Run everything live on this machine: server, monitor, label import, turns, retention, backup (`up` settings).
+    """Run everything live on this machine: server, monitor, listener, label import, turns, retention, backup (`up`).
 
     What ends is started again; Ctrl-C stops everything in order, a second one kills what is left.
     """

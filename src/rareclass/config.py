@@ -818,6 +818,7 @@ class GovernorSettings(Section):
 class UpSettings(Section):
     """What `rareclass up` runs beside the server and the monitor, and how often."""
 
+    listen: bool = Field(False, description="Also take what another server predicts (`rareclass listen`)")
     labels: str | None = Field(
         None, description="Label file, folder, glob, object or SQL URL#TABLE that is imported; null: no import"
     )

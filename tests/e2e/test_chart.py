@@ -152,6 +152,15 @@ def test_an_unknown_value_is_refused_with_its_name() -> None:
             ["networkPolicy.apiServer.cidrs=null", "retrain.enabled=true", "retrain.runner=pod"],
             "networkPolicy.apiServer.cidrs is empty",
         ),
+        (
+            [
+                "networkPolicy.egress=null",
+                "listen.enabled=true",
+                "config.listen.kafka.servers=kafka:9092",
+                "config.listen.kafka.labels=labels",
+            ],
+            "config.listen.kafka.servers",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_to_set(settings: list[str], said: str) -> None:
@@ -302,6 +311,25 @@ def test_a_persistent_spool_is_a_stateful_set_with_a_volume_per_pod() -> None:
     found = of(objects, "StatefulSet", "release-serving")["spec"]
     assert found["volumeClaimTemplates"][0]["metadata"]["name"] == "spool"
     assert "spool" not in [each["name"] for each in found["template"]["spec"]["volumes"]]
+
+
+@needs_helm
+def test_the_listener_is_off_unless_asked_for_and_lets_in_the_models_that_it_hears() -> None:
+    plain = render(*SMALL)
+    assert not [each for each in plain if each["metadata"]["name"].endswith("-listen")]
+    peers = [{"namespaceSelector": {"matchLabels": {"team": "scoring"}}}]
+    objects = render(*SMALL, "--set", "listen.enabled=true", "--set-json", f"listen.clients={json.dumps(peers)}")
+    pod = of(objects, "StatefulSet", "release-listen")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"][0] == "listen"
+    port = pod["containers"][0]["ports"][0]["containerPort"]
+    text = of(objects, "ConfigMap", "release-config")["data"]["config.yaml"]
+    told = yaml.safe_load(text)["listen"]
+    assert (told["host"], told["port"], told["spool"]) == ("0.0.0.0", port, "/listen")
+    assert "/listen" in [each["mountPath"] for each in pod["containers"][0]["volumeMounts"]]
+    [rule] = of(objects, "NetworkPolicy", "release-listen")["spec"]["ingress"]
+    assert rule["from"][-1:] == peers
+    assert rule["ports"] == [{"port": port}]
+    assert of(objects, "Service", "release-listen")["spec"]["ports"][0]["targetPort"] == port
 
 
 @needs_helm

@@ -61,6 +61,16 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "off": {"monitor.enabled": False},
     },
+    "listen": {
+        "off": {},
+        "on": {
+            "listen.enabled": True,
+            "listen.tokenSecret": "outside-token",
+            "listen.kafkaSecret": "outside-password",
+            "listen.clients": [{"namespaceSelector": {"matchLabels": {"team": "scoring"}}}],
+        },
+        "on the node": {"listen.enabled": True, "listen.spool.persistent": False},
+    },
     "store": {
         "embedded": {"postgresql.existingSecret.name": "outside-database"},
         "password": {"postgresql.password": "secret"},

@@ -97,7 +97,14 @@ def config(tmp_path_factory) -> Config:
             **dump(made),
             "serve": ports,
             "monitor": {"port": 0},
-            "up": {**often, "labels": str(folder / "labels"), "backup": str(folder / "backups"), "backup_keep": 2},
+            "listen": {"port": 0, "spool": str(folder / "listen")},
+            "up": {
+                **often,
+                "listen": True,
+                "labels": str(folder / "labels"),
+                "backup": str(folder / "backups"),
+                "backup_keep": 2,
+            },
         }
     )
 
@@ -265,7 +272,7 @@ def test_what_the_compose_file_says_answers_watches_and_takes_turns(config, file
     assert stop.value.code == 0
     written = tmp_path / "out/compose.yaml"
     made = yaml.safe_load(written.read_text())
-    assert list(made["services"]) == ["serve", "monitor", "jobs"]
+    assert list(made["services"]) == ["serve", "monitor", "listen", "jobs"]
     for name, service in made["services"].items():
         assert service["image"].startswith("rareclass/pipeline:" if name == "jobs" else "rareclass/serving:")
         assert service["read_only"] is True
@@ -277,6 +284,7 @@ def test_what_the_compose_file_says_answers_watches_and_takes_turns(config, file
     running["serve"].says(r"^serving small version 1 at http://0\.0\.0\.0")
     assert running["serve"].lines[0].startswith("loading the champion of 'small' from sqlite:///"), "never silent"
     running["monitor"].says(r"^monitor of 'small' on http://0\.0\.0\.0")
+    running["listen"].says(r"^listening for 'small' on http://0\.0\.0\.0")
     running["jobs"].says(r"^retention .* deleted; next at")
     for one in running.values():
         one.process.terminate()

@@ -72,6 +72,7 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
     ports = {
         "serve": [config.serve.http_port, config.serve.grpc_port, config.serve.metrics_port],
         "monitor": [config.monitor.port],
+        "listen": [config.listen.port],
     }
     services: dict[str, Any] = {}
     for unit in chosen:

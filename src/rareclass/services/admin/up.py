@@ -24,7 +24,7 @@ from rareclass.config import Config, format_duration
 from rareclass.core.verdicts import EXIT_CODES
 from rareclass.network import bound
 
-SERVICES = ("serve", "monitor")
+SERVICES = ("serve", "monitor", "listen")
 JOBS = ("labels", "triage", "retention", "backup")
 SETTLED_SECONDS = 60.0
 """A service that ran this long has started well: the next pause is the first one again."""
@@ -73,6 +73,7 @@ def units(config: Config, path: str, overrides: Sequence[str] = (), only: Sequen
     found = [
         Unit("serve", ("serve", *given)),
         Unit("monitor", ("monitor", *given)),
+        *([Unit("listen", ("listen", *given))] if settings.listen else []),
         *(
             [Unit("labels", ("labels", "import", *given, settings.labels), settings.labels_every)]
             if settings.labels
@@ -117,6 +118,8 @@ def check_ports(config: Config, chosen: Sequence[Unit]) -> None:
         ]
     if "monitor" in names:
         wanted.append((config.monitor.host, config.monitor.port, "monitor.port", "monitor.host"))
+    if "listen" in names:
+        wanted.append((config.listen.host, config.listen.port, "listen.port", "listen.host"))
     held = []
     try:
         for host, port, port_setting, host_setting in wanted:
