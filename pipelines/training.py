@@ -34,7 +34,7 @@ def training(config: str, data_version: str = "", repair: str = "") -> str:
     """
     read = sturdy(uncached(ingest(config=config, repair=repair, data_version=data_version)))
     parts = {"train": read.outputs["train"], "validation": read.outputs["validation"]}
-    plan = sturdy(detect_imbalance(config=config, **parts))
+    plan = sturdy(detect_imbalance(config=config, ingested=read.outputs["ingested"], **parts))
     with dsl.ParallelFor(items=plan.outputs["Output"], parallelism=2) as group:
         rows = sturdy(resample(config=config, group=group, plan=plan.outputs["plan"], **parts))
         fitted = sturdy(

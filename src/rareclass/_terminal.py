@@ -95,6 +95,16 @@ def steps(*, quiet: bool = False) -> Iterator[Steps]:
         yield shown
 
 
+def _transfer(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a related domain lent, and what became of it; nothing where nothing was asked for."""
+    lent = found.get("transfer")
+    if not lent:
+        return []
+    size = f" ({lent['rows']:,} rows, {lent['positives']:,} rare)" if "rows" in lent else ""
+    note = f"; {lent['note']}" if lent.get("note") else ""
+    return [("transfer", f"{lent['source']}{size}: {lent['reason']}{note}")]
+
+
 def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) -> None:
     """Print what a run found: what is rare, what was tried, what won, the threshold, the money and the verdict.
 
@@ -113,6 +123,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
             ("alerts", point["message"]),
             ("agreement", found["detection"]["agreement_line"]),
             ("exchange", found["detection"]["uniformity_line"]),
+            *_transfer(found),
             *([("AP", _interval(metrics, "ap"))] if metrics.get("ap") is not None else []),
         ]
         if point is not None
@@ -124,6 +135,7 @@ def summary(found: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
             ("rows", counts),
             ("tried", _tried(found)),
             ("won", _won(found)),
+            *_transfer(found),
             ("resample?", found["should_resample"]["sentence"].removeprefix("Should I resample? ")),
             (
                 "AP",

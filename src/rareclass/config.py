@@ -384,6 +384,51 @@ class DaskSettings(Section):
     )
 
 
+class TransferSettings(Section):
+    """Labels of a related domain (another region, product or year) that candidates may learn from. Rows of the target
+    alone compare and judge them, and one that does not win is dropped.
+    """
+
+    path: str | None = Field(
+        None, description="Labelled rows of the related domain, named as `data.path` is; `data.filter` is not for them"
+    )
+    query: str | None = Field(None, description="SELECT statement of `path`, as `data.query`")
+    filter: tuple[Condition, ...] | tuple[tuple[Condition, ...], ...] = Field(
+        (), description="Rows of `path` to take, as [column, operator, value] conditions on its own columns"
+    )
+    model: str | None = Field(
+        None, description="A registered model of the related domain instead of its rows, like models:/NAME/3"
+    )
+    columns: dict[str, str] = Field({}, description="Column of the target -> its name in the related domain")
+    weight: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto",
+        description=(
+            "What a row of `path` counts for beside one of the target: a number, or auto: several are tried, "
+            "among them how much a row looks like one of the target"
+        ),
+    )
+    rows: int = Field(50_000, ge=100, description="Rows of `path` that are used at most, drawn at random")
+    future: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description=(
+            "Where the target is split by time and nothing tells which of the rows (or whether the model) knew less "
+            "than its future: refuse, or accept that figures may flatter"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TransferSettings:
+        if self.path is not None and self.model is not None:
+            raise ValueError("transfer.path and transfer.model are two sources. Keep one of them")
+        if self.model is not None and (self.query or self.filter or self.weight != "auto"):
+            raise ValueError(
+                "transfer.query, transfer.filter and transfer.weight are of rows. Take them out, or set transfer.path"
+            )
+        if self.path is None and self.model is None and (self.query or self.filter or self.columns):
+            raise ValueError("transfer has no source. Set transfer.path or transfer.model")
+        return self
+
+
 class ComputeSettings(Section):
     """Where fitting happens."""
 
@@ -867,6 +912,7 @@ class Config(Section):
     split: SplitSettings = SplitSettings()
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
+    transfer: TransferSettings = TransferSettings()
     compute: ComputeSettings = ComputeSettings()
     cluster: ClusterSettings = ClusterSettings()
     costs: CostsSettings = CostsSettings()

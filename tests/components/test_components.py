@@ -85,7 +85,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, dict, dict, 
         metrics=a("ingest-metrics"),
         **parts,
     )
-    groups = step("detect_imbalance", plan=a("plan"), **parts)
+    groups = step("detect_imbalance", ingested=a("ingested"), plan=a("plan"), **parts)
     trained = []
     for group in groups:
         given = {"group": group, "plan": a("plan"), **parts}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -275,3 +276,45 @@ def test_what_is_asked_for_decides_and_not_the_ranking_as_a_whole():
 def test_recall_at_a_precision_needs_the_precision():
     with pytest.raises(ConfigError, match=r"Set threshold\.min_precision"):
         config(metric="recall_at_precision")
+
+
+def lent(one):
+    return replace(one, candidate=replace(one.candidate, transfer="pooled"))
+
+
+FEW = make_rows(400, shift=-4.2)
+
+
+def test_a_neighbour_that_is_ahead_is_taken_where_positives_are_few():
+    assert 10 <= FEW.positives < 60
+    own, other = scored("zero", 4.0, rows=FEW), lent(scored("neighbour", 3.0, seed=1, rows=FEW))
+    found = select([own, other], FEW, config=config(ensemble="none"), seed=0)
+    assert found.winner == "neighbour"
+    assert found.transfer.startswith("used: neighbour, the best of 1 ways")
+
+
+def test_a_neighbour_that_is_behind_is_dropped_from_the_average_too():
+    own, second = scored("zero", 2.0, rows=FEW), scored("second", 2.0, seed=1, rows=FEW)
+    other = lent(scored("neighbour", 2.6, seed=2, rows=FEW))
+    found = select([own, second, other], FEW, config=config(ensemble="voting"), seed=0)
+    assert "neighbour" not in found.weights
+    assert found.transfer.startswith("dropped: neighbour")
+    assert "neighbour" in [line.name for line in found.table]
+
+
+def test_a_neighbour_has_to_be_surely_better_where_positives_are_ample():
+    assert ROWS.positives >= 300
+    own, other = scored("zero", 2.0, seed=8), lent(scored("neighbour", 2.0, seed=3))
+    found = select([own, other], ROWS, config=config(ensemble="none"), seed=0)
+    assert found.table[1].value > found.table[0].value
+    assert found.winner == "zero"
+    assert "surely better" in found.transfer
+    better = select([own, lent(scored("neighbour", 1.0, seed=3))], ROWS, config=config(ensemble="none"), seed=0)
+    assert better.winner == "neighbour"
+
+
+def test_a_neighbour_is_held_against_what_would_be_taken_without_it():
+    own, best = scored("zero", 4.0, rows=FEW), scored("better", 1.5, seed=1, rows=FEW)
+    found = select([own, best, lent(scored("neighbour", 3.0, seed=2, rows=FEW))], FEW, config=config(), seed=0)
+    assert "against better" in found.transfer
+    assert found.transfer.startswith("dropped")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rareclass.config import CandidateSpec, ResampleStep
+
+if TYPE_CHECKING:
+    from rareclass.core.transfer import Lender
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Candidate:
     weighting : a member of WEIGHTINGS
     loss : "logistic" or "focal"
     reason : one sentence for people
+    transfer : a member of TRANSFERS, how it uses what ``lender`` lends; "none" for the rows of the target alone
+    lender : not written with the recipe: whoever reads one again lends again
     """
 
     name: str
@@ -29,6 +34,8 @@ class Candidate:
     weighting: str = "none"
     loss: str = "logistic"
     reason: str = field(default="", hash=False)
+    transfer: str = "none"
+    lender: Lender | None = field(default=None, hash=False, compare=False, repr=False)
 
     @property
     def group(self) -> str:
@@ -38,6 +45,7 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON that ``from_json`` reads."""
         raw = {key: getattr(self, key) for key in ("name", "learner", "params", "weighting", "loss", "reason")}
+        raw |= {"transfer": self.transfer} if self.transfer != "none" else {}
         return {**raw, "resample": [step.model_dump(mode="json") for step in self.resample]}
 
     @staticmethod

@@ -18,6 +18,7 @@ from rareclass.core.diagnosis import NO_POSITIVES, Diagnosis, in_regime
 from rareclass.core.resampling import check_chain
 from rareclass.core.scarce import AMPLE, AMPLE_ROUNDS, shares
 from rareclass.core.splitting import Fold
+from rareclass.core.transfer import TRANSFERS, Lender
 from rareclass.errors import ConfigError, NoPositivesError, unknown
 
 LARGE = 200_000
@@ -83,26 +84,28 @@ class Situation:
 
 
 def plan_for(
-    rows: Rows, folds: Sequence[Fold], found: Diagnosis, config: Config
+    rows: Rows, folds: Sequence[Fold], found: Diagnosis, config: Config, lender: Lender | None = None
 ) -> tuple[Diagnosis, tuple[Candidate, ...]]:
     """Return what a run tries on development rows and their folds, with its regime: classifiers where every fold can
     teach and judge one, else detectors alone, whose regime is "none".
 
+    lender : of a related domain
+
     Raises as `plan`, but never for want of rows of the rare class.
     """
     if without_labels.teachable(rows, folds):
-        return found, plan(found, config, rows.schema)
+        return found, plan(found, config, rows.schema, lender)
     only = without_labels.candidate(config.data, config.search, rows.positives, without_labels.labelled(rows))
     return in_regime(found, "none"), (only,)
 
 
-def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, ...]:
+def plan(found: Diagnosis, config: Config, schema: Schema, lender: Lender | None = None) -> tuple[Candidate, ...]:
     """Return the candidates to try, candidate 0 (XGBoost on untouched rows) first, most promising next.
 
-    `search.only` is all there is. `search.candidates` replaces everything after candidate 0, `search.extra` comes
-    before the rest; `search.trials` cuts the plan exactly, `search.seconds` drops the end that would hardly be reached
-    (by a rough estimate: twice the budget). Raises NoPositivesError without a row of the rare class, ConfigError for a
-    recipe that does not exist.
+    `search.only` is all there is. `search.candidates` replaces everything after candidate 0 but what a ``lender``
+    lends, `search.extra` comes before the rest; `search.trials` cuts the plan exactly, `search.seconds` drops the end
+    that would hardly be reached (by a rough estimate: twice the budget). Raises NoPositivesError without a row of the
+    rare class, ConfigError for a recipe that does not exist.
     """
     if found.regime == "none":
         raise NoPositivesError(NO_POSITIVES)
@@ -116,10 +119,20 @@ def plan(found: Diagnosis, config: Config, schema: Schema) -> tuple[Candidate, .
     for candidate in (*asked, *extra):
         check_recipe(candidate)
     situation = Situation(found, not schema.categorical.any(), config.costs.amount_share is not None)
+    lent = [] if lender is None else with_neighbour(lender)
     ideas = with_unique_names(made for idea in CANDIDATE_RULES if (made := idea(situation)))
-    rest = asked or within_budget(ideas, situation, search, len(extra))
-    candidates = with_unique_names([candidate_0(situation, search), *extra, *rest])
+    rest = asked or within_budget(ideas, situation, search, len(extra) + len(lent))
+    candidates = with_unique_names([candidate_0(situation, search), *extra, *lent, *rest])
     return candidates if search.trials is None else candidates[: search.trials]
+
+
+def with_neighbour(lender: Lender) -> list[Candidate]:
+    """Return a candidate for every way to use what is lent."""
+    return [
+        Candidate(f"neighbour-{name}", way.learner, reason=way.reason, transfer=name, lender=lender)
+        for name, way in TRANSFERS.items()
+        if way.possible(lender)
+    ]
 
 
 def check_recipe(candidate: Candidate) -> None:

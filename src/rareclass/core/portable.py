@@ -108,7 +108,7 @@ class _Writer:
         else:
             scalar = False
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            key = f"a{len(self.arrays)}"
+            key = next((name for name, known in self.arrays.items() if known is value), f"a{len(self.arrays)}")
             self.arrays[key] = value
             return {KIND: "scalar" if scalar else "array", "key": key}
         if isinstance(value, datetime):

@@ -213,6 +213,7 @@ def _tell(study: Any, one: Trained, dev: Rows, space: Mapping[str, Any], natural
     from optuna.trial import create_trial
 
     plain = one.candidate.group == "none" and one.candidate.weighting == "none" and one.candidate.loss == "logistic"
+    plain = plain and one.candidate.transfer == "none"
     if not (one.complete and one.candidate.learner == "xgboost" and plain):
         return
     known = {

@@ -72,6 +72,8 @@ class Selection:
     curves: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
     crossed: Mapping[str, FloatArray] = field(default_factory=dict)
     """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
+    transfer: str = ""
+    """what became of what a related domain lent, as a sentence; empty where nothing was"""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table, the weights and the curves, JSON-ready; scores of rows are left out."""
@@ -148,8 +150,16 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     )
     scores = {one.candidate.name: one.oof[scored] for one in done}
     table = _compare(ground, done, scores)
-    best = _winner(table)
-    reasons = [_why_single(table, best, ground.metric.words)]
+    lent = {one.candidate.name for one in done if one.candidate.transfer != "none"}
+    own = tuple(line for line in table if line.name not in lent)
+    best = _winner(own)
+    reasons = [_why_single(own, best, ground.metric.words)]
+    won, said = _neighbour(ground, best, [line for line in table if line.name in lent], scores, config)
+    if won is not None:
+        best = won
+    elif lent:  # what harms alone is no part of an average either
+        done = [one for one in done if one.candidate.name not in lent]
+    reasons += [said] if lent else []
     weights, oof, crossed = {best: 1.0}, scores[best], {}
     if config.search.ensemble != "none" and len(done) > 1:
         line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, config)
@@ -168,7 +178,7 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     full[scored] = oof
     shown = {line.name: scores[line.name] for line in table if line.name in scores}
     drawn = {name: curves(rows.y, score, rows.weight) for name, score in ({**shown, best: oof}).items()}
-    return Selection(best, table, weights, full, scored, tuple(reasons), drawn, crossed=crossed)
+    return Selection(best, table, weights, full, scored, tuple(reasons), drawn, crossed, said)
 
 
 def _resamples(positives: int, candidates: int) -> int:
@@ -208,6 +218,38 @@ def _winner(table: Sequence[CandidateResult]) -> str:
     """The best of those significantly better than candidate 0, else candidate 0."""
     better = [line for line in table if line.significant]
     return max(better, key=lambda line: line.value).name if better else table[0].name
+
+
+def _neighbour(
+    ground: _Ground,
+    rival: str,
+    lent: Sequence[CandidateResult],
+    scores: Mapping[str, FloatArray],
+    config: Config,
+) -> tuple[str | None, str]:
+    """Return the candidate with a neighbour's labels that is taken, None where all of them are dropped, and why.
+
+    The best of them is held against ``rival``, which is taken without them: the higher one is taken. An interval that
+    leaves 0 out is asked for only where positives are ample: with few it would never come, and whoever names a
+    neighbour expects it to help (docs/decisions/0039).
+    """
+    if not lent:
+        return None, "dropped: none of its candidates was finished. Set search.seconds higher"
+    lead = max(lent, key=lambda line: line.value)
+    values, draws = ground.judge([scores[lead.name], scores[rival]])
+    found = ground.difference(values[0] - values[1], draws[0] - draws[1], compared=len(lent))
+    positives = ground.rows.positives
+    ample = positives >= config.regime.scarce
+    paired = (
+        f"{lead.name}, the best of {len(lent)} ways to use the neighbour's labels, against {rival}, which would be "
+        f"taken without: {found.estimate} {ground.metric.words} on the same rows of the target, "
+        f"{positives:,} of them rare"
+    )
+    if not values[0] > values[1]:
+        return None, f"dropped: {paired}"
+    if ample and not found.better:
+        return None, f"dropped, because with so many of the target's own it has to be surely better: {paired}"
+    return lead.name, f"used: {paired}"
 
 
 def _why_single(table: Sequence[CandidateResult], best: str, words: str) -> str:

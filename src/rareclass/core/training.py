@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rareclass.config import ResampleStep
-from rareclass.core import detection, learners, scarce
+from rareclass.core import detection, learners, scarce, transfer
 from rareclass.core.calibration import prior_correction
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
@@ -33,6 +33,7 @@ from rareclass.core.fitted import FITTED, Fitted
 from rareclass.core.log_odds import expit, logit
 from rareclass.core.ranking import FastPrecision
 from rareclass.core.splitting import Fold
+from rareclass.core.transfer import Loan, Reads
 from rareclass.core.weighting import weigh
 from rareclass.errors import DataError
 
@@ -174,9 +175,18 @@ class _Setting:
         """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount
         to.
         """
+        loan, rate = self._loan(rows, costs)
+        made = learners.fit(self.candidate.learner, self._task(loan.rows, loan.weight, rounds, salt), self.params)
+        fitted = made if loan.reads is None else loan.reads.fitted(made)
+        return fitted, rate * made.negative_sampling_rate
+
+    def _loan(self, rows: Rows, costs: CostArrays | None) -> tuple[Loan, float]:
+        """Return what is learned from, a neighbour's rows too where the candidate uses them, and the share of negatives
+        that this amounts to.
+        """
         weight, rate = self._weights(rows, costs)
-        made = learners.fit(self.candidate.learner, self._task(rows, weight, rounds, salt), self.params)
-        return made, rate * made.negative_sampling_rate
+        loan = loan_of(self.candidate, rows, weight)
+        return loan, rate if loan.rows is rows else rate * sampling_factor(rows, loan.rows)
 
     def _task(self, rows: Rows, weight: FloatArray | None, rounds: int | None, salt: int) -> FitTask:
         return FitTask(
@@ -190,11 +200,24 @@ class _Setting:
             self.out_of_time,
         )
 
-    def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float]:
-        """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it."""
-        weight, rate = self._weights(part.rows, part.costs)
-        task = self._task(part.rows, weight, None, salt)
-        return learners.grow(self.candidate.learner, task, watched, self.params), rate * part.negative_sampling_rate
+    def grow(self, part: _Part, watched: Watched, salt: int) -> tuple[Growing, float, int, Reads | None]:
+        """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it, the rows
+        it learns from, and how it reads others.
+        """
+        loan, rate = self._loan(part.rows, part.costs)
+        task = self._task(loan.rows, loan.weight, None, salt)
+        seen = watched if loan.reads is None else loan.reads.watched(watched)
+        begun = learners.grow(self.candidate.learner, task, seen, self.params)
+        return begun, rate * part.negative_sampling_rate, len(loan.rows), loan.reads
+
+
+def loan_of(candidate: Candidate, rows: Rows, weight: FloatArray | None) -> Loan:
+    """Return what a candidate learns from beside ``rows`` of the target: these alone where nothing is lent to it."""
+    if candidate.transfer == "none":
+        return Loan(rows, weight)
+    if candidate.lender is None:
+        raise DataError(f"{candidate.name} needs what a neighbour lends. Set transfer.path or transfer.model")
+    return transfer.TRANSFERS[candidate.transfer].lend(candidate.lender, rows, weight)
 
 
 def corrected(score: FloatArray, rate: float) -> FloatArray:
@@ -252,7 +275,9 @@ def train_candidate(
         return _part(dev, folds[k], k, resampled, rule, learners.LEARNERS[candidate.learner].one_class)
 
     known = int(dev.y.sum() if dev.keep is None else dev.y[dev.keep].sum())
-    params = learners.with_defaults(candidate.learner, part(0).rows, candidate.params, known)
+    learned = loan_of(candidate, part(0).rows, None).rows
+    params = learners.with_defaults(candidate.learner, learned, candidate.params, known)
+    del learned
     setting = _Setting(candidate, params, seed, threads, effort.device, effort.out_of_time)
     hopeless = _Projection(clock, effort.seconds_left)
     trace: Trace = ()
@@ -380,10 +405,10 @@ def _together(
     if setting.out_of_time() and not cut:
         return [], (), None
 
-    def begun(k: int, part: _Part) -> tuple[Growing, float, int]:
-        return *setting.grow(part, Watched(dev.x, folds[k].score), k), len(part.rows)
+    def begun(k: int, part: _Part) -> tuple[Growing, float, int, Reads | None]:
+        return setting.grow(part, Watched(dev.x, folds[k].score), k)
 
-    growing, factors, sizes = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
+    growing, factors, sizes, reads = zip(*(begun(k, part_of(k)) for k in range(len(folds))), strict=True)
     shifts = [prior_shift(dev, fold) + float(np.log(rate)) for fold, rate in zip(folds, factors, strict=True)]
     first = growing[0]
     best = BestRound(step=first.step, patience=first.patience, least=first.least)
@@ -418,6 +443,7 @@ def _together(
                 break
     rounds = min(best.rounds(), first.most)
     made = [one.fitted(rounds) for one in growing]
+    made = [fitted if how is None else how.fitted(fitted) for fitted, how in zip(made, reads, strict=True)]
     del growing, first  # the rows they hold
     done = []
     for fitted, fold, size, rate in zip(made, folds, sizes, factors, strict=True):
@@ -489,7 +515,7 @@ class Ensemble:
         return np.asarray(sum(weight * values for weight, values in known) / whole)
 
 
-SAVED: tuple[type, ...] = (*detection.FITTED, *scarce.FITTED, Ensemble, Member, *FITTED)
+SAVED: tuple[type, ...] = (*detection.FITTED, *scarce.FITTED, *transfer.FITTED, Ensemble, Member, *FITTED)
 """What a version's learner may consist of, for `core.portable`."""
 
 
@@ -538,7 +564,7 @@ def _refit_one(
 
         fit_rows = resample(fit_rows.as_drawn(), candidate.resample, seed=seed, threads=threads).rows
     part = _fitted_on(rows, fit_rows, one.costs)
-    rounds = one.rounds_for(len(fit_rows))
+    rounds = one.rounds_for(len(loan_of(candidate, fit_rows, None).rows))
     setting = _Setting(candidate, one.params, seed, threads, device, never)
     worth = 1 if once else seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)
     seeds = max(1, round(weight * worth))

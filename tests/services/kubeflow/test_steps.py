@@ -38,7 +38,7 @@ def test_test_rows_that_judged_a_run_before_are_counted_in_the_pipeline_too(tmp_
     }
     parts = (at["train"], at["validation"])
     steps.ingest(text, at["ingested"], *parts, at["test"])
-    assert steps.detect_imbalance(text, *parts, at["plan"]) == ["none"]
+    assert steps.detect_imbalance(text, at["ingested"], *parts, at["plan"]) == ["none"]
     steps.train_group(text, "none", at["plan"], *parts, "", at["trained"])
     steps.select(text, at["plan"], *parts, [at["trained"]], at["selection"])
     steps.tune_threshold(text, *parts, at["selection"], at["tuning"])

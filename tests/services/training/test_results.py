@@ -88,7 +88,7 @@ def test_a_run_that_fails_is_logged_as_failed_with_its_error_in_one_line(tmp_pat
 def test_a_pipeline_step_that_fails_is_logged_as_failed(step: str, tmp_path: Path) -> None:
     config = settings(tmp_path)
     with pytest.raises((OSError, DataError), match="No such file"):
-        getattr(steps, step)(json.dumps(dump(config)), *["nowhere"] * (3 if step == "detect_imbalance" else 6))
+        getattr(steps, step)(json.dumps(dump(config)), *["nowhere"] * (4 if step == "detect_imbalance" else 6))
     (found,) = logged(config)
     assert found.info.status == "FAILED"
     assert found.data.tags["reason"] == f"pipeline step {step}"

@@ -170,7 +170,7 @@ def test_the_steps_of_the_pipeline_give_the_same_thresholds(unlabelled, tmp_path
         for name in ("read", "train", "valid", "test", "plan", "fit", "chosen", "tuned", "judged", "said")
     }
     steps.ingest(text, at["read"], at["train"], at["valid"], at["test"])
-    assert steps.detect_imbalance(text, at["train"], at["valid"], at["plan"]) == ["none"]
+    assert steps.detect_imbalance(text, at["read"], at["train"], at["valid"], at["plan"]) == ["none"]
     assert steps.train_group(text, "none", at["plan"], at["train"], at["valid"], "", at["fit"]) == 1
     assert steps.select(text, at["plan"], at["train"], at["valid"], [at["fit"]], at["chosen"]) == "detectors"
     tuned = steps.tune_threshold(text, at["train"], at["valid"], at["chosen"], at["tuned"])

@@ -44,6 +44,22 @@ def labels_sentence(summary: Details) -> str:
     )
 
 
+def transfer_sentence(lent: Details) -> str:
+    """Say what a related domain lent, how far it is from the target, and what became of it."""
+    reason = f"{lent['reason'][0].upper()}{lent['reason'][1:]}."
+    reason += f" But {lent['note']}." if lent.get("note") else ""
+    if "rows" not in lent:
+        return f"{reason} Asked for: {lent['source']}."
+    apart, missing = lent["apart"], lent["missing"]
+    told = "" if apart is None else f" Its rows are told from the target's with ROC-AUC {apart:.2f} (.5: not at all)."
+    lost = f" It has no {', '.join(missing[:5])}." if missing else ""
+    twins = f" {count(lent['twins'])} rows that equal one of the target were left out." if lent["twins"] else ""
+    return (
+        f"{reason} {lent['source']} lent {count(lent['rows'])} rows, {count(lent['positives'])} of them rare."
+        f"{told}{lost}{twins}"
+    )
+
+
 def _tiles(details: Details) -> list[dict[str, str]]:
     point = details["points"][details["evaluation"]["primary"]]
     alerts, rate = point["alerts_per_day"], point["objective_value"]["value"]
@@ -80,8 +96,13 @@ def _tiles(details: Details) -> list[dict[str, str]]:
 def _sentences(summary: Details) -> list[tuple[str, str]]:
     """What can be said without a label."""
     found = summary["detection"]
+    lent = summary.get("transfer")
+    helped = [("Did the neighbour's labels help?", transfer_sentence(lent))] if lent else []
     if not found:
-        return [("What was tried?", f"{summary['selected']}, chosen on held-out rows that hold the known positives.")]
+        return [
+            *helped,
+            ("What was tried?", f"{summary['selected']}, chosen on held-out rows that hold the known positives."),
+        ]
     members = ", ".join(f"{name} ({count(rows)} rows)" for name, rows in found["reference"].items())
     return [
         (
@@ -99,4 +120,5 @@ def _sentences(summary: Details) -> list[tuple[str, str]]:
                 "The rate of alerts holds as long as they are."
             ),
         ),
+        *helped,
     ]

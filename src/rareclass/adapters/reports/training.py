@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rareclass.adapters.reports import charts
-from rareclass.adapters.reports.detection import detection_report
+from rareclass.adapters.reports.detection import detection_report, transfer_sentence
 from rareclass.adapters.reports.page import (
     NARROW,
     Details,
@@ -204,6 +204,8 @@ def _sentences(details: Details) -> list[tuple[str, str]]:
     summary = details["summary"]
     asked, _, answer = summary["should_resample"]["sentence"].partition("? ")
     found = [("What won?", selection_sentence(summary)), (f"{asked}?", answer)]
+    if lent := summary.get("transfer"):
+        found.append(("Did the neighbour's labels help?", transfer_sentence(lent)))
     if crossed := summary["cross_fitting"]:
         found.insert(0, ("What was judged?", _judged_by(crossed)))
     drives = [each for each in details["importance"] if (each["ap_lost"]["low"] or 0) > 0][:3]

@@ -17,6 +17,7 @@ from rareclass.adapters.tables.files import (
     write_rows,
 )
 from rareclass.adapters.tables.ingest import Ingested, columns_of, ingest, location, survey, time_reading
+from rareclass.adapters.tables.lent import lent_rows
 from rareclass.adapters.tables.sources import scheme
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "data_version",
     "export",
     "ingest",
+    "lent_rows",
     "location",
     "read_frame",
     "read_frames",

@@ -28,6 +28,7 @@ from rareclass.core.gating import Champion, NotComparable
 from rareclass.core.hashing import CHUNK, data_hash
 from rareclass.core.outliers import leave_out
 from rareclass.core.times import TimeReading
+from rareclass.core.transfer import Lender
 from rareclass.errors import DataError, NoLabelsError
 from rareclass.masking import masked
 
@@ -49,6 +50,7 @@ class Ingested:
     rest : labelled rows that judge and choose nothing, because they lie in a gap of the split or belong to known
         entities; the final fit takes them, too
     beyond : of a table that is larger than memory, all validation and test rows; the parts are a weighted sample then
+    lender : what a related domain lends to fits (`transfer`); the service fills it in
     """
 
     train: Rows
@@ -65,6 +67,7 @@ class Ingested:
     rest: Rows | None = None
     incumbent_everywhere: Champion | None = None
     beyond: streaming.Beyond | None = None
+    lender: Lender | None = None
 
     @property
     def judging(self) -> Rows:

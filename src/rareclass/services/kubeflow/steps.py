@@ -25,7 +25,7 @@ from rareclass.config import Config, ResampleStep, parse, with_environment
 from rareclass.errors import DataError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR
-from rareclass.services.training import results, run, steps
+from rareclass.services.training import lending, results, run, steps
 
 if TYPE_CHECKING:
     from rareclass.core.dataset import Rows
@@ -124,7 +124,8 @@ def ingest(
     def read() -> Any:
         rows = _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
         rows = replace(rows, beyond=None)  # the other steps have files of rows: they judge on the weighted sample
-        return steps.with_incumbent(settings, rows, run.champion(settings))
+        rows = steps.with_incumbent(settings, rows, run.champion(settings))
+        return lending.with_lender(settings, rows, steps.silent)
 
     found = _timed(ingested_path, "ingest", read)
     parts = {
@@ -160,13 +161,17 @@ def _relearned(settings: Config, repair: Mapping[str, Any]) -> Any:
 
 
 @_failure_logged
-def detect_imbalance(config: str, train_path: str, validation_path: str, plan_path: str) -> list[str]:
+def detect_imbalance(
+    config: str, ingested_path: str, train_path: str, validation_path: str, plan_path: str
+) -> list[str]:
     """Diagnose and plan; returns the names of the groups to fan out over."""
     settings = _settings(config)
+    asked = settings.transfer
+    lender = None if asked.path is None and asked.model is None else _load(ingested_path).value.lender
     plan = _timed(
         plan_path,
         "detect_imbalance",
-        lambda: steps.detect_imbalance(settings, _rows(train_path), _rows(validation_path)),
+        lambda: steps.detect_imbalance(settings, _rows(train_path), _rows(validation_path), lender=lender),
     )
     return list(plan.groups)
 

@@ -19,7 +19,7 @@ from rareclass.core.jsonable import jsonable
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
-from rareclass.services.training import scored
+from rareclass.services.training import lending, scored
 from rareclass.services.training.steps import Progress, Run, silent
 
 if TYPE_CHECKING:
@@ -348,6 +348,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "drawn": None
             if run.drawn is None
             else {**run.ingested.card["drawn"], "half_of_negatives": run.drawn.to_json()},
+            "transfer": lending.outcome(run),
             "labelled": any(without_labels.labelled(part) for part in (run.dev, run.ingested.test)),
             "regime": run.plan.diagnosis.regime,
             "detection": None if judged.detection is None else dict(judged.detection),

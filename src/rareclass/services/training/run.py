@@ -16,7 +16,7 @@ from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.core.jsonable import jsonable
 from rareclass.errors import ModelError
 from rareclass.services import promotion
-from rareclass.services.training import engines, results, steps, validate
+from rareclass.services.training import engines, lending, results, steps, validate
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ def fit(
     known = registered or Registered()
     with watch("ingest"):
         ingested = steps.with_incumbent(config, ingested, known.champion(), progress)
+        ingested = lending.with_lender(config, ingested, progress)
     with watch("detect_imbalance"):
-        plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress)
+        plan = steps.detect_imbalance(config, ingested.train, ingested.validation, progress, ingested.lender)
         dev, folds = steps.development(config, ingested.train, ingested.validation)
     if engine.workers and engines.fits_a_worker(config, dev):
         with watch("train"):

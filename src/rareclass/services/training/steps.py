@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rareclass.core.selection import Selection
     from rareclass.core.thresholds import TunedThreshold
     from rareclass.core.training import Trained
+    from rareclass.core.transfer import Lender
     from rareclass.services.training.beyond import ScoredBeyond, ScoredPart
 
 Progress = Callable[[str, str], None]
@@ -156,9 +157,13 @@ def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, An
     return known, planning.affordable(folds, known, config.search)
 
 
-def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Progress = silent) -> Plan:
+def detect_imbalance(
+    config: Config, train: Rows, validation: Rows, progress: Progress = silent, lender: Lender | None = None
+) -> Plan:
     """Say how rare, how hard, what regime, and plan the candidates:
     detectors alone where no classifier can be fitted.
+
+    lender : of a related domain
     """
     from rareclass.core import candidates, diagnosis, planning
 
@@ -167,9 +172,9 @@ def detect_imbalance(config: Config, train: Rows, validation: Rows, progress: Pr
     found = diagnosis.diagnose(known, config)
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
-        wanted, _ = _recorded(config.search.replay)
+        wanted = [replace(one, lender=lender) for one in _recorded(config.search.replay)[0]]
     else:
-        found, wanted = planning.plan_for(known, folds, found, config)
+        found, wanted = planning.plan_for(known, folds, found, config, lender)
         if found.regime == "none":
             progress("detect_imbalance", wanted[0].reason)
     groups = candidates.group_by_resampler(wanted)
