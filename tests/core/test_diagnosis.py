@@ -225,6 +225,8 @@ def test_where_time_is_short_the_last_folds_stand_for_all_if_they_hold_enough_po
     assert kept(seconds=4)[0] is folds[-1]
     for search in ({"seconds": 1, "trials": 2}, {"seconds": 1, "only": {"learner": "logistic_regression"}}):
         assert len(kept(**search)) == 3
+    sampled = dataclasses.replace(dev, weight=np.ones(len(dev)), drawn=np.ones(len(dev)))
+    assert len(planning.affordable(folds, sampled, config(search={"seconds": 1}).search)) == 3, "they score every row"
     few = dataclasses.replace(dev, y=np.where(np.cumsum(dev.y) > 500, 0, dev.y))
     assert len(planning.affordable(folds, few, config(search={"seconds": 1}).search)) == 3
 

@@ -197,9 +197,11 @@ def candidate_0(s: Situation, search: SearchSettings) -> Candidate:
 def affordable(folds: Sequence[Fold], rows: Rows, search: SearchSettings) -> Sequence[Fold]:
     """Return as many of the folds, the last ones, as XGBoost as it comes can be fitted on in ``search.seconds``.
 
-    What is scored is still enough to judge by: each fold has `_ENOUGH_SCORED` positives or none is left out.
+    What is scored is still enough to judge by: each fold has `_ENOUGH_SCORED` positives or none is left out. Nor is one
+    where the rows were drawn from a table that is larger than memory: there the folds' fits score every validation row,
+    and one that only a fold that was left out has not learned from could be scored by none of them.
     """
-    if search.trials is not None or search.only is not None or not folds:
+    if search.trials is not None or search.only is not None or rows.drawn is not None or not folds:
         return folds
     price = _SECONDS_PER_VALUE * len(rows) * max(len(rows.schema.features), 5) * _DEEP_COST
     fewer = max(1, int(len(folds) * search.seconds / price))
