@@ -152,7 +152,13 @@ def settings(**changes: Any) -> liveness.Settings:
 
 
 def judge(
-    frame: pd.DataFrame, x: np.ndarray, reference: Profile, now: datetime, *, renamed: bool = False
+    frame: pd.DataFrame,
+    x: np.ndarray,
+    reference: Profile,
+    now: datetime,
+    *,
+    renamed: bool = False,
+    challenger: str | None = None,
 ) -> triage.Verdict:
     """What the monitor does at ``now``, without a store."""
     live = liveness.evaluate(frame, now=now, version="1", profile=reference, settings=settings())
@@ -177,6 +183,7 @@ def judge(
         profile=reference,
         prevalence_baseline=reference.prevalence,
         new_positives=int(mature.sum()),
+        challenger=challenger,
     )
     return triage.triage(evidence, LIMITS)
 

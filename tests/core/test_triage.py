@@ -146,3 +146,6 @@ def test_a_detector_that_met_enough_labelled_positives_graduates_and_is_never_re
     assert late.verdict == "retrain"
     assert late.reasons[0].startswith("graduate: ")
     assert "since version 1, a detector, was trained" in late.reasons[0]
+    beside = live_rows.judge(frame, x, unjudged, now, challenger="2")
+    assert beside.verdict not in ("rethreshold", "recalibrate", "retrain")
+    assert "version 2 stands beside it as challenger" in beside.reasons[-1]

@@ -39,6 +39,7 @@ class Evidence:
     prevalence_baseline : prevalence the thresholds in force were fitted at (after a re-threshold: of its rows)
     costs_moved : in words, when the configured costs are not those the threshold was tuned for
     new_positives : matured positives since the training rows ended
+    challenger : version that stands beside the one that answers
     """
 
     live: Liveness
@@ -52,6 +53,7 @@ class Evidence:
     costs_moved: str = ""
     new_positives: int = 0
     min_new_positives: int = 30
+    challenger: str | None = None
 
 
 _PLAIN = (
@@ -112,6 +114,7 @@ class Snapshot:
             costs_moved=self.costs_moved,
             new_positives=self.new_positives,
             min_new_positives=self.min_new_positives,
+            challenger=next((version for version, role in self.roles.items() if role == "challenger"), None),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -203,9 +206,11 @@ def unjudged(evidence: Evidence) -> bool:
 
 
 def graduated(evidence: Evidence) -> list[str]:
-    """A detector has met as many labelled rows of the rare class as a classifier needs to learn from."""
+    """A detector has met as many labelled rows of the rare class as a classifier needs to learn from, and none stands
+    beside it yet.
+    """
     found, needed = evidence.new_positives, evidence.min_new_positives
-    if not unjudged(evidence) or found < needed:
+    if not unjudged(evidence) or found < needed or evidence.challenger is not None:
         return []
     return [
         f"graduate: {found} rows of the rare class are labelled since version {evidence.live.version}, a detector, was "
@@ -352,6 +357,12 @@ def _fall(window: Window, reference: float) -> str:
 
 def _quiet(evidence: Evidence, limits: MonitorSettings) -> str:
     live = evidence.live
+    if unjudged(evidence) and evidence.challenger is not None:
+        return (
+            f"version {live.version} is a detector, and version {evidence.challenger} stands beside it as challenger: "
+            f"labels of rows that both scored decide ({evidence.new_positives} rows of the rare class are labelled "
+            "since the detector was trained; a server scores both, `rareclass score --log` the champion alone)"
+        )
     if live.judged and not ranking_holds(evidence, limits):
         return (
             f"average precision fell {_fall(live.judged[-1], live.reference_ap)} in the latest window; "
