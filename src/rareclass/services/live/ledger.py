@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from rareclass.core.jsonable import jsonable
+
 ACTOR = "rareclass-governor"
 LEASE = timedelta(hours=24)
 """A retrain that started longer ago and never reported counts as dead."""
@@ -28,12 +30,4 @@ class Action:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, the time as ISO text."""
-        return {
-            "time": self.time.isoformat(),
-            "kind": self.kind,
-            "from_version": self.from_version,
-            "to_version": self.to_version,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "numbers": dict(self.numbers),
-        }
+        return {**jsonable(self), "time": self.time.isoformat()}
