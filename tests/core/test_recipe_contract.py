@@ -46,6 +46,8 @@ TINY = {
     "detectors": {"members": ["ecod"]},
     "easy_ensemble": {"n_estimators": 1, "estimator": AdaBoostClassifier(n_estimators=2)},
 }
+STEADIER = {"scarce": {"novelty": ["ecod"], "rounds": 30, "trees": 30}}
+"""What a learner is of many rows, where as little as above says something else by each fit however many rows it has."""
 UNSTEADY = {"mlp"}
 """Learners whose fits of so few rows are too unlike each other for one's calibrator to hold for the next."""
 COSTS = {
@@ -258,7 +260,8 @@ def mean_and_noise(what, n=FEW):
     Returns that mean over the prevalence, and the noise of this from the number of rows alone.
     """
     learner, weighting, resampler, loss, keep, kind, again = what
-    made = Candidate("", learner, TINY[learner], chain(resampler), weighting.removesuffix(" by amount"), loss)
+    params = TINY[learner] if n == FEW else STEADIER.get(learner, TINY[learner])
+    made = Candidate("", learner, params, chain(resampler), weighting.removesuffix(" by amount"), loss)
     candidate = dataclasses.replace(made, name=default_name(made))
     dev, fold, everything = of_split(kind, keep, n)
     promised = judged_scores(candidate, weighting, keep, kind, n, what[:6])

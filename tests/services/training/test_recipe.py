@@ -247,5 +247,7 @@ def test_a_replay_has_the_folds_of_the_record_however_much_time_it_is_given(tmp_
         (tmp_path / "trials.json").write_text(json.dumps({"trials": [fit.trial()]}))
         config = configuration(search={"replay": str(tmp_path / "trials.json"), "seconds": 0.001})
         _, folds = steps.development(config, ingested.train, ingested.validation)
+        said = steps.detect_imbalance(config, ingested.train, ingested.validation).diagnosis.notes
+        assert ("candidates are judged on 1 of 3 folds, as many as search.seconds allows" in said) == (len(kept) == 1)
         assert len(folds) == len(kept)
         assert all(np.array_equal(one.score, other.score) for one, other in zip(folds, kept, strict=True))

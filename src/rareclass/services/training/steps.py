@@ -147,14 +147,20 @@ def ingest(config: Config, progress: Progress = silent, engine: ComputeEngine = 
 
 def development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, Any]:
     """Return the development rows and the folds that score them; the same for every caller."""
+    known, folds, _ = _development(config, train, validation)
+    return known, folds
+
+
+def _development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, Any, int]:
+    """Return what `development` returns, and how many folds there would be without haste."""
     from rareclass.core import planning, splitting
 
     known, folds = splitting.development(
         train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
     )
     if config.search.replay is not None:  # as many as then, whatever is affordable now
-        return known, folds[-_recorded(config.search.replay)[1] :]
-    return known, planning.affordable(folds, known, config.search)
+        return known, folds[-_recorded(config.search.replay)[1] :], len(folds)
+    return known, planning.affordable(folds, known, config.search), len(folds)
 
 
 def detect_imbalance(
@@ -168,7 +174,7 @@ def detect_imbalance(
     from rareclass.core import candidates, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
-    known, folds = development(config, train, validation)
+    known, folds, every = _development(config, train, validation)
     found = diagnosis.diagnose(known, config)
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
@@ -177,6 +183,10 @@ def detect_imbalance(
         found, wanted = planning.plan_for(known, folds, found, config, lender)
         if found.regime == "none":
             progress("detect_imbalance", wanted[0].reason)
+    if len(folds) < every:
+        fewer = f"candidates are judged on {len(folds)} of {every} folds, as many as search.seconds allows"
+        progress("detect_imbalance", fewer)
+        found = replace(found, notes=(*found.notes, fewer))
     groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
 
