@@ -411,8 +411,9 @@ class TransferSettings(Section):
     future: Literal["refuse", "accept"] = Field(
         "refuse",
         description=(
-            "Where the target is split by time and nothing tells which of the rows (or whether the model) knew less "
-            "than its future: refuse, or accept that figures may flatter"
+            "Where nothing tells whether what is lent knows the future or the entities of the rows that judge "
+            "(it has no `data.time` or `data.entity`, or a model was trained later): refuse, or accept that figures "
+            "may flatter"
         ),
     )
 

@@ -327,6 +327,15 @@ def importance_weights(rows: Rows, target: Rows, *, seed: int, threads: int = 1)
     return made / made.mean(), float(roc_auc(y, odds))
 
 
+def of_strangers(rows: Rows, target: Sequence[Rows]) -> Rows:
+    """Return the rows of entities that the target does not know: one that judges is not learned from elsewhere."""
+    own = [part.entity for part in target if part.entity is not None]
+    if rows.entity is None or not own:
+        return rows
+    known = np.isin(rows.entity, np.concatenate(own))
+    return rows.take(~known) if known.any() else rows
+
+
 def without_twins(rows: Rows, target: Sequence[Rows]) -> Rows:
     """Return the rows that equal no row of the target in every feature: what judges may not be learned from."""
     known = np.concatenate([content_groups(part.x) for part in target])

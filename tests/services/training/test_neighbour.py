@@ -15,7 +15,7 @@ from rareclass.adapters import tables
 from rareclass.config import Config, dump, parse
 from rareclass.errors import ConfigError, DataError
 from rareclass.services.kubeflow import steps
-from rareclass.services.training import run
+from rareclass.services.training import lending, run
 
 
 def domain(n: int, *, seed: int, turned: bool = False, rate: float = -4.5) -> pd.DataFrame:
@@ -182,6 +182,23 @@ def test_what_is_lent_travels_between_the_steps_of_the_pipeline(there: Path, tmp
     np.testing.assert_array_equal(fitted[1].oof, whole.trained[1].oof)
     assert fitted[1].candidate.transfer == "source"
     assert len(fitted[1].candidate.lender.rows) == 1200
+
+
+def test_rows_of_an_entity_of_the_target_are_not_lent(there: Path) -> None:
+    own = domain(900, seed=13).assign(card=np.arange(900) // 3)
+    own.to_parquet(there / "cards.parquet")
+    lent = domain(600, seed=14).assign(
+        owner=(np.arange(600) // 3 + 200).astype(str)
+    )  # 100 cards of 300 are the target's
+    lent.to_parquet(there / "owners.parquet")
+    data = {"path": str(there / "cards.parquet"), "target": "target", "entity": "card"}
+    transfer = {"path": str(there / "owners.parquet"), "columns": {"card": "owner"}}
+    config = settings(there, data=data, transfer=transfer)
+    found = lending.with_lender(config, tables.ingest(config), lambda step, message: None)
+    assert (found.card["transfer"]["known_entities"], found.card["transfer"]["rows"]) == (300, 300)
+    nameless = settings(there, data=data, transfer={"path": str(there / "owners.parquet")})
+    with pytest.raises(DataError, match="has no 'card', so its rows may belong to those that judge"):
+        lending.with_lender(nameless, tables.ingest(nameless), lambda step, message: None)
 
 
 def test_rows_that_may_come_from_the_targets_future_are_refused_or_said(there: Path) -> None:

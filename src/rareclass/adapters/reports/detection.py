@@ -54,6 +54,8 @@ def transfer_sentence(lent: Details) -> str:
     told = "" if apart is None else f" Its rows are told from the target's with ROC-AUC {apart:.2f} (.5: not at all)."
     lost = f" It has no {', '.join(missing[:5])}." if missing else ""
     twins = f" {count(lent['twins'])} rows that equal one of the target were left out." if lent["twins"] else ""
+    if lent["known_entities"]:
+        twins += f" {count(lent['known_entities'])} rows of entities that the target knows were left out."
     return (
         f"{reason} {lent['source']} lent {count(lent['rows'])} rows, {count(lent['positives'])} of them rare."
         f"{told}{lost}{twins}"

@@ -13,6 +13,7 @@ from rareclass.adapters.tables.files import read_frames
 from rareclass.adapters.tables.ingest import location, open_data
 from rareclass.config import Config, DataSettings, TransferSettings, filter_groups
 from rareclass.core.dataset import AnyArray, FloatMatrix, IntArray, Rows, Schema, encode
+from rareclass.core.hashing import text_hash
 from rareclass.errors import ConfigError, DataError, nearest
 
 
@@ -58,13 +59,17 @@ def lent_rows(config: Config, schema: Schema) -> LentRows:
         label = roles.target.labels(frame[roles.target.name])
         dated = roles.time is not None and roles.time.name in frame
         time = roles.time.read(frame[roles.time.name])[0] if roles.time is not None and dated else None
-        kept.take(encode(frame, schema), label, time)
+        owner = roles.entity is not None and roles.entity in frame
+        entity = text_hash(frame[roles.entity]) if owner else None
+        kept.take(encode(frame, schema), label, {"time": time, "entity": entity})
     return kept.done(schema, missing)
 
 
 def _names(asked: TransferSettings, schema: Schema, data: DataSettings) -> Mapping[str, str]:
     """Return column of the target -> its name in the source."""
-    own = list(dict.fromkeys([*schema.names, *(name for name in (data.target, data.time) if name is not None)]))
+    own = list(
+        dict.fromkeys([*schema.names, *(name for name in (data.target, data.time, data.entity) if name is not None)])
+    )
     for name in asked.columns:
         if name not in own:
             raise ConfigError(f"transfer.columns: the target has no column '{name}'.{nearest(name, own)}")
@@ -108,13 +113,14 @@ class _Kept:
         self.x: list[FloatMatrix] = []
         self.y: list[AnyArray] = []
         self.key: list[AnyArray] = []
-        self.time: list[AnyArray] = []
+        self.aside: dict[str, list[AnyArray]] = {}
         self.read = self.unlabelled = 0
 
-    def take(self, x: FloatMatrix, label: AnyArray, time: AnyArray | None) -> None:
+    def take(self, x: FloatMatrix, label: AnyArray, aside: Mapping[str, AnyArray | None]) -> None:
         known = ~np.isnan(label)
-        if time is not None:
-            self.time.append(time[known])
+        for name, values in aside.items():
+            if values is not None:
+                self.aside.setdefault(name, []).append(values[known])
         self.unlabelled += int((~known).sum())
         self.read += int(known.sum())
         self.x.append(x[known])
@@ -128,7 +134,7 @@ class _Kept:
         if len(y) > self.most:
             chosen = np.sort(np.argpartition(key, self.most)[: self.most])
             x, y, key = x[chosen], y[chosen], key[chosen]
-            self.time = [np.concatenate(self.time)[chosen]] if self.time else []
+            self.aside = {name: [np.concatenate(parts)[chosen]] for name, parts in self.aside.items()}
         self.x, self.y, self.key = [x], [y], [key]
 
     def done(self, schema: Schema, missing: tuple[str, ...]) -> LentRows:
@@ -138,5 +144,5 @@ class _Kept:
         x, y = np.ascontiguousarray(self.x[0]), self.y[0].astype(np.int64)
         x[np.isinf(x)] = np.nan
         number: IntArray = np.arange(len(y), dtype=np.int64)
-        time = np.concatenate(self.time) if self.time else None
-        return LentRows(Rows(schema, x, y, number.astype(np.uint64), time), self.read, self.unlabelled, missing)
+        aside: dict[str, Any] = {name: np.concatenate(parts) for name, parts in self.aside.items()}
+        return LentRows(Rows(schema, x, y, number.astype(np.uint64), **aside), self.read, self.unlabelled, missing)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def with_lender(config: Config, ingested: Ingested, progress: Progress) -> Ingested:
     """Read what `transfer` names, before anything is fitted. Raises ConfigError or DataError with one line.
 
-    Rows that equal one of the target's in every feature are left out: a row that judges is not learned from elsewhere.
+    Rows that equal one of the target's in every feature, or belong to an entity of it, are left out: what judges is not
+    learned from elsewhere.
     """
     asked = config.transfer
     if asked.path is None and asked.model is None:
@@ -43,12 +44,14 @@ def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]
 
     found = tables.lent_rows(config, ingested.schema)
     parts = [ingested.train, ingested.validation, ingested.test, *([] if ingested.rest is None else [ingested.rest])]
-    rows = transfer.without_twins(found.rows, parts)
-    twins = len(found.rows) - len(rows)
+    strangers = transfer.of_strangers(found.rows, parts)
+    rows = transfer.without_twins(strangers, parts)
+    twins, known = len(strangers) - len(rows), len(found.rows) - len(strangers)
     if not rows.positives or rows.positives == len(rows):
         raise DataError(
             f"transfer.path lends {rows.positives} rows of the rare class among {len(rows):,}"
-            f"{f'; {twins:,} equal rows of the target and were left out' if twins else ''}. "
+            f"{f'; {twins:,} equal rows of the target and were left out' if twins else ''}"
+            f"{f'; {known:,} belong to entities of the target and were left out' if known else ''}. "
             "Set transfer.path to rows of both classes"
         )
     note = ""
@@ -57,6 +60,12 @@ def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]
             config,
             f"transfer.path has no '{config.data.time}', so its rows may be later than those of the target that judge. "
             f"Set transfer.columns: {{{config.data.time}: ITS NAME THERE}}",
+        )
+    elif ingested.kind == "grouped" and rows.entity is None:
+        note = _flattering(
+            config,
+            f"transfer.path has no '{config.data.entity}', so its rows may belong to those that judge. "
+            f"Set transfer.columns: {{{config.data.entity}: ITS NAME THERE}}",
         )
     asked = config.transfer.weight
     weight = None if asked == "auto" else float(asked)
@@ -75,6 +84,7 @@ def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]
         "prevalence": rows.prevalence,
         "read": found.read,
         "twins": twins,
+        "known_entities": known,
         "unlabelled": found.unlabelled,
         "missing": list(found.missing),
         "apart": lender.apart,
