@@ -129,8 +129,10 @@ def build() -> str:
                         [
                             (champion("rareclass_alerts_per_day_ratio", LATEST), "mature"),
                             (champion("rareclass_alerts_per_day_ratio", MATURING), "maturing"),
+                            (champion("rareclass_alert_capacity_ratio"), "at most"),
                         ],
-                        says="Rows decided 1.",
+                        says="Rows decided 1, and the most that somebody can look at (max_alerts_per_day of the point "
+                        "that decides, where one is set).",
                         unit="short",
                         low=0,
                     ),

@@ -261,6 +261,19 @@ def test_the_drift_of_a_window_that_is_over_is_computed_once_and_is_that_of_its_
     assert status.drift[0].share == report.drifted_share
 
 
+def test_the_page_shows_the_ledger_that_the_verdict_was_reached_on(config):
+    with Monitor(config) as monitor:
+        snapshot = monitor.evaluate(NOW)
+        with Store(config.store.url) as other:
+            other.append("shop", "later", "page", "anna", "written after the evaluation", {"fingerprint": "x"}, NOW)
+        status = gather(monitor, snapshot, Verdict("nothing", ("all is well",)))
+        assert not [line for line in status.ledger if "after the evaluation" in line.reason]
+        assert snapshot.events.get("page") is None
+        again = monitor.evaluate(NOW)
+        status = gather(monitor, again, Verdict("nothing", ("all is well",)))
+    assert [line for line in status.ledger if "after the evaluation" in line.reason]
+
+
 def test_labels_owed_are_counted_from_the_rows_that_are_old_enough(config):
     with Store(config.store.url) as store:
         start, due = NOW - timedelta(days=20), NOW - timedelta(days=7)

@@ -84,6 +84,7 @@ class Monitor:
         self._leaned_on: dict[str, frozenset[str]] = {}
         self._drifts: dict[tuple[str, datetime, datetime], DriftReport | None] = {}
         self._delay: tuple[datetime | None, timedelta | None] = None, None
+        self._ledger: tuple[datetime | None, list[LedgerEntry]] = None, []
 
     def close(self) -> None:
         """Close the store, where the monitor opened it."""
@@ -113,7 +114,8 @@ class Monitor:
         name = champion.version if champion is not None else _answering(frame)
         lives, pairs = self._live(frame, shadows, known, name, now)
         profile = champion.profile if champion is not None else None
-        entries = self.store.entries(config.name)
+        self._ledger = now, self.store.entries(config.name)
+        entries = self._ledger[1]
         drift, fresh, errors = self._drift(champion, entries, now)
         estimated = self._prevalence(frame, champion, now)
         return triage.Snapshot(
@@ -154,6 +156,12 @@ class Monitor:
                 profile = Profile.from_json(model.profile) if model.profile else None
                 found[role] = LoadedVersion(version.version, role, model, profile)
         return {role: found[role] for role in ROLES if role in found}
+
+    def ledger(self, now: datetime) -> list[LedgerEntry]:
+        """Return the ledger that the evaluation of ``now`` read: what a page shows beside its verdict is not newer."""
+        if self._ledger[0] != now:
+            self._ledger = now, self.store.entries(self.config.name)
+        return self._ledger[1]
 
     def delay(self, now: datetime) -> timedelta:
         """Return the label delay: the configured one, else what the labels that came by ``now`` teach (0 before the
@@ -253,7 +261,7 @@ class Monitor:
         if key not in self._drifts:
             frame = self.store.window(self.config.name, start, end, features=True)
             frame = frame[frame["features"].notna()]
-            answered = self._answered(champion, self.store.entries(self.config.name), now)
+            answered = self._answered(champion, self.ledger(now), now)
             report = self._compared(frame, champion, answered=answered)[0] if len(frame) else None
             if len(self._drifts) > 4 * self.config.monitor.windows:  # those of past days are asked for no more
                 self._drifts.pop(next(iter(self._drifts)))

@@ -29,7 +29,7 @@ LINES = 12
 def gather(monitor: Monitor, snapshot: Snapshot, verdict: Verdict) -> Status:
     """Collect what the page needs besides the snapshot: ledger, labels owed, the log, drift window by window."""
     config, now = monitor.config, snapshot.now
-    entries = [entry for entry in monitor.store.entries(config.name) if naive(entry.at) <= naive(now)]
+    entries = [entry for entry in monitor.ledger(now) if naive(entry.at) <= naive(now)]
     windows = [window for live in snapshot.live.values() for window in live.windows]
     start = min((window.start for window in windows), default=naive(now))
     delay = monitor.delay(now)
