@@ -83,6 +83,10 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * _SIZES[match[2]])
 
 
+STEP_MEMORY = "4Gi"
+"""What a pod of training takes where `compute.memory` says nothing."""
+
+
 def format_size(value: int) -> str:
     """Write bytes in the largest unit that keeps them whole, as Kubernetes reads it: ``4Gi``."""
     for unit, size in sorted(_SIZES.items(), key=lambda item: -item[1]):
@@ -380,7 +384,13 @@ class DaskSettings(Section):
     workers: int = Field(2, ge=1, le=1024, description="Workers to start where there is no `scheduler`")
     worker_memory: Size | None = Field(
         None,
-        description="Memory from which a worker is replaced, like 4GiB; default: its share of the machine",
+        description="Memory from which a worker is replaced, like 4GiB; default: its share of the machine, and on "
+        "Kubernetes `compute.memory`",
+    )
+    image: str | None = Field(
+        None,
+        description="Inside of a pod: image of the workers that Dask's operator starts beside it where there is no "
+        "`scheduler`, each with `compute.cpu` and `worker_memory`. `rareclass submit` sets the image of the steps",
     )
 
 

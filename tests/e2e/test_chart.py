@@ -470,6 +470,7 @@ def test_the_page_of_the_platform_names_the_versions_that_are_pinned() -> None:
         "kserve": "KServe",
         "cert-manager": "cert-manager",
         "gateway-api": "Gateway API, its objects alone",
+        "dask-operator": "Dask operator, for `compute.engine: dask`",
         "kind": "kind node",
     }
     assert {each.name for each in (ROOT / "manifests").iterdir() if each.is_dir()} == parts.keys()

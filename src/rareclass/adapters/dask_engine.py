@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 import rareclass
 from rareclass._memory import give_back_arrays
-from rareclass.config import ComputeSettings, DaskSettings
+from rareclass.config import ComputeSettings
 from rareclass.errors import EngineError, RareclassError, need_package
 
 _AHEAD = 2
@@ -20,6 +22,8 @@ _AHEAD = 2
 _SENDINGS = 3
 """How often what all jobs share is sent, when the workers that held it are lost."""
 CONNECTING = "10s"
+STARTING_SECONDS = 300.0
+"""How long a scheduler and its workers may take that were only just asked for."""
 
 
 class DaskEngine:
@@ -115,10 +119,23 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def dask_engine(compute: ComputeSettings) -> Iterator[DaskEngine]:
-    """Connect to ``compute.dask.scheduler``, or start workers on this machine; they end with the block.
+def dask_engine(
+    compute: ComputeSettings, *, address: str | None = None, tls: Mapping[str, str] | None = None
+) -> Iterator[DaskEngine]:
+    """Connect to a scheduler, or start workers on this machine; they end with the block.
 
     Workers of our own speak TLS with a certificate of this run, so that nobody else on the machine can send them work.
+
+    Parameters
+    ----------
+    compute : which workers
+    address : of a scheduler whose workers are still on their way; default: ``compute.dask.scheduler``
+    tls : certificate and key to show it, see ``certificate``
+
+    Raises
+    ------
+    EngineError
+        Where nobody answers, or the workers have another version of this package.
     """
     need_package("distributed", "dask", "compute.engine: dask")
     import dask
@@ -135,19 +152,53 @@ def dask_engine(compute: ComputeSettings) -> Iterator[DaskEngine]:
         "distributed.worker.profile.enabled": False,
     }
     with dask.config.set(quiet):
-        if settings.scheduler is not None:
-            try:
-                client = Client(settings.scheduler, timeout=CONNECTING, set_as_default=False)
-            except (OSError, TimeoutError, ValueError) as error:
-                raise EngineError(
-                    f"Dask's scheduler '{settings.scheduler}' does not answer: {_one_line(error)}. "
-                    "Set compute.dask.scheduler"
-                ) from None
-            with client:
-                yield _checked(client, settings)
-            return
-        with _cluster(compute) as cluster, Client(cluster, set_as_default=False) as client:
-            yield _checked(client, settings)
+        if address is not None:
+            with _client_of_what_starts(address, tls) as client:
+                yield _checked(client, address, settings.workers, STARTING_SECONDS)
+        elif settings.scheduler is not None:
+            with _client(settings.scheduler, CONNECTING, tls) as client:
+                yield _checked(client, settings.scheduler, 1, 30)
+        else:
+            with _cluster(compute) as cluster, Client(cluster, set_as_default=False) as client:
+                yield _checked(client)
+
+
+def certificate() -> dict[str, str]:
+    """Return a new certificate and its key as settings of Dask, for scheduler, workers and client of one run."""
+    need_package("distributed", "dask", "compute.engine: dask")
+    from distributed import Security
+
+    made = Security.temporary()
+    roles = [(f"{role}.{what}", f"tls_{role}_{what}") for role in _ROLES for what in ("cert", "key")]
+    return {setting: str(getattr(made, name)) for setting, name in [("ca-file", "tls_ca_file"), *roles]}
+
+
+_ROLES = ("client", "scheduler", "worker")
+
+
+def _client_of_what_starts(address: str, tls: Mapping[str, str] | None) -> Any:
+    """Connect to a scheduler that was only just asked for: until it listens, nobody or somebody else may answer."""
+    waiting = Retrying(
+        retry=retry_if_exception_type(EngineError),
+        stop=stop_after_delay(STARTING_SECONDS),
+        wait=wait_fixed(1),
+        reraise=True,
+    )
+    return waiting(_client, address, CONNECTING, tls)
+
+
+def _client(address: str, timeout: str, tls: Mapping[str, str] | None) -> Any:
+    """Raise EngineError where no scheduler answers."""
+    from distributed import Client, Security
+
+    shown = {} if tls is None else {f"tls_{name.replace('-', '_').replace('.', '_')}": tls[name] for name in tls}
+    security = Security(require_encryption=True, **shown) if shown else None
+    try:
+        return Client(address, timeout=timeout, set_as_default=False, security=security)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise EngineError(
+            f"Dask's scheduler '{address}' does not answer: {_one_line(error)}. Set compute.dask.scheduler"
+        ) from None
 
 
 def _cluster(compute: ComputeSettings) -> Any:
@@ -169,25 +220,24 @@ def _cluster(compute: ComputeSettings) -> Any:
     )
 
 
-def _checked(client: Any, settings: DaskSettings) -> DaskEngine:
-    """Raise EngineError where there is no worker, or one of another version of this package."""
-
-    if settings.scheduler is not None:
+def _checked(client: Any, address: str = "", workers: int = 0, seconds: float = 0) -> DaskEngine:
+    """Wait for the workers of a scheduler. Raises EngineError where they do not come, or have another version."""
+    if workers:
         try:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(workers, timeout=seconds)
         except TimeoutError:
             raise EngineError(
-                f"Dask's scheduler '{settings.scheduler}' has no workers. "
-                f"Start some: dask worker {settings.scheduler} --nthreads 1"
+                f"Dask's scheduler '{address}' has {len(client.nthreads())} of {workers} workers after {seconds:g} s. "
+                f"Start some: dask worker {address} --nthreads 1; on Kubernetes look at the events of their pods"
             ) from None
     try:
         found = client.run(_version)
     except ModuleNotFoundError:
         found = {"a worker": "none"}
-    for address, version in found.items():
+    for worker, version in found.items():
         if version != rareclass.__version__:
             raise EngineError(
-                f"the worker {address} has rareclass {version}, and this is {rareclass.__version__}: "
+                f"the worker {worker} has rareclass {version}, and this is {rareclass.__version__}: "
                 "install the same on all of them"
             )
     return DaskEngine(client)

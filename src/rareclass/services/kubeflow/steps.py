@@ -25,7 +25,7 @@ from rareclass.config import Config, ResampleStep, parse, with_environment
 from rareclass.errors import DataError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR
-from rareclass.services.training import lending, results, run, steps
+from rareclass.services.training import engines, lending, results, run, steps
 
 if TYPE_CHECKING:
     from rareclass.core.dataset import Rows
@@ -122,7 +122,11 @@ def ingest(
     settings = _settings(config)
 
     def read() -> Any:
-        rows = _relearned(settings, json.loads(repair)) if repair else steps.ingest(settings)
+        if repair:
+            rows = _relearned(settings, json.loads(repair))
+        else:
+            with engines.engine(settings) as workers:
+                rows = steps.ingest(settings, engine=workers)
         rows = replace(rows, beyond=None)  # the other steps have files of rows: they judge on the weighted sample
         rows = steps.with_incumbent(settings, rows, run.champion(settings))
         return lending.with_lender(settings, rows, steps.silent)
@@ -204,18 +208,17 @@ def train_group(
     settings, plan = _settings(config), _load(plan_path).value
     dev, folds = steps.development(settings, _rows(train_path), _rows(validation_path))
     resampled = None if group == "none" else _rows(resampled_path)
-    fitted = _timed(
-        trained_path,
-        "train",
-        lambda: steps.train(
-            settings,
-            dev,
-            folds,
-            plan.groups[group],
-            resampled,
-            steps.budget(settings, plan.seconds[group], plan.candidates),
-        ),
-    )
+    members = plan.groups[group]
+    budget = steps.budget(settings, plan.seconds[group], plan.candidates)
+
+    def fit() -> Any:
+        if len(members) > 1 and engines.fits_a_worker(settings, dev):
+            with engines.engine(settings) as workers:
+                if workers.workers:
+                    return engines.train_group(workers, settings, members, (dev, folds), budget)
+        return steps.train(settings, dev, folds, members, resampled, budget)
+
+    fitted = _timed(trained_path, "train", fit)
     return len(fitted)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import cluster
 from rareclass.adapters.cluster import Access, Placement
-from rareclass.config import Config, SecretEnv, dump, environment_names, format_size, setting_fields
+from rareclass.config import STEP_MEMORY, Config, SecretEnv, dump, environment_names, format_size, setting_fields
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services.live.ledger import Action
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rareclass.services.live.ledger import Action
 
 IMAGE = "rareclass/pipeline"
-STEP_MEMORY = "4Gi"
 _CRON_FIELDS = 6
 
 
@@ -107,6 +106,11 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
     """
     from rareclass.adapters import tables
 
+    image = config.cluster.image or f"{IMAGE}:{installed('rareclass')}"
+    dask = config.compute.dask
+    if config.compute.engine == "dask" and dask.scheduler is None and dask.image is None:  # a step has one pod's room
+        beside = config.compute.model_copy(update={"dask": dask.model_copy(update={"image": image})})
+        config = config.model_copy(update={"compute": beside})
     version = tables.data_version(config.data.path) if cache and repair is None else None
     arguments = {
         "config": json.dumps(shown(config), sort_keys=True),
@@ -115,7 +119,7 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
     }
     cluster = config.cluster
     placement = Placement(
-        image=cluster.image or f"{IMAGE}:{installed('rareclass')}",
+        image=image,
         cpu=config.compute.cpu,
         memory=format_size(config.compute.memory) if config.compute.memory else STEP_MEMORY,
         env=cluster.env,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rareclass.adapters.dask_engine import dask_engine
-from rareclass.config import ComputeSettings, Config
+from rareclass.adapters.cluster import DaskPods, dask_cluster
+from rareclass.adapters.dask_engine import certificate, dask_engine
+from rareclass.config import STEP_MEMORY, ComputeSettings, Config, format_size
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.services.training import steps
 
 if TYPE_CHECKING:
     from rareclass.core.candidates import Candidate
     from rareclass.core.dataset import Rows
+    from rareclass.core.search import GroupBudget
     from rareclass.core.splitting import Fold
     from rareclass.core.training import Trained
     from rareclass.services.training.steps import Plan, Progress
@@ -28,7 +30,24 @@ def _local(compute: ComputeSettings) -> Iterator[ComputeEngine]:
 
 def _dask(compute: ComputeSettings) -> AbstractContextManager[ComputeEngine]:
 
-    return dask_engine(compute)
+    beside_this_pod = compute.dask.image is not None and compute.dask.scheduler is None
+    return _on_kubernetes(compute) if beside_this_pod else dask_engine(compute)
+
+
+@contextmanager
+def _on_kubernetes(compute: ComputeSettings) -> Iterator[ComputeEngine]:
+    """Begin workers beside this pod, and end them with the block."""
+    settings, tls = compute.dask, certificate()
+    memory = settings.worker_memory or compute.memory
+    pods = DaskPods(
+        image=str(settings.image),
+        workers=settings.workers,
+        cpu=compute.cpu,
+        memory=format_size(memory) if memory else STEP_MEMORY,
+        threads=compute.threads,
+    )
+    with dask_cluster(pods, tls) as address, dask_engine(compute, address=address, tls=tls) as workers:
+        yield workers
 
 
 ENGINES: Mapping[str, Callable[[ComputeSettings], AbstractContextManager[ComputeEngine]]] = {
@@ -72,18 +91,50 @@ def train(
     start = time.monotonic()
     candidates = [candidate for members in plan.groups.values() for candidate in members]
     seconds = min(config.search.seconds, config.search.seconds * engine.workers / (len(candidates) + 1))
-    there = config.compute.model_copy(update={"threads": engine.threads})
-    no_search = config.search.model_copy(update={"tune": False})
-    on_workers = config.model_copy(update={"compute": there, "search": no_search})
-    sample = _Sample(on_workers, dev, folds, seconds)
-    trained: list[Trained] = []
-    for number, found in enumerate(engine.map(_train_one, candidates, sample), 1):
-        progress("train", f"{number} of {len(candidates)} candidates, {engine.workers} at once")
-        trained += found
+    trained = train_side_by_side(engine, config, candidates, (dev, folds), seconds, progress)
     left = max(0.0, config.search.seconds - (time.monotonic() - start))
     tuned = steps.tune(config, dev, folds, trained, steps.budget(config, left), progress)
     untouched = len(plan.groups.get("none", ()))  # the order of one process: sums and ties go by it
     return [*trained[:untouched], *tuned, *trained[untouched:]]
+
+
+def train_group(
+    engine: ComputeEngine,
+    config: Config,
+    members: Sequence[Candidate],
+    rows: tuple[Rows, Sequence[Fold]],
+    may_spend: GroupBudget,
+) -> list[Trained]:
+    """Fit the candidates of one group on workers; on untouched rows then search the leader's settings here."""
+    start = may_spend.clock()
+    seconds = min(may_spend.seconds, may_spend.seconds * engine.workers / (len(members) + 1))
+    trained = train_side_by_side(engine, config, members, rows, seconds, steps.silent)
+    if members[0].group != "none":
+        return trained
+    left = max(0.0, may_spend.seconds - (may_spend.clock() - start))
+    return [*trained, *steps.tune(config, *rows, trained, replace(may_spend, seconds=left))]
+
+
+def train_side_by_side(
+    engine: ComputeEngine,
+    config: Config,
+    candidates: Sequence[Candidate],
+    rows: tuple[Rows, Sequence[Fold]],
+    seconds: float,
+    progress: Progress,
+) -> list[Trained]:
+    """Fit each candidate on a worker of its own, for ``seconds`` at most; no search of settings.
+
+    rows : the development rows and their folds
+    """
+    there = config.compute.model_copy(update={"threads": engine.threads})
+    no_search = config.search.model_copy(update={"tune": False})
+    sample = _Sample(config.model_copy(update={"compute": there, "search": no_search}), *rows, seconds)
+    trained: list[Trained] = []
+    for number, fitted in enumerate(engine.map(_train_one, candidates, sample), 1):
+        progress("train", f"{number} of {len(candidates)} candidates, {engine.workers} at once")
+        trained += fitted
+    return trained
 
 
 def _train_one(sample: _Sample, candidate: Candidate) -> list[Trained]:

@@ -286,7 +286,7 @@ def tune(
     from rareclass.core.training import Effort
 
     clock, start = may_spend.clock, may_spend.clock()
-    trials = search.trials_left(config, len(trained))
+    trials = search.trials_left(config, may_spend.planned or len(trained))
     effort = Effort(
         may_spend.threads,
         config.compute.device,
