@@ -84,6 +84,10 @@ class DaskEngine:
             for future, _, _ in waiting:
                 future.release()
 
+    def on_each(self, function: Callable[[Any], Any], argument: Any) -> list[Any]:
+        """Return ``function(argument)`` of every worker that is there now."""
+        return list(self.client.run(function, argument).values())
+
     def _send(self, shared: Any) -> Any:
         return self.client.scatter([shared], broadcast=True, hash=False)[0]
 

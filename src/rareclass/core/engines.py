@@ -23,6 +23,10 @@ class ComputeEngine(Protocol):
         """
         ...
 
+    def on_each(self, function: Callable[[Any], Any], argument: Any) -> list[Any]:
+        """Return ``function(argument)`` of every worker; none where this process works alone."""
+        ...
+
 
 class Alone:
     """This process."""
@@ -34,6 +38,10 @@ class Alone:
         """Yield ``function(shared, job)`` for each job, here and in order."""
         for job in jobs:
             yield function(shared, job)
+
+    def on_each(self, function: Callable[[Any], Any], argument: Any) -> list[Any]:
+        """Return nothing: there is no worker."""
+        return []
 
 
 ALONE = Alone()

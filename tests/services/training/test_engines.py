@@ -62,6 +62,26 @@ def fitted(wanted: Config, engine: ComputeEngine) -> steps.Run:
     return run.fit(wanted, ingested, watch=run.Stopwatch(), now=steps.utc_now(), engine=engine)
 
 
+class _Elsewhere:
+    """Workers of another machine, which has nothing at this path."""
+
+    workers, threads = 2, 1
+
+    def map(self, function: Any, jobs: Any, shared: Any = None) -> Iterator[Any]:
+        raise AssertionError("they would fall over")
+
+    def on_each(self, function: Any, argument: Any) -> list[Any]:
+        assert function(argument), "this machine has it"
+        return [function("/nowhere"), function("/nowhere")]
+
+
+def test_a_file_that_workers_do_not_see_is_read_here_and_that_is_said(folder: Path) -> None:
+    said: list[str] = []
+    found = steps.ingest(settings(folder), progress=lambda step, text: said.append(text), engine=_Elsewhere())
+    assert found.card == steps.ingest(settings(folder)).card
+    assert any("the workers do not see" in text for text in said)
+
+
 def test_two_workers_find_what_one_process_finds(folder: Path, workers: DaskEngine) -> None:
     one, two = (fitted(settings(folder), engine) for engine in (ALONE, workers))
     assert two.ingested.card == one.ingested.card

@@ -6,8 +6,11 @@ met, hashes do not depend on order, and the split is made of all rows. Which par
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,12 +59,25 @@ class PartRead:
     levels: Sequence[Sequence[str] | None]
 
 
-def parts_of(source: Source, engine: ComputeEngine) -> Sequence[Source]:
+def parts_of(source: Source, engine: ComputeEngine, say: Callable[[str], None]) -> Sequence[Source]:
     """Return the parts that an engine's workers read; none where this process reads the source from end to end."""
-    if not engine.workers or source.divided is None:
+    if not engine.workers:
+        return ()
+    if source.divided is None:
+        say("the source cannot be divided, so this process reads it: workers read Parquet files of the same columns")
+        return ()
+    # of a file of this machine, workers of another one would only fall over when they are given a part of it
+    if "://" not in source.label and set(engine.on_each(seen_at, source.label)) != {seen_at(source.label)}:
+        say(f"the workers do not see '{source.label}', so this process reads it: put it where all of them do")
         return ()
     rows = (source.rows or 0) // (PARTS_OF_A_WORKER * engine.workers)
     return source.divided(min(max(rows, LEAST_ROWS), MOST_ROWS))
+
+
+def seen_at(path: str) -> tuple[tuple[str, int], ...]:
+    """Return the name and the bytes of what a path or a glob of this machine names; a folder counts as 0 bytes."""
+    found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(path)))]
+    return tuple((str(each), each.stat().st_size if each.is_file() else 0) for each in found)
 
 
 def without_secrets(config: Config) -> Config:

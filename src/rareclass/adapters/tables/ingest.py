@@ -140,13 +140,11 @@ def _read(
     config: Config, source: Source, plan: ReadPlan, room: Room | None, say: Progress, engine: ComputeEngine = ALONE
 ) -> streaming.TableReading:
     say(f"{source.rows:,} rows, {len(plan.features)} features" if source.rows else f"{len(plan.features)} features")
-    if parts := divided.parts_of(source, engine):
+    if parts := divided.parts_of(source, engine, say):
         raw, ends = divided.read(config, source, plan, room, parts, engine, say)
         found = streaming.TableReading(config, source, plan, raw, parts, ends, engine)
         whole = room is None or len(raw.y) <= room.rows(len(plan.features))
         return replace(found, first=_held(found)) if whole else found
-    if engine.workers:
-        say("the source cannot be divided, so this process reads it: workers read Parquet files of the same columns")
 
     def use(batch: pa.RecordBatch) -> None:
         reader.take(batch)
