@@ -40,6 +40,9 @@ class Elsewhere:
                 done = pickle.dumps(work(known, part))
             yield pickle.loads(done)
 
+    def on_each(self, function: Callable[[Any], Any], argument: Any) -> list[Any]:
+        return [function(argument) for _ in range(self.workers)]
+
 
 def written(folder: Path, rows_of_a_group: int, by: str = "when") -> Path:
     """Write the rows, sorted by a column."""

@@ -234,6 +234,21 @@ def test_sampled_rows_count_with_their_weight(frame, reference):
     assert less.alert_rate == pytest.approx(whole.alert_rate, rel=0.1)
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.35, 0.2])
+def test_the_line_of_calibration_is_the_logistic_regression_however_narrow_the_scores_are(frame, spread):
+    from scipy.special import expit
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    z = rng.normal(-2.75, spread, len(frame))
+    label = (rng.random(len(frame)) < expit(-2.9 + 1.15 * (z + 2.75) / spread)).astype(np.int64)
+    window = evaluate(frame.assign(score=expit(z), label=label)).latest
+    inside = ((frame["ts"] >= window.start) & (frame["ts"] < window.end)).to_numpy()
+    line = LogisticRegression(C=1e9, max_iter=1000, tol=1e-10).fit(z[inside][:, None], label[inside])
+    assert window.metric("calibration_slope").value == pytest.approx(line.coef_[0, 0], rel=1e-3)
+    assert window.metric("calibration_intercept").value == pytest.approx(line.intercept_[0], rel=1e-2)
+
+
 def test_a_change_of_prevalence_moves_the_intercept_and_not_the_slope(reference):
     found = evaluate(live_rows.stream("prevalence up", days=56, per_day=1500)[0], reference).latest
     slope, intercept = found.metric("calibration_slope"), found.metric("calibration_intercept")

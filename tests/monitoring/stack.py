@@ -65,6 +65,7 @@ def snapshot(cause: str, data: str = "nothing") -> triage.Snapshot:
         min_new_positives=30,
         calibration_bound=1.5,
         prevalence_bound=1.5,
+        alert_capacity=20.0,
         events={
             "promote": (2, datetime.now(UTC) - timedelta(days=9)),
             "rollback": (1, datetime.now(UTC) - timedelta(days=2)),
