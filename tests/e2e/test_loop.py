@@ -476,12 +476,18 @@ def test_alertmanager_itself_starts_the_turn(drifted: dict[str, Any], stream: St
 
 
 def test_the_turn_retrains_through_kubeflow(drifted: dict[str, Any], stream: Stream) -> None:
+    fired = 0
+
     def retrained() -> Any:
         """The retrain that the gate admits; right after a change one may still find too few rows, and says so."""
+        nonlocal fired
         new = [entry["payload"] for entry in outcomes()[drifted["outcomes"] :]]
         for each in new:
             assert (each["verdict"], each["from_version"]) == ("retrain", drifted["champion"])
             assert each["outcome"] == "challenger" or each["reason"].startswith("gate: "), each["reason"]
+        if len(new) > fired and new[-1]["outcome"] == "rejected":  # the alert lasts, and is told again only after hours
+            fired = len(new)
+            fire(alertname="RareclassApDegraded")
         return next((each for each in new if each["outcome"] == "challenger"), None)
 
     last = stream.while_waiting(retrained, 25 * MINUTES, "a retrain with a challenger")
