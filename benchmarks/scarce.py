@@ -116,17 +116,28 @@ def rows_of(source: quality.Source) -> Rows:
     return concatenate([parts.train, parts.validation, parts.test])
 
 
+def known_and_test(
+    rows: Rows, rng: np.random.Generator, k: int, most: int, most_test: int = MOST_TEST
+) -> tuple[Rows, Rows] | None:
+    """Return k positives and ``most`` others of one half of the rows, and those of the other half, which judge; None
+    where there are too few.
+    """
+    rare, others = rng.permutation(np.flatnonzero(rows.y == 1)), rng.permutation(np.flatnonzero(rows.y == 0))
+    if len(rare) - len(rare) // 2 < k or len(rare) // 2 < LEAST_TEST:
+        return None
+    test = rows.take(np.sort(np.r_[rare[: len(rare) // 2], others[: min(len(others) // 2, most_test)]]))
+    known = rows.take(np.sort(np.r_[rare[len(rare) // 2 :][:k], others[len(others) // 2 :][:most]]))
+    return known, test
+
+
 def measured(rows: Rows, most: int, k: int, seed: int) -> dict[str, float]:
     """Average precision of every method on the same half of the rows."""
     from rareclass.core.ranking import average_precision
 
-    rng = np.random.default_rng([seed, k])
-    rare, others = rng.permutation(np.flatnonzero(rows.y == 1)), rng.permutation(np.flatnonzero(rows.y == 0))
-    test = rows.take(np.sort(np.concatenate([rare[: len(rare) // 2], others[: min(len(others) // 2, MOST_TEST)]])))
-    known = np.concatenate([rare[len(rare) // 2 :][:k], others[len(others) // 2 :][:most]])
-    if len(rare) - len(rare) // 2 < k or test.positives < LEAST_TEST:
+    parts = known_and_test(rows, np.random.default_rng([seed, k]), k, most)
+    if parts is None:
         return {}
-    some = rows.take(np.sort(known))
+    some, test = parts
     found = {name: method(some, test, seed) for name, method in METHODS.items()}
     return {name: average_precision(test.y, score) for name, score in found.items() if score is not None}
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._common import THREADS, Claim, announce, claim, table
+from benchmarks.scarce import known_and_test
 
 if TYPE_CHECKING:
     from rareclass.core.dataset import Rows
@@ -31,7 +32,6 @@ GAIN, LOSS = 0.10, -0.02
 """Over the target's rows alone at 10 positives, on average; against the better of the two, at worst"""
 SHORT = ["--seeds", "1", "--rows", "1200"]
 FULL = ["--seeds", "3", "--rows", "2000"]
-LEAST_TEST = 10
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,10 @@ def measured(source: Rows, target: Rows, most: int, k: int, seed: int) -> dict[s
     from rareclass.core.ranking import average_precision
 
     rng = np.random.default_rng([seed, k])
-    rare, others = rng.permutation(np.flatnonzero(target.y == 1)), rng.permutation(np.flatnonzero(target.y == 0))
-    if len(rare) - len(rare) // 2 < k or len(rare) // 2 < LEAST_TEST:
+    parts = known_and_test(target, rng, k, most, most_test=20_000)
+    if parts is None:
         return {}
-    test = target.take(np.sort(np.r_[rare[: len(rare) // 2], others[: min(len(others) // 2, 20_000)]]))
-    known = target.take(np.sort(np.r_[rare[len(rare) // 2 :][:k], others[len(others) // 2 :][:most]]))
+    known, test = parts
     lent = source.take(np.sort(rng.permutation(len(source))[: 10 * most]))
     lent = transfer.without_twins(lent, [known, test])
     lender: Lender = transfer.of_rows("neighbour", lent, known, None, seed=seed, threads=THREADS)

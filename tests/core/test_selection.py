@@ -318,3 +318,12 @@ def test_a_neighbour_is_held_against_what_would_be_taken_without_it():
     found = select([own, best, lent(scored("neighbour", 3.0, seed=2, rows=FEW))], FEW, config=config(), seed=0)
     assert "against better" in found.transfer
     assert found.transfer.startswith("dropped")
+
+
+def test_nothing_is_said_of_a_neighbour_that_nobody_named_and_every_comparison_is_counted():
+    own = [scored("zero", 3.0), scored("better", 1.5, seed=1)]
+    alone = select(own, ROWS, config=config(ensemble="none"), seed=0)
+    assert alone.transfer == ""
+    assert "adjusted for 1 comparisons" in alone.reasons[0]
+    beside = select([*own, lent(scored("neighbour", 4.0, seed=2))], ROWS, config=config(ensemble="none"), seed=0)
+    assert "adjusted for 2 comparisons" in beside.reasons[0]

@@ -18,13 +18,14 @@ from numpy.typing import ArrayLike
 
 from rareclass.core.dataset import FloatArray, IntArray
 from rareclass.core.jsonable import Jsonable, jsonable
+from rareclass.core.log_odds import OPEN
 from rareclass.errors import DataError
 
 LEAST_ROWS = 2
 """Held-out normal rows without which no p-value is given; how fine it can be with few, `Conformal.finest` says."""
 
 _KNOTS = 1_000
-_LEAST, _MOST = 1e-300, 1 - 2.0**-53
+_LEAST, _MOST = OPEN
 
 
 @dataclass(frozen=True)

@@ -145,10 +145,9 @@ class _Sums:
             {name: np.concatenate([sums.drawn[name] for sums in repeats]) for name in repeats[0].drawn},
         )
 
-    def share(self, top: str, bottom: str) -> tuple[float, FloatArray]:
-        """One sum / another: the mean over the repeats, and of each resample."""
-        exact = _share(self.total[top], self.total[bottom])
-        return float(exact.mean()), _share(self.drawn[top], self.drawn[bottom])
+    def share(self, top: str, bottom: str) -> tuple[FloatArray, FloatArray]:
+        """One sum / another: of each repeat, and of each resample."""
+        return _share(self.total[top], self.total[bottom]), _share(self.drawn[top], self.drawn[bottom])
 
 
 def confusion_metrics(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, tn: ArrayLike) -> dict[str, FloatArray]:
@@ -445,8 +444,8 @@ def _slice(
     )
 
     def share_of_hits(of: str, size: float) -> Estimate:
-        exact = _share(sums.total["hits"], sums.total[of])
-        return share_estimate(_mean_of(exact), sums.share("hits", of)[1], size, *options)
+        exact, drawn = sums.share("hits", of)
+        return share_estimate(_mean_of(exact), drawn, size, *options)
 
     recall = share_of_hits("positives", float(rare.sum()))
     precision = share_of_hits("flagged", float(flagged.sum(axis=1).mean()))
@@ -631,9 +630,11 @@ def pooled(
     return Evaluation(
         metrics={
             "ap": bounded_estimate(float(np.mean(ap)), drawn_ap.ravel(), *options),
-            "mean_score_ratio": estimate(mean_score, scores, *options),
-            "recall": share_estimate(recall, recalls, float(rare.sum()), *options),
-            "precision": share_estimate(precision, precisions, float(flagged.sum(axis=1).mean()), *options),
+            "mean_score_ratio": estimate(float(mean_score.mean()), scores, *options),
+            "recall": share_estimate(float(recall.mean()), recalls, float(rare.sum()), *options),
+            "precision": share_estimate(
+                float(precision.mean()), precisions, float(flagged.sum(axis=1).mean()), *options
+            ),
         },
         points={},
         untuned={},

@@ -534,9 +534,8 @@ def _calibration(
     mass, positive = mass[used], np.bincount(cell, base * y, size)[used]
     x = np.column_stack([np.bincount(cell, base * z, size)[used] / mass, np.ones(len(used))])
     pull = np.full(2, 1e-9)
-    beta = fit_logistic(
-        [*x.T], positive / mass, mass.astype(np.float64), np.array([1.0, 0.0]), np.ones(2, dtype=bool), pull
-    )
+    weights = np.asarray(mass, dtype=np.float64)
+    beta = fit_logistic([*x.T], positive / mass, weights, np.array([1.0, 0.0]), np.ones(2, dtype=bool), pull)
     fitted = expit(x @ beta)
     hessian = x.T @ (x * (mass * fitted * (1 - fitted))[:, None]) + np.diag(pull)
     residual = x * (positive - mass * fitted)[:, None]

@@ -176,7 +176,11 @@ def seconds(candidate: Candidate, situation: Situation) -> float:
         rows = min(rows, FOREST_ROWS)
     depth = candidate.params.get("max_depth", 0)
     cost = _COST.get(candidate.learner, 2.0) * (2.0 if depth > 6 else _DEEP_COST if depth > 4 else 1.0)
-    return _SECONDS_PER_VALUE * rows * max(situation.found.features, 5) * cost
+    return _price(rows, situation.found.features, cost)
+
+
+def _price(rows: int, features: int, cost: float) -> float:
+    return _SECONDS_PER_VALUE * rows * max(features, 5) * cost
 
 
 # --- the ideas ------------------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def affordable(folds: Sequence[Fold], rows: Rows, search: SearchSettings) -> Seq
     """
     if search.trials is not None or search.only is not None or rows.drawn is not None or not folds:
         return folds
-    price = _SECONDS_PER_VALUE * len(rows) * max(len(rows.schema.features), 5) * _DEEP_COST
+    price = _price(len(rows), len(rows.schema.features), _DEEP_COST)
     fewer = max(1, int(len(folds) * search.seconds / price))
     if fewer >= len(folds) or min(int(rows.y[fold.score].sum()) for fold in folds) < _ENOUGH_SCORED:
         return folds

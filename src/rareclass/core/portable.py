@@ -80,6 +80,7 @@ class _Writer:
         self._types, self._name = types, name
         self.files: Files = {}
         self.arrays: dict[str, AnyArray] = {}
+        self._written: dict[int, tuple[Any, Any]] = {}
 
     def tree(self, value: Any) -> Any:
         if value is None or isinstance(value, bool | str) or type(value) is int:
@@ -94,7 +95,9 @@ class _Writer:
             if all(isinstance(key, str) for key in value) and KIND not in value:
                 return {key: self.tree(each) for key, each in value.items()}
             return {KIND: "dict", "items": [[self.tree(key), self.tree(each)] for key, each in value.items()]}
-        return self._object(value)
+        if id(value) not in self._written:  # what several hold is written once; kept, so that its id stays its own
+            self._written[id(value)] = value, self._object(value)
+        return self._written[id(value)][1]
 
     def _object(self, value: Any) -> Any:
         kind: str = type(value).__name__
@@ -108,7 +111,7 @@ class _Writer:
         else:
             scalar = False
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            key = next((name for name, known in self.arrays.items() if known is value), f"a{len(self.arrays)}")
+            key = f"a{len(self.arrays)}"
             self.arrays[key] = value
             return {KIND: "scalar" if scalar else "array", "key": key}
         if isinstance(value, datetime):

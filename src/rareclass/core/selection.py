@@ -18,6 +18,7 @@ import numpy as np
 from rareclass.config import Config
 from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
+from rareclass.core.diagnosis import regime
 from rareclass.core.differences import Difference, judge_difference
 from rareclass.core.estimate import Estimate
 from rareclass.core.jsonable import Jsonable, jsonable
@@ -153,13 +154,14 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     lent = {one.candidate.name for one in done if one.candidate.transfer != "none"}
     own = tuple(line for line in table if line.name not in lent)
     best = _winner(own)
-    reasons = [_why_single(own, best, ground.metric.words)]
-    won, said = _neighbour(ground, best, [line for line in table if line.name in lent], scores, config)
+    reasons = [_why_single(own, best, ground.metric.words, compared=len(table) - 1)]
+    lines = [line for line in table if line.name in lent]
+    won, said = _neighbour(ground, best, lines, scores, config) if lent else (None, "")
     if won is not None:
         best = won
     elif lent:  # what harms alone is no part of an average either
         done = [one for one in done if one.candidate.name not in lent]
-    reasons += [said] if lent else []
+    reasons += [said] if said else []
     weights, oof, crossed = {best: 1.0}, scores[best], {}
     if config.search.ensemble != "none" and len(done) > 1:
         line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, config)
@@ -233,13 +235,11 @@ def _neighbour(
     leaves 0 out is asked for only where positives are ample: with few it would never come, and whoever names a
     neighbour expects it to help (docs/decisions/0039).
     """
-    if not lent:
-        return None, "dropped: none of its candidates was finished. Set search.seconds higher"
     lead = max(lent, key=lambda line: line.value)
     values, draws = ground.judge([scores[lead.name], scores[rival]])
     found = ground.difference(values[0] - values[1], draws[0] - draws[1], compared=len(lent))
     positives = ground.rows.positives
-    ample = positives >= config.regime.scarce
+    ample = regime(positives, config.regime) == "ample"
     paired = (
         f"{lead.name}, the best of {len(lent)} ways to use the neighbour's labels, against {rival}, which would be "
         f"taken without: {found.estimate} {ground.metric.words} on the same rows of the target, "
@@ -252,12 +252,13 @@ def _neighbour(
     return lead.name, f"used: {paired}"
 
 
-def _why_single(table: Sequence[CandidateResult], best: str, words: str) -> str:
+def _why_single(table: Sequence[CandidateResult], best: str, words: str, *, compared: int) -> str:
+    """Say why ``best`` is the best of ``table``. compared : differences that the p-values allow for"""
     line = next(each for each in table if each.name == best)
     if line is not table[0]:
         return (
             f"{best} beats {table[0].name} by {line.difference} {words} (p = {line.p_value:.3g}, adjusted for "
-            f"{len(table) - 1} comparisons)"
+            f"{compared} comparisons)"
         )
     others = len(table) - 1
     if not others:

@@ -175,12 +175,15 @@ class _Setting:
         """Return the fitted learner and the share of negatives that weights and the learner's own sampling amount
         to.
         """
-        loan, rate = self._loan(rows, costs)
+        return self.fit_loan(*self.loan(rows, costs), rounds=rounds, salt=salt)
+
+    def fit_loan(self, loan: Loan, rate: float, *, rounds: int | None, salt: int) -> tuple[Fitted, float]:
+        """The same from what `loan` gave: several seeds need it once."""
         made = learners.fit(self.candidate.learner, self._task(loan.rows, loan.weight, rounds, salt), self.params)
         fitted = made if loan.reads is None else loan.reads.fitted(made)
         return fitted, rate * made.negative_sampling_rate
 
-    def _loan(self, rows: Rows, costs: CostArrays | None) -> tuple[Loan, float]:
+    def loan(self, rows: Rows, costs: CostArrays | None) -> tuple[Loan, float]:
         """Return what is learned from, a neighbour's rows too where the candidate uses them, and the share of negatives
         that this amounts to.
         """
@@ -204,7 +207,7 @@ class _Setting:
         """Begin a fit that is watched on rows it does not see; with the share of negatives as `fit` gives it, the rows
         it learns from, and how it reads others.
         """
-        loan, rate = self._loan(part.rows, part.costs)
+        loan, rate = self.loan(part.rows, part.costs)
         task = self._task(loan.rows, loan.weight, None, salt)
         seen = watched if loan.reads is None else loan.reads.watched(watched)
         begun = learners.grow(self.candidate.learner, task, seen, self.params)
@@ -564,12 +567,13 @@ def _refit_one(
 
         fit_rows = resample(fit_rows.as_drawn(), candidate.resample, seed=seed, threads=threads).rows
     part = _fitted_on(rows, fit_rows, one.costs)
-    rounds = one.rounds_for(len(loan_of(candidate, fit_rows, None).rows))
     setting = _Setting(candidate, one.params, seed, threads, device, never)
+    loan, lent_rate = setting.loan(part.rows, part.costs)
+    rounds = one.rounds_for(len(loan.rows))
     worth = 1 if once else seeds_worth(candidate.learner, len(fit_rows), fit_rows.positives)
     seeds = max(1, round(weight * worth))
-    with setting.at_once(seeds, len(fit_rows)) as each:
-        fits = each(lambda number: setting.fit(part.rows, part.costs, rounds=rounds, salt=number), range(seeds))
+    with setting.at_once(seeds, len(loan.rows)) as each:
+        fits = each(lambda number: setting.fit_loan(loan, lent_rate, rounds=rounds, salt=number), range(seeds))
         return [Member(fitted, weight / seeds, rate * part.negative_sampling_rate) for fitted, rate in fits]
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from rareclass.core.dataset import AnyArray, Feature, FloatArray, FloatMatrix, IntArray, Rows, Schema
+from rareclass.core.dataset import AnyArray, Feature, FloatArray, FloatMatrix, IntArray, Rows, Schema, concatenate
 from rareclass.core.early_stopping import Watched
 from rareclass.core.fit_task import FitTask
 from rareclass.core.fitted import Fitted
@@ -138,6 +139,11 @@ class Lender:
     seed: int = 0
     threads: int = 1
 
+    @cached_property
+    def _sources(self) -> dict[int, Fitted]:
+        """Number of lent rows -> the model of them; no field, so that it is not written with the lender."""
+        return {}
+
     def until(self, rows: Rows) -> tuple[Rows, AnyArray]:
         """Return the lent rows that are not later than the latest of ``rows``, and the mask of them: a fit may not know
         more of a neighbour's future than of its own.
@@ -155,7 +161,10 @@ class Lender:
         lent, _ = self.until(rows)
         if not 0 < lent.positives < len(lent):
             return None
-        return fit_xgboost(FitTask(lent, rounds=_SOURCE_ROUNDS, seed=self.seed, threads=self.threads), {})
+        if len(lent) not in self._sources:  # of so many rows there is one: each moment's hold those of all before
+            task = FitTask(lent, rounds=_SOURCE_ROUNDS, seed=self.seed, threads=self.threads)
+            self._sources[len(lent)] = fit_xgboost(task, {})
+        return self._sources[len(lent)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +175,9 @@ class Reads:
     alone: bool = False
 
     def watched(self, watched: Watched) -> Watched:
-        """Return the watched rows with the columns of the fit."""
-        return replace(watched, x=widened(watched.x, self.source, self.alone))
+        """Return the watched rows, and no others, with the columns of the fit."""
+        x = widened(watched.x[watched.index], self.source, self.alone)
+        return Watched(x, np.arange(len(x)))
 
     def fitted(self, made: Fitted) -> Fitted:
         """Return what scores rows of the target."""
@@ -266,8 +276,7 @@ def _pooled(lender: Lender, rows: Rows, weight: FloatArray | None, times: float 
     lent, known = lender.until(rows)
     made = np.concatenate([(np.ones(len(known)) * times)[known], _known(rows, weight)])
     kept = None if np.all(made == 1) else made
-    both = {name: np.concatenate([getattr(lent, name), getattr(rows, name)]) for name in ("x", "y", "row_id")}
-    return Loan(Rows(schema=rows.schema, weight=kept, **both), kept)
+    return Loan(replace(concatenate([lent, rows]), weight=kept), kept)
 
 
 TRANSFERS: dict[str, Transfer] = {

@@ -24,7 +24,7 @@ def with_lender(config: Config, ingested: Ingested, progress: Progress) -> Inges
     learned from elsewhere.
     """
     asked = config.transfer
-    if asked.path is None and asked.model is None:
+    if asked.source is None:
         return ingested
     if ingested.schema.roles.target is None:
         card = {"source": _name(config), "left_out": "no row of the target is labelled, and only those can judge it"}
@@ -35,7 +35,7 @@ def with_lender(config: Config, ingested: Ingested, progress: Progress) -> Inges
 
 
 def _name(config: Config) -> str:
-    return masked(str(config.transfer.model or config.transfer.path))
+    return masked(str(config.transfer.source))
 
 
 def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]]:
@@ -156,4 +156,5 @@ def outcome(run: Run) -> dict[str, Any] | None:
         return {**card, "used": False, "candidates": [], "reason": "dropped: search.only forces one recipe"}
     lent = [one.candidate.name for one in run.trained if one.candidate.transfer != "none"]
     used = [name for name in lent if run.chosen.weights.get(name, 0.0) > 0]
-    return {**card, "used": bool(used), "candidates": lent, "chosen": used, "reason": run.chosen.transfer}
+    why = run.chosen.transfer or "dropped: none of its candidates was finished. Set search.seconds higher"
+    return {**card, "used": bool(used), "candidates": lent, "chosen": used, "reason": why}

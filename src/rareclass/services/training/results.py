@@ -160,7 +160,7 @@ def _evidence(run: Run) -> dict[str, Any]:
         "judged_by": "test" if run.judged.crossed is None else "cross_fitting",
         "verdict": run.judged.decision.verdict,
         "reasons": list(run.judged.decision.reasons),
-        "ap": jsonable(run.judged.evaluation.metrics["ap"].to_json()),
+        "ap": run.judged.evaluation.metrics["ap"].to_json(),
         "selected": run.chosen.winner,
     }
 
