@@ -83,16 +83,21 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * _SIZES[match[2]])
 
 
-STEP_MEMORY = "4Gi"
-"""What a pod of training takes where `compute.memory` says nothing."""
-
-
 def format_size(value: int) -> str:
     """Write bytes in the largest unit that keeps them whole, as Kubernetes reads it: ``4Gi``."""
     for unit, size in sorted(_SIZES.items(), key=lambda item: -item[1]):
         if value and value % size == 0:
             return f"{value // size}{unit}"
     return str(value)
+
+
+STEP_MEMORY = "4Gi"
+"""What a pod of training takes where `compute.memory` says nothing."""
+
+
+def step_memory(wanted: int | None) -> str:
+    """Return the memory of a pod of training as Kubernetes reads it. wanted : bytes; None: ``STEP_MEMORY``"""
+    return format_size(wanted) if wanted else STEP_MEMORY
 
 
 Size = Annotated[
@@ -427,6 +432,11 @@ class TransferSettings(Section):
         ),
     )
 
+    @property
+    def source(self) -> str | None:
+        """What is named: rows or a model; None where nothing is."""
+        return self.path if self.model is None else self.model
+
     @model_validator(mode="after")
     def _one_source(self) -> TransferSettings:
         if self.path is not None and self.model is not None:
@@ -435,7 +445,7 @@ class TransferSettings(Section):
             raise ValueError(
                 "transfer.query, transfer.filter and transfer.weight are of rows. Take them out, or set transfer.path"
             )
-        if self.path is None and self.model is None and (self.query or self.filter or self.columns):
+        if self.source is None and (self.query or self.filter or self.columns):
             raise ValueError("transfer has no source. Set transfer.path or transfer.model")
         return self
 
@@ -450,7 +460,7 @@ class ComputeSettings(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of XGBoost")
     threads: int | None = Field(None, ge=1, description="Threads; default: the processors this process may use")
-    cpu: str = Field("2", description="CPU request of a pipeline step on Kubernetes")
+    cpu: str = Field("2", pattern=r"^\d+(\.\d+)?m?$", description="CPU request of a pipeline step on Kubernetes")
     memory: Size | None = Field(
         None,
         description=(

@@ -10,9 +10,7 @@ import pytest
 from rareclass.adapters.cluster import DaskPods, dask_cluster
 from rareclass.adapters.cluster.dask import manifest, secret
 from rareclass.adapters.dask_engine import certificate
-from rareclass.config import parse
 from rareclass.errors import EngineError
-from rareclass.services.kubeflow import submit
 
 PODS = DaskPods("registry/pipeline:1", 3, "1500m", "2Gi")
 BY_REFERENCE = {"name": "RARECLASS_STORE_URL", "valueFrom": {"secretKeyRef": {"name": "s", "key": "url"}}}
@@ -66,20 +64,3 @@ def test_outside_of_a_pod_no_workers_are_asked_for(monkeypatch: pytest.MonkeyPat
         dask_cluster(PODS, {}),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("dask", "image"),
-    [({}, "registry/steps:2"), ({"image": "own:1"}, "own:1"), ({"scheduler": "tls://there:8786"}, None)],
-)
-def test_a_submit_says_which_image_the_workers_of_its_steps_have(dask: dict[str, str], image: str | None) -> None:
-    wanted = parse(
-        {
-            "name": "m",
-            "data": {"path": "demo:flights", "target": "y"},
-            "cluster": {"image": "registry/steps:2"},
-            "compute": {"engine": "dask", "dask": dask},
-        }
-    )
-    sent = parse(json.loads(submit.job(wanted, key="k").arguments["config"]))
-    assert sent.compute.dask.image == image

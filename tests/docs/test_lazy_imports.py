@@ -17,7 +17,7 @@ HEAVY = {
     *("numpy", "pandas", "scipy", "sklearn", "imblearn", "xgboost", "optuna", "skops", "pyarrow", "plotly", "mlflow"),
     *("sqlalchemy", "alembic", "evidently", "kfp", "kfp_server_api", "kubernetes", "dask", "distributed", "fsspec"),
     *("lightgbm", "catboost", "duckdb", "deltalake", "pyiceberg", "requests", "jinja2", "markupsafe", "rich", "yaml"),
-    *("narwhals", "threadpoolctl", "prometheus_client"),
+    *("narwhals", "threadpoolctl", "prometheus_client", "tenacity"),
     # of an extra that may not be installed
     *("adbc_driver_manager", "aiokafka", "google", "grpc", "opentelemetry", "starlette", "uvicorn", "uvloop", "orjson"),
     # of some systems only

@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
-
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 import rareclass
 from rareclass._memory import give_back_arrays
 from rareclass.config import ComputeSettings
+from rareclass.core.engines import ONE_JOB
 from rareclass.errors import EngineError, RareclassError, need_package
+from rareclass.retry import retry_until_deadline
 
 _AHEAD = 2
 """Jobs of a worker that are under way or waiting for it: more would only take memory."""
@@ -37,6 +37,9 @@ class DaskEngine:
         self.client = client
         threads = client.nthreads()
         self.workers, self.threads = len(threads), min(threads.values(), default=1)
+        there = client.scheduler_info(n_workers=-1)["workers"].values()
+        alone = all(ONE_JOB in worker.get("resources", {}) for worker in there)
+        self._each_takes = {ONE_JOB: 1} if alone else None  # a job uses all threads of its worker
 
     def map(self, function: Callable[[Any, Any], Any], jobs: Iterable[Any], shared: Any = None) -> Iterator[Any]:
         """Yield ``function(shared, job)`` of each job in order; a few more than there are workers are under way."""
@@ -85,14 +88,18 @@ class DaskEngine:
                 future.release()
 
     def on_each(self, function: Callable[[Any], Any], argument: Any) -> list[Any]:
-        """Return ``function(argument)`` of every worker that is there now."""
-        return list(self.client.run(function, argument).values())
+        """Return ``function(argument)`` of every worker that is there now. Raises EngineError without a scheduler."""
+        try:
+            return list(self.client.run(function, argument).values())
+        except Exception:
+            self._alive()
+            raise
 
     def _send(self, shared: Any) -> Any:
         return self.client.scatter([shared], broadcast=True, hash=False)[0]
 
     def _submit(self, function: Callable[[Any, Any], Any], held: Any, job: Any) -> Any:
-        return self.client.submit(_work, function, held, job, pure=False)
+        return self.client.submit(_work, function, held, job, pure=False, resources=self._each_takes)
 
     def _alive(self) -> None:
         """Raise EngineError where the scheduler does not answer."""
@@ -110,9 +117,7 @@ def _work(function: Callable[[Any, Any], Any], shared: Any, job: Any) -> Any:
     return function(shared, job)
 
 
-@cache
-def _keep_small_arrays() -> None:
-    give_back_arrays()
+_keep_small_arrays = cache(give_back_arrays)
 
 
 _MORE_MEMORY = "Most often that is memory: set compute.dask.worker_memory higher, or look at the workers' logs"
@@ -157,10 +162,12 @@ def dask_engine(
     }
     with dask.config.set(quiet):
         if address is not None:
-            with _client_of_what_starts(address, tls) as client:
+            # until it listens, nobody or somebody else may answer
+            starting = partial(_client, address, tls)
+            with retry_until_deadline(starting, STARTING_SECONDS, on=EngineError, pause=1, log=False) as client:
                 yield _checked(client, address, settings.workers, STARTING_SECONDS)
         elif settings.scheduler is not None:
-            with _client(settings.scheduler, CONNECTING, tls) as client:
+            with _client(settings.scheduler) as client:
                 yield _checked(client, settings.scheduler, 1, 30)
         else:
             with _cluster(compute) as cluster, Client(cluster, set_as_default=False) as client:
@@ -173,32 +180,26 @@ def certificate() -> dict[str, str]:
     from distributed import Security
 
     made = Security.temporary()
-    roles = [(f"{role}.{what}", f"tls_{role}_{what}") for role in _ROLES for what in ("cert", "key")]
-    return {setting: str(getattr(made, name)) for setting, name in [("ca-file", "tls_ca_file"), *roles]}
+    return {setting: str(getattr(made, _argument(setting))) for setting in _TLS}
 
 
-_ROLES = ("client", "scheduler", "worker")
+_TLS = ("ca-file", *(f"{role}.{what}" for role in ("client", "scheduler", "worker") for what in ("cert", "key")))
+"""Dask's settings of TLS, below distributed.comm.tls."""
 
 
-def _client_of_what_starts(address: str, tls: Mapping[str, str] | None) -> Any:
-    """Connect to a scheduler that was only just asked for: until it listens, nobody or somebody else may answer."""
-    waiting = Retrying(
-        retry=retry_if_exception_type(EngineError),
-        stop=stop_after_delay(STARTING_SECONDS),
-        wait=wait_fixed(1),
-        reraise=True,
-    )
-    return waiting(_client, address, CONNECTING, tls)
+def _argument(setting: str) -> str:
+    """Return what ``Security`` calls a setting of TLS."""
+    return "tls_" + setting.replace("-", "_").replace(".", "_")
 
 
-def _client(address: str, timeout: str, tls: Mapping[str, str] | None) -> Any:
+def _client(address: str, tls: Mapping[str, str] | None = None) -> Any:
     """Raise EngineError where no scheduler answers."""
     from distributed import Client, Security
 
-    shown = {} if tls is None else {f"tls_{name.replace('-', '_').replace('.', '_')}": tls[name] for name in tls}
+    shown = {} if tls is None else {_argument(setting): text for setting, text in tls.items()}
     security = Security(require_encryption=True, **shown) if shown else None
     try:
-        return Client(address, timeout=timeout, set_as_default=False, security=security)
+        return Client(address, timeout=CONNECTING, set_as_default=False, security=security)
     except (OSError, TimeoutError, ValueError) as error:
         raise EngineError(
             f"Dask's scheduler '{address}' does not answer: {_one_line(error)}. Set compute.dask.scheduler"
@@ -219,6 +220,7 @@ def _cluster(compute: ComputeSettings) -> Any:
         security=Security.temporary(),
         dashboard_address="127.0.0.1:0",
         memory_limit=settings.worker_memory or "auto",
+        resources={ONE_JOB: 1},
         silence_logs=50,
         env={"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
     )

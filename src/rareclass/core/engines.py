@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+ONE_JOB = "rareclass-job"
+"""What a worker has one of and a job takes: it does one job at a time, which uses all of its threads and memory."""
+
 
 class ComputeEngine(Protocol):
     """workers : processes beside this one; 0 = this process works alone · threads : of each of them"""

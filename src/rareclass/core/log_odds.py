@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from rareclass.core.dataset import BoolArray, FloatArray
 
@@ -16,6 +15,8 @@ OPEN = (1e-300, 1 - 2.0**-53)
 
 def expit(z: ArrayLike) -> FloatArray:
     """Return 1 / (1 + exp(-z)) as float64, without overflow."""
+    from scipy import special  # not at the top: whoever only reads a version of the registry needs none of it
+
     return np.asarray(special.expit(np.asarray(z, dtype=np.float64)), dtype=np.float64)
 
 

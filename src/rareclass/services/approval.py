@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ConfigError, ModelError, NotAllowedError
+from rareclass.retry import poll_until_deadline
 from rareclass.services import promotion
 from rareclass.services.actor import me, name_of
-from rareclass.services.retry import poll_until_deadline
 
 if TYPE_CHECKING:
     from rareclass.adapters.store import LedgerEntry

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rareclass.config import Config
-from rareclass.core.model import RareModel
 from rareclass.errors import AlreadyDoneError, ModelError, NeedsApprovalError, unknown
 from rareclass.services.actor import me
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from rareclass.adapters.registry import Registry, Version
     from rareclass.adapters.store import LedgerEntry, Store
     from rareclass.adapters.store.ledger import Chain
+    from rareclass.core.model import RareModel
 
 Aliases = Mapping[str, str | None]
 Mode = Literal["immediate", "shadow", "manual"]

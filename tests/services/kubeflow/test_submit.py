@@ -52,6 +52,16 @@ def test_the_parameter_is_a_configuration_again():
     assert (again.name, again.data.path) == ("m", "from RARECLASS_DATA_PATH")
 
 
+@pytest.mark.parametrize(
+    ("dask", "image"),
+    [({}, "registry/steps:2"), ({"image": "own:1"}, "own:1"), ({"scheduler": "tls://there:8786"}, None)],
+)
+def test_a_submit_says_which_image_the_workers_of_its_steps_have(dask: dict[str, str], image: str | None):
+    wanted = config(cluster={"image": "registry/steps:2"}, compute={"engine": "dask", "dask": dask})
+    sent = parse(json.loads(submit.job(wanted, key="k").arguments["config"]))
+    assert sent.compute.dask.image == image
+
+
 def test_the_version_of_the_data_follows_its_content_and_live_sql_has_none(tmp_path: Path):
     file = tmp_path / "rows.parquet"
     pd.DataFrame({"y": [0, 1]}).to_parquet(file)

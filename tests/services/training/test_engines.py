@@ -8,8 +8,10 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,20 @@ def test_a_file_that_workers_do_not_see_is_read_here_and_that_is_said(folder: Pa
     assert any("the workers do not see" in text for text in said)
 
 
+def _began_and_ended(shared: object, job: int) -> tuple[float, float]:
+    began = time.monotonic()
+    sum(range(300_000))
+    return began, time.monotonic()
+
+
+def test_a_worker_of_several_threads_does_one_job_at_a_time() -> None:
+    compute = ComputeSettings(engine="dask", threads=3, dask={"workers": 1})
+    with dask_engine.dask_engine(compute) as engine:
+        assert engine.threads == 3
+        spans = sorted(engine.map(_began_and_ended, range(8)))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
 def test_two_workers_find_what_one_process_finds(folder: Path, workers: DaskEngine) -> None:
     one, two = (fitted(settings(folder), engine) for engine in (ALONE, workers))
     assert two.ingested.card == one.ingested.card
@@ -107,7 +123,8 @@ def test_candidates_side_by_side_are_those_of_one_process(folder: Path, workers:
     dev, folds = steps.development(wanted, ingested.train, ingested.validation)
     groups = group_by_resampler([Candidate.from_spec(each) for each in CANDIDATES])
     plan = replace(plan, groups=groups)
-    ours = engines.train(workers, wanted, plan, dev, folds, steps.silent)
+    members = [candidate for group in plan.groups.values() for candidate in group]
+    ours = engines.train(workers, wanted, members, (dev, folds), steps.budget(wanted, wanted.search.seconds))
     theirs = [
         one
         for name, members in groups.items()

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
+from rareclass.adapters.cluster.api import own_namespace, reason_of
+from rareclass.core.engines import ONE_JOB
 from rareclass.errors import EngineError, MissingExtraError, RareclassError
+from rareclass.retry import poll_until_deadline
 
 GROUP, VERSION, PLURAL = "kubernetes.dask.org", "v1", "daskclusters"
 IDLE_SECONDS = 600
 """How long a cluster that nobody uses is kept: the step that wanted it was killed and could not remove it."""
 STARTING_SECONDS = 300.0
 PAUSE_SECONDS = 1.0
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NOT_OURS = ("KFP_", "ARGO_", "KUBERNETES_", "HOSTNAME")
 """Beginnings of variables that belong to one step and not to what helps it."""
 _COMM, _HTTP = 8786, 8787
@@ -59,13 +59,7 @@ class DaskPods:
 
 
 @contextlib.contextmanager
-def dask_cluster(
-    pods: DaskPods,
-    tls: Mapping[str, str],
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[str]:
+def dask_cluster(pods: DaskPods, tls: Mapping[str, str]) -> Iterator[str]:
     """Ask the operator for a cluster in this pod's namespace; yield the address of its scheduler, remove it at the end.
 
     It belongs to this pod, so that it goes with it, and to nobody after ``IDLE_SECONDS`` without work.
@@ -91,17 +85,17 @@ def dask_cluster(
             "compute.dask.image starts workers beside a pod of Kubernetes, and this process is in none. "
             "Set compute.dask.scheduler, or leave image out for workers on this machine"
         ) from None
-    space = (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+    space = own_namespace(config)
     objects, core = client.CustomObjectsApi(), client.CoreV1Api()
     with _translated("this step's own pod cannot be read"):
         own = client.ApiClient().sanitize_for_serialization(core.read_namespaced_pod(_pod_name(), space))
     name = f"rareclass-{uuid.uuid4().hex[:12]}"
-    with _translated(f"DaskCluster {space}/{name} cannot be made"):
+    with _translated(f"DaskCluster {space}/{name} cannot be made", not_found=_NO_OPERATOR):
         made = objects.create_namespaced_custom_object(GROUP, VERSION, space, PLURAL, manifest(name, pods, own, tls))
     try:
         with _translated(f"the Secret of DaskCluster {space}/{name} cannot be made"):
             core.create_namespaced_secret(space, secret(name, made, tls))
-        _until_taken_up(objects, space, name, clock, sleep)
+        _until_taken_up(objects, space, name)
         yield f"tls://{name}-scheduler.{space}:{_COMM}"
     finally:
         with contextlib.suppress(Exception):  # it goes by itself when it is idle
@@ -145,6 +139,8 @@ def manifest(name: str, pods: DaskPods, own: Mapping[str, Any], tls: Mapping[str
             "--nthreads",
             threads,
             "--no-dashboard",
+            "--resources",
+            f"{ONE_JOB}=1",
             "--local-directory",
             _WRITABLE,
         ],
@@ -221,41 +217,40 @@ def _pod_name() -> str:
     return os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME", "")
 
 
-def _until_taken_up(
-    objects: Any, space: str, name: str, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> None:
+def _until_taken_up(objects: Any, space: str, name: str) -> None:
     """Wait until the operator has made the parts of a cluster; whether they answer is seen by who connects to them.
 
     Its phase is no sign of that: "Pending" is what it may say for good (operator 2026.3, a Service without a balancer).
     """
-    end = clock() + STARTING_SECONDS
-    while True:
+
+    def ask() -> str:
         with _translated(f"DaskCluster {space}/{name} cannot be read"):
             found = objects.get_namespaced_custom_object(GROUP, VERSION, space, PLURAL, name)
-        phase = (found.get("status") or {}).get("phase", "")
-        if phase in _MADE:
-            return
-        if clock() > end or phase == "Error":
-            said = f"it says {phase}" if phase else "nobody takes it up: is the operator running?"
-            raise EngineError(f"DaskCluster {space}/{name} did not start; {said}")
-        sleep(PAUSE_SECONDS)
+        return str((found.get("status") or {}).get("phase", ""))
+
+    phase = poll_until_deadline(
+        ask, STARTING_SECONDS, while_=lambda phase: phase not in (*_MADE, "Error"), pause=PAUSE_SECONDS
+    )
+    if phase not in _MADE:
+        said = f"it says {phase}" if phase else "nobody takes it up: is the operator running?"
+        raise EngineError(f"DaskCluster {space}/{name} did not start; {said}")
 
 
 _MADE = ("Pending", "Running")
+_NO_OPERATOR = "this cluster does not know its kind: install the Dask operator (manifests/dask-operator)"
 
 
 @contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _translated(what: str, *, not_found: str = "") -> Iterator[None]:
+    """Say in one line what failed and why. not_found : why, where the API server knows nothing of that name"""
     try:
         yield
     except RareclassError:
         raise
     except Exception as error:
-        status = getattr(error, "status", None)
-        if status == HTTPStatus.NOT_FOUND and what.startswith("DaskCluster"):
-            why = "this cluster does not know its kind: install the Dask operator (manifests/dask-operator)"
+        status, why = getattr(error, "status", None), reason_of(error)
+        if status == HTTPStatus.NOT_FOUND and not_found:
+            why = not_found
         elif status == HTTPStatus.FORBIDDEN:
             why = "this step's account may not: give it the role of manifests/dask-operator"
-        else:
-            why = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
         raise EngineError(f"{what}: {why}. Or set compute.dask.scheduler") from None

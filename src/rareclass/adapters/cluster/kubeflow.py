@@ -14,8 +14,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
-
 from rareclass.adapters.cluster.local import PipelineFailedError
 from rareclass.adapters.cluster.spec import digest
 from rareclass.errors import ConfigError, MissingExtraError, RareclassError
@@ -87,6 +85,8 @@ class Kubeflow:
 
             def get_kfp_healthz(self, sleep_duration: int = 1) -> Any:
                 """As the library does, but whoever is refused is told so at once."""
+                from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
+
                 again = retry_if_exception(
                     lambda error: isinstance(error, kfp_server_api.ApiException) and error.status not in REFUSED
                 )

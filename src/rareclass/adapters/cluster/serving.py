@@ -7,17 +7,16 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
+from rareclass.adapters.cluster.api import own_namespace, reason_of
 from rareclass.errors import MissingExtraError, ModelError, RareclassError, unknown
 
 VERSION_ANNOTATION = "rareclass.io/version"
 PAUSE_SECONDS = 2.0
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _BROKEN = ("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "InvalidImageName")
 
 
@@ -78,7 +77,7 @@ class Workload:
         with self._translate_errors("no Kubernetes is configured"):
             config.load_config()
         self.kind, self.name = kind, name
-        self.namespace = namespace or _namespace(config)
+        self.namespace = namespace or own_namespace(config)
         self._api = KINDS[kind]
         self._core, self._objects = client.CoreV1Api(), client.CustomObjectsApi()
 
@@ -201,7 +200,7 @@ class Workload:
         except RareclassError:
             raise
         except Exception as error:
-            raise ModelError(f"{what}: {_reason(error)}. Look at --kind, --name and --namespace") from error
+            raise ModelError(f"{what}: {reason_of(error)}. Look at --kind, --name and --namespace") from error
 
 
 def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, seconds: float = 10) -> Any:
@@ -220,19 +219,3 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = 
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{url} does not answer: {error}") from None
-
-
-def _namespace(config: Any) -> str:
-    """The namespace of this pod, else that of the present context."""
-    if _ACCOUNT.is_file():
-        return _ACCOUNT.read_text(encoding="utf-8").strip()
-    contexts: Sequence[Any] = config.list_kube_config_contexts()
-    return str(contexts[1].get("context", {}).get("namespace") or "default")
-
-
-def _reason(error: BaseException) -> str:
-    status, reason = getattr(error, "status", None), getattr(error, "reason", None)
-    said = f"{status} {reason}" if status else str(error)
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        said = str(json.loads(error.body)["message"])  # type: ignore[attr-defined]
-    return " ".join(said.split())[:300]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from rareclass.adapters.reports.page import Details, count, interval, page, percent
+from rareclass.adapters.reports.page import Details, capital, count, interval, page, percent
 
 
 def detection_report(details: Details, headline: str) -> str:
@@ -46,7 +46,7 @@ def labels_sentence(summary: Details) -> str:
 
 def transfer_sentence(lent: Details) -> str:
     """Say what a related domain lent, how far it is from the target, and what became of it."""
-    reason = f"{lent['reason'][0].upper()}{lent['reason'][1:]}."
+    reason = f"{capital(lent['reason'])}."
     reason += f" But {lent['note']}." if lent.get("note") else ""
     if "rows" not in lent:
         return f"{reason} Asked for: {lent['source']}."
@@ -114,13 +114,10 @@ def _sentences(summary: Details) -> list[tuple[str, str]]:
                 "Its score is 1 - p: the share of normal rows that are less unusual, no probability."
             ),
         ),
-        ("Do they agree?", f"{found['agreement_line'][0].upper()}{found['agreement_line'][1:]}."),
+        ("Do they agree?", f"{capital(found['agreement_line'])}."),
         (
             "Are later rows like those it learned from?",
-            (
-                f"{found['uniformity_line'][0].upper()}{found['uniformity_line'][1:]}. "
-                "The rate of alerts holds as long as they are."
-            ),
+            (f"{capital(found['uniformity_line'])}. The rate of alerts holds as long as they are."),
         ),
         *helped,
     ]

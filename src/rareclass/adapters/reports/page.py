@@ -35,6 +35,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
+def capital(text: str) -> str:
+    """A sentence's beginning: the first letter as a capital, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(value: float | None) -> str:
     """A share as text with three digits that matter."""
     return "–" if value is None else f"{100 * value:.3g}{NARROW}%"

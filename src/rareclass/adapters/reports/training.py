@@ -12,6 +12,7 @@ from rareclass.adapters.reports.page import (
     NARROW,
     Details,
     amount,
+    capital,
     count,
     estimate,
     html,
@@ -222,7 +223,7 @@ def _judged_by(crossed: Details) -> str:
     """Say that the verdict is by cross-fitting, on how many rows, and what it may flatter."""
     reason, ap = crossed["reason"], estimate(crossed["metrics"]["ap"])
     return (
-        f"{reason[0].upper()}{reason[1:]} hold {count(crossed['positives'])} positives, and their average precision "
+        f"{capital(reason)} hold {count(crossed['positives'])} positives, and their average precision "
         f"is {ap}. The recipe was "
         "chosen on part of these rows, which flatters a little. The slices are of these rows too; "
         "the other figures of this page are those of the test rows."

@@ -54,7 +54,7 @@ async def live(site: Site, request: Request) -> Response:
 
 
 async def ready(site: Site, request: Request) -> Response:
-    """Answer 200 once a version is loaded and checked, 503 before."""
+    """Answer 200 once a version is loaded and checked, 400 before."""
     return _ready(site)
 
 

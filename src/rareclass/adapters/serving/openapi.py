@@ -130,7 +130,7 @@ def _operation(handler: str, path: str, parameters: list[Json]) -> Json:
             kept = answers
         responses[status] = {"description": _MEANINGS[status], "content": _content(kept)}
     found: Json = {
-        "operationId": re.sub(r"\W+", "_", path).strip("_"),
+        "operationId": re.sub(r"\W+", "_", path[1:]),
         "parameters": parameters,
         "responses": responses,
     }

@@ -55,7 +55,8 @@ def lent_rows(config: Config, schema: Schema) -> LentRows:
             "Set transfer.columns: {COLUMN: ITS NAME THERE}"
         )
     kept = _Kept(asked.rows, config.train.seed)
-    for frame in _frames(data, asked, names, schema, missing):
+    wanted = {own: name for own, name in names.items() if name in there}
+    for frame in _frames(data, asked, wanted, schema, missing):
         label = roles.target.labels(frame[roles.target.name])
         dated = roles.time is not None and roles.time.name in frame
         time = roles.time.read(frame[roles.time.name])[0] if roles.time is not None and dated else None
@@ -90,11 +91,12 @@ def _settings(data: DataSettings, asked: TransferSettings, names: Mapping[str, s
 
 
 def _frames(
-    data: DataSettings, asked: TransferSettings, names: Mapping[str, str], schema: Schema, missing: tuple[str, ...]
+    data: DataSettings, asked: TransferSettings, wanted: Mapping[str, str], schema: Schema, missing: tuple[str, ...]
 ) -> Iterator[pd.DataFrame]:
-    """Yield the rows with the target's columns, under the target's names; what the source lacks is missing."""
-    known = open_data(data).columns
-    wanted = {own: there for own, there in names.items() if there in known}
+    """Yield the rows with the target's columns, under the target's names; what the source lacks is missing.
+
+    wanted : column of the target -> its name in the source, of those that it has
+    """
     text = [wanted[name] for name in schema.exact if name in wanted]
     filtered = {condition[0] for group in filter_groups(asked.filter) for condition in group}
     columns = list(dict.fromkeys([*wanted.values(), *filtered]))

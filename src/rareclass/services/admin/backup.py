@@ -11,7 +11,7 @@ from rareclass.adapters.store import Store
 from rareclass.adapters.store.tables import HEAD
 from rareclass.config import Config
 from rareclass.errors import DataError, StoreError, StoreRefusedError
-from rareclass.services.retry import T, retry_until_deadline
+from rareclass.retry import T, retry_until_deadline
 
 if TYPE_CHECKING:
     from rareclass.adapters.tables.storage_folder import Place

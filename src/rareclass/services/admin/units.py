@@ -13,7 +13,7 @@ from typing import Any
 from rareclass import __version__
 from rareclass.config import Config
 from rareclass.errors import ConfigError
-from rareclass.services.admin.up import SERVICES, STOP_SECONDS, Unit, set_options
+from rareclass.services.admin.up import SERVICES, STOP_SECONDS, Unit, ports_of, set_options
 
 IMAGES = {name: f"rareclass/{name}:{__version__}" for name in ("serving", "pipeline")}
 """The images that `make images` builds: one that answers, one that can train too."""
@@ -69,15 +69,10 @@ def write_compose(config: Config, chosen: Sequence[Unit], path: str, overrides: 
         **{f"RARECLASS_{service.upper()}__HOST": "0.0.0.0" for service in SERVICES},  # noqa: S104
         "HOME": "/tmp",  # noqa: S108
     }
-    ports = {
-        "serve": [config.serve.http_port, config.serve.grpc_port, config.serve.metrics_port],
-        "monitor": [config.monitor.port],
-        "listen": [config.listen.port],
-    }
     services: dict[str, Any] = {}
     for unit in chosen:
         if unit.every is None:
-            published = [f"127.0.0.1:{port}:{port}" for port in ports[unit.name] if port]
+            published = [f"127.0.0.1:{port}:{port}" for port in ports_of(config, unit.name).values() if port]
             command = [_literal(str(inside) if argument == path else argument) for argument in unit.arguments]
             services[unit.name] = {
                 "image": IMAGES["serving"],

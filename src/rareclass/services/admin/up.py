@@ -24,7 +24,9 @@ from rareclass.config import Config, format_duration
 from rareclass.core.verdicts import EXIT_CODES
 from rareclass.network import bound
 
-SERVICES = ("serve", "monitor", "listen")
+PORTS = {"serve": ("http_port", "grpc_port", "metrics_port"), "monitor": ("port",), "listen": ("port",)}
+"""Service -> the settings of its ports; each has its section of the configuration."""
+SERVICES = tuple(PORTS)
 JOBS = ("labels", "triage", "retention", "backup")
 SETTLED_SECONDS = 60.0
 """A service that ran this long has started well: the next pause is the first one again."""
@@ -106,20 +108,20 @@ def set_options(overrides: Sequence[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
+def ports_of(config: Config, service: str) -> dict[str, int]:
+    """Return the ports of a service by their settings."""
+    return {setting: getattr(getattr(config, service), setting) for setting in PORTS[service]}
+
+
 def check_ports(config: Config, chosen: Sequence[Unit]) -> None:
     """Raise ConfigError in one line when a port that the services need is taken, before anything is started."""
     names = {unit.name for unit in chosen}
-    wanted = []
-    if "serve" in names:
-        serve = config.serve
-        wanted += [
-            (serve.host, getattr(serve, port), f"serve.{port}", "serve.host")
-            for port in ("http_port", "grpc_port", "metrics_port")
-        ]
-    if "monitor" in names:
-        wanted.append((config.monitor.host, config.monitor.port, "monitor.port", "monitor.host"))
-    if "listen" in names:
-        wanted.append((config.listen.host, config.listen.port, "listen.port", "listen.host"))
+    wanted = [
+        (getattr(config, service).host, port, f"{service}.{setting}", f"{service}.host")
+        for service in SERVICES
+        if service in names
+        for setting, port in ports_of(config, service).items()
+    ]
     held = []
     try:
         for host, port, port_setting, host_setting in wanted:

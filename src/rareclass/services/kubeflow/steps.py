@@ -170,8 +170,7 @@ def detect_imbalance(
 ) -> list[str]:
     """Diagnose and plan; returns the names of the groups to fan out over."""
     settings = _settings(config)
-    asked = settings.transfer
-    lender = None if asked.path is None and asked.model is None else _load(ingested_path).value.lender
+    lender = None if settings.transfer.source is None else _load(ingested_path).value.lender
     plan = _timed(
         plan_path,
         "detect_imbalance",
@@ -207,7 +206,6 @@ def train_group(
     """Fit the candidates of one group; returns how many were fitted."""
     settings, plan = _settings(config), _load(plan_path).value
     dev, folds = steps.development(settings, _rows(train_path), _rows(validation_path))
-    resampled = None if group == "none" else _rows(resampled_path)
     members = plan.groups[group]
     budget = steps.budget(settings, plan.seconds[group], plan.candidates)
 
@@ -215,7 +213,8 @@ def train_group(
         if len(members) > 1 and engines.fits_a_worker(settings, dev):
             with engines.engine(settings) as workers:
                 if workers.workers:
-                    return engines.train_group(workers, settings, members, (dev, folds), budget)
+                    return engines.train(workers, settings, members, (dev, folds), budget)
+        resampled = None if group == "none" else _rows(resampled_path)
         return steps.train(settings, dev, folds, members, resampled, budget)
 
     fitted = _timed(trained_path, "train", fit)

@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rareclass.adapters import cluster
-from rareclass.adapters.cluster import Access, Placement
-from rareclass.config import STEP_MEMORY, Config, SecretEnv, dump, environment_names, format_size, setting_fields
+from rareclass.adapters.cluster import Access, Kubeflow, Placement, Submitted, compiled, digest, placed
+from rareclass.config import Config, SecretEnv, dump, environment_names, setting_fields, step_memory
 from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
+from rareclass.services import promotion
+from rareclass.services.live import governor
 from rareclass.services.live.ledger import Action
 from rareclass.services.training.steps import Progress, silent
-
-if TYPE_CHECKING:
-    from rareclass.adapters.cluster import Placement, Submitted
-    from rareclass.services.live.ledger import Action
 
 IMAGE = "rareclass/pipeline"
 _CRON_FIELDS = 6
@@ -65,15 +62,12 @@ def retrain(config: Config, number: int, *, now: datetime, progress: Progress = 
 
     Safe to repeat.
     """
-    from rareclass.services.live import governor
-
     return governor.repair(
         config, number, now, retrain=lambda verdict: _retrained(config, number, verdict, progress), progress=progress
     )
 
 
 def _retrained(config: Config, number: int, verdict: Any, progress: Progress) -> Action:
-    from rareclass.services import promotion
     from rareclass.services.live import repair
 
     reserved = next(e for e in promotion.history(config, kind="repair") if e.payload["number"] == number)
@@ -121,7 +115,7 @@ def job(config: Config, *, key: str, repair: Mapping[str, Any] | None = None, ca
     placement = Placement(
         image=image,
         cpu=config.compute.cpu,
-        memory=format_size(config.compute.memory) if config.compute.memory else STEP_MEMORY,
+        memory=step_memory(config.compute.memory),
         env=cluster.env,
         secrets=_secrets(cluster.secrets),
         cache=version is not None,
@@ -138,7 +132,7 @@ def run(job: Job, *, wait: bool, progress: Progress = silent) -> Submitted:
     progress("run", f"{found.name} ({found.id}){'' if found.new else ', there already'}")
     if wait:
         api.follow(found.id, progress)
-    assert isinstance(found, cluster.Submitted)
+    assert isinstance(found, Submitted)
     return found
 
 
@@ -154,11 +148,11 @@ def _schedule(config: Config, cron: str, progress: Progress) -> Submitted:
 
 def _uploaded(job: Job, progress: Progress) -> tuple[Any, str, str]:
 
-    api = cluster.Kubeflow(job.config.cluster.host, _access(job.config))
+    api = Kubeflow(job.config.cluster.host, _access(job.config))
     name = f"rareclass-{job.config.name}"
-    text = cluster.placed(cluster.compiled(), job.placement)
+    text = placed(compiled(), job.placement)
     pipeline, version, new = api.upload(name, text)
-    progress("pipeline", f"{name} version {cluster.digest(text)}{' uploaded' if new else ', there already'}")
+    progress("pipeline", f"{name} version {digest(text)}{' uploaded' if new else ', there already'}")
     return api, pipeline, version
 
 

@@ -20,6 +20,7 @@ from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, 
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
 from rareclass.services.live.verdict import triage
+from rareclass.services.training import results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,9 +172,6 @@ class Turn:
 
 def write(path: Path, turn: Turn) -> None:
     """Write a turn as JSON, and beside it FILE.kind and FILE.number, a word each, for workflows that branch on them."""
-
-    from rareclass.services.training import results
-
     results.write(path.with_name(f"{path.name}.kind"), turn.kind)
     results.write(path.with_name(f"{path.name}.number"), str(turn.number or ""))
     results.write(path, json.dumps(jsonable(turn.to_json())))

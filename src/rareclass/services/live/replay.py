@@ -21,6 +21,8 @@ from rareclass.core import operating, ranking
 from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.core.jsonable import jsonable
 from rareclass.errors import ConfigError, DataError
+from rareclass.services import promotion
+from rareclass.services.live import governor
 from rareclass.services.training import results
 from rareclass.services.training.steps import Progress, silent
 
@@ -211,7 +213,6 @@ def _ensure_champion(config: Config, summary: Mapping[str, Any], start: datetime
     """
     from rareclass.adapters.registry import Registry
     from rareclass.core.model import digest_of
-    from rareclass.services import promotion
 
     registry, now = Registry(config.tracking.uri), start.replace(tzinfo=UTC)
     if registry.at(config.name, "champion") is not None:
@@ -240,7 +241,6 @@ def _play(config: Config, frame: pd.DataFrame, truth: Any, steps: list[Step], pr
     """Serve each step, deliver the labels that are due, let the governor look;
     returns the story and what was answered.
     """
-    from rareclass.services.live import governor
     from rareclass.services.live.monitor import Monitor
 
     story, firing = Story([], [], [], []), set[str]()

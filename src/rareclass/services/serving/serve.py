@@ -19,7 +19,7 @@ from rareclass.config import parse as parse_config
 from rareclass.errors import ModelError
 from rareclass.masking import masked
 from rareclass.network import token
-from rareclass.services.retry import retry_until_deadline
+from rareclass.retry import retry_until_deadline
 from rareclass.services.serving.workers import serve_workers, spool_of
 
 if TYPE_CHECKING:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rareclass.adapters.cluster import DaskPods, dask_cluster
 from rareclass.adapters.dask_engine import certificate, dask_engine
-from rareclass.config import STEP_MEMORY, ComputeSettings, Config, format_size
+from rareclass.config import ComputeSettings, Config, step_memory
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.services.training import steps
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from rareclass.core.search import GroupBudget
     from rareclass.core.splitting import Fold
     from rareclass.core.training import Trained
-    from rareclass.services.training.steps import Plan, Progress
+    from rareclass.core.transfer import Lender
+    from rareclass.services.training.steps import Progress
 
 
 @contextmanager
@@ -29,7 +29,6 @@ def _local(compute: ComputeSettings) -> Iterator[ComputeEngine]:
 
 
 def _dask(compute: ComputeSettings) -> AbstractContextManager[ComputeEngine]:
-
     beside_this_pod = compute.dask.image is not None and compute.dask.scheduler is None
     return _on_kubernetes(compute) if beside_this_pod else dask_engine(compute)
 
@@ -38,12 +37,11 @@ def _dask(compute: ComputeSettings) -> AbstractContextManager[ComputeEngine]:
 def _on_kubernetes(compute: ComputeSettings) -> Iterator[ComputeEngine]:
     """Begin workers beside this pod, and end them with the block."""
     settings, tls = compute.dask, certificate()
-    memory = settings.worker_memory or compute.memory
     pods = DaskPods(
         image=str(settings.image),
         workers=settings.workers,
         cpu=compute.cpu,
-        memory=format_size(memory) if memory else STEP_MEMORY,
+        memory=step_memory(settings.worker_memory or compute.memory),
         threads=compute.threads,
     )
     with dask_cluster(pods, tls) as address, dask_engine(compute, address=address, tls=tls) as workers:
@@ -70,6 +68,7 @@ class _Sample:
     dev: Rows
     folds: Sequence[Fold]
     seconds: float
+    lender: Lender | None
 
 
 def fits_a_worker(config: Config, dev: Rows) -> bool:
@@ -81,41 +80,29 @@ def fits_a_worker(config: Config, dev: Rows) -> bool:
 
 
 def train(
-    engine: ComputeEngine, config: Config, plan: Plan, dev: Rows, folds: Any, progress: Progress
-) -> list[Trained]:
-    """Fit every candidate on a worker of its own, then search the leader's settings with what is left of the time.
-
-    The fits are those of one process: each depends on its rows, settings and seed alone. Each has its share of
-    ``search.seconds``, times the number of workers, at most all of it.
-    """
-    start = time.monotonic()
-    candidates = [candidate for members in plan.groups.values() for candidate in members]
-    seconds = min(config.search.seconds, config.search.seconds * engine.workers / (len(candidates) + 1))
-    trained = train_side_by_side(engine, config, candidates, (dev, folds), seconds, progress)
-    left = max(0.0, config.search.seconds - (time.monotonic() - start))
-    tuned = steps.tune(config, dev, folds, trained, steps.budget(config, left), progress)
-    untouched = len(plan.groups.get("none", ()))  # the order of one process: sums and ties go by it
-    return [*trained[:untouched], *tuned, *trained[untouched:]]
-
-
-def train_group(
     engine: ComputeEngine,
     config: Config,
     members: Sequence[Candidate],
     rows: tuple[Rows, Sequence[Fold]],
     may_spend: GroupBudget,
+    progress: Progress = steps.silent,
 ) -> list[Trained]:
-    """Fit the candidates of one group on workers; on untouched rows then search the leader's settings here."""
+    """Fit every candidate on a worker of its own, then search the leader's settings with what is left of the time.
+
+    The fits are those of one process: each depends on its rows, settings and seed alone. Each has its share of what may
+    be spent, times the number of workers, at most all of it.
+    rows : the development rows and their folds
+    """
     start = may_spend.clock()
     seconds = min(may_spend.seconds, may_spend.seconds * engine.workers / (len(members) + 1))
-    trained = train_side_by_side(engine, config, members, rows, seconds, steps.silent)
-    if members[0].group != "none":
-        return trained
+    trained = _side_by_side(engine, config, members, rows, seconds, progress)
     left = max(0.0, may_spend.seconds - (may_spend.clock() - start))
-    return [*trained, *steps.tune(config, *rows, trained, replace(may_spend, seconds=left))]
+    tuned = steps.tune(config, *rows, trained, replace(may_spend, seconds=left), progress)
+    untouched = sum(each.group == "none" for each in members)  # the order of one process: sums and ties go by it
+    return [*trained[:untouched], *tuned, *trained[untouched:]]
 
 
-def train_side_by_side(
+def _side_by_side(
     engine: ComputeEngine,
     config: Config,
     candidates: Sequence[Candidate],
@@ -123,22 +110,28 @@ def train_side_by_side(
     seconds: float,
     progress: Progress,
 ) -> list[Trained]:
-    """Fit each candidate on a worker of its own, for ``seconds`` at most; no search of settings.
-
-    rows : the development rows and their folds
-    """
+    """Fit each candidate for ``seconds`` at most; no search of settings. What is lent travels once, as the rows do."""
     there = config.compute.model_copy(update={"threads": engine.threads})
     no_search = config.search.model_copy(update={"tune": False})
-    sample = _Sample(config.model_copy(update={"compute": there, "search": no_search}), *rows, seconds)
+    on_workers = config.model_copy(update={"compute": there, "search": no_search})
+    lender = next((each.lender for each in candidates if each.lender is not None), None)
+    sample = _Sample(on_workers, *rows, seconds, lender)
     trained: list[Trained] = []
-    for number, fitted in enumerate(engine.map(_train_one, candidates, sample), 1):
+    for number, fitted in enumerate(engine.map(_train_one, [_with(each, None) for each in candidates], sample), 1):
         progress("train", f"{number} of {len(candidates)} candidates, {engine.workers} at once")
-        trained += fitted
+        trained += [replace(one, candidate=_with(one.candidate, lender)) for one in fitted]
     return trained
 
 
 def _train_one(sample: _Sample, candidate: Candidate) -> list[Trained]:
     """Fit one candidate; on untouched rows it is kept as far as it has grown when its time is out, like candidate 0."""
+    candidate = _with(candidate, sample.lender)
     resampled = steps.resample(sample.config, sample.dev, sample.folds, [candidate])
     budget = steps.budget(sample.config, sample.seconds)
-    return steps.train(sample.config, sample.dev, sample.folds, [candidate], resampled, budget)
+    fitted = steps.train(sample.config, sample.dev, sample.folds, [candidate], resampled, budget)
+    return [replace(one, candidate=_with(one.candidate, None)) for one in fitted]
+
+
+def _with(candidate: Candidate, lender: Lender | None) -> Candidate:
+    """Return a candidate that learns from a neighbour with what it lends, or without; others as they are."""
+    return candidate if candidate.transfer == "none" else replace(candidate, lender=lender)

@@ -159,7 +159,9 @@ def fit(
         dev, folds = steps.development(config, ingested.train, ingested.validation)
     if engine.workers and engines.fits_a_worker(config, dev):
         with watch("train"):
-            trained = engines.train(engine, config, plan, dev, folds, progress)
+            members = [candidate for group in plan.groups.values() for candidate in group]
+            budget = steps.budget(config, config.search.seconds)
+            trained = engines.train(engine, config, members, (dev, folds), budget, progress)
     else:
         trained = _train_here(config, plan, dev, folds, watch, progress)
     trained = steps.as_recorded(config, trained)

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    retry_if_result,
-    stop_after_delay,
-)
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 T = TypeVar("T")
 
@@ -27,22 +21,30 @@ def retry_until_deadline(
     on: type[Exception],
     never: tuple[type[Exception], ...] = (),
     pause: float,
+    log: bool = True,
 ) -> T:
     """Call ``work`` until it returns, again each ``pause`` seconds while it raises ``on``, and log why.
 
     seconds : after so many the last error is raised; with 0 there is one attempt
     never : kinds of ``on`` that are raised at once
     """
+    from tenacity import retry_if_exception_type, retry_if_not_exception_type
+
     again = retry_if_exception_type(on) & retry_if_not_exception_type(never)
-    return _retrying(seconds, pause, retry=again, before_sleep=_log, reraise=True)(work)
+    said = {"before_sleep": _log} if log else {}
+    return _retrying(seconds, pause, retry=again, reraise=True, **said)(work)
 
 
 def poll_until_deadline(work: Callable[[], T], seconds: float, *, while_: Callable[[T], bool], pause: float = 3.0) -> T:
     """Call ``work`` each ``pause`` seconds while ``while_`` holds of what it returns; return the last it returned."""
+    from tenacity import retry_if_result
+
     return _retrying(seconds, pause, retry=retry_if_result(while_), retry_error_callback=_last)(work)
 
 
 def _retrying(seconds: float, pause: float, **how: Any) -> Retrying:
+    from tenacity import Retrying, stop_after_delay
+
     def until_the_end(state: RetryCallState) -> float:  # the last attempt is made at the deadline
         return min(pause, max(seconds - (state.seconds_since_start or 0.0), 0.0))
 
