@@ -20,6 +20,7 @@ from rareclass.core.detectors import DETECTORS
 from rareclass.core.learners import LEARNERS
 from rareclass.core.resampling import RESAMPLERS
 from rareclass.core.thresholds import OBJECTIVES
+from rareclass.core.transfer import TRANSFERS
 from rareclass.core.verdicts import EXIT_CODES
 from rareclass.core.weighting import WEIGHTINGS
 from rareclass.services.serving.serve import PIN
@@ -33,6 +34,7 @@ FAMILIES = {
     "Weightings": WEIGHTINGS,
     "Objectives of a threshold": OBJECTIVES,
     "Calibrations": METHODS,
+    "A neighbour's labels": TRANSFERS,
 }
 
 

@@ -116,6 +116,14 @@ def turn(release: str, seconds: float) -> str:
     return str(until(over, seconds, f"the end of {name}"))
 
 
+def kubeflow_settings(space: str = SPACE, release: str = RELEASE) -> dict[str, Any]:
+    """Return what the chart tells its own workflow of Kubeflow, with an address that is reached from here."""
+    templates = got("-n", space, "workflowtemplate", f"{release}-turn")["spec"]["templates"]
+    step = next(each for each in templates if each["name"] == "retrain")
+    given = next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
+    return {**yaml.safe_load(given), "host": address("kubeflow", "ml-pipeline", 8888)}
+
+
 @cache
 def address(namespace: str, service: str, port: int) -> str:
     """Base URL of a Service, or of a pod behind a headless one; the nodes of the tests' cluster reach both."""

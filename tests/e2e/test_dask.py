@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kube import KIT, RELEASE, ROOT, SPACE, address, got, kubectl, lacking, until
+from kube import KIT, RELEASE, ROOT, SPACE, got, kubectl, kubeflow_settings, lacking, until
 
 STEPS = "kubeflow"
 MODEL = "flights-on-workers"
@@ -48,11 +46,9 @@ def configuration(**compute: Any) -> dict[str, Any]:
     }
 
 
-def rareclass(*words: str, **environment: str) -> str:
+def rareclass(*words: str) -> str:
     command = [str(ROOT / ".venv/bin/rareclass"), *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=2000
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2000)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -79,32 +75,35 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_killed_worker_costs_time_and_the_verdict_is_that_of_one_process(
     alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    workflow = got("-n", SPACE, "workflowtemplate", f"{RELEASE}-turn")["spec"]
-    step = next(each for each in workflow["templates"] if each["name"] == "retrain")
-    given = next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
-    cluster = {**yaml.safe_load(given), "host": address(STEPS, "ml-pipeline", 8888)}
     file = tmp_path / "config.json"
     workers = {"engine": "dask", "dask": {"workers": 2}}
-    file.write_text(json.dumps({**configuration(**workers), "cluster": cluster}), encoding="utf-8")
+    file.write_text(json.dumps({**configuration(**workers), "cluster": kubeflow_settings()}), encoding="utf-8")
     command = [str(ROOT / ".venv/bin/rareclass"), "submit", "-c", str(file)]
     with (tmp_path / "said").open("w+") as said:
         run = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        seen: set[str] = set()
+        killed: set[str] = set()
+        together: dict[str, float] = {}
+
+        def ended() -> bool:
+            pods = got("-n", STEPS, "pods", *OURS)["items"]
+            for pod in pods:
+                assert_hardened(pod)
+                seen.add(pod["metadata"]["name"])
+            for name, both in pairs(pods).items():
+                began = together.setdefault(name, time.monotonic())
+                if name not in killed and time.monotonic() - began > AT_WORK:  # one of each step
+                    kubectl("-n", STEPS, "delete", "pod", both[0], "--grace-period=0", "--force", "--wait=false")
+                    killed.add(name)
+            return run.poll() is not None
+
         try:
-            secured, killed, together = 0, 0, {}
-            while run.poll() is None:
-                pods = got("-n", STEPS, "pods", *OURS)["items"]
-                secured += sum(hardened(pod) for pod in pods)
-                for name, both in pairs(pods).items():
-                    began = together.setdefault(name, time.monotonic())
-                    if time.monotonic() - began > AT_WORK:
-                        killed += kill(both[0])
-                        together[name] = math.inf  # one of each step
-                subprocess.run(["sleep", "1"], check=True)
+            until(ended, 2200, "the end of the run")
         finally:
             run.kill()
         said.seek(0)
         assert run.returncode == 0, said.read()
-    assert secured
+    assert seen
     assert killed
     words = ("history", "-c", "/config/config.yaml", "--set", f"name={MODEL}", "--json")
     history = kubectl("-n", SPACE, "exec", f"deploy/{RELEASE}-monitor", "-c", "monitor", "--", "rareclass", *words)
@@ -118,8 +117,8 @@ def test_a_killed_worker_costs_time_and_the_verdict_is_that_of_one_process(
     ]
 
 
-def hardened(pod: Any) -> bool:
-    """Whether a pod that helps a step is as a restricted namespace asks, and holds no key but by reference."""
+def assert_hardened(pod: Any) -> None:
+    """A pod that helps a step is as a restricted namespace asks, and holds no key but by reference."""
     [container] = pod["spec"]["containers"]
     security = container["securityContext"]
     assert security["readOnlyRootFilesystem"]
@@ -127,7 +126,6 @@ def hardened(pod: Any) -> bool:
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert "PRIVATE KEY" not in json.dumps(pod)
-    return True
 
 
 def pairs(pods: list[Any]) -> dict[str, list[str]]:
@@ -140,11 +138,6 @@ def pairs(pods: list[Any]) -> dict[str, list[str]]:
     return {name: sorted(workers) for name, workers in found.items() if len(workers) == 2}
 
 
-def kill(name: str) -> bool:
-    kubectl("-n", STEPS, "delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
-    return True
-
-
 def test_a_cluster_whose_step_is_gone_goes_too() -> None:
     """Its owner is the step's pod, so that nobody has to be alive to remove it."""
     owner = {
@@ -153,18 +146,24 @@ def test_a_cluster_whose_step_is_gone_goes_too() -> None:
         "metadata": {"name": "step-that-ends", "namespace": STEPS},
         "spec": {"containers": [{"name": "main", "image": "rareclass/pipeline:none", "imagePullPolicy": "Never"}]},
     }
+    kubectl("apply", "-f", "-", given=json.dumps(owner))
+    try:
+        orphaned_by(got("-n", STEPS, "pod", "step-that-ends"))
+    finally:
+        kubectl("-n", STEPS, "delete", "pod", "step-that-ends", "--grace-period=0", "--force", "--ignore-not-found")
+
+
+def orphaned_by(own: Any) -> None:
     from rareclass.adapters.cluster.dask import DaskPods, manifest, secret
     from rareclass.adapters.dask_engine import certificate
 
-    kubectl("apply", "-f", "-", given=json.dumps(owner))
     tls = certificate()
-    own = got("-n", STEPS, "pod", "step-that-ends")
     pods = DaskPods("rareclass/pipeline:none", 1, "100m", "256Mi")
     made = json.loads(
         kubectl("-n", STEPS, "create", "-o", "json", "-f", "-", given=json.dumps(manifest("orphan", pods, own, tls)))
     )
     kubectl("-n", STEPS, "create", "-f", "-", given=json.dumps(secret("orphan", made, tls)))
     until(lambda: "orphan-scheduler" in kubectl("-n", STEPS, "get", "deployments"), 60, "the operator takes it up")
-    kubectl("-n", STEPS, "delete", "pod", "step-that-ends", "--grace-period=0", "--force")
+    kubectl("-n", STEPS, "delete", "pod", own["metadata"]["name"], "--grace-period=0", "--force")
     for kind, name in (("daskcluster", "orphan"), ("secret", "orphan"), ("deployment", "orphan-scheduler")):
         until(lambda k=kind, n=name: "NotFound" in kubectl("-n", STEPS, "get", k, n, check=False), 120, f"no {kind}")

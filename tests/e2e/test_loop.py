@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kube import BACKEND, address, available, got, kubectl, lacking, pinned, prometheus, until
+from kube import BACKEND, address, available, got, kubectl, kubeflow_settings, lacking, pinned, prometheus, until
 
 from rareclass.core.verdicts import EXIT_CODES
 
@@ -301,12 +301,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def submitted(release: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """The first version, trained by a run of the pipeline; a run of that key that went well is not repeated."""
-    workflow = got("-n", NAMESPACE, "workflowtemplate", f"{RELEASE}-turn")["spec"]
-    step = next(each for each in workflow["templates"] if each["name"] == "retrain")
-    cluster = yaml.safe_load(
-        next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
-    )
-    config = {**settings()["config"], "cluster": {**cluster, "host": address("kubeflow", "ml-pipeline", 8888)}}
+    config = {**settings()["config"], "cluster": kubeflow_settings(NAMESPACE, RELEASE)}
     file = tmp_path_factory.mktemp("submit") / "config.json"
     file.write_text(json.dumps(config))
     environment = {

@@ -31,6 +31,7 @@ from kube import (
     got,
     helm,
     kubectl,
+    kubeflow_settings,
     lacking,
     model,
     ready,
@@ -248,14 +249,9 @@ def ask(url: str) -> Any:
 @pytest.fixture(scope="module")
 def submit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """`rareclass submit` with the cluster's settings as the chart gives them to its own workflow."""
-    template = got("-n", SPACE, "workflowtemplate", f"{RELEASE}-turn")["spec"]["templates"]
-    step = next(each for each in template if each["name"] == "retrain")
-    cluster = json.loads(
-        next(word for word in step["container"]["args"] if word.startswith("cluster=")).partition("=")[2]
-    )
     config = {
         **yaml.safe_load(Path(KIT).read_text(encoding="utf-8"))["config"],
-        "cluster": {**cluster, "host": address("kubeflow", "ml-pipeline", 8888)},
+        "cluster": kubeflow_settings(),
     }
     config["compute"] = {"cpu": "100m", "memory": "1500Mi", "threads": 2}
     file = tmp_path_factory.mktemp("submit") / "config.json"

@@ -272,3 +272,20 @@ spec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 {{- end -}}
+
+{{- /* The volume of a spool of its own, of each pod: given the values of the spool. */}}
+{{- define "rareclass.spoolClaim" -}}
+- metadata: {name: spool}
+  spec:
+    accessModes: [ReadWriteOnce]
+    {{- with .storageClass }}
+    storageClassName: {{ . }}
+    {{- end }}
+    resources: {requests: {storage: {{ .size }}}}
+{{- end -}}
+
+{{- /* The volume of a spool that ends with its pod. */}}
+{{- define "rareclass.spoolVolume" -}}
+- name: spool
+  emptyDir: {sizeLimit: {{ .size }}}
+{{- end -}}

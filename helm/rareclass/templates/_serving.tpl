@@ -59,8 +59,7 @@ volumes:
     configMap: {name: {{ $name }}-config}
   {{- include "rareclass.commonVolumes" . | nindent 2 }}
   {{- if not $serving.spool.persistent }}
-  - name: spool
-    emptyDir: {sizeLimit: {{ $serving.spool.size }}}
+  {{- include "rareclass.spoolVolume" $serving.spool | nindent 2 }}
   {{- end }}
 {{- end -}}
 

@@ -140,6 +140,7 @@ def test_one_terminal_serves_watches_imports_takes_turns_cleans_and_backs_up_and
     running = started(file)
     url = running.says(r"^serve +serving small version 1 at (http\S+)")[1]
     running.says(r"^monitor +monitor of 'small' on http")
+    running.says(r"^listen +listening for 'small' on http")
     row = {"name": "amount", "shape": [1], "datatype": "FP32", "data": [3.0]}
     shop = {"name": "channel", "shape": [1], "datatype": "BYTES", "data": ["shop"]}
     body = json.dumps({"id": "one", "inputs": [row, shop]}).encode()

@@ -49,24 +49,28 @@ def settings(folder: Path, **sections: Any) -> Config:
     )
 
 
+NAMES = {"a": "alpha", "kind": "sort", "target": "fraud"}
+"""Column of the target -> its name at the neighbour's."""
+
+
+def neighbour(there: Path) -> dict[str, Any]:
+    return {"path": str(there / "neighbour.parquet"), "columns": NAMES}
+
+
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a target of 12 positives, a neighbour of other names, and one that is the opposite."""
     folder = tmp_path_factory.mktemp("transfer")
     few(700, 12, seed=1).to_parquet(folder / "target.parquet")
-    names = {"a": "alpha", "kind": "sort", "target": "fraud"}
-    good = domain(1200, seed=2).drop(columns="noise").rename(columns=names)
+    good = domain(1200, seed=2).drop(columns="noise").rename(columns=NAMES)
     good.to_parquet(folder / "neighbour.parquet")
     domain(1200, seed=3, turned=True).to_parquet(folder / "opposite.parquet")
     return folder
 
 
-NAMES = {"a": "alpha", "kind": "sort", "target": "fraud"}
-
-
 @pytest.fixture(scope="module")
 def helped(there: Path) -> tuple[Config, dict[str, Any]]:
-    lent = {"path": str(there / "neighbour.parquet"), "columns": NAMES}
+    lent = neighbour(there)
     config = settings(there, transfer=lent)
     return config, run.run(config, there / "helped")
 
@@ -161,7 +165,7 @@ def test_without_rows_that_judge_a_neighbour_is_dropped_and_the_run_goes_on(ther
     normal = domain(400, seed=7).query("target == 0")
     normal.to_parquet(there / "normal.parquet")
     data = {"path": str(there / "normal.parquet"), "target": "target", "positive": 1}
-    lent = {"path": str(there / "neighbour.parquet"), "columns": NAMES}
+    lent = neighbour(there)
     found = run.run(settings(there, transfer=lent, data=data), there / "normal")
     assert found["regime"] == "none"
     assert not found["transfer"]["used"]
@@ -169,7 +173,7 @@ def test_without_rows_that_judge_a_neighbour_is_dropped_and_the_run_goes_on(ther
 
 
 def test_what_is_lent_travels_between_the_steps_of_the_pipeline(there: Path, tmp_path: Path) -> None:
-    lent = {"path": str(there / "neighbour.parquet"), "columns": NAMES}
+    lent = neighbour(there)
     config = settings(there, transfer=lent, search={"trials": 2, "tune": False, "ensemble": "none"})
     text, names = json.dumps(dump(config)), ("ingested", "train", "validation", "test", "plan")
     at = {name: str(tmp_path / name) for name in names}
@@ -206,7 +210,7 @@ def test_rows_that_may_come_from_the_targets_future_are_refused_or_said(there: P
     target["when"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(900), unit="h")
     target.to_parquet(there / "timed.parquet")
     data = {"path": str(there / "timed.parquet"), "target": "target", "time": "when"}
-    lent = {"path": str(there / "neighbour.parquet"), "columns": NAMES}
+    lent = neighbour(there)
     search = {"trials": 2, "tune": False, "ensemble": "none"}
     with pytest.raises(DataError, match=r"no 'when', so its rows may be later .* transfer\.future: accept"):
         run.run(settings(there, data=data, transfer=lent, search=search), there / "timed")
