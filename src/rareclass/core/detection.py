@@ -23,6 +23,7 @@ from rareclass.core.detectors import DETECTORS, Detected
 from rareclass.core.fit_task import FitTask, check_params
 from rareclass.core.fitted import Fitted
 from rareclass.core.jsonable import Jsonable
+from rareclass.errors import ConfigError
 
 MEMBERS = ("ecod", "knn", "dte")
 """The default ensemble, chosen once on eleven sets (docs/decisions/0034) and never by anybody's data."""
@@ -125,8 +126,19 @@ def fit(
 
     params : settings by member · contamination : share of rows that may not be normal, see `detectors.fit`
     drawn : (n,) which row each one is, where they were drawn and one may be there twice: held out with all its copies
-    Raises ConfigError for an unknown member or setting, DataError for fewer than two rows.
+    Raises ConfigError for no or an unknown member and for an unknown setting or one of no member, DataError for fewer
+        than two rows.
     """
+    if not members:
+        raise ConfigError(
+            f"no detector is named. Set candidates.params.members to some of: {', '.join(sorted(DETECTORS))}"
+        )
+    for name in params or {}:
+        if name not in members:
+            raise ConfigError(
+                f"detector '{name}' has settings and is no member, so that they would be ignored. "
+                f"Set candidates.params.members to [{', '.join([*members, name])}], or take the settings out"
+            )
     options: dict[str, Any] = {"seed": seed, "threads": threads, "contamination": contamination}
     parts = _held_out(np.arange(len(rows)) if drawn is None else drawn, seed)
     scores, found = [], []

@@ -21,6 +21,7 @@ from scipy import linalg, special
 
 from rareclass.core import neighbours
 from rareclass.core.dataset import AnyArray, FloatArray, FloatMatrix, Rows
+from rareclass.core.fit_task import check_range
 from rareclass.core.fitted import Trees
 from rareclass.core.preprocessing import Preparation
 from rareclass.core.thread_limits import at_most
@@ -541,11 +542,12 @@ def fit(
     Raises ConfigError for an unknown detector or setting, DataError for fewer than two rows.
     """
     if name not in DETECTORS:
-        raise unknown("detector", name, DETECTORS, "detect.members")
+        raise unknown("detector", name, DETECTORS, "candidates.params.members")
     member = DETECTORS[name]
-    for given in params or {}:
+    for given, value in (params or {}).items():
         if given not in member.params:
-            raise unknown(f"{name} parameter", given, member.params, "detect.params")
+            raise unknown(f"{name} parameter", given, member.params, "candidates.params")
+        check_range(name, given, value, "candidates.params")
     if len(rows) < LEAST_ROWS:
         raise DataError(
             f"a detector learns from at least {LEAST_ROWS} rows, and there are {len(rows)}. Bring more rows"

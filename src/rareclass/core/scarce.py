@@ -204,14 +204,24 @@ def _held_out(task: FitTask, share: float) -> tuple[IntArray, IntArray]:
 
     Rows that trees were grown on score lower than any other ever will: tails of those would be tails of nothing.
     """
-    index = np.arange(len(task.rows)) if task.weight is None else drawn_in_proportion(task)
-    others = np.unique(index[task.rows.y[index] == 0])  # what was drawn twice is held out twice
+    draws = np.arange(len(task.rows)) if task.weight is None else drawn_in_proportion(task)
+    rare = task.rows.y[draws] == 1
+    others = np.unique(draws[~rare])
     others = np.random.default_rng(task.seed).permutation(others)
-    held = min(round(share * len(others)), MOST_OTHERS)
-    learned, unseen = task.rows.y == 1, np.zeros(len(task.rows), dtype=bool)
-    learned[others[held:][:MOST_OTHERS]] = True
-    unseen[others[:held] if held else others[:MOST_OTHERS]] = True
-    return index[learned[index]], index[unseen[index]]
+    count = min(round(share * len(others)), MOST_OTHERS)
+    held = others[:count] if count else others  # what was drawn twice is held out twice
+    return (
+        np.sort(np.concatenate([draws[rare], _draws_of(others[count:], draws)])),
+        np.sort(_draws_of(held, draws)),
+    )
+
+
+def _draws_of(rows: IntArray, draws: IntArray) -> IntArray:
+    """Return the draws of ``rows``, in their order, MOST_OTHERS at most: a row may have been drawn many times."""
+    turn = np.full(draws.max() + 1, len(rows), dtype=np.int64)
+    turn[rows] = np.arange(len(rows))
+    turns = np.sort(turn[draws])
+    return np.asarray(rows[turns[turns < len(rows)][:MOST_OTHERS]])
 
 
 def _part(weight: float, described: bool, fitted: Fitted, usual: FloatMatrix) -> Part:
