@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +51,9 @@ def status(name: str, text: str) -> None:
 
 def dump(value: Any) -> None:
     """Print JSON, for other programs."""
-    sys.stdout.write(json.dumps(masked_values(value), indent=1, default=str) + "\n")
+    from rareclass.core.jsonable import dumps, jsonable  # NumPy, which `rareclass --help` does without
+
+    sys.stdout.write(dumps(masked_values(jsonable(value)), indent=1) + "\n")
 
 
 class Steps:

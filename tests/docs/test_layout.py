@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from sources import NODES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,3 +51,29 @@ def test_the_price_of_a_change_names_rooms_and_tables_that_are_there() -> None:
         for table, name in tables
         if not re.search(rf"^(class )?{table}\b", (ROOT / name).read_text(), flags=re.MULTILINE)
     ] == []
+
+
+ANY_KIND = {
+    # compared with one another, and never written
+    "core/candidates.py",
+    # shows what a setting was, in an error
+    "config.py",
+    # a line of a log, below core
+    "logs.py",
+    # a request's rows on their way to disk: orjson's form, and for what it cannot write the same by hand
+    "services/serving/shipping.py",
+    # a nested value of a table as a cell of a CSV
+    "adapters/tables/files.py",
+}
+
+
+def test_values_of_any_kind_become_json_in_one_place_where_what_is_missing_is_null() -> None:
+    """`json.dumps` writes NaN, which is no JSON, and with a `default` any type at all as some text."""
+    by_hand = {
+        name
+        for name, nodes in NODES.items()
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "json.dumps"
+        if any(keyword.arg == "default" for keyword in node.keywords)
+    }
+    assert by_hand == ANY_KIND, "rareclass.core.jsonable.dumps"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import PurePosixPath
 
-SOURCE = Path(__file__).parents[2] / "src" / "rareclass"
+from sources import TREES
+
 HEAVY = {
     # takes a tenth of a second or more, or tens of megabytes
     *("numpy", "pandas", "scipy", "sklearn", "imblearn", "xgboost", "optuna", "skops", "pyarrow", "plotly", "mlflow"),
@@ -27,12 +28,12 @@ FREE = {"cli.py", "__init__.py"}
 """Commands import what they call, and the public names what they are."""
 
 
-def _module(path: Path) -> str:
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+def _module(path: str) -> str:
+    parts = ("rareclass", *PurePosixPath(path).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {_module(path): (path, ast.parse(path.read_text())) for path in sorted(SOURCE.rglob("*.py"))}
+MODULES = {_module(path): tree for path, tree in TREES.items()}
 
 
 def _names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
@@ -40,7 +41,7 @@ def _names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif node.module:
-        inside = [f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in TREES]
+        inside = [f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES]
         yield from inside or [node.module]
 
 
@@ -55,6 +56,17 @@ def _imports(node: ast.AST, *, lazy: bool, inside: bool = False) -> Iterator[ast
             yield from _imports(child, lazy=lazy, inside=within)
 
 
+@cache
+def _at_the_top(module: str) -> tuple[str, ...]:
+    """The modules that one imports when it is imported, and the packages above it."""
+    if not module.startswith("rareclass"):
+        return ()
+    parts = module.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    imports = _imports(MODULES[module], lazy=False) if module in MODULES else ()
+    return (*above, *(name for node in imports for name in _names(node)))
+
+
 def _run(name: str) -> set[str]:
     """All modules that importing one runs: what they import at the top, and the packages above them."""
     known, left = set(), [name]
@@ -63,11 +75,7 @@ def _run(name: str) -> set[str]:
         if module in known:
             continue
         known.add(module)
-        if module.startswith("rareclass"):
-            parts = module.split(".")
-            left += [".".join(parts[:end]) for end in range(1, len(parts))]
-            if module in TREES:
-                left += [other for node in _imports(TREES[module][1], lazy=False) for other in _names(node)]
+        left += _at_the_top(module)
     return known
 
 
@@ -78,9 +86,9 @@ def _heavy(name: str) -> bool:
 
 def test_an_import_inside_a_function_saves_the_time_of_a_heavy_library() -> None:
     without_reason = [
-        f"{path.relative_to(SOURCE).as_posix()}:{node.lineno} {ast.unparse(node)}"
-        for path, tree in TREES.values()
-        if path.relative_to(SOURCE).as_posix() not in FREE
+        f"{path}:{node.lineno} {ast.unparse(node)}"
+        for path, tree in TREES.items()
+        if path not in FREE
         for node in _imports(tree, lazy=True)
         if not any(map(_heavy, _names(node)))
     ]
@@ -89,9 +97,6 @@ def test_an_import_inside_a_function_saves_the_time_of_a_heavy_library() -> None
 
 def test_each_library_on_the_list_is_imported_lazily_somewhere() -> None:
     lazily = {
-        name.partition(".")[0]
-        for _, tree in TREES.values()
-        for node in _imports(tree, lazy=True)
-        for name in _names(node)
+        name.partition(".")[0] for tree in TREES.values() for node in _imports(tree, lazy=True) for name in _names(node)
     }
     assert HEAVY - lazily == set()

@@ -2,16 +2,15 @@
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
-SOURCES = sorted(Path(__file__).parents[2].joinpath("src", "rareclass").rglob("*.py"))
+from sources import NODES
 
 
-def _classes() -> list[tuple[str, list[str], Path]]:
+def _classes() -> list[tuple[str, list[str], str]]:
     return [
         (node.name, [ast.unparse(base) for base in node.bases], path)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path, nodes in NODES.items()
+        for node in nodes
         if isinstance(node, ast.ClassDef)
     ]
 
@@ -19,7 +18,7 @@ def _classes() -> list[tuple[str, list[str], Path]]:
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for name, _, path in _classes():
-        places[name].append(path.name)
+        places[name].append(path)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
@@ -38,7 +37,7 @@ def test_what_is_raised_ends_in_error() -> None:
 
 
 def test_every_settings_section_says_that_it_is_one() -> None:
-    sections = [name for name, bases, path in _classes() if path.name == "config.py" and "Section" in bases]
+    sections = [name for name, bases, path in _classes() if path == "config.py" and "Section" in bases]
     assert sections
     assert [
         name for name in sections if not name.endswith(("Settings", "Step", "Spec", "Point", "Env", "Config"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import _mlflow
+from rareclass.core.jsonable import dumps
 from rareclass.errors import ModelError
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class TrackedRun:
     def json(self, name: str, value: Any) -> None:
         """Keep JSON-ready values as the artifact ``name``, like `curves/pr.json`."""
         with self._new(name) as path:
-            path.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+            path.write_text(dumps(value, indent=1), encoding="utf-8")
 
     def text(self, name: str, text: str) -> None:
         """Keep a text as the artifact ``name``, like `report.html`."""
@@ -260,7 +261,7 @@ class TrackedRun:
             digest=digest[:36],
             source_type="rareclass",
             source=json.dumps({"uri": source}),
-            profile=json.dumps(profile or {}),
+            profile=dumps(profile or {}),
         )
         with _mlflow.translate_errors(f"run '{self.id}' cannot be written in MLflow at '{self.tracker.uri}'"):
             self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
@@ -317,7 +318,7 @@ def _key(name: object) -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else dumps(value)
     return text if len(text) <= _PARAM_LENGTH else text[: _PARAM_LENGTH - 1] + "…"
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rareclass.core import operating
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
+from rareclass.core.jsonable import dumps
 from rareclass.core.log_odds import logit
 from rareclass.errors import ModelError
 
@@ -325,7 +326,7 @@ class RareModel:
             "meta": dict(self.meta),
         }
         files = {
-            _PARTS: json.dumps(parts, default=str, indent=1).encode(),
+            _PARTS: dumps(parts, indent=1).encode(),
             **portable.pack(self.learner, _saved(), _LEARNER),
         }
         if self.golden is not None:

@@ -36,6 +36,7 @@ from rareclass.adapters.store.tables import (
     between,
     same,
 )
+from rareclass.core.jsonable import dumps
 from rareclass.errors import AlreadyDoneError, StoreError, StoreRefusedError
 
 __all__ = ["Erased", "LabelReport", "LedgerEntry", "Store", "Tally", "micros", "to_micros"]
@@ -435,7 +436,7 @@ class Store(Database):
         Raises AlreadyDoneError when this (model, key) is there: the database refuses it.
         """
         values = {"model": model, "key": key, "kind": kind, "actor": actor, "reason": reason, "at": to_micros(at)}
-        text = json.dumps(dict(payload), default=str)
+        text = dumps(payload)
         try:
             with self.transaction(write=True) as connection:
                 number = ledger.write(connection, {**values, "payload": text})

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import rareclass.core
 from rareclass.config import Config, ResampleStep, parse, with_environment
+from rareclass.core.jsonable import dumps
 from rareclass.errors import DataError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR
@@ -336,7 +337,7 @@ def register(
     made = steps.Run(settings, ingested, dev, kept["plan"].value, trained, chosen, tuning, judged, model, seconds)
     card = ingested.card
     details = results.register(made, now=when, reason=card.get("reason", "run"), actor=card.get("actor"))
-    results.write(Path(details_path), json.dumps(details))
+    results.write(Path(details_path), dumps(details))
     return details["summary"]["version"] or ""
 
 
@@ -353,6 +354,6 @@ def promote(config: str, details_path: str, summary_path: str, report_path: str,
         challenger=details["gate"]["challenger"],
     )
     ended = results.with_role(details, role)
-    results.write(Path(summary_path), json.dumps(ended))
+    results.write(Path(summary_path), dumps(ended))
     results.write(Path(report_path), results.logged_report(settings, ended))
     return role or ""

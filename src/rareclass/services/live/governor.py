@@ -7,7 +7,6 @@ function may be called again at any time, by two processes at once.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config, GovernorSettings
-from rareclass.core.jsonable import jsonable
+from rareclass.core.jsonable import dumps
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
@@ -174,7 +173,7 @@ def write(path: Path, turn: Turn) -> None:
     """Write a turn as JSON, and beside it FILE.kind and FILE.number, a word each, for workflows that branch on them."""
     results.write(path.with_name(f"{path.name}.kind"), turn.kind)
     results.write(path.with_name(f"{path.name}.number"), str(turn.number or ""))
-    results.write(path, json.dumps(jsonable(turn.to_json())))
+    results.write(path, dumps(turn.to_json()))
 
 
 def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None = None) -> Turn:

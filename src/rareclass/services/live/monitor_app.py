@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import exporter
 from rareclass.config import Config
+from rareclass.core.jsonable import dumps
 from rareclass.errors import InputError, RareclassError
 from rareclass.network import allows, bound, http_url
 from rareclass.network import token as token_of
@@ -234,7 +235,7 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     from starlette.responses import Response
 
     return Response(
-        json.dumps(value, allow_nan=False, default=str),
+        dumps(value),
         status,
         dict(headers or {}),
         media_type="application/json",

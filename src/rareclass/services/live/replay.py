@@ -4,7 +4,6 @@ services.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from rareclass.adapters import reports
 from rareclass.config import Config, format_duration
 from rareclass.core import operating, ranking
 from rareclass.core.bootstrap import Bootstrap, Sample
-from rareclass.core.jsonable import jsonable
+from rareclass.core.jsonable import dumps, jsonable
 from rareclass.errors import ConfigError, DataError
 from rareclass.services import promotion
 from rareclass.services.live import governor
@@ -108,7 +107,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
             "money": money,
         }
     )
-    results.write(out / "replay.json", json.dumps(played, indent=1))
+    results.write(out / "replay.json", dumps(played, indent=1))
     results.write(out / "replay.html", reports.replay_report(played))
     return played
 

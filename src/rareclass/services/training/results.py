@@ -4,7 +4,6 @@ a summary and a report.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import reports, tracking
 from rareclass.config import Config, public
-from rareclass.core.jsonable import jsonable
+from rareclass.core.jsonable import dumps, jsonable
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
@@ -412,10 +411,10 @@ def write_outputs(details: Mapping[str, Any], out: Path, page: str | None = None
     details : with the role, see `with_role` · page : the report, made from the details where it is not given
     """
     summary = {**details["summary"], "report": str((out / "report.html").resolve())}
-    write(out / "run.json", json.dumps({**details, "summary": summary}, indent=1))
-    write(out / "trials.json", json.dumps(details["trials"], indent=1))
+    write(out / "run.json", dumps({**details, "summary": summary}, indent=1))
+    write(out / "trials.json", dumps(details["trials"], indent=1))
     write(out / "report.html", page or report(details))
-    write(out / "summary.json", json.dumps(summary, indent=1))
+    write(out / "summary.json", dumps(summary, indent=1))
     return summary
 
 
