@@ -22,7 +22,7 @@ from rareclass.adapters import migrations
 from rareclass.adapters.store import LabelReport, Store, Tally
 from rareclass.adapters.store.engines import sqlalchemy_url
 from rareclass.adapters.store.tables import HEAD, METADATA
-from rareclass.errors import AlreadyDoneError, StoreError
+from rareclass.errors import AlreadyDoneError, StoreError, StoreRefusedError
 
 if TYPE_CHECKING:
     from conftest import PostgresServer
@@ -291,6 +291,55 @@ def test_shadow_scores_are_paired_with_what_the_champion_said(store: Store) -> N
     assert failed["error"].tolist() == ["lacks a column"] * 2
     assert len(store.shadows("fraud", *ALWAYS, role="challenger")) == 8
     assert store.shadows("fraud", *ALWAYS, role="previous").empty
+
+
+def chosen(ids: list[str], probability: float, reason: str = "uncertain", at: datetime = T0) -> pd.DataFrame:
+    when = [T0 + timedelta(hours=6) * int(name[1:]) for name in ids]
+    return pd.DataFrame({"request_id": ids, "ts": when, "probability": probability, "reason": reason, "at": at})
+
+
+def test_a_row_that_two_draws_chose_keeps_the_larger_probability_whichever_came_first(store: Store) -> None:
+    store.add_predictions(predictions())
+    assert store.add_reviews(chosen(["r1", "r2"], 0.25), model="fraud") == 2
+    assert store.add_reviews(chosen(["r2", "r4"], 0.5, "control", T0 + timedelta(days=1)), model="fraud") == 1
+    assert store.add_reviews(chosen(["r1", "r2", "r4"], 0.1), model="fraud") == 0
+    found = store.reviews("fraud", *ALWAYS)
+    assert found["request_id"].tolist() == ["r4", "r2", "r1"]
+    assert found["probability"].tolist() == [0.5, 0.5, 0.25]
+    assert found["reason"].tolist() == ["control", "control", "uncertain"]
+    assert found["at"].tolist() == [pd.Timestamp("2026-03-02 12:00"), *[pd.Timestamp("2026-03-01 12:00")] * 2]
+    assert found["score"].tolist() == [0.04, 0.02, 0.01]
+    window = store.window("fraud", *ALWAYS, reviews=True)
+    assert window["review"].fillna(0).tolist() == [0, 0.25, 0.5, 0, 0.5, 0]
+    assert window["review_reason"].isna().tolist() == [True, False, False, True, False, True]
+    assert "review" not in store.window("fraud", *ALWAYS)
+    assert store.add_reviews(chosen([], 1.0), model="fraud") == 0
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.5])
+def test_what_is_no_probability_is_not_recorded(store: Store, probability: float) -> None:
+    with pytest.raises(StoreRefusedError):
+        store.add_reviews(chosen(["r1"], probability), model="fraud")
+    assert store.reviews("fraud", *ALWAYS).empty
+
+
+def test_what_was_chosen_goes_with_its_prediction(store: Store) -> None:
+    store.add_predictions(predictions())
+    store.add_shadow_scores(shadow())
+    store.add_reviews(chosen([f"r{i}" for i in range(6)], 0.5), model="fraud")
+    assert store.shadows("fraud", *ALWAYS, reviews=True)["review"].tolist() == [0.5] * 6
+    due = T0 + timedelta(days=9)
+    assert store.forget("fraud", request_id="r1").rows["reviews"] == 1
+    assert store.prune("fraud", T0 + timedelta(hours=13))["reviews"] == 2
+    assert store.reviews("fraud", *ALWAYS)["request_id"].tolist() == ["r5", "r4", "r3"]
+    store.add_predictions(predictions(3, start=6))
+    store.add_labels(labels(["r4"], [1], T0))
+    assert (store.tally("fraud", *ALWAYS, due_before=due).due, store.tally("fraud", *ALWAYS, due_before=due).owed) == (
+        6,
+        5,
+    )
+    asked = store.tally("fraud", *ALWAYS, due_before=due, reviews=True)
+    assert (asked.rows, asked.due, asked.owed, asked.owed_since) == (6, 3, 2, T0 + timedelta(hours=18))
 
 
 def test_forgetting_a_request_erases_it_everywhere(store: Store) -> None:

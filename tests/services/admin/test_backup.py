@@ -17,7 +17,7 @@ from rareclass.services.admin import backup
 
 NOW = datetime(2026, 3, 20, tzinfo=UTC)
 ALWAYS = (NOW - timedelta(days=900), NOW + timedelta(days=1))
-TABLES = ("forgotten", "ledger", "predictions", "shadow_scores", "labels", "label_history")
+TABLES = ("forgotten", "ledger", "predictions", "shadow_scores", "labels", "label_history", "reviews")
 
 
 def configured(url: str, name: str = "fraud") -> Config:
@@ -44,13 +44,16 @@ def fill(config: Config) -> None:
         for label in (0, 1):
             truth = pd.DataFrame({"request_id": ids[:3], "label": label, "observed_at": NOW + timedelta(hours=label)})
             store.add_labels(truth.assign(model=config.name, received_at=NOW, source="desk"))
+        chosen = rows[:2][["request_id", "ts"]].assign(probability=[1.0, 0.1], reason=["top", "control"], at=NOW)
+        store.add_reviews(chosen, model=config.name)
         for key in ("a", "b"):
             store.append(config.name, key, "promote", "ann", "because", {"version": key}, NOW)
 
 
 def window(config: Config) -> pd.DataFrame:
     with Store(config.store.url) as store:
-        return store.window(config.name, *ALWAYS, features=True).sort_values("request_id", ignore_index=True)
+        found = store.window(config.name, *ALWAYS, features=True, reviews=True)
+        return found.sort_values("request_id", ignore_index=True)
 
 
 def test_a_backup_goes_into_an_empty_store_of_the_other_kind_and_says_the_same(config: Config, tmp_path: Path) -> None:
@@ -62,6 +65,7 @@ def test_a_backup_goes_into_an_empty_store_of_the_other_kind_and_says_the_same(c
         "shadow_scores": 6,
         "labels": 3,
         "label_history": 3,
+        "reviews": 2,
     }
     fresh = configured(f"sqlite:///{tmp_path}/fresh.db")
     assert backup.restore(fresh, folder) == {table: (counts[table], counts[table]) for table in TABLES}

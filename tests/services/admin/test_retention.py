@@ -43,7 +43,8 @@ def test_predictions_older_than_the_retention_go(config: Config) -> None:
     assert prune(config, NOW + timedelta(seconds=1)).total == 0
     with Store(config.store.url) as store:
         (line,) = store.entries("fraud", "retention")
-        assert line.payload["rows"] == {"labels": 0, "label_history": 0, "shadow_scores": 0, "predictions": 2}
+        empty = dict.fromkeys(("labels", "label_history", "shadow_scores", "reviews"), 0)
+        assert line.payload["rows"] == {**empty, "predictions": 2}
         assert store.window("fraud", *ALWAYS)["request_id"].tolist() == ["d29", "d5"]
 
 

@@ -32,6 +32,7 @@ from rareclass.adapters.store.tables import (
     LEDGER,
     PREDICTION_KEYS,
     PREDICTIONS,
+    REVIEWS,
     SHADOWS,
     between,
     same,
@@ -202,6 +203,51 @@ class Store(Database):
                     self.upsert(connection, table, changed)
         return LabelReport(**counts, unknown=unknown, forgotten=forgotten)
 
+    def add_reviews(self, frame: pd.DataFrame, *, model: str) -> int:
+        """Record rows that were chosen to be looked at; return how many were new.
+
+        Columns: request_id, row, ts (of the prediction), probability, reason, at. A row that several draws chose keeps
+        the largest of its probabilities, which is the one of being chosen by any of them (`core.review`).
+        """
+        rows = normal(frame.assign(model=model), REVIEWS)
+        if rows.empty:
+            return 0
+        names = list(rows.columns)
+        with self.transaction(write=True) as connection:
+            rows, _ = self.not_erased(connection, rows)
+            self.stage(connection, REVIEWS, rows)
+            # keys in one order, so that two draws of the same rows wait for each other instead of deadlocking
+            staged = sa.select(*self.staged(REVIEWS, names).columns).where(sa.true()).order_by(*map(sa.column, KEY))
+            before = self._count(connection, REVIEWS, model)
+            insert = self.insert_into(REVIEWS).from_select(names, staged)
+            changes = {name: insert.excluded[name] for name in ("probability", "reason")}
+            larger = insert.excluded.probability > REVIEWS.c.probability
+            connection.execute(insert.on_conflict_do_update(index_elements=list(KEY), set_=changes, where=larger))
+            return self._count(connection, REVIEWS, model) - before
+
+    @staticmethod
+    def _count(connection: sa.Connection, table: sa.Table, model: str) -> int:
+        found = connection.execute(sa.select(sa.func.count()).select_from(table).where(table.c.model == model))
+        return int(found.scalar() or 0)
+
+    def reviews(self, model: str, start: Any, end: Any) -> pd.DataFrame:
+        """Return the rows with start <= ts < end that were chosen to be looked at, those most likely to be of the rare
+        class first.
+
+        Columns: request_id, row, ts, version, score, decision, threshold, probability, reason, at, label (NaN = not
+        looked at yet), label_observed_at.
+        """
+        r, p = REVIEWS, PREDICTIONS
+        mine = [p.c[name] for name in ("request_id", "row", "ts", "version", "score", "decision", "threshold")]
+        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
+        # ts as well: PostgreSQL then reads one partition per row
+        joined = sa.join(r, p, sa.and_(same(r, p, KEY), r.c.ts == p.c.ts)).outerjoin(LABELS, same(p, LABELS, KEY))
+        columns = [*mine, r.c.probability, r.c.reason, r.c.at, *late]
+        query = sa.select(*columns).select_from(joined).where(*between(r, model, start, end, None))
+        with self.transaction() as connection:
+            frame = self.read(connection, query.order_by(p.c.score.desc(), p.c.request_id, p.c.row))
+        return timed(frame, "ts", "at", "label_observed_at").astype({"label": "float64"})
+
     def not_erased(self, connection: sa.Connection, rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         """Leave out labels of rows that were erased, unless the id was used again since;
         return the others and a count.
@@ -224,6 +270,7 @@ class Store(Database):
         version: str | None = None,
         features: bool = False,
         labels_until: Any = None,
+        reviews: bool = False,
     ) -> pd.DataFrame:
         """Return the predictions with start <= ts < end, oldest first, joined with their labels.
 
@@ -231,6 +278,8 @@ class Store(Database):
         label (float; NaN = none yet), label_observed_at (NaT), and features (JSON text) when asked for.
         ``labels_until``: the labels as they were known at that time, by their ``observed_at``. (Of a label that was
         said several times only the first and the last time are kept.)
+        ``reviews``: also review (the probability with which the row was chosen to be looked at; NaN = it was not) and
+        review_reason.
         """
         names = ["request_id", "row", "ts", "version", "operating_point", "score", "decision", "threshold"]
         names += ["weight", "propensity", "entity"] + (["features"] if features else [])
@@ -238,6 +287,9 @@ class Store(Database):
         late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
         hidden = [LABELS.c.confirmed_at, LABELS.c.received_at] if labels_until is not None else []
         joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        if reviews:
+            joined = sa.outerjoin(joined, REVIEWS, same(PREDICTIONS, REVIEWS, KEY))
+            late += [REVIEWS.c.probability.label("review"), REVIEWS.c.reason.label("review_reason")]
         query = sa.select(*(PREDICTIONS.c[name] for name in names), *late, *hidden).select_from(joined).where(*chosen)
         with self.transaction() as connection:
             frame = self.read(connection, query.order_by(PREDICTIONS.c.ts))
@@ -256,12 +308,20 @@ class Store(Database):
             return to_moment(connection.execute(sa.select(sa.func.min(p.ts)).where(*where)).scalar())
 
     def shadows(
-        self, model: str, start: Any, end: Any, version: str | None = None, *, role: str | None = None
+        self,
+        model: str,
+        start: Any,
+        end: Any,
+        version: str | None = None,
+        *,
+        role: str | None = None,
+        reviews: bool = False,
     ) -> pd.DataFrame:
         """Return shadow scores with start <= ts < end beside what the champion said about the same row, oldest first.
 
         Columns: request_id, row, ts, version, role, score (NaN), decision (NaN), error, champion_version,
-        champion_score, champion_decision, weight, propensity, label (NaN), label_observed_at (NaT).
+        champion_score, champion_decision, weight, propensity, label (NaN), label_observed_at (NaT); with ``reviews``
+        as in ``window``.
         """
         s, p = SHADOWS, PREDICTIONS
         mine = [s.c[name] for name in ("request_id", "row", "ts", "version", "role", "score", "decision", "error")]
@@ -269,6 +329,9 @@ class Store(Database):
         late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
         # ts as well: both carry the time of the request, and PostgreSQL then reads one partition per row
         joined = sa.join(s, p, sa.and_(same(s, p, KEY), s.c.ts == p.c.ts)).outerjoin(LABELS, same(p, LABELS, KEY))
+        if reviews:
+            joined = joined.outerjoin(REVIEWS, same(p, REVIEWS, KEY))
+            late += [REVIEWS.c.probability.label("review"), REVIEWS.c.reason.label("review_reason")]
         where = [*between(s, model, start, end, version), p.c.model == model, p.c.ts >= to_micros(start)]
         where += [p.c.ts < to_micros(end)] + ([s.c.role == role] if role is not None else [])
         query = sa.select(*mine, *theirs, p.c.weight, p.c.propensity, *late).select_from(joined).where(*where)
@@ -276,13 +339,18 @@ class Store(Database):
             frame = self.read(connection, query.order_by(s.c.ts))
         return timed(frame, "ts", "label_observed_at").astype(dict.fromkeys(("label", "score", "decision"), "float64"))
 
-    def tally(self, model: str, start: Any, end: Any, *, due_before: Any) -> Tally:
+    def tally(self, model: str, start: Any, end: Any, *, due_before: Any, reviews: bool = False) -> Tally:
         """Count the predictions with start <= ts < end and the labels that are owed for them.
 
         due_before : rows of before it should have their label, where one can come at all (propensity above 0)
+        reviews : only rows that were chosen to be looked at owe one
         """
         p, late = PREDICTIONS.c, to_micros(due_before)
         due = sa.and_(p.ts < late, p.propensity > 0)
+        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        if reviews:
+            joined = sa.outerjoin(joined, REVIEWS, same(PREDICTIONS, REVIEWS, KEY))
+            due = sa.and_(due, REVIEWS.c.probability.is_not(None))
         owed = sa.and_(due, LABELS.c.label.is_(None))
         numbers = (
             sa.func.count(),
@@ -291,7 +359,6 @@ class Store(Database):
             sa.func.sum(sa.case((owed, 1), else_=0)),
             sa.func.min(sa.case((owed, p.ts))),
         )
-        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
         query = sa.select(*numbers).select_from(joined).where(*between(PREDICTIONS, model, start, end, None))
         with self.transaction() as connection:
             rows, more, due_rows, owed_rows, since = connection.execute(query).one()
@@ -358,7 +425,14 @@ class Store(Database):
         erased: dict[str, int] = {}
         parts: set[str] = set()
         place: sa.ColumnElement[str] = sa.literal_column("tableoid::regclass::text")
-        for table in (PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY, *((PREDICTION_KEYS,) if self.postgres else ())):
+        for table in (
+            PREDICTIONS,
+            SHADOWS,
+            LABELS,
+            LABEL_HISTORY,
+            REVIEWS,
+            *((PREDICTION_KEYS,) if self.postgres else ()),
+        ):
             count = 0
             for request_id, row in chosen:
                 where = [table.c.model == model, table.c.request_id == request_id]
@@ -422,7 +496,7 @@ class Store(Database):
                 chosen = sa.delete(table).where(table.c.model == model, sa.or_(gone, orphan))
                 deleted[table.name] = int(connection.execute(chosen).rowcount)
             dropped = self.drop_partitions(connection, model, limit) if self.postgres else {}
-            for table in (SHADOWS, *((PREDICTION_KEYS,) if self.postgres else ()), PREDICTIONS):
+            for table in (SHADOWS, REVIEWS, *((PREDICTION_KEYS,) if self.postgres else ()), PREDICTIONS):
                 chosen = sa.delete(table).where(table.c.model == model, table.c.ts < limit)
                 deleted[table.name] = int(connection.execute(chosen).rowcount) + dropped.get(table.name, 0)
         deleted.pop(PREDICTION_KEYS.name, None)

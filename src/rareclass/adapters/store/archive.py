@@ -10,14 +10,23 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store import ledger
 from rareclass.adapters.store.frames import normal
-from rareclass.adapters.store.tables import DAY, FORGOTTEN, LABEL_HISTORY, LABELS, LEDGER, PREDICTIONS, SHADOWS
+from rareclass.adapters.store.tables import (
+    DAY,
+    FORGOTTEN,
+    LABEL_HISTORY,
+    LABELS,
+    LEDGER,
+    PREDICTIONS,
+    REVIEWS,
+    SHADOWS,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from rareclass.adapters.store import Store
 
-ORDER = (FORGOTTEN, LEDGER, PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY)
+ORDER = (FORGOTTEN, LEDGER, PREDICTIONS, SHADOWS, LABELS, LABEL_HISTORY, REVIEWS)
 """Who was forgotten comes first: a restore of older rows does not bring them back."""
 NAMES = tuple(table.name for table in ORDER)
 
@@ -78,7 +87,7 @@ def restore(store: Store, table: str, frame: pd.DataFrame, erased: set[str]) -> 
     if table == SHADOWS.name:
         return store.add_shadow_scores(frame)
     target = next(each for each in ORDER if each.name == table)
-    if table in (LABELS.name, LABEL_HISTORY.name):
+    if table in (LABELS.name, LABEL_HISTORY.name, REVIEWS.name):
         rows = normal(frame, target)
         with store.transaction() as connection:
             rows, _ = store.not_erased(connection, rows)

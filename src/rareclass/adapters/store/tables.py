@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from rareclass.adapters.store.frames import to_micros
 
-HEAD = "0003"  # newest revision in migrations/versions; a test compares the two
+HEAD = "0004"  # newest revision in migrations/versions; a test compares the two
 VERSION_TABLE = "rareclass_version"  # not alembic_version: MLflow may live in the same database
 DAY = 86_400_000_000
 METADATA = sa.MetaData()
@@ -57,6 +57,15 @@ LABELS = sa.Table(
     sa.Column("received_at", sa.BigInteger),
 )
 LABEL_HISTORY = sa.Table("label_history", METADATA, *(column._copy() for column in LABELS.columns))
+REVIEWS = sa.Table(
+    "reviews",
+    METADATA,
+    *_key(),
+    sa.Column("ts", sa.BigInteger),
+    sa.Column("probability", sa.Float),
+    sa.Column("reason", sa.Text),
+    sa.Column("at", sa.BigInteger),
+)
 LEDGER = sa.Table(
     "ledger",
     METADATA,
@@ -87,6 +96,7 @@ UNIQUE = {
     SHADOWS: ("model", "request_id", "row", "version"),
     LABELS: KEY,
     LABEL_HISTORY: (*KEY, "observed_at", "label"),
+    REVIEWS: KEY,
 }
 
 
