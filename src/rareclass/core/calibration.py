@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from rareclass.core.bootstrap import Sample
+from rareclass.core.compatibility import check_fields, newer
 from rareclass.core.conformal import Conformal
 from rareclass.core.dataset import AnyArray, FloatArray, IntArray
 from rareclass.core.estimate import Estimate
 from rareclass.core.jsonable import jsonable
 from rareclass.core.log_odds import OPEN, expit, fit_logistic, logit
-from rareclass.errors import DataError, ModelError, NoPositivesError, unknown
+from rareclass.errors import DataError, NoPositivesError, unknown
 
 MIN_SLOPE = 1e-3
 """Least slope of a calibrator on the logit: below it, neighbouring scores could meet in floating point."""
@@ -198,7 +199,7 @@ class Isotonic(_Map):
         return mapped
 
 
-_KINDS: dict[str, Callable[..., Calibrator]] = {
+KINDS: dict[str, Callable[..., Calibrator]] = {
     "identity": Identity,
     "platt": Platt,
     "beta": Beta,
@@ -208,13 +209,12 @@ _KINDS: dict[str, Callable[..., Calibrator]] = {
 
 
 def from_json(raw: Mapping[str, Any]) -> Calibrator:
-    """Return the calibrator that `to_json` wrote. Raises ModelError for an unknown kind."""
+    """Return the calibrator that `to_json` wrote. Raises ModelError for an unknown kind or field."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "kind"}
-    if raw.get("kind") not in _KINDS:
-        raise ModelError(
-            f"unknown calibrator '{raw.get('kind')}' in the model. It was written by another version: train again"
-        )
-    return _KINDS[raw["kind"]](**values)
+    if raw.get("kind") not in KINDS:
+        raise newer(f"the calibrator is of the kind '{raw.get('kind')}', which this rareclass does not know")
+    check_fields(KINDS[raw["kind"]], values, "the calibrator")
+    return KINDS[raw["kind"]](**values)
 
 
 def _fit_line(columns: FloatArray, y: IntArray, weight: FloatArray) -> FloatArray:

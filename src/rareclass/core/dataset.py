@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core.compatibility import check_fields
 from rareclass.core.jsonable import Jsonable
 from rareclass.core.reading import (
     NUMBER,
@@ -99,6 +100,7 @@ class Feature(Jsonable):
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Feature:
         """Return the feature that ``to_json`` wrote, also of a version that did not say how it reads."""
+        check_fields(Feature, raw, f"feature '{raw.get('name')}'")
         kind, categories = raw["kind"], tuple(raw["categories"])
         if "reading" in raw:
             return Feature(raw["name"], kind, categories, Reading.from_json(raw["reading"]))
@@ -140,7 +142,12 @@ class Roles(Jsonable):
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Roles:
         """Return the roles that ``to_json`` wrote; what is absent is None."""
+        check_fields(Roles, raw, "the schema")
         target, time = raw.get("target"), raw.get("time")
+        if target:
+            check_fields(Target, target, "the target")
+        if time:
+            check_fields(TimeReading, time, "the time")
         return Roles(
             Target(**{**target, "values": tuple(target["values"]), "reading": Reading.from_json(target["reading"])})
             if target
@@ -183,6 +190,7 @@ class Schema(Jsonable):
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Schema:
         """Return the schema that ``to_json`` wrote."""
+        check_fields(Schema, raw, "the schema")
         return Schema(tuple(map(Feature.from_json, raw["features"])), Roles.from_json(raw.get("roles") or {}))
 
 

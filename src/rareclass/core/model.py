@@ -18,12 +18,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.core import operating
+from rareclass.core.compatibility import newer
 from rareclass.core.dataset import BoolArray, FloatArray, FloatMatrix, Schema, decode, encode
 from rareclass.core.jsonable import dumps
 from rareclass.core.log_odds import logit
 from rareclass.errors import ModelError
 
 FORMAT = 2
+"""Raised where a release of the one before would read something else, or nothing: see `core.compatibility`."""
+_PARTS_OF_FORMAT = frozenset({"format", "schema", "calibrator", "thresholds", "primary", "profile", "meta"})
 _LEARNER, _PARTS, _GOLDEN, _SUMS = "learner", "model.json", "golden.json", "sha256.json"
 _IDS = "trained_ids.npy"
 
@@ -380,6 +383,10 @@ class RareModel:
                 f"the model in '{source}' was written by an older rareclass, as a pickle, which is code and is not "
                 "loaded any more. Train again"
             )
+        if surplus := sorted(parts.keys() - _PARTS_OF_FORMAT):
+            raise newer(f"the version has a part '{surplus[0]}', which this rareclass does not know")
+        if lacking := sorted(_PARTS_OF_FORMAT - parts.keys()):
+            raise ModelError(f"the model in '{source}' lacks its part '{lacking[0]}'. Train again")
         schema = Schema.from_json(parts["schema"])
         return RareModel(
             schema=schema,

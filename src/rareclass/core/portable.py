@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rareclass.core.compatibility import check_fields, newer
 from rareclass.core.dataset import AnyArray
 from rareclass.core.fitted import check_nodes
 from rareclass.errors import ModelError, need_package
@@ -158,6 +159,7 @@ class _Reader:
         if not is_dataclass(of):
             return of.model_validate(tree["model"])  # type: ignore[attr-defined]
         given = {_RENAMED.get(key, key): self.value(each) for key, each in tree.items() if key != KIND}
+        check_fields(of, given, f"a part of the kind '{of.__name__}'")
         return of(**given)
 
     def _plain(self, kind: str, tree: Mapping[str, Any]) -> Any:
@@ -181,7 +183,7 @@ class _Reader:
             return _symmetric_trees(self._files[tree["file"]])
         if kind == "skops":
             return _estimator(self._files[tree["file"]])
-        raise ValueError(f"unknown kind '{kind}'")
+        raise newer(f"a part is of the kind '{kind}', which this rareclass does not know")
 
 
 def _booster(content: bytes) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rareclass.core.compatibility import check_required, required
 from rareclass.core.dataset import FloatArray, Rows
 from rareclass.core.jsonable import Jsonable
 from rareclass.core.ranking import at_prevalence, average_precision, roc_auc
@@ -101,7 +102,12 @@ class Profile(Jsonable):
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Profile:
-        """Return the profile that ``to_json`` wrote; None becomes NaN, and fields of other releases are left out."""
+        """Return the profile that ``to_json`` wrote; None becomes NaN.
+
+        It describes and does not score, so another release's is read as far as it is known: a field that this release
+        does not know is left out, one that was not recorded has its default (a number without one is NaN).
+        Raises ModelError where what all comparisons need is missing.
+        """
 
         def column(values: Mapping[str, Any]) -> FeatureProfile:
             return FeatureProfile(**_read(FeatureProfile, values))
@@ -378,7 +384,9 @@ def _ratio(part: float, whole: float) -> float:
 
 def _read(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Pick a dataclass's fields from JSON: lists become tuples and null becomes NaN where a number is meant."""
-    found = {}
+    missing = {item.name: math.nan for item in fields(kind) if item.type == "float" and item.name in required(kind)}
+    found: dict[str, Any] = dict(missing)
+    check_required(kind, missing | dict(raw), "the profile of the version")
     for item in fields(kind):
         if item.name not in raw:
             continue

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rareclass.core.compatibility import check_fields
 from rareclass.core.jsonable import Jsonable
 from rareclass.errors import DataError, nearest
 
@@ -73,7 +74,8 @@ class Reading(Jsonable):
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> Reading:
         """Return the reading that ``to_json`` wrote."""
-        return Reading(**{**raw, "missing": tuple(raw["missing"])})
+        check_fields(Reading, raw, "the reading of a column")
+        return Reading(**{**raw, "missing": tuple(raw.get("missing", ()))})
 
     def text(self, value: object) -> str | None:
         """Return one value as the text of a category, None where it is missing."""
