@@ -16,6 +16,7 @@ import pytest
 
 from conftest import missing
 from rareclass.adapters import reports
+from rareclass.adapters.reports.detection import transfer_sentence
 from rareclass.adapters.reports.page import amount, estimate, precise
 from rareclass.config import parse
 from rareclass.services.training import run
@@ -261,3 +262,24 @@ def test_a_run_without_time_or_importance_has_a_report_without_their_places(trai
     for name in ("Prevalence by", "How steady it is", "The best rows of each day", "What drives"):
         assert name not in text
     assert "alerts on the test rows" in text
+
+
+@pytest.mark.parametrize(
+    ("lent", "said"),
+    [
+        (
+            {"reason": "used: ahead", "source": "models:/a/1", "missing": ["city"], "note": ""},
+            "Used: ahead. The model models:/a/1 lent its scores, read without city, which the target does not have.",
+        ),
+        (
+            {"reason": "dropped: behind", "source": "models:/a/1", "missing": [], "note": "figures may flatter"},
+            "Dropped: behind. But figures may flatter. The model models:/a/1 lent its scores.",
+        ),
+        (
+            {"reason": "dropped: no label", "source": "there.parquet", "left_out": "no label"},
+            "Dropped: no label. there.parquet was not read.",
+        ),
+    ],
+)
+def test_a_report_says_what_lent_its_labels_and_what_was_never_read(lent: dict[str, Any], said: str) -> None:
+    assert transfer_sentence(lent) == said

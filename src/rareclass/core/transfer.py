@@ -297,14 +297,19 @@ TRANSFERS: dict[str, Transfer] = {
 """Name in a candidate -> the way to use what is lent."""
 
 
-def of_rows(name: str, rows: Rows, target: Rows, weight: float | None, *, seed: int, threads: int = 1) -> Lender:
-    """Return a lender of labelled rows. target : rows of the target that fits see; their labels are not looked at.
+def of_rows(
+    name: str, rows: Rows, target: Rows, weight: float | None, *, seed: int, threads: int = 1, left_out: str = ""
+) -> Lender:
+    """Return a lender of labelled rows.
 
+    target : rows of the target that fits see; their labels are not looked at
+    left_out : which rows are no longer among them and why, for the error
     Raises DataError where the rows are of one class only.
     """
     if not 0 < rows.positives < len(rows):
         raise DataError(
-            f"{name} holds {rows.positives} rows of the rare class among {len(rows)}: nothing to learn from"
+            f"{name} lends {rows.positives} rows of the rare class among {len(rows):,}{left_out}: nothing to learn "
+            "from. Set transfer.path to rows of both classes"
         )
     importances, apart = importance_weights(rows, target, seed=seed, threads=threads)
     return Lender(name, rows, importances, weight=weight, apart=apart, seed=seed, threads=threads)

@@ -48,9 +48,13 @@ def transfer_sentence(lent: Details) -> str:
     """Say what a related domain lent, how far it is from the target, and what became of it."""
     reason = f"{capital(lent['reason'])}."
     reason += f" But {lent['note']}." if lent.get("note") else ""
+    if "left_out" in lent:
+        return f"{reason} {lent['source']} was not read."
+    missing = lent["missing"]
     if "rows" not in lent:
-        return f"{reason} Asked for: {lent['source']}."
-    apart, missing = lent["apart"], lent["missing"]
+        without = f", read without {', '.join(missing[:5])}, which the target does not have" if missing else ""
+        return f"{reason} The model {lent['source']} lent its scores{without}."
+    apart = lent["apart"]
     told = "" if apart is None else f" Its rows are told from the target's with ROC-AUC {apart:.2f} (.5: not at all)."
     lost = f" It has no {', '.join(missing[:5])}." if missing else ""
     twins = f" {count(lent['twins'])} rows that equal one of the target were left out." if lent["twins"] else ""

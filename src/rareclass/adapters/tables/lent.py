@@ -71,9 +71,6 @@ def _names(asked: TransferSettings, schema: Schema, data: DataSettings) -> Mappi
     own = list(
         dict.fromkeys([*schema.names, *(name for name in (data.target, data.time, data.entity) if name is not None)])
     )
-    for name in asked.columns:
-        if name not in own:
-            raise ConfigError(f"transfer.columns: the target has no column '{name}'.{nearest(name, own)}")
     return {name: asked.columns.get(name, name) for name in own}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rareclass.config import Config
-from rareclass.errors import ConfigError, DataError, RareclassError
+from rareclass.errors import ConfigError, DataError, RareclassError, nearest
 from rareclass.masking import masked
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def with_lender(config: Config, ingested: Ingested, progress: Progress) -> Inges
     if ingested.schema.roles.target is None:
         card = {"source": _name(config), "left_out": "no row of the target is labelled, and only those can judge it"}
         return replace(ingested, card=ingested.card | {"transfer": card})
+    _check_columns(config, ingested)
     progress("ingest", f"a neighbour's labels: {_name(config)}")
     lender, card = _of_model(config, ingested) if asked.model is not None else _of_rows(config, ingested)
     return replace(ingested, lender=lender, card=ingested.card | {"transfer": card})
@@ -36,6 +37,16 @@ def with_lender(config: Config, ingested: Ingested, progress: Progress) -> Inges
 
 def _name(config: Config) -> str:
     return masked(str(config.transfer.source))
+
+
+def _check_columns(config: Config, ingested: Ingested) -> None:
+    """Raise ConfigError where `transfer.columns` names what the target has not; a model reads features only."""
+    names, data = ingested.schema.names, config.data
+    if config.transfer.model is None:
+        names = [*names, *(name for name in (data.target, data.time, data.entity) if name is not None)]
+    for name in config.transfer.columns:
+        if name not in names:
+            raise ConfigError(f"transfer.columns: the target has no column '{name}'.{nearest(name, names)}")
 
 
 def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]]:
@@ -47,13 +58,8 @@ def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]
     strangers = transfer.of_strangers(found.rows, parts)
     rows = transfer.without_twins(strangers, parts)
     twins, known = len(strangers) - len(rows), len(found.rows) - len(strangers)
-    if not rows.positives or rows.positives == len(rows):
-        raise DataError(
-            f"transfer.path lends {rows.positives} rows of the rare class among {len(rows):,}"
-            f"{f'; {twins:,} equal rows of the target and were left out' if twins else ''}"
-            f"{f'; {known:,} belong to entities of the target and were left out' if known else ''}. "
-            "Set transfer.path to rows of both classes"
-        )
+    left_out = f"; {twins:,} equal rows of the target and were left out" if twins else ""
+    left_out += f"; {known:,} belong to entities of the target and were left out" if known else ""
     note = ""
     if ingested.kind == "time" and rows.time is None:
         note = _flattering(
@@ -76,6 +82,7 @@ def _of_rows(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any]
         weight,
         seed=config.train.seed,
         threads=config.compute.processors(),
+        left_out=left_out,
     )
     card = {
         "source": lender.name,
@@ -127,10 +134,6 @@ def _of_model(config: Config, ingested: Ingested) -> tuple[Lender, dict[str, Any
         model = load_model(asked.model, config.tracking.uri)
     except RareclassError as error:
         raise ConfigError(f"transfer.model: {' '.join(str(error).split())}") from None
-    known = ingested.schema.names
-    for name in asked.columns:
-        if name not in known:
-            raise ConfigError(f"transfer.columns: the target has no column '{name}'")
     source = transfer.LentModel.of(model.learner, model.schema, ingested.schema, asked.columns)
     width = len(model.schema.features)
     if 2 * source.missing > width:
