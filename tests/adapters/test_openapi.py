@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,11 +43,38 @@ def test_generated_requests_get_answers_of_the_published_form_and_never_a_server
     case.call_and_validate(checks=CHECKS)
 
 
-def test_every_route_is_published_and_every_published_operation_is_a_route() -> None:
-    served = {(path, method.lower()) for method, path, _ in ROUTES}
+MODEL, VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+SPOKEN = {
+    # the Open Inference Protocol, with its extensions generate and the repository
+    *(("get", path) for path in ("/v2", "/v2/", "/v2/health/live", "/v2/health/ready")),
+    *(("get", path + end) for path in (MODEL, VERSION) for end in ("", "/ready")),
+    *(
+        ("post", f"{path}/{verb}{stream}")
+        for path in (MODEL, VERSION)
+        for verb in ("infer", "generate")
+        for stream in ("", "_stream")
+    ),
+    ("post", "/v2/repository/index"),
+    *(("post", f"/v2/repository/models/{{name}}/{verb}") for verb in ("load", "unload")),
+    # MLflow's scoring server
+    ("post", "/invocations"), ("get", "/ping"), ("get", "/health"),
+    ("get", "/openapi.json"),
+}  # fmt: skip
+
+
+def test_what_is_published_is_what_clients_of_the_protocol_and_of_mlflow_ask_for() -> None:
     published = SITE.send("/openapi.json", b"", "", "GET").json()["paths"]
-    assert {(path, method) for path, methods in published.items() for method in methods} == served
+    assert {(method, path) for path, methods in published.items() for method in methods} == SPOKEN
     assert {handler.__name__ for _, _, handler in ROUTES} == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(SPOKEN))
+def test_each_published_operation_is_answered_by_its_own_handler(method: str, path: str) -> None:
+    asked = path.replace("{name}", "small").replace("{version}", "3")
+    said = SITE.send(asked, b"{}" if method == "post" else b"", "application/json", method.upper())
+    operation = SITE.send("/openapi.json", b"", "", "GET").json()["paths"][path][method]
+    assert str(said.status_code) in operation["responses"], said.text
+    assert said.status_code not in (404, 405), "no route of this path, or of another method only"
 
 
 _VALUES = {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
+    from rareclass.config import Config
+
 # Limits of one MLflow batch: more are refused, longer values too.
 _METRICS, _PARAMS, _TAGS, _PARAM_LENGTH = 1000, 100, 100, 6000
 _OWNER = "rareclass.owner"
@@ -62,6 +64,11 @@ class Tracker:
         self.experiment = experiment
         self.client: MlflowClient = _mlflow.client(uri)
         self._id = self._experiment_id(artifacts)
+
+    @staticmethod
+    def of(config: Config) -> Tracker:
+        """Return the experiment that a configuration names; without a name it is called as the model is."""
+        return Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
 
     def _experiment_id(self, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException

@@ -242,6 +242,7 @@ def test_a_replay_has_the_folds_of_the_record_however_much_time_it_is_given(tmp_
     ingested = history(configuration(), "every row")
     _, every = steps.development(configuration(), ingested.train, ingested.validation)
     assert len(every) == 3
+    steps._recording.cache_clear()
     for folds_done, kept in ((1, every[-1:]), (3, every), (0, every)):
         fit = training.Trained(recipe(), np.empty(0), folds_done=folds_done, complete=True)
         (tmp_path / "trials.json").write_text(json.dumps({"trials": [fit.trial()]}))
@@ -251,3 +252,5 @@ def test_a_replay_has_the_folds_of_the_record_however_much_time_it_is_given(tmp_
         assert ("candidates are judged on 1 of 3 folds, as many as search.seconds allows" in said) == (len(kept) == 1)
         assert len(folds) == len(kept)
         assert all(np.array_equal(one.score, other.score) for one, other in zip(folds, kept, strict=True))
+        assert [one.candidate for one in steps.as_recorded(config, [fit])] == [fit.candidate]
+    assert steps._recording.cache_info().misses == 3, "each record was read once, for folds, plan and order"

@@ -163,9 +163,7 @@ def _kept(
     config: Config, version: str, drift: dict[str, Any], quality: dict[str, float], pages: list[Path], now: datetime
 ) -> str:
     """Write the MLflow run with its pages; return its id."""
-
-    tracker = Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
-    run = tracker.start(RUN, params={"version": version}, tags={"kind": RUN, "at": now.isoformat()})
+    run = Tracker.of(config).start(RUN, params={"version": version}, tags={"kind": RUN, "at": now.isoformat()})
     run.log(metrics={"drifted_share": drift["share"], **{f"live_{name}": value for name, value in quality.items()}})
     run.json("evidently/drift.json", drift)
     for page in pages:

@@ -527,11 +527,8 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Mature
 
 
 def _registered(config: Config, model: RareModel, now: datetime, reason: str, evidence: Mapping[str, Any]) -> str:
-
-    tracker = tracking.Tracker(
-        config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts
-    )
-    run = tracker.start(f"{config.name} {now:%Y-%m-%d %H:%M} recalibrated", tags={"reason": reason[:500]})
+    name = f"{config.name} {now:%Y-%m-%d %H:%M} recalibrated"
+    run = tracking.Tracker.of(config).start(name, tags={"reason": reason[:500]})
     try:
         version = promotion.register(config, model, run.id, now=now, actor=ACTOR, reason=reason, evidence=evidence)
         run.end()

@@ -33,7 +33,7 @@ def register(
 
     config = run.config
     progress("register", f"MLflow at {masked(config.tracking.uri)}")
-    tracker = _tracker(config)
+    tracker = tracking.Tracker.of(config)
     tracker.mark_dead_runs_killed()
     logged = _start(tracker, config, now, {"gate": run.judged.decision.verdict, "reason": reason})
     try:
@@ -71,11 +71,6 @@ def register(
     return {**details, "summary": summary}
 
 
-def _tracker(config: Config) -> Tracker:
-
-    return tracking.Tracker(config.tracking.uri, config.tracking.experiment or config.name, config.tracking.artifacts)
-
-
 def _start(tracker: Tracker, config: Config, now: datetime, tags: Mapping[str, Any]) -> Any:
     return tracker.start(f"{config.name} {now:%Y-%m-%d %H:%M}", params=_params(config), tags=tags)
 
@@ -91,7 +86,7 @@ def failures_logged(config: Config, *, now: datetime, reason: str = "run") -> It
         yield
     except BaseException as fault:
         try:
-            logged = _start(_tracker(config), config, now, {"reason": reason})
+            logged = _start(tracking.Tracker.of(config), config, now, {"reason": reason})
             logged.end(_ending(fault), error_line(fault))
         except RareclassError as silent_store:
             fault.add_note(f"not logged: {silent_store}")
@@ -433,5 +428,5 @@ def report(details: Mapping[str, Any]) -> str:
 def logged_report(config: Config, details: Mapping[str, Any]) -> str:
     """Keep the page that a run leaves with its MLflow run, and return it."""
     page = report(details)
-    _tracker(config).run(details["summary"]["run_id"]).text("report.html", page)
+    tracking.Tracker.of(config).run(details["summary"]["run_id"]).text("report.html", page)
     return page

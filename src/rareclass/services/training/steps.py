@@ -8,10 +8,12 @@ only.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -159,7 +161,7 @@ def _development(config: Config, train: Rows, validation: Rows) -> tuple[Rows, A
         train, validation, config=config.split, label_delay=config.data.label_delay, seed=config.train.seed
     )
     if config.search.replay is not None:  # as many as then, whatever is affordable now
-        return known, folds[-_recorded(config.search.replay)[1] :], len(folds)
+        return known, folds[-_recorded(config.search.replay).folds :], len(folds)
     return known, planning.affordable(folds, known, config.search), len(folds)
 
 
@@ -178,7 +180,7 @@ def detect_imbalance(
     found = diagnosis.diagnose(known, config)
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
-        wanted = [replace(one, lender=lender) for one in _recorded(config.search.replay)[0]]
+        wanted = [replace(one, lender=lender) for one in _recorded(config.search.replay).candidates]
     else:
         found, wanted = planning.plan_for(known, folds, found, config, lender)
         if found.regime == "none":
@@ -191,20 +193,33 @@ def detect_imbalance(
     return Plan(found, groups, budgets(config, groups))
 
 
-def _recorded(path: str) -> tuple[tuple[Candidate, ...], int]:
-    """Return the candidates of a recorded run, in its order, and on how many folds, the last ones, they were fitted; 0
-    for all.
-    """
-    from rareclass.core import search
+@dataclass(frozen=True)
+class Recording:
+    """The candidates of a recorded run, in its order, and on how many folds, the last ones, they were fitted (0: all)."""
 
+    candidates: tuple[Candidate, ...]
+    folds: int
+
+
+def _recorded(path: str) -> Recording:
+    """Return what `search.replay` names. Raises ConfigError where that is no record of a run."""
     try:
-        trials = json.loads(Path(path).read_text(encoding="utf-8"))["trials"]
-        return search.replayed(trials), search.folds_of(trials)
+        file = os.stat(path)
+        return _recording(path, (file.st_mtime_ns, file.st_size, file.st_ino))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"search.replay '{path}' is not a trials.json of a run ({type(error).__name__}). "
             "Set it to OUT/trials.json of a finished run"
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _recording(path: str, state: tuple[int, ...]) -> Recording:
+    """The record in this state of its file: folds, plan and order of one run come from one reading."""
+    from rareclass.core import search
+
+    trials = json.loads(Path(path).read_text(encoding="utf-8"))["trials"]
+    return Recording(search.replayed(trials), search.folds_of(trials))
 
 
 def as_recorded(config: Config, trained: Sequence[Trained]) -> list[Trained]:
@@ -213,7 +228,7 @@ def as_recorded(config: Config, trained: Sequence[Trained]) -> list[Trained]:
     """
     if config.search.replay is None:
         return list(trained)
-    place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay)[0])}
+    place = {candidate.name: number for number, candidate in enumerate(_recorded(config.search.replay).candidates)}
     return sorted(trained, key=lambda one: place.get(one.candidate.name, len(place)))
 
 
