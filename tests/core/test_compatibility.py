@@ -128,4 +128,5 @@ def test_every_part_needs_what_the_first_release_of_the_format_wrote_and_no_more
     """
     contract = json.loads(CONTRACT.read_text())
     assert CONTRACT.name == f"format-{FORMAT}.json"
-    assert {kind.__name__: compatibility.required(kind) for kind in PARTS} == contract
+    ours = [kind for kind in PARTS if kind.__module__.startswith("rareclass.")]  # other tests add calibrators
+    assert {kind.__name__: compatibility.required(kind) for kind in ours} == contract
