@@ -283,3 +283,12 @@ def test_a_run_without_time_or_importance_has_a_report_without_their_places(trai
 )
 def test_a_report_says_what_lent_its_labels_and_what_was_never_read(lent: dict[str, Any], said: str) -> None:
     assert transfer_sentence(lent) == said
+
+
+def test_an_interval_without_a_bound_says_so_on_every_page() -> None:
+    open_ended = {"value": 2.5, "low": 0.5, "high": None, "positives": 3, "rows": 90}
+    assert precise(open_ended) == "2.5 [0.5,\u202fno upper bound]"
+    assert estimate(open_ended) == "2.500 [0.500,\u202fno upper bound]"
+    assert amount({**open_ended, "value": 2500, "low": 500}) == "2\u202f500 [500,\u202fno upper bound]"
+    unjudged = {**open_ended, "low": None}
+    assert (precise(unjudged), estimate(unjudged)) == ("2.5", "2.500 (3 positives)")

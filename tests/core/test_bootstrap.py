@@ -83,6 +83,14 @@ def test_interval_leaves_out_what_could_not_be_judged():
     assert np.isnan(interval([])).all()
 
 
+def test_an_end_that_too_many_resamples_do_not_bound_is_infinite():
+    known = np.linspace(1, 2, 90)
+    assert interval(np.append(known, [np.inf] * 10), 0.9) == (pytest.approx(1.055, abs=0.01), np.inf)
+    assert interval(np.append(known, np.inf), 0.9)[1] < 2, "fewer than the tail do not count"
+    assert interval(np.append(known, [-np.inf] * 10), 0.9)[0] == -np.inf
+    assert interval([np.inf] * 9, 0.9) == (np.inf, np.inf)
+
+
 @given(scored())
 def test_rungs_sum_to_the_counts_at_every_positive_score(case):
     y, score = case

@@ -1,14 +1,17 @@
 """The gate approves, rejects, or says that the evidence does not decide; every reason carries its numbers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rareclass.config import EvaluateSettings, GateSettings
+from rareclass.core import gating
 from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Feature, Rows, Schema
+from rareclass.core.estimate import Estimate
 from rareclass.core.evaluation import evaluate
 from rareclass.core.gating import Champion, JudgedRows, NotComparable, judge
 
@@ -71,6 +74,19 @@ def test_an_interval_across_the_bound_does_not_decide():
     found = decide(y, score, gate=GateSettings(min_ap=ap.value))
     assert found.verdict == "not enough evidence"
     assert "the interval cannot decide" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(0.4, np.inf, "pass"), (np.nan, np.nan, "pass"), (1.3, np.inf, "fail")]
+)
+def test_calibration_is_off_only_where_an_interval_says_so(low, high, outcome):
+    y, score = world(300)
+    judged = evaluate(
+        Sample(y, score), thresholds={"d": 0.1}, primary="d", costs=COSTS, config=EvaluateSettings(bootstraps=50)
+    )
+    ratio = Estimate(2.0, low, high, 3, 300)
+    rule = gating._calibration_rule(replace(judged, metrics={"mean_score_ratio": ratio}), GateSettings())
+    assert rule.outcome == outcome
 
 
 def test_a_much_worse_challenger_is_rejected_and_an_equal_one_approved():

@@ -66,6 +66,19 @@ def test_metrics_of_a_window_are_those_of_scikit_learn_on_its_rows(frame, refere
         assert window.metric(name).low <= window.metric(name).value <= window.metric(name).high
 
 
+def test_mean_score_to_prevalence_has_no_upper_bound_where_resamples_of_days_hold_no_positive(frame):
+    latest = evaluate(frame).latest
+    day = (frame["ts"] >= latest.start) & (frame["ts"] < latest.start + timedelta(days=1))
+    one_day = frame.assign(label=frame["label"].where(day | (frame["ts"] < latest.start), 0.0))
+    limits = replace(live_rows.settings(), monitor=live_rows.LIMITS.model_copy(update={"min_positives": 1}))
+    found = liveness.evaluate(one_day, now=NOW, version="1", profile=None, settings=limits).latest
+    ratio = found.metric("score_ratio")
+    assert ratio.positives == frame["label"][day].sum() > 0
+    assert 0 < ratio.low < ratio.value < ratio.high == math.inf
+    assert str(ratio) == f"{ratio.value:.3f} [{ratio.low:.3f}, no upper bound]"
+    assert ratio.to_json() == {**ratio.to_json(), "low": ratio.low, "high": None}
+
+
 def test_no_interval_of_few_rows_leaves_what_its_metric_can_be():
     few, _ = live_rows.stream("nothing", days=56, per_day=40)
     limits = live_rows.LIMITS.model_copy(update={"min_positives": 1})

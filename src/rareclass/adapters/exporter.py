@@ -47,7 +47,7 @@ METRICS: dict[str, str] = {
     "rareclass_f_beta_ratio": "F-beta at the operating point",
     "rareclass_calibration_ratio": "Mean score divided by prevalence",
     "rareclass_calibration_low_ratio": "Lower end of its interval",
-    "rareclass_calibration_high_ratio": "Upper end of its interval",
+    "rareclass_calibration_high_ratio": "Upper end of its interval; absent where nothing bounds it",
     "rareclass_calibration_slope_ratio": "Slope of the labels' log-odds over the scores' log-odds",
     "rareclass_prevalence_ratio": "Share of the rare class among labelled rows",
     "rareclass_prevalence_low_ratio": "Lower end of its interval",

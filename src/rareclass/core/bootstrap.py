@@ -8,6 +8,7 @@ many numbers as there are distinct positive scores, however many negatives there
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,14 +223,20 @@ class Resamples:
 def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of resampled values; NaN values (nothing to judge in a resample) are left out.
 
-    (NaN, NaN) when fewer than half of the resamples could be judged.
+    (NaN, NaN) when fewer than half of the resamples could be judged. An end is infinite where so many values are: a
+    ratio to what a resample holds none of has no bound.
     """
     found = np.asarray(values, dtype=np.float64)
     finite = found[~np.isnan(found)]
     if len(finite) == 0 or 2 * len(finite) < len(found):
         return float("nan"), float("nan")
     tail = (1 - confidence) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(finite, [tail, 1 - tail])
+    if math.isnan(low):  # between two infinite values, or a finite and an infinite one, nothing can be interpolated
+        low = np.quantile(finite, tail, method="lower")
+    if math.isnan(high):
+        high = np.quantile(finite, 1 - tail, method="higher")
     return float(low), float(high)
 
 

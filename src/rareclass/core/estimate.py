@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -18,7 +19,8 @@ class Estimate(Jsonable):
     value : float
         The number itself; NaN where it is not defined.
     low, high : float
-        Ends of the interval at the configured confidence; NaN where it cannot be judged.
+        Ends of the interval at the configured confidence; NaN where it cannot be judged, infinite where nothing bounds
+        it (both are null in JSON; beside an end that is a number, null means unbounded).
     positives, rows : int
         How many rows of the rare class, and in all, stand behind it.
     """
@@ -32,7 +34,16 @@ class Estimate(Jsonable):
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:.3f} ({self.positives} positives)"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} {between(self.low, self.high, '{:.3f}'.format)}"
+
+
+def between(low: float | None, high: float | None, written: Callable[[float], str], gap: str = " ") -> str:
+    """Return an interval for people; an end that is None or infinite is unbounded."""
+    ends = [
+        f"no {side} bound" if end is None or math.isinf(end) else written(end)
+        for side, end in (("lower", low), ("upper", high))
+    ]
+    return f"[{ends[0]},{gap}{ends[1]}]"
 
 
 def normal_quantile(share: float) -> float:

@@ -111,7 +111,13 @@ def mean_score_ratio(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = 
 
 
 def _share(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    """A share of what is there; NaN where nothing is."""
     return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
+
+
+def _multiple(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    """How many times ``bottom`` a positive amount is; without any bound where that is 0."""
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.inf), where=bottom > 0))
 
 
 @dataclass(frozen=True)
@@ -624,7 +630,8 @@ def pooled(
         repeats.append(_Sums.of(quantities, resamples))
     sums = _Sums.together(repeats)
     options = (config.confidence, int(labels.sum()), len(labels))
-    mean_score, scores = sums.share("scores", "positives")
+    mean_score = _share(sums.total["scores"], sums.total["positives"])
+    scores = _multiple(sums.drawn["scores"], sums.drawn["positives"])
     recall, recalls = sums.share("hits", "positives")
     precision, precisions = sums.share("hits", "flagged")
     return Evaluation(
@@ -713,15 +720,15 @@ class _Judge:
         }
         sums = _Sums.of(quantities, self.resamples)
 
-        def metrics(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        def metrics(sums: Mapping[str, FloatArray], ratio: Callable[..., FloatArray] = _share) -> dict[str, FloatArray]:
             return {
                 "brier": _share(sums["square error"], sums["rows"]),
                 "log_loss": _share(sums["log loss"], sums["rows"]),
                 "ece": _share(np.abs(sums["gap by bin"]).sum(axis=1), sums["rows"]),
-                "mean_score_ratio": _share(sums["scores"], sums["positives"]),
+                "mean_score_ratio": ratio(sums["scores"], sums["positives"]),
             }
 
-        resampled = metrics(sums.drawn)
+        resampled = metrics(sums.drawn, _multiple)
         found = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(sums.total).items()}
         options = (self.config.confidence, int(self.y.sum()), len(self.y))
         return {**found, "ece": unbiased_estimate(found["ece"].value, resampled["ece"], *options)}

@@ -370,7 +370,7 @@ def _calibration_rule(evaluation: Evaluation, gate: config.GateSettings) -> Rule
     """Off by more than allowed, where the interval excludes 1."""
     ratio = evaluation.metrics["mean_score_ratio"]
     off = abs(ratio.value - 1) > gate.max_calibration_error
-    sure = not ratio.low <= 1 <= ratio.high
+    sure = ratio.low > 1 or ratio.high < 1  # an interval that cannot be judged makes nothing sure
     bound = f"{gate.max_calibration_error:g} away from 1 (gate.max_calibration_error)"
     if off and sure:
         return Rule("calibration", "fail", f"mean score / prevalence is {ratio}, more than {bound}", _numbers(ratio))

@@ -16,7 +16,7 @@ from typing import Any
 
 from rareclass.config import GateSettings, MonitorSettings
 from rareclass.core.drift import DriftReport
-from rareclass.core.estimate import Estimate
+from rareclass.core.estimate import Estimate, between
 from rareclass.core.jsonable import jsonable
 from rareclass.core.liveness import Liveness, Paired, Window
 from rareclass.core.profile import Profile
@@ -326,7 +326,8 @@ def scores_off(evidence: Evidence, limits: MonitorSettings, gate: GateSettings) 
         return []
     ratio = judged[-1].metric("score_ratio")
     return [
-        f"mean score is {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times the prevalence in two windows; "
+        f"mean score is {ratio.value:.2f} {between(ratio.low, ratio.high, '{:.2f}'.format)} times the prevalence in "
+        "two windows; "
         f"the ranking holds"
     ]
 

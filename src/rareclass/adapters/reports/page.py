@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from rareclass.core.estimate import between
 
 Details = Mapping[str, Any]
 NARROW = "\u202f"
@@ -54,7 +56,12 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     """A value with its interval."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f},{NARROW}{high:.3f}]"
+    return f"{value:.3f}{_between(low, high, '{:.3f}'.format)}"
+
+
+def _between(low: float | None, high: float | None, written: Callable[[float], str]) -> str:
+    """The interval after a value: nothing where it could not be judged, which is null at both ends."""
+    return "" if low is None and high is None else f" {between(low, high, written, NARROW)}"
 
 
 def estimate(found: Mapping[str, Any] | None) -> str:
@@ -62,22 +69,20 @@ def estimate(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "–"
     text = interval(found["value"], found["low"], found["high"])
-    return text if found["low"] is not None else f"{text} ({found['positives']} positives)"
+    unjudged = found["low"] is None and found["high"] is None
+    return f"{text} ({found['positives']} positives)" if unjudged else text
 
 
 def precise(found: Mapping[str, Any]) -> str:
     """An estimate of any size, with three digits that matter."""
     if found["value"] is None:
         return "–"
-    text = f"{found['value']:.3g}"
-    return text if found["low"] is None else f"{text} [{found['low']:.3g},{NARROW}{found['high']:.3g}]"
+    return f"{found['value']:.3g}{_between(found['low'], found['high'], '{:.3g}'.format)}"
 
 
 def amount(found: Mapping[str, Any]) -> str:
     """Money, or rows, with the interval."""
-    if found["low"] is None:
-        return count(found["value"])
-    return f"{count(found['value'])} [{count(found['low'])},{NARROW}{count(found['high'])}]"
+    return f"{count(found['value'])}{_between(found['low'], found['high'], count)}"
 
 
 def styled(figure: Any, title: str, across: str, up: str, **layout: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rareclass.adapters.reports.page import NARROW, count, render
 from rareclass.adapters.reports.windows import Mark, Series, Span, View, chart
-from rareclass.core.estimate import Estimate
+from rareclass.core.estimate import Estimate, between
 from rareclass.core.liveness import Liveness, Paired, Window
 from rareclass.core.moments import naive
 from rareclass.core.triage import Snapshot, Verdict
@@ -504,11 +504,8 @@ def _axis(value: float) -> str:
 
 
 def _between(found: Estimate, written: Callable[[float], str] = _number) -> str:
-    return (
-        "no interval"
-        if not math.isfinite(found.low) or not math.isfinite(found.high)
-        else f"[{written(found.low)},{NARROW}{written(found.high)}]"
-    )
+    unjudged = math.isnan(found.low) or math.isnan(found.high)
+    return "no interval" if unjudged else between(found.low, found.high, written, NARROW)
 
 
 def _estimate(found: Estimate, written: Callable[[float], str] = _number) -> str:

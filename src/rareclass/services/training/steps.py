@@ -195,7 +195,7 @@ def detect_imbalance(
 
 @dataclass(frozen=True)
 class Recording:
-    """The candidates of a recorded run, in its order, and on how many folds, the last ones, they were fitted (0: all)."""
+    """What a run recorded: its candidates in order, and on how many folds, the last ones, they were fitted (0: all)."""
 
     candidates: tuple[Candidate, ...]
     folds: int
