@@ -197,8 +197,13 @@ def replayed(replay: Mapping[str, Any]) -> None:
         f"actions: {did}",
     ]
     said.append(f"cost: {money['ours']:,.2f} {money['currency']}")
-    for peer, words in (("never", "never retraining"), ("weekly", "retraining every week")):
-        if money[peer] is not None:
+    peers = {
+        "never": "never retraining",
+        "weekly": "retraining every week",
+        "waited": "waiting for 250 positives, then retraining every week",
+    }
+    for peer, words in peers.items():
+        if money.get(peer) is not None:
             saved = money[f"saved_vs_{peer}"]
             less = f"{abs(saved):,.2f} {money['currency']} {'saved' if saved >= 0 else 'lost'}"
             said.append(f"against {words} ({money[peer]:,.2f}): {less}")

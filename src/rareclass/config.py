@@ -911,6 +911,11 @@ class ReplaySettings(Section):
     )
     step: Duration = Field(timedelta(days=7), description="Length of one step")
     peers: bool = Field(True, description="Also play 'never retrain' and 'retrain every week'")
+    unlabelled: bool = Field(
+        False,
+        description="Begin without a label: of the rows before `train_until` none is known, so detectors answer first; "
+        "a team that waits for 250 positives is played beside",
+    )
 
 
 class RegimeSettings(Section):

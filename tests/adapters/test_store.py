@@ -200,6 +200,20 @@ def test_late_labels_join_and_early_ones_wait(store: Store) -> None:
     assert window.loc["r1", "label_observed_at"] == pd.Timestamp(late.replace(tzinfo=None))
 
 
+def test_positives_are_counted_after_a_moment_up_to_another_and_as_far_as_they_were_known(store: Store) -> None:
+    store.add_predictions(predictions(8))
+    early, late = T0 + timedelta(days=2), T0 + timedelta(days=9)
+    store.add_labels(labels(["r0", "r1", "r2", "r7"], [1, 1, 0, 1], early))
+    store.add_labels(labels(["r3"], [1], late))
+    store.add_predictions(predictions(8).assign(model="other"))
+    end = T0 + timedelta(hours=6 * 7)
+    assert store.positives("fraud", T0 - timedelta(1), end, labels_until=late) == 4
+    assert store.positives("fraud", T0, end, labels_until=late) == 3
+    assert store.positives("fraud", T0, end - timedelta(hours=1), labels_until=late) == 2
+    assert store.positives("fraud", T0, end, labels_until=early) == 2
+    assert store.positives("other", T0, end, labels_until=late) == 0
+
+
 def test_labels_sent_twice_change_nothing(store: Store) -> None:
     store.add_predictions(predictions())
     some = labels(["r0", "r1"], [1, 0], T0 + timedelta(days=1))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import live_rows
+from rareclass.config import RegimeSettings
 from rareclass.core import triage
 from rareclass.core.profile import Profile, reference_profile
 from rareclass.core.verdicts import EXIT_CODES
@@ -149,3 +150,36 @@ def test_a_detector_that_met_enough_labelled_positives_graduates_and_is_never_re
     beside = live_rows.judge(frame, x, unjudged, now, challenger="2")
     assert beside.verdict not in ("rethreshold", "recalibrate", "retrain")
     assert "version 2 stands beside it as challenger" in beside.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("learned", "new", "expected"),
+    [
+        (12, 30, "12 rows of the rare class (few); with the 30 that are labelled since there are 42 (scarce)"),
+        (200, 120, "200 rows of the rare class (scarce); with the 120 that are labelled since there are 320 (ample)"),
+        (12, 29, None),  # fewer than a retrain needs
+        (40, 100, None),  # still scarce
+        (300, 900, None),  # nothing comes after ample
+        (None, 900, None),  # an older version does not say what it learned from
+    ],
+)
+def test_a_classifier_graduates_when_labels_have_brought_the_next_regime(reference, learned, new, expected):
+    frame, _ = live_rows.stream("nothing")
+    now = live_rows.START + timedelta(days=61)
+    live = live_rows.liveness.evaluate(frame, now=now, version="1", profile=reference, settings=live_rows.settings())
+    grown = triage.Evidence(live=live, profile=reference, new_positives=new, trained_positives=learned)
+    verdict = triage.triage(grown, live_rows.LIMITS)
+    assert (verdict.verdict, expected is None) in (("retrain", False), ("nothing", True))
+    assert expected is None or expected in verdict.reasons[0]
+    beside = dataclasses.replace(grown, challenger="2")
+    assert triage.triage(beside, live_rows.LIMITS).verdict == "nothing"
+
+
+def test_who_counts_few_otherwise_graduates_otherwise(reference):
+    frame, _ = live_rows.stream("nothing")
+    now = live_rows.START + timedelta(days=61)
+    live = live_rows.liveness.evaluate(frame, now=now, version="1", profile=reference, settings=live_rows.settings())
+    bounds = RegimeSettings(few=100, scarce=1000)
+    grown = triage.Evidence(live=live, profile=reference, new_positives=50, trained_positives=60, regimes=bounds)
+    assert triage.graduated(grown)[0].startswith("graduate: version 1 learned from 60 rows of the rare class (few)")
+    assert triage.graduated(dataclasses.replace(grown, regimes=RegimeSettings())) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from kube import (
     BACKEND,
     RELEASE,
+    ROOT,
     SPACE,
     available,
     got,
@@ -173,3 +175,107 @@ def test_a_version_on_a_volume_is_served_by_its_format_and_logged_in_the_store(v
         until(lambda: sql(count) == "1", 120, "the answer in the release's store")
     finally:
         kubectl("-n", SPACE, "delete", "inferenceservice", "claims", "--wait=false")
+
+
+HEARD, TOKEN = "heard", "said-by-the-logger"
+STRANGER = """
+    import http.server, json
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        def do_GET(self):
+            self.say({"name": "elsewhere", "inputs": [{"name": "amount", "datatype": "FP32"}]})
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            amount = asked["inputs"][0]["data"]
+            outputs = [dict(name="probability", datatype="FP32", shape=[len(amount)], data=[min(1, each / 100) for each in amount])]
+            self.say(dict(model_name="elsewhere", id=asked["id"], outputs=outputs))
+        def say(self, answer):
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+    http.server.ThreadingHTTPServer(("", 8080), Stranger).serve_forever()
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[str]:
+    """A release that serves nothing and only listens, with a store of its own."""
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": HEARD},
+        "stringData": {"token": TOKEN, "password": "of-a-test-alone"},
+    }
+    kubectl("-n", SPACE, "apply", "-f", "-", given=json.dumps(secret))
+    values = {
+        "config": {
+            "name": "elsewhere",
+            "data": {"path": "demo:flights", "target": "cancelled"},
+            "listen": {"threshold": 0.5},
+        },
+        "image": {"pullPolicy": "IfNotPresent"},
+        "tracking": {"uri": f"http://{RELEASE}-mlflow:5000"},
+        "postgresql": {
+            "image": "rareclass/postgresql:15",
+            "existingSecret": {"name": HEARD},
+            "persistence": {"size": "1Gi", "keep": False},
+        },
+        "listen": {"enabled": True, "tokenSecret": HEARD, "spool": {"whenDeleted": "Delete"}},
+        **{name: {"enabled": False} for name in ("serving", "monitor", "mlflow", "alerts", "dashboards", "retrain")},
+        "jobs": {"retention": {"enabled": False}},
+    }
+    done = subprocess.run(
+        ["helm", "install", HEARD, "helm/rareclass", "-n", SPACE, "-f", "-", "--timeout", "10m", "--wait"],
+        cwd=ROOT,
+        input=json.dumps(values),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    yield f"http://any:{TOKEN}@{HEARD}-listen.{SPACE}:8095/"
+    helm("uninstall", HEARD, "-n", SPACE)
+    kubectl("-n", SPACE, "delete", "secret", HEARD, "--ignore-not-found")
+
+
+def test_what_kserve_s_logger_reports_of_a_model_of_others_is_in_the_prediction_log(listener: str) -> None:
+    """Neither the server nor the logger is ours; both halves of an answer come by themselves and become one row."""
+    container = json.loads(pod_manifest("stranger", STRANGER))["spec"]
+    [main] = container["containers"]
+    predictor = {
+        "minReplicas": 1,
+        "logger": {"mode": "all", "url": listener},
+        "containers": [{**main, "name": "kserve-container", "ports": [{"containerPort": 8080, "protocol": "TCP"}]}],
+        "volumes": container["volumes"],
+    }
+    service = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": "elsewhere",
+            "namespace": SPACE,
+            "annotations": {
+                "serving.kserve.io/autoscalerClass": "none",
+                "serving.kserve.io/deploymentMode": "Standard",
+            },
+        },
+        "spec": {"predictor": predictor},
+    }
+    kubectl("apply", "-f", "-", given=json.dumps(service))
+    try:
+        rollout = ("-n", SPACE, "rollout", "status", "deployment/elsewhere-predictor", "--watch=false")
+        until(lambda: "successfully" in kubectl(*rollout, check=False), 400, "the stranger's pod ready")
+        script = ASK.format(host=f"elsewhere-predictor.{SPACE}", model="elsewhere", name="by-logger-1")
+        answer = json.loads(inside(script).splitlines()[-1])
+        assert answer["outputs"][0]["data"] == [0.01]
+        row = "SELECT model, version, score, decision, features FROM predictions"
+        heard = until(lambda: sql(row, HEARD), 120, "the answer in the store of who listens")
+        model, version, score, decision, features = heard.split("|")
+        assert (model, version, decision) == ("elsewhere", "external", "0")
+        assert float(score) == pytest.approx(0.01)
+        assert json.loads(features) == {"amount": 1.0}
+    finally:
+        kubectl("-n", SPACE, "delete", "inferenceservice", "elsewhere", "--wait=false")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from rareclass.config import GateSettings, MonitorSettings
+from rareclass.config import GateSettings, MonitorSettings, RegimeSettings
+from rareclass.core.diagnosis import REGIMES, regime
 from rareclass.core.drift import DriftReport
 from rareclass.core.estimate import Estimate, between
 from rareclass.core.jsonable import jsonable
@@ -39,6 +40,8 @@ class Evidence:
     prevalence_baseline : prevalence the thresholds in force were fitted at (after a re-threshold: of its rows)
     costs_moved : in words, when the configured costs are not those the threshold was tuned for
     new_positives : matured positives since the training rows ended
+    trained_positives : positives that the version learned from; None where it does not say
+    regimes : bounds of what counts as few and scarce
     challenger : version that stands beside the one that answers
     """
 
@@ -53,12 +56,14 @@ class Evidence:
     costs_moved: str = ""
     new_positives: int = 0
     min_new_positives: int = 30
+    trained_positives: int | None = None
+    regimes: RegimeSettings = field(default_factory=RegimeSettings)
     challenger: str | None = None
 
 
 _PLAIN = (
     *("model", "champion", "roles", "schema_errors", "prevalence_baseline", "estimated_prevalence"),
-    *("estimated_interval", "costs_moved", "alert_capacity", "new_positives", "evidently"),
+    *("estimated_interval", "costs_moved", "alert_capacity", "new_positives", "trained_positives", "evidently"),
 )
 """Fields of a snapshot that are written as they are."""
 
@@ -96,6 +101,8 @@ class Snapshot:
     evidently: Mapping[str, Any] | None = None
     estimated_interval: tuple[float, float] | None = None
     alert_capacity: float | None = None
+    trained_positives: int | None = None
+    regimes: RegimeSettings = field(default_factory=RegimeSettings)
 
     @property
     def evidence(self) -> Evidence | None:
@@ -114,6 +121,8 @@ class Snapshot:
             costs_moved=self.costs_moved,
             new_positives=self.new_positives,
             min_new_positives=self.min_new_positives,
+            trained_positives=self.trained_positives,
+            regimes=self.regimes,
             challenger=next((version for version, role in self.roles.items() if role == "challenger"), None),
         )
 
@@ -206,16 +215,29 @@ def unjudged(evidence: Evidence) -> bool:
 
 
 def graduated(evidence: Evidence) -> list[str]:
-    """A detector has met as many labelled rows of the rare class as a classifier needs to learn from, and none stands
-    beside it yet.
+    """Labels have brought the next regime, and no version of it stands beside the one that answers yet.
+
+    A detector graduates with as many labelled rows of the rare class as a classifier needs to learn from; a classifier
+    where those it learned from and the new ones together are in another regime, in which more is worth trying.
     """
-    found, needed = evidence.new_positives, evidence.min_new_positives
-    if not unjudged(evidence) or found < needed or evidence.challenger is not None:
+    new, needed, version = evidence.new_positives, evidence.min_new_positives, evidence.live.version
+    if new < needed or evidence.challenger is not None:
+        return []
+    if unjudged(evidence):
+        return [
+            f"graduate: {new} rows of the rare class are labelled since version {version}, a detector, was "
+            f"trained; {needed} are needed (retrain.min_positives): "
+            "a classifier can be fitted and compared with it on the same rows"
+        ]
+    learned = evidence.trained_positives
+    if learned is None:
+        return []
+    before, after = (regime(positives, evidence.regimes) for positives in (learned, learned + new))
+    if before == after:
         return []
     return [
-        f"graduate: {found} rows of the rare class are labelled since version {evidence.live.version}, a detector, was "
-        f"trained; {needed} are needed (retrain.min_positives): "
-        "a classifier can be fitted and compared with it on the same rows"
+        f"graduate: version {version} learned from {learned} rows of the rare class ({before}); with the {new} "
+        f"that are labelled since there are {learned + new} ({after}). {REGIMES[after]}"
     ]
 
 
@@ -387,6 +409,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         "reference_prevalence": live.reference_prevalence,
         "label_coverage": live.recent_coverage,
         "new_positives": evidence.new_positives,
+        "graduates": bool(graduated(evidence)),
     }
     if latest is not None:
         for name in ("ap", "ap_reference", "difference", "prevalence", "score_ratio", "calibration_slope"):

@@ -171,6 +171,30 @@ def test_retrains_that_did_not_help_stop_the_next_until_a_person_acts():
     assert asked(resumed)[0]
 
 
+def test_what_lacked_evidence_is_tried_again_with_half_as_much_more_and_stops_no_loop():
+    def grown(positives: int, version: str = "1") -> Verdict:
+        return Verdict("retrain", ("because",), {"graduates": True, "new_positives": positives}, version, "f9")
+
+    def asked_for(found: Verdict, book: Book) -> tuple[bool, str]:
+        return governor.permitted(GovernorSettings(), found, book.entries, NOW, window=timedelta(days=7))
+
+    book = Book()
+    for number, (days, positives) in enumerate(((60, 30), (50, 45), (40, 70)), 1):
+        assert asked_for(grown(positives), book)[0]
+        evidence = {"graduates": True, "new_positives": positives}
+        book.add(
+            "repair", days, number=number, verdict="retrain", fingerprint=f"f{number}", version="1", evidence=evidence
+        )
+        book.add("outcome", days, number=number, verdict="retrain", fingerprint=f"f{number}", to_version=None)
+    assert asked_for(grown(104), book) == (
+        False,
+        "the next regime was tried with 70 new positives, will be with 105; there are 104",
+    )
+    assert asked_for(grown(105), book)[0]
+    assert asked_for(grown(30, "2"), book)[0]  # another version has not been tried
+    assert asked(book)[0]  # nor do they count as retrains that did not help
+
+
 def test_a_promoted_version_that_soon_needs_a_retrain_itself_was_no_help():
     def twice(first: float, second: float) -> Book:
         book = Book().retrain(1, first, "f1", "2").move("promote", first - 1, "2", "1")

@@ -124,6 +124,27 @@ def test_a_quiet_history_needs_no_repair(tmp_path: Path) -> None:
     assert found["money"]["never"] is None
 
 
+def test_a_loop_that_begins_without_a_label_grows_up_by_itself(tmp_path: Path) -> None:
+    data = history(tmp_path / "data.parquet", days=60)
+    plan = {"train_until": "2024-01-20", "step": "7d", "unlabelled": True}
+    found = replay.replay(settings(data, replay=plan, governor={"cooldown": "1d"}), tmp_path / "out")
+    regimes = [period["regime"] for period in found["periods"]]
+    assert regimes[0] == "none"
+    assert found["periods"][0]["learned_positives"] == 0
+    assert regimes[-1] in ("scarce", "ample")
+    assert found["verdicts"][0]["evidence"]["graduates"]
+    money = found["money"]
+    assert money["saved_vs_waited"] == money["waited"] - money["ours"]
+    assert "without a single label" in (tmp_path / "out" / "replay.html").read_text()
+
+
+def test_without_labels_the_rare_class_must_be_named(tmp_path: Path) -> None:
+    config = settings(history(tmp_path / "data.parquet", days=20), replay={"unlabelled": True})
+    nameless = config.model_copy(update={"data": config.data.model_copy(update={"positive": None})})
+    with pytest.raises(ConfigError, match=r"Set data\.positive"):
+        replay.replay(nameless, tmp_path / "out")
+
+
 def test_bad_dates_and_a_missing_time_are_one_clear_line(tmp_path: Path) -> None:
     data = history(tmp_path / "data.parquet", days=20)
     with pytest.raises(DataError, match=r"replay\.train_until 2030-01-01 leaves no rows on one side"):

@@ -147,9 +147,17 @@ def test_a_history_without_labels_teaches_no_classifier(unlabelled):
         champion = monitor.known()["champion"]
         rows = repair.history_rows(monitor, champion, now)
         assert (len(rows), rows.positives) == (600, 30)
+        assert monitor.evaluate(now).new_positives == 30  # though the last windows in view hold none of them
         source = config.model_copy(update={"retrain": config.retrain.model_copy(update={"source": "data"})})
-        with Monitor(source) as other, pytest.raises(errors.DataError, match=r"without labels.*retrain\.source: store"):
+        with (
+            Monitor(source) as other,
+            pytest.raises(errors.DataError, match=r"no labelled row.*retrain\.source: store"),
+        ):
             repair.history_rows(other, champion, now)
+    empty = settings(folder, frame().assign(target=pd.Series(dtype=float)))  # a target that no row has a value of
+    with Monitor(empty) as monitor:
+        rows = repair.history_rows(monitor, champion, now)
+        assert (len(rows), rows.positives) == (600, 30)
 
 
 def test_labels_and_a_replay_say_that_no_target_is_named(unlabelled, tmp_path):

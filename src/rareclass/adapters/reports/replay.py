@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from rareclass.adapters.reports.page import BLUE, GREY, ORANGE, Details, count, html, interval, page, percent
@@ -77,6 +78,17 @@ def _timeline(told: Details) -> Any:
                 "width": 1.5,
             },
         )
+    for before, now in pairwise(periods):
+        if now["version"] != before["version"]:
+            grown = now["regime"] != before["regime"]
+            figure.add_annotation(
+                x=now["start"],
+                y=1,
+                yref="paper",
+                yanchor="bottom",
+                showarrow=False,
+                text=f"version {now['version']}" + (f": {now['regime']}, {now['learned_positives']} positives" * grown),
+            )
     axis = {"gridcolor": "rgba(139,141,152,.25)", "zeroline": False}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

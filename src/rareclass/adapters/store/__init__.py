@@ -307,6 +307,15 @@ class Store(Database):
         with self.transaction() as connection:
             return to_moment(connection.execute(sa.select(sa.func.min(p.ts)).where(*where)).scalar())
 
+    def positives(self, model: str, start: Any, end: Any, *, labels_until: Any) -> int:
+        """Count the predictions with start < ts <= end whose label, observed by ``labels_until``, is the rare class."""
+        p, label = PREDICTIONS.c, LABELS.c
+        where = [p.model == model, p.ts > to_micros(start), p.ts <= to_micros(end), label.label == 1]
+        where += [label.observed_at <= to_micros(labels_until)]
+        joined = sa.join(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        with self.transaction() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(joined).where(*where)).scalar() or 0)
+
     def shadows(
         self,
         model: str,

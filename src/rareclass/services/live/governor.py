@@ -33,6 +33,8 @@ ERROR = 0.05
 """Chance of rolling back an equal version, over all looks of a probation."""
 SOON = timedelta(days=30)
 """A retrained champion that needs a retrain itself within this time was no help."""
+GROWTH = 1.5
+"""A next regime that was tried in vain is tried again with so many times the positives of then."""
 
 
 def govern(
@@ -338,6 +340,8 @@ def permitted(
     waiting = challenger_of(entries)
     if waiting is not None:
         return False, f"version {waiting} is a challenger already and is still being judged on live labels"
+    if verdict.evidence.get("graduates"):
+        return _worth_another_try(verdict, starts)
     useless = _useless(entries, outcomes, verdict.version, now)
     if useless >= governor.loop_guard:
         return (
@@ -345,6 +349,27 @@ def permitted(
             f"loop guard: the last {useless} retrains did not help; a person must act (rareclass promote or rollback)",
         )
     return True, ""
+
+
+def _worth_another_try(verdict: Verdict, starts: Sequence[LedgerEntry]) -> tuple[bool, str]:
+    """Whether a version has met half as many positives again as when its next regime was tried last.
+
+    What failed for want of evidence then is no sign of a loop that does not help, so no guard stops it for good.
+    """
+    tried = [
+        entry.payload["evidence"]["new_positives"]
+        for entry in starts
+        if entry.payload["version"] == verdict.version and _graduates(entry)
+    ]
+    now, needed = verdict.evidence["new_positives"], math.ceil(GROWTH * tried[-1]) if tried else 0
+    if now >= needed:
+        return True, ""
+    return False, f"the next regime was tried with {tried[-1]} new positives, will be with {needed}; there are {now}"
+
+
+def _graduates(entry: LedgerEntry) -> bool:
+    """Whether a repair began because labels had brought the next regime; entries of older releases do not say."""
+    return bool(entry.payload.get("evidence", {}).get("graduates"))
 
 
 def _useless(
@@ -375,6 +400,8 @@ def _useless(
         soon = made in since and made in needed and needed[made] - since[made] < SOON
         if made in since and made not in undone and not soon:
             break
+        if made not in since and _graduates(entry):  # it lacked evidence yet, not help
+            continue
         needed[str(entry.payload.get("version"))] = _aware(entry.at)
         count += 1
     return count

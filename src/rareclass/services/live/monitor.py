@@ -66,6 +66,12 @@ class LoadedVersion:
         until = (self.model.meta.get("trained") or {}).get("until") if self.model is not None else None
         return None if until is None else _parsed(until)
 
+    @property
+    def trained_positives(self) -> int | None:
+        """Rows of the rare class that the version learnt from; None where it does not say, as older ones."""
+        positives = (self.model.meta.get("trained") or {}).get("positives") if self.model is not None else None
+        return None if positives is None else int(positives)
+
 
 class Monitor:
     """Evaluates one model; holds connections and loaded versions, no state of its own."""
@@ -133,13 +139,15 @@ class Monitor:
             estimated_prevalence=None if estimated is None else estimated.value,
             estimated_interval=None if estimated is None else (estimated.low, estimated.high),
             costs_moved=costs_moved(config, champion.model if champion else None, entries, name),
-            new_positives=_new_positives(frame, champion, now, delay),
+            new_positives=self._new_positives(frame, champion, now),
             min_new_positives=config.retrain.min_positives,
             calibration_bound=1 + config.gate.max_calibration_error,
             prevalence_bound=config.monitor.prevalence_ratio,
             events=events(entries, now),
             evidently=latest_evidently(entries, name, now),
             alert_capacity=capacity(config),
+            trained_positives=None if champion is None else champion.trained_positives,
+            regimes=config.regime,
         )
 
     def known(self) -> dict[str, LoadedVersion]:
@@ -322,6 +330,24 @@ class Monitor:
         bootstrap = Bootstrap.of(self.config.evaluate, self.config.train.seed)
         return unlabelled.prevalence(new["score"].to_numpy(float), y, score, weight, bootstrap=bootstrap)
 
+    def _new_positives(self, frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime) -> int:
+        """Matured positives that the champion was not trained on: all of them while they are what it waits for, so that
+        few of them a month add up; else those in view.
+        """
+        delay, until = self.delay(now), None if champion is None else champion.trained_until
+        if champion is not None and until is not None and self._growing(champion):
+            return self.store.positives(self.config.name, until, now - delay, labels_until=now)
+        mature = (frame["ts"] <= naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
+        if until is not None:
+            mature &= (frame["ts"] > naive(until)).to_numpy()
+        return int(mature.sum())
+
+    def _growing(self, champion: LoadedVersion) -> bool:
+        """Whether more positives would bring the version another regime."""
+        unjudged = champion.profile is not None and champion.profile.unjudged
+        learned = champion.trained_positives
+        return unjudged or (learned is not None and learned < self.config.regime.scarce)
+
     def _compared(
         self, frame: pd.DataFrame, champion: LoadedVersion, *, answered: FeatureProfile | None = None, day: bool = False
     ) -> tuple[DriftReport | None, list[str]]:
@@ -467,15 +493,6 @@ def costs_moved(config: Config, model: RareModel | None, entries: Sequence[Ledge
         f"{name} from {then.get(name)} to {now.get(name)}" for name in names if then and then.get(name) != now.get(name)
     ]
     return f"costs moved: {', '.join(changed)}" if changed else ""
-
-
-def _new_positives(frame: pd.DataFrame, champion: LoadedVersion | None, now: datetime, delay: timedelta) -> int:
-    """Matured positives in view that the champion was not trained on."""
-    mature = (frame["ts"] <= naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
-    until = champion.trained_until if champion is not None else None
-    if until is not None:
-        mature &= (frame["ts"] > naive(until)).to_numpy()
-    return int(mature.sum())
 
 
 def readable(table: pd.DataFrame, schema: Schema, errors: list[str]) -> tuple[pd.DataFrame, list[str]]:

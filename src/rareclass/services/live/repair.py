@@ -361,8 +361,8 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
     """Return everything a retrain may learn from, oldest first: the training history, then served rows with labels.
 
     With ``retrain.source: data`` the source of the configuration is all there is, up to one label delay ago. A history
-    without labels (``data.target: null``) teaches no classifier: its rows may be of either class, so only served rows
-    with labels are learned from then.
+    without labels (no ``data.target``, or none of its rows has a value) teaches no classifier: its rows may be of
+    either class, so only served rows with labels are learned from then.
     """
     from rareclass.core.dataset import concatenate
 
@@ -382,27 +382,23 @@ def history_rows(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Ro
         served = matured_rows(monitor, champion.model, now, start=first)
         mature = min(mature, served.time.min() if served.time is not None else mature)
     past = _past(config, champion.model, mature)
-    if past is not None and config.data.target is None:
-        if served is None:
-            raise DataError(
-                "a retrain cannot learn from a source without labels (data.target: null). Set retrain.source: store"
-            )
-        past = None
     if served is None:
         if past is None:
-            raise DataError(f"'{config.data.path}' has no row before {mature}. Set retrain.source: store")
+            raise DataError(f"'{config.data.path}' has no labelled row before {mature}. Set retrain.source: store")
         return past
     return mark_outlying(config, served if past is None else concatenate([past, _like(served, past)]))
 
 
 def _past(config: Config, model: RareModel, before: np.datetime64) -> Rows | None:
-    """Rows of the configured source that were known before a moment, in the champion's schema."""
+    """Rows of the configured source that were known before a moment, in the champion's schema; None without a label."""
     from rareclass.adapters import tables
     from rareclass.core import dataset
 
     # no gaps between the parts: nothing is judged here
     settings = config.model_copy(update={"data": config.data.model_copy(update={"label_delay": timedelta(0)})})
     found = tables.ingest(settings)
+    if found.schema.roles.target is None:
+        return None
     parts = [part for part in (found.train, found.validation, found.test, found.rest) if part is not None and len(part)]
     whole = dataset.concatenate(parts)
     if whole.schema != model.schema:

@@ -19,6 +19,7 @@ from rareclass.config import Config, format_duration
 from rareclass.core import operating, ranking
 from rareclass.core.bootstrap import Bootstrap, Sample
 from rareclass.core.jsonable import dumps, jsonable
+from rareclass.core.reading import Target
 from rareclass.errors import ConfigError, DataError
 from rareclass.services import promotion
 from rareclass.services.live import governor
@@ -36,6 +37,9 @@ MARK = ".rareclass-replay"
 LATER_SECONDS = 20.0
 """Search budget of a retrain inside a replay, in seconds: there may be many."""
 PEER_NEGATIVES = 60_000
+PEERS = ("never", "weekly", "waited")
+WAITED_FOR = 250
+"""Positives from which most teams begin: a fifth of them, 50, can judge a model."""
 TUNING = timedelta(days=28)
 
 
@@ -73,6 +77,10 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
             "a replay needs a calendar, and data.time_unit: order tells none. "
             "Set data.time_unit to what the numbers count, like hour"
         )
+    if config.replay.unlabelled and config.data.positive is None:
+        raise ConfigError(
+            "with replay.unlabelled no label tells which value is the rare class. Set data.positive to it"
+        )
     if config.promotion.mode == "manual":  # nobody is there to approve
         shadow = config.promotion.model_copy(update={"mode": "shadow"})
         config = config.model_copy(update={"promotion": shadow})
@@ -84,7 +92,8 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     first, live = _configurations(config, work)
     known = frame["__ts"] + config.data.label_delay <= start
     _write_history(frame, known, config, Path(live.data.path))
-    progress("replay", f"{int(known.sum()):,} rows until {start:%Y-%m-%d} train the first model")
+    labels = ", none of them labelled," if config.replay.unlabelled else ""
+    progress("replay", f"{int(known.sum()):,} rows until {start:%Y-%m-%d}{labels} train the first model")
     from rareclass.services.training import run
 
     summary = run.run(
@@ -93,7 +102,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
     _ensure_champion(live, summary, start)
     later = frame[frame["__ts"] >= start].reset_index(drop=True)
     model = _first(live)
-    truth = _truth_of(later[config.data.target], model)
+    truth = _truth_of(later[config.data.target], model, config)
     story, decisions = _play(live, later, truth, list(_steps(later["__ts"], start, config.replay.step)), progress)
     money = _money(config, model, _Played(frame[known], later, truth, start), decisions, progress)
     played: dict[str, Any] = jsonable(
@@ -103,6 +112,7 @@ def replay(config: Config, out: Path, *, progress: Progress = silent) -> dict[st
             "step": format_duration(config.replay.step),
             "first": summary["selected"],
             "label_delay": format_duration(config.data.label_delay),
+            "unlabelled": config.replay.unlabelled,
             **vars(story),
             "money": money,
         }
@@ -203,7 +213,10 @@ def _configurations(config: Config, work: Path) -> tuple[Config, Config]:
 def _write_history(frame: pd.DataFrame, known: pd.Series[bool], config: Config, path: Path) -> None:
     from rareclass.adapters import tables
 
-    tables.write_frame(path, frame[known].drop(columns="__ts"))
+    history = frame[known].drop(columns="__ts")
+    if config.replay.unlabelled:
+        history[config.data.target] = None
+    tables.write_frame(path, history)
 
 
 def _ensure_champion(config: Config, summary: Mapping[str, Any], start: datetime) -> None:
@@ -416,6 +429,8 @@ def _period(
         "labelled": int(known.sum()),
         "positives": int(y.sum()),
         "version": version,
+        "regime": _regime(config, model),
+        "learned_positives": model.meta["trained"]["positives"],
         "ap": ap.value if ap else None,
         "ap_low": ap.low if ap else None,
         "ap_high": ap.high if ap else None,
@@ -426,6 +441,15 @@ def _period(
         "cost": _cost(config, frame.iloc[step.rows], part, decisions, model),
         "drifted_features": list(snapshot.drift.drifted) if snapshot.drift is not None else [],
     }
+
+
+def _regime(config: Config, model: RareModel) -> str:
+    """The regime that a version learned in."""
+    from rareclass.core import diagnosis, without_labels
+
+    if model.meta.get("score") == without_labels.SCALE:
+        return "none"
+    return diagnosis.regime(model.meta["trained"]["positives"], config.regime)
 
 
 def _promised_ap(score: Any, model: RareModel) -> float | None:
@@ -468,13 +492,16 @@ class _Played:
 
 
 def _money(config: Config, first: RareModel, played: _Played, decisions: Any, progress: Progress) -> dict[str, Any]:
-    """What the loop cost on the labelled rows, beside 'train once and never again' and 'retrain every week'."""
+    """What the loop cost on the labelled rows, beside 'train once and never again' and 'retrain every week'; where it
+    began without labels, beside a team that waits for `WAITED_FOR` positives too.
+    """
     later, truth = played.later, played.truth
     found: dict[str, Any] = {
         "currency": config.costs.currency,
         "ours": _cost(config, later, truth, decisions, first),
         "never": None,
         "weekly": None,
+        **({"waited": None} if config.replay.unlabelled else {}),
     }
     if not config.replay.peers:
         return found
@@ -483,11 +510,10 @@ def _money(config: Config, first: RareModel, played: _Played, decisions: Any, pr
     found["never"] = _cost(config, later, truth, original, first)
     weekly = _weekly(config, played, first)
     found["weekly"] = _cost(config, later, truth, weekly, first)
-    return {
-        **found,
-        "saved_vs_never": found["never"] - found["ours"],
-        "saved_vs_weekly": found["weekly"] - found["ours"],
-    }
+    if config.replay.unlabelled:
+        found["waited"] = _cost(config, later, truth, _weekly(config, played, first, wait=WAITED_FOR), first)
+    peers = [peer for peer in PEERS if found.get(peer) is not None]
+    return {**found, **{f"saved_vs_{peer}": found[peer] - found["ours"] for peer in peers}}
 
 
 def _first(config: Config) -> RareModel:
@@ -498,8 +524,11 @@ def _first(config: Config) -> RareModel:
     return load_model(version.uri, config.tracking.uri, expect=version.hash)
 
 
-def _weekly(config: Config, played: _Played, first: RareModel) -> Any:
+def _weekly(config: Config, played: _Played, first: RareModel, *, wait: int | None = None) -> Any:
     """Decisions of a team that fits the same default learner on all labelled rows every week.
+
+    With ``wait`` it flags nothing before there are so many labelled positives; else the first version decides while
+    they are too few for it.
 
     Each week a first fit on all but the newest four labelled weeks tunes calibrator and threshold on those, then all
     rows are fitted. Negatives beyond a bound are thinned, and the scores corrected for it.
@@ -509,7 +538,9 @@ def _weekly(config: Config, played: _Played, first: RareModel) -> Any:
     history, later, truth, start = played.history, played.later, played.truth, played.start
     everything = pd.concat([history, later], ignore_index=True)
     x, stamps = first.matrix(everything), everything["__ts"].to_numpy()
-    y = np.concatenate([_truth_of(history[config.data.target], first), truth])
+    y = np.concatenate([_truth_of(history[config.data.target], first, config), truth])
+    if config.replay.unlabelled:
+        y[: len(history)] = np.nan
     amount = _amounts(config, everything) if config.data.amount else None
     decided = np.zeros(len(later), dtype=bool)
     for step in _steps(later["__ts"], start, timedelta(days=7)):
@@ -519,6 +550,8 @@ def _weekly(config: Config, played: _Played, first: RareModel) -> Any:
         newest = stamps > np.datetime64(step.start - config.data.label_delay - TUNING, "us")
         tune, fit = np.flatnonzero(ready & newest), np.flatnonzero(ready & ~newest)
         rows = later.iloc[step.rows]
+        if wait is not None and y[ready].sum() < wait:
+            continue
         if min(y[tune].sum(), y[fit].sum()) < 10:
             decided[step.rows] = first.decide(first.score(rows))
             continue
@@ -553,11 +586,11 @@ def _amounts(config: Config, rows: pd.DataFrame) -> Any:
     return Reading("number", data.missing_values, data.decimal, data.thousands).numbers(rows[str(data.amount)])[0]
 
 
-def _truth_of(target: pd.Series[Any], model: RareModel) -> Any:
-    """(n,) 1, 0, or NaN where the label never came; read as the version read it."""
-    found = model.schema.roles.target
-    assert found is not None, "a version of this run knows its target"
-    return found.labels(target)
+def _truth_of(target: pd.Series[Any], model: RareModel, config: Config) -> Any:
+    """(n,) 1, 0, or NaN where the label never came; read as the version read it, or as it is set where none did."""
+    positive = str(config.data.positive)
+    role = model.schema.roles.target or Target(str(config.data.target), positive, (positive,))
+    return role.labels(target)
 
 
 def _fit(config: Config, model: RareModel, x: Any, y: Any, index: Any) -> Callable[[Any], Any]:
