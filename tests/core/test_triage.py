@@ -157,6 +157,7 @@ def test_a_detector_that_met_enough_labelled_positives_graduates_and_is_never_re
     [
         (12, 30, "12 rows of the rare class (few); with the 30 that are labelled since there are 42 (scarce)"),
         (200, 120, "200 rows of the rare class (scarce); with the 120 that are labelled since there are 320 (ample)"),
+        (290, 40, None),  # ample, but hardly more than it learned from
         (12, 29, None),  # fewer than a retrain needs
         (40, 100, None),  # still scarce
         (300, 900, None),  # nothing comes after ample

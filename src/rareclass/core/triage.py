@@ -26,6 +26,9 @@ from rareclass.core.verdicts import EXIT_CODES
 SLOPE = (0.6, 1.6)
 """Slope of the calibration line outside of which scores are distorted by more than a shift of prevalence."""
 
+GROWTH = 1.5
+"""So many times the positives are more evidence: each interval is about a fifth narrower."""
+
 DRIFTED_SHARE = 0.3
 """Share of drifted features from which the population counts as another one."""
 
@@ -218,7 +221,8 @@ def graduated(evidence: Evidence) -> list[str]:
     """Labels have brought the next regime, and no version of it stands beside the one that answers yet.
 
     A detector graduates with as many labelled rows of the rare class as a classifier needs to learn from; a classifier
-    where those it learned from and the new ones together are in another regime, in which more is worth trying.
+    where those it learned from and the new ones together are in another regime, in which more is worth trying, and are
+    so many more that it may show.
     """
     new, needed, version = evidence.new_positives, evidence.min_new_positives, evidence.live.version
     if new < needed or evidence.challenger is not None:
@@ -233,7 +237,7 @@ def graduated(evidence: Evidence) -> list[str]:
     if learned is None:
         return []
     before, after = (regime(positives, evidence.regimes) for positives in (learned, learned + new))
-    if before == after:
+    if before == after or learned + new < GROWTH * learned:
         return []
     return [
         f"graduate: version {version} learned from {learned} rows of the rare class ({before}); with the {new} "

@@ -33,8 +33,6 @@ ERROR = 0.05
 """Chance of rolling back an equal version, over all looks of a probation."""
 SOON = timedelta(days=30)
 """A retrained champion that needs a retrain itself within this time was no help."""
-GROWTH = 1.5
-"""A next regime that was tried in vain is tried again with so many times the positives of then."""
 
 
 def govern(
@@ -352,10 +350,12 @@ def permitted(
 
 
 def _worth_another_try(verdict: Verdict, starts: Sequence[LedgerEntry]) -> tuple[bool, str]:
-    """Whether a version has met half as many positives again as when its next regime was tried last.
+    """Whether a version has met `GROWTH` times the positives that its next regime was tried with last.
 
     What failed for want of evidence then is no sign of a loop that does not help, so no guard stops it for good.
     """
+    from rareclass.core.triage import GROWTH
+
     tried = [
         entry.payload["evidence"]["new_positives"]
         for entry in starts
