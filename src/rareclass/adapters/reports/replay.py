@@ -80,18 +80,23 @@ def _timeline(told: Details) -> Any:
         )
     for before, now in pairwise(periods):
         if now["version"] != before["version"]:
-            grown = now["regime"] != before["regime"]
+            learned = f", {now['regime']}: {now['learned_positives']} positives"
             figure.add_annotation(
                 x=now["start"],
                 y=1,
                 yref="paper",
-                yanchor="bottom",
+                xanchor="right",
+                yanchor="top",
+                textangle=-90,
                 showarrow=False,
-                text=f"version {now['version']}" + (f": {now['regime']}, {now['learned_positives']} positives" * grown),
+                font={"size": 10},
+                text=f"version {now['version']}" + learned * (now["regime"] != before["regime"]),
             )
     axis = {"gridcolor": "rgba(139,141,152,.25)", "zeroline": False}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
+    for row in (2, 3, 4):  # without a single one of them, bars would stand in the middle of -1 and 1
+        figure.update_yaxes(rangemode="nonnegative", row=row, col=1)
     return figure.update_layout(
         height=820,
         font={"color": "#8b8d98", "size": 12},
