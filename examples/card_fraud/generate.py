@@ -9,8 +9,8 @@ customers empty an account too, one fraud in four is small and looks like any pa
 arithmetic that gives fraud away (the published PaySim table has such a leak). Some rows came in empty, as failed
 imports do, and a few honest payments have absurd amounts.
 
-With ``--changes`` the fraudsters change their ways on day 100, because what they did is found by then: small payments, one
-after the other, by day and in the app, to payees that look old. Nothing else changes.
+With ``--changes`` the fraudsters change their ways on day 100, because what they did is found by then: small payments,
+one after the other, by day and in the app, to payees that look old. Nothing else changes.
 """
 
 from __future__ import annotations
