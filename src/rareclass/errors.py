@@ -45,6 +45,10 @@ class ModelError(RareclassError):
     """A model cannot be found, loaded or verified."""
 
 
+class UnreachableError(ModelError):
+    """A server gives no answer now: a name is not found, a connection fails, nobody stands behind its Service."""
+
+
 class EngineError(RareclassError):
     """The scheduler or the workers of ``compute.engine`` cannot do the work."""
 

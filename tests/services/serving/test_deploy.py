@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+import live_rows
 from rareclass.adapters.cluster import VERSION_ANNOTATION, Workload
 from rareclass.adapters.cluster.serving import KINDS, RolloutFailedError
-from rareclass.errors import ModelError, RareclassError
+from rareclass.config import parse
+from rareclass.core.model import golden_score
+from rareclass.errors import ModelError, RareclassError, UnreachableError
+from rareclass.services.serving import deploy
 
 PATHS = {
     "seldon": "/apis/machinelearning.seldon.io/v1/namespaces/models/seldondeployments/flights",
@@ -161,3 +166,55 @@ def test_what_is_not_there_and_a_kind_that_nobody_knows_are_refused_in_one_line(
         Workload("kserve", "flights", "models").version()
     with pytest.raises(RareclassError, match="Did you mean 'kserve'"):
         Workload("kserv", "flights", "models")
+
+
+class Recovering(BaseHTTPRequestHandler):
+    """Answers 503, then hangs up, then what it is told to: a Service that takes a new pod in."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked += 1
+        if self.server.asked == 2:
+            self.close_connection = True
+            return
+        said = json.dumps(self.server.answer).encode()
+        self.send_response(503 if self.server.asked == 1 else 200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def recovering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(deploy, "PAUSE", 0.001)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Recovering)
+    server.asked, server.url = 0, f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_service_that_does_not_answer_yet_is_asked_again_and_a_wrong_answer_is_not(recovering: Any) -> None:
+    model = live_rows.model(0.0)
+    config = parse({"name": "flights", "data": {"path": "x.csv", "target": "y"}})
+    score = model.golden[golden_score(model.schema)].head(deploy.GOLDEN_ROWS).tolist()
+    recovering.answer = {"model_version": "7", "outputs": [{"name": "score", "data": score}]}
+    assert deploy.smoke(config, recovering.url, model, "7") == len(score)
+    assert recovering.asked == 2 + deploy.SMOKES
+    with pytest.raises(ModelError, match="answers with version 7, not 8"):
+        deploy.smoke(config, recovering.url, model, "8")
+    assert recovering.asked == 2 + deploy.SMOKES + 1
+
+
+def test_a_service_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "SILENCE", 0.0)
+    with socket.socket() as taken:  # bound and not listening: nobody answers there, and nobody else can take it
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        config = parse({"name": "flights", "data": {"path": "x.csv", "target": "y"}})
+        with pytest.raises(UnreachableError, match="does not answer"):
+            deploy.smoke(config, url, live_rows.model(0.0), "1")

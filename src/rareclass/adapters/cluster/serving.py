@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import time
 import urllib.error
@@ -13,10 +14,11 @@ from http import HTTPStatus
 from typing import Any
 
 from rareclass.adapters.cluster.api import own_namespace, reason_of
-from rareclass.errors import MissingExtraError, ModelError, RareclassError, unknown
+from rareclass.errors import MissingExtraError, ModelError, RareclassError, UnreachableError, unknown
 
 VERSION_ANNOTATION = "rareclass.io/version"
 PAUSE_SECONDS = 2.0
+_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 _BROKEN = ("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "InvalidImageName")
 
 
@@ -204,7 +206,9 @@ class Workload:
 
 
 def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, seconds: float = 10) -> Any:
-    """Return what a server answers as JSON. Raises ModelError with what it said."""
+    """Return what a server answers as JSON. Raises ModelError with what it said, UnreachableError where it said
+    nothing.
+    """
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     data = None if body is None else json.dumps(body).encode()
     try:
@@ -214,8 +218,8 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, token: str | None = 
         ) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise ModelError(
-            f"{url} answered {error.code}: {' '.join(error.read(500).decode(errors='replace').split())}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{url} does not answer: {error}") from None
+        kind = UnreachableError if error.code in _AWAY else ModelError
+        said = " ".join(error.read(500).decode(errors="replace").split())
+        raise kind(f"{url} answered {error.code}: {said}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UnreachableError(f"{url} does not answer: {error}") from None

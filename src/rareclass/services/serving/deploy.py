@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import cluster
 from rareclass.config import Config
-from rareclass.errors import AlreadyDoneError, ModelError, RareclassError
+from rareclass.errors import AlreadyDoneError, ModelError, RareclassError, UnreachableError
 from rareclass.network import token
+from rareclass.retry import retry_until_deadline
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ GOLDEN_ROWS = 20
 TOLERANCE = 1e-6
 SMOKES = 5
 """Times in a row that the Service must answer with the new version: connections are spread over the pods."""
+SILENCE = 60.0
+"""Seconds for which a Service may not answer at all before its new version is taken back."""
+PAUSE = 1.0
+"""Seconds between two tries of a Service that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
 
     The rows say that they were not sampled from the traffic (propensity 0), so that monitoring and retraining skip
     them.
-    Raises ModelError when another version answers or a score differs.
+    An answer that does not come is waited for, `SILENCE` seconds at most: a name server that is busy or a Service that
+    takes a new pod in says nothing of the version. Raises ModelError when another version answers or a score differs.
     """
     from rareclass.core.model import golden_score
 
@@ -111,7 +117,13 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
     bearer = token(os.environ, config.serve.token_env)
     for attempt in range(SMOKES):
         body = {**request(model, rows), "id": f"smoke-{version}-{attempt}"}
-        answer = cluster.ask(url, body, token=bearer)
+        answer = retry_until_deadline(
+            lambda body=body: cluster.ask(url, body, token=bearer),  # type: ignore[misc]
+            SILENCE,
+            on=UnreachableError,
+            pause=PAUSE,
+            log=False,
+        )
         if answer.get("model_version") != version:
             raise ModelError(f"{service} answers with version {answer.get('model_version')}, not {version}")
         score = next(each["data"] for each in answer["outputs"] if each["name"] == "score")
