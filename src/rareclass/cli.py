@@ -15,7 +15,7 @@ import typer
 
 from rareclass import _terminal as terminal
 from rareclass import logs
-from rareclass.errors import ConfigError, RareclassError, nearest
+from rareclass.errors import ConfigError, InputError, RareclassError, nearest
 from rareclass.masking import masked
 from rareclass.services.actor import named
 
@@ -572,6 +572,57 @@ def evidently(
             *(f"  page    {page}" for page in found.pages),
         ]
     )
+
+
+@app.command()
+def review(
+    config: ConfigOption,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="CSV or Parquet for the rows; without it they are printed.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Rows to look at per window, on average, instead of `review.budget`.")
+    ] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="A moment (UTC) of the window to choose from, instead of the newest.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Choose nothing: say how wide the interval of AP would be at which budget.")
+    ] = False,
+    width: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="With --plan: the width that is wanted, like .2.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the rows to look at next, with known probabilities, from predictions that are in the store.
+
+    Doing it again chooses the same rows; a larger budget adds to them. OUT has the rows without a label and an empty
+    column for it: fill it in and import the file with `rareclass labels import`.
+    """
+    from rareclass.services.live import review as service
+
+    settings = _stored(config, overrides)
+    if plan:
+        if out is not None or at is not None:
+            raise InputError("--plan chooses nothing: leave out OUT and --at")
+        planned = service.plan(settings, _now(), budget=budget, width=width)
+        if as_json:
+            terminal.dump(planned)
+        else:
+            terminal.lines(service.said_of_plan(settings, planned))
+        return
+    if width is not None:
+        raise InputError("--width asks for a budget, and nothing is chosen then. Add --plan")
+    if out is not None:
+        service.writable(out)
+    drawn = service.draw(settings, _now(), budget=budget, at=at)
+    if out is not None:
+        service.write(drawn, out)
+    if as_json:
+        terminal.dump(service.as_json(drawn))
+    else:
+        terminal.lines(service.said_of_draw(settings, drawn, out))
 
 
 @app.command()

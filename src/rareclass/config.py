@@ -833,6 +833,28 @@ class LabelsSettings(Section):
     requests_per_minute: int = Field(120, ge=1, description="POST /labels requests a minute at most")
 
 
+class ReviewSettings(Section):
+    """Which rows a person looks at next (`rareclass review`)."""
+
+    window: Duration = Field(timedelta(days=1), description="Stretch of prediction time that rows are chosen from")
+    budget: int = Field(30, ge=1, description="Rows to look at per window, on average")
+    top: Share = Field(0.3, description="Share of the budget for the highest scores, which are taken for certain")
+    control: Share = Field(
+        0.1, gt=0, description="Share of the budget that gives all other rows one chance; what is left goes by doubt"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> ReviewSettings:
+        if self.top + self.control > 1:
+            raise ValueError(
+                f"review.top {self.top} and review.control {self.control} are more than the whole budget. "
+                "Lower one of them"
+            )
+        if self.window < timedelta(seconds=1):
+            raise ValueError("review.window must be 1s or longer")
+        return self
+
+
 class MonitorSettings(Section):
     """What is watched live."""
 
@@ -952,6 +974,7 @@ class Config(Section):
     serve: ServeSettings = ServeSettings()
     listen: ListenSettings = ListenSettings()
     labels: LabelsSettings = LabelsSettings()
+    review: ReviewSettings = ReviewSettings()
     monitor: MonitorSettings = MonitorSettings()
     retrain: RetrainSettings = RetrainSettings()
     governor: GovernorSettings = GovernorSettings()

@@ -189,5 +189,6 @@ def test_a_window_without_a_label_of_the_rare_class_still_says_what_may_be_there
 
 def test_a_plan_promises_narrower_intervals_for_more_labels() -> None:
     _, p = scores(2000)
-    small, large = (review.expected_width(p, Design(budget), repeats=4) for budget in (50, 400))
+    totals = [review.chances(p, Design(budget)).total for budget in (50, 400)]
+    small, large = (review.expected_width(p, total, repeats=4) for total in totals)
     assert 0 < large < small < 1

@@ -393,24 +393,26 @@ def _laplace(
 
 # --- planning --------------------------------------------------------------------------------------------------------
 
-BUDGETS = (25, 50, 100, 200, 400, 800, 1600)
-"""Budgets that a plan shows."""
-
 
 def expected_width(
-    score: FloatArray, design: Design, *, repeats: int = 8, confidence: float = 0.95, seed: int = 0
+    score: FloatArray,
+    probability: FloatArray,
+    *,
+    ranks: bool = False,
+    repeats: int = 8,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> float:
     """Return how wide the interval of average precision is on average, if the scores are calibrated.
 
-    Labels are drawn from the scores, rows by the design, and the interval is made as it will be; NaN where no
-    repetition finds anything.
+    Labels are drawn from the scores, rows by their inclusion ``probability``, and the interval is made as it will be;
+    NaN where no repetition finds anything.
     """
     rng = np.random.default_rng(seed)
-    p, n = believed(score, ranks=design.ranks), len(score)
-    total, widths = chances(score, design).total, []
+    p, n, widths = believed(score, ranks=ranks), len(score), []
     for _ in range(repeats):
-        label = np.where(rng.random(n) < total, rng.random(n) < p, np.nan)
-        found = complete(Sampled(score, label, ranks=design.ranks), draws=200, seed=int(rng.integers(2**31)))
+        label = np.where(rng.random(n) < probability, rng.random(n) < p, np.nan)
+        found = complete(Sampled(score, label, ranks=ranks), draws=200, seed=int(rng.integers(2**31)))
         ap = found.estimate(found.ap(), confidence)
         widths.append(ap.high - ap.low)
     kept = [width for width in widths if math.isfinite(width)]

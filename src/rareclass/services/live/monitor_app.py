@@ -1,4 +1,4 @@
-"""The monitor as a small HTTP service: /metrics, /healthz, POST /labels and the status page."""
+"""The monitor as a small HTTP service: /metrics, /healthz, POST /labels, /review and the status page."""
 
 from __future__ import annotations
 
@@ -186,12 +186,23 @@ def build(config: Config, watch: Watch, store: Store, *, env: Mapping[str, str] 
         found = watch.snapshot
         return _json({} if found is None else {**found.to_json(), "verdict": watch.verdict and watch.verdict.to_json()})
 
+    async def review(request: Request) -> Response:
+        from rareclass.services.live.review import waiting
+
+        if (refused := closed(request)) is not None:
+            return refused
+        try:
+            return _json(await asyncio.to_thread(waiting, config, store, watch.clock()))
+        except RareclassError as error:
+            return _error(str(error), 503)
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
             Route("/labels", labels, methods=["POST"]),
             Route("/snapshot.json", snapshot),
+            Route("/review", review),
             Route("/", status),
         ]
     )
