@@ -143,8 +143,8 @@ def diagnose(rows: Rows, config: Config) -> Diagnosis:
 
 def in_regime(found: Diagnosis, regime: Regime) -> Diagnosis:
     """Return the diagnosis with the regime that holds for it, and the notes that follow."""
-    settled = replace(found, regime=regime)
-    return replace(settled, notes=tuple(_notes(settled)))
+    diagnosis = replace(found, regime=regime)
+    return replace(diagnosis, notes=tuple(_notes(diagnosis)))
 
 
 def _missing_share(rows: Rows) -> float:

@@ -22,7 +22,7 @@ _CELL = 512
 _BLOCK = 4096
 """Rows of one product of a scan."""
 _ROUNDS = 8
-"""Rounds of random cells before the rest is scanned; they end earlier when a round settles less than three tenths."""
+"""Rounds of random cells before the rest is scanned; they end earlier when a round decides less than three tenths."""
 _FLOAT32_SAFE = 1e15
 """Values above which a square could overflow float32 (3.4e38), with room for the sum over columns."""
 _STATISTICS_ROWS = 100_000
@@ -152,7 +152,7 @@ def surrounded(
     """Return the positions of rows of class ``target`` that have a row of the other class among their k nearest.
 
     This is what Edited Nearest Neighbours (kind_sel="all") removes. Exact: a row is surrounded when fewer than k rows
-    of its own class are nearer than the nearest of the other class, so most rows are settled as soon as k such rows are
+    of its own class are nearer than the nearest of the other class, so most rows are decided as soon as k such rows are
     seen: in a few random cells of about 512 rows, or early in a scan. What rounding leaves open is searched in full.
     Raises TooLargeError when the distances between the classes alone would be more than 3e11.
     Source: Wilson, IEEE Transactions on Systems, Man and Cybernetics, 1972.

@@ -75,10 +75,12 @@ class Selection:
     """name of an ensemble -> (n_scored,) the scores it was judged by, with weights learned on other rows"""
     transfer: str = ""
     """what became of what a related domain lent, as a sentence; empty where nothing was"""
+    compared: bool = True
+    """whether labels compared the candidates; False of detectors that stand alone, whose figures are NaN (null)"""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table, the weights and the curves, JSON-ready; scores of rows are left out."""
-        written = jsonable(self, without={"oof", "scored", "crossed", "table"})
+        written = jsonable(self, without={"oof", "scored", "crossed", "table", "compared"})
         return {**written, "table": [line.to_json() for line in self.table]}
 
 

@@ -99,12 +99,8 @@ def chosen(trained: Sequence[Trained]) -> Selection:
     one = done[0]
     line = CandidateResult(one.candidate.name, NOTHING, NOTHING, math.nan, False, one.fit_seconds, one.candidate.reason)
     reason = "no label compares: a fixed ensemble of detectors stands alone"
-    return Selection(one.candidate.name, (line,), {one.candidate.name: 1.0}, one.oof, one.scored, (reason,))
-
-
-def unjudged(selection: Selection) -> bool:
-    """Whether no label chose what was chosen."""
-    return len(selection.table) == 1 and selection.winner == DETECTORS and math.isnan(selection.table[0].ap.value)
+    weights = {one.candidate.name: 1.0}
+    return Selection(one.candidate.name, (line,), weights, one.oof, one.scored, (reason,), compared=False)
 
 
 def calibrated(rows: Rows, raw: Any) -> Calibration:

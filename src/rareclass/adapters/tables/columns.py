@@ -113,11 +113,11 @@ class TextSurvey:
         self.other: Counter[str] = Counter()
         self.distinct: set[Any] = set()
         self.example = ""
-        self.settled = False
+        self.surely_text = False
 
     def add(self, column: pa.Array) -> None:
         """Look at the values of one batch."""
-        if self.settled:
+        if self.surely_text:
             return
         column = _as_string(column)
         if not self._plain(column):
@@ -125,7 +125,7 @@ class TextSurvey:
                 if entry["values"] is not None:
                     self._count(trimmed(entry["values"]), entry["counts"])
         odd = self.other.total()
-        self.settled = odd > _TEXT_AFTER and odd > self.numbers and self.commas < odd / 2
+        self.surely_text = odd > _TEXT_AFTER and odd > self.numbers and self.commas < odd / 2
 
     def _plain(self, column: pa.Array) -> bool:
         """Take a batch in which every value is a plain number, at once; False where it is not one."""
@@ -180,7 +180,7 @@ class TextSurvey:
                 "Set data.thousands: '.' if the point groups digits, write all columns in one way, or add the column "
                 "to data.categorical"
             )
-        if not total or self.settled or odd > _ODD * total:
+        if not total or self.surely_text or odd > _ODD * total:
             return None, None
         if self.padded:
             return None, self._said(

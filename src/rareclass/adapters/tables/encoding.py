@@ -209,13 +209,13 @@ class Encoder:
                 features.append(Feature(name, reading=self.readings.features[name]))
                 self.final.append(None)
             else:
-                feature, final = _settle(name, levels, x[train, position], max_categories)
+                feature, final = _final_codes(name, levels, x[train, position], max_categories)
                 features.append(feature)
                 self.final.append(final)
-        self.settle(x)
+        self.recode(x)
         return features
 
-    def settle(self, x: FloatMatrix) -> None:
+    def recode(self, x: FloatMatrix) -> None:
         """Rewrite the codes of rows in place, as ``finish`` put the categories into order."""
         for position, final in enumerate(self.final):
             if final is None:
@@ -227,9 +227,9 @@ class Encoder:
 
     def grown(self) -> bool:
         """Whether levels were met since ``finish``: the rows are not those that were read first."""
-        settled = zip(self.levels, self.final, strict=True)
+        columns = zip(self.levels, self.final, strict=True)
         return any(
-            final is not None and levels is not None and len(levels.code) >= len(final) for levels, final in settled
+            final is not None and levels is not None and len(levels.code) >= len(final) for levels, final in columns
         )
 
 
@@ -238,7 +238,7 @@ def _words(levels: Levels) -> float:
     return float(np.mean([len(value.split()) for value in sample])) if sample else 0.0
 
 
-def _settle(name: str, levels: Levels, codes: AnyArray, max_categories: int) -> tuple[Feature, AnyArray]:
+def _final_codes(name: str, levels: Levels, codes: AnyArray, max_categories: int) -> tuple[Feature, AnyArray]:
     """Return the feature, and its final codes by the codes of the reading, the last one for missing values."""
     texts = levels.texts()
     met = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(texts))

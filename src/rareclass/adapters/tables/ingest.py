@@ -133,7 +133,7 @@ def _ingest(config: Config, say: Progress, engine: ComputeEngine) -> Ingested:
     content_hash = data_hash(raw.digest[True], raw.digest[False], raw.encoder.names)
     parts = _split(config, raw)
     raw.content = None
-    return _settled(config, raw, parts, warnings, content_hash)
+    return _ingested(config, raw, parts, warnings, content_hash)
 
 
 def _read(
@@ -264,7 +264,7 @@ def _streamed(reading: streaming.TableReading, room: Room, say: Progress) -> Ing
     whole = streaming.by_part(raw, place)
     there = place[place >= streaming.DRAWN] - streaming.DRAWN
     own: dict[str, Any] = {name: np.flatnonzero(there == code) for name, code in streaming.PARTS.items()}
-    found = _settled(config, sample, replace(parts, **own), warnings, content_hash)
+    found = _ingested(config, sample, replace(parts, **own), warnings, content_hash)
     named = list(whole.items())
     data_card = found.card | {
         "rows": {name: len(rows) for name, rows in named} | {"dropped": found.dropped},
@@ -280,7 +280,7 @@ def _streamed(reading: streaming.TableReading, room: Room, say: Progress) -> Ing
     return replace(found, card=data_card, beyond=beyond)
 
 
-def _settled(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Finding], content_hash: str) -> Ingested:
+def _ingested(config: Config, raw: Raw, parts: splitting.Split, warnings: list[Finding], content_hash: str) -> Ingested:
     """Arrange the rows by the parts of their split, learn the categories and make the data card."""
     data = config.data
     kept, left_out = _kept_for_training(config, raw, parts.train)

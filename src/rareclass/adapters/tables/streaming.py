@@ -417,7 +417,7 @@ class _Judged(_Again):
             if self.encoder.grown():
                 raise changed(self.source)
             x[np.isinf(x)] = np.nan
-            self.encoder.settle(x)
+            self.encoder.recode(x)
             table = frame_of(taken.select(self.columns)) if self.columns else None
             self.pieces.append(Piece(part, at, x, table))
 

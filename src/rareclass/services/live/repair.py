@@ -297,10 +297,10 @@ def matured_rows(
     frame = monitor.store.window(
         config.name, start, now - monitor.delay(now), version=version, features=True, labels_until=now
     )
-    return rows_of(config, model, settled(config, frame, now))
+    return rows_of(config, model, with_known_truth(config, frame, now))
 
 
-def settled(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
+def with_known_truth(config: Config, frame: pd.DataFrame, now: datetime) -> pd.DataFrame:
     """Rows whose truth can be learned from: labelled, or unlabelled for longer than the horizon where that means 0."""
     from rareclass.core import liveness
 
@@ -503,7 +503,7 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Mature
     )
     if not needed:
         frame = frame.assign(features="{}")
-    frame = settled(config, frame, now)
+    frame = with_known_truth(config, frame, now)
     weight = frame["weight"].to_numpy(float) / frame["propensity"].to_numpy(float)
     y = frame["label"].to_numpy(np.int64)
     amount = watching.amounts(config, frame) if needed else None

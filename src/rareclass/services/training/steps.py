@@ -351,7 +351,7 @@ def tune_threshold(
     rows, raw = sample if held_out is None else (held_out.rows, held_out.raw)
     share = rows.represented / dev.represented if held_out is None else 1.0
     span = days(rows, share_of_all(config, dev, (1 - config.split.test) * share))
-    if without_labels.unjudged(chosen):
+    if not chosen.compared:
         progress("tune_threshold", "p-values from held-out rows, cut-offs by rate")
         fitted = without_labels.calibrated(rows, raw)
         score = fitted.calibrator(raw)
@@ -429,7 +429,7 @@ def with_incumbent(
     from rareclass.core.gating import Champion
 
     parts = [ingested.train, ingested.validation, ingested.test]
-    everywhere, crossed = None, unjudged(config, parts) == ""
+    everywhere, crossed = None, who_judges(config, parts) == ""
     if ingested.beyond is not None:
         parts[-1] = replace(ingested.beyond.rows["test"], schema=ingested.schema)
     judges = dataset.concatenate(parts) if crossed else parts[-1]
@@ -448,7 +448,7 @@ def _last(rows: int, test: int) -> Any:
     return np.arange(rows - test, rows)
 
 
-def unjudged(config: Config, parts: Sequence[Rows]) -> str | None:
+def who_judges(config: Config, parts: Sequence[Rows]) -> str | None:
     """Say who judges: None for the test rows, the last of the parts; "" for all rows by cross-fitting, because the test
     rows hold too few positives; else why cross-fitting cannot do it either, so that nobody judges."""
     from rareclass.core import crossfitting
@@ -469,7 +469,7 @@ def undecidable(config: Config, parts: Sequence[Rows], judges: Rows, incumbent: 
     from rareclass.core.gating import Champion
 
     needed, ways = config.gate.min_positives, "Set gate.mode: dry_run to register it all the same"
-    if unable := unjudged(config, parts):
+    if unable := who_judges(config, parts):
         return (
             f"this run can register nothing: the test rows hold {parts[-1].positives} positives, and the gate judges "
             f"{needed} "
@@ -617,8 +617,8 @@ def evaluate(
         seed=config.train.seed,
     )
     sampled = None if beyond is None else tuning.calibration.calibrator(learner.score(sample.x))
-    if without_labels.unjudged(chosen):
-        judged = _unjudged(config, test, learner, judging, found, tuning, held)
+    if not chosen.compared:
+        judged = _of_detector(config, test, learner, judging, found, tuning, held)
         return replace(judged, sampled=sampled)
     metrics = _champion_metrics(config, test, champion, score) if isinstance(champion, gating.Champion) else {}
     crossed, unless = cross_fitting(config, dev, sample, trained, chosen, progress)
@@ -673,7 +673,7 @@ def evaluate(
     )
 
 
-def _unjudged(
+def _of_detector(
     config: Config,
     test: Rows,
     learner: Any,
@@ -715,7 +715,7 @@ def cross_fitting(
     """
     from rareclass.core import crossfitting, dataset
 
-    unable = unjudged(config, [dev, test])
+    unable = who_judges(config, [dev, test])
     if unable != "":
         return None, unable
     rows, repeats = dataset.concatenate([dev, test]), config.evaluate.cross_fitting_repeats
