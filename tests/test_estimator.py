@@ -15,7 +15,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rareclass import RareClassifier
 from rareclass.config import parse
-from rareclass.core import diagnosis, planning
+from rareclass.core import planning
+from rareclass.services.training import steps
 
 
 def left_open(estimator):
@@ -208,7 +209,7 @@ def test_its_plan_is_that_of_a_run(rare):
     frame = pd.DataFrame(x[:500], columns=[f"x{i}" for i in range(5)])
     rows = fitted._rows(frame, y[:500], None, None)
     config = parse({"name": "run", "data": {"path": "memory", "target": "y"}, "search": {"trials": 4}})
-    assert fitted.plan_ == planning.plan(diagnosis.diagnose(rows, config), config, rows.schema)
+    assert fitted.plan_ == planning.plan(steps.diagnosed(config, rows), config.search, rows.schema)
     assert [line.name for line in fitted.selection_.table][:4] == [each.name for each in fitted.plan_]
     assert fitted.plan_[0].name == "xgboost"
 

@@ -116,7 +116,7 @@ def diagnose(X: Any, y: ArrayLike) -> diagnosis.Diagnosis:
     labels = _binary(as_pandas(y), len(frame))
     schema = infer_schema(frame)
     rows = Rows(schema, encode(frame, schema), labels, np.arange(len(labels), dtype=np.uint64))
-    return diagnosis.diagnose(rows, _config())
+    return diagnosis.diagnose(rows, settings.RegimeSettings(), settings.EvaluateSettings())
 
 
 def evaluate(
@@ -339,7 +339,3 @@ def _binary(y: ArrayLike, rows: int) -> NDArray[np.int64]:
     if len(labels) != rows or not np.isin(labels, (0, 1)).all():
         raise DataError(f"y must hold {rows:,} labels, 1 for the rare class and 0 otherwise")
     return labels.astype(np.int64)
-
-
-def _config() -> settings.Config:
-    return settings.parse({"name": "notebook", "data": {"path": "memory", "target": "y"}})

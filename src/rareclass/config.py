@@ -1183,9 +1183,19 @@ def parse(raw: Mapping[str, Any]) -> Config:
         raise ConfigError(_one_line(error)) from None
 
 
-def _one_line(error: ValidationError) -> str:
+def parse_section(name: str, raw: Mapping[str, Any]) -> Any:
+    """Validate one section of a configuration by itself. Raises ConfigError as `parse`."""
+    kind: Any = Config.model_fields[name].annotation
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, name)) from None
+
+
+def _one_line(error: ValidationError, *parent: str) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[")))
+    place = [*parent, *map(str, first["loc"])]
+    where = ".".join(part for part in place if not part.startswith(("function-", "tuple[")))
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     if first["type"] == "extra_forbidden":

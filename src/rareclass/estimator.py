@@ -177,19 +177,21 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from rareclass.core.model import RareModel
 
         try:
-            config = self._config()
+            search, seed = self._search(), settings.parse_section("train", {"seed": _plain(self.random_state)}).seed
+            threads = {None: 1, -1: None}.get(self.n_jobs, self.n_jobs)
+            threads = settings.parse_section("compute", {"threads": threads}).processors()
             rows = self._rows(X, y, sample_weight, groups)
             keys = splitting.units(content_groups(rows.x), rows.entity)
             folds = splitting.stratified_folds(rows.y, keys, folds=self.folds, seed=self.random_state)
-            self.plan_ = self._plan(rows, config)
+            self.plan_ = self._plan(rows, search, seed, threads)
             costs = self._costs(rows)
-            seed, threads = self.random_state, config.compute.processors()
             effort = training.Effort(threads)
             trained = [
                 training.train_candidate(each, rows, folds, seed=seed, costs=costs, effort=effort)
                 for each in self.plan_
             ]
-            self.selection_ = selection.select(trained, rows, config=config, seed=self.random_state)
+            rules = selection.SelectionRules(ensemble=search.ensemble)
+            self.selection_ = selection.select(trained, rows, rules, seed=seed)
             held_out, known = self.selection_.oof[self.selection_.scored], rows.take(self.selection_.scored)
             sample = Sample(known.y, held_out, known.weight, known.block())
             self.calibration_ = calibration.fit(sample, method=self.calibration, seed=self.random_state)
@@ -288,15 +290,17 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         otherwise = mass[(score >= tuned) != (score >= 0.5)].sum()
         return 0.5 if not asked and otherwise <= _TIE * mass[known.y == 1].sum() else tuned
 
-    def _plan(self, rows: Rows, config: settings.Config) -> tuple[Candidate, ...]:
+    def _plan(self, rows: Rows, search: settings.SearchSettings, seed: int, threads: int) -> tuple[Candidate, ...]:
         """The named candidates; or those of a run, with what was asked for on all but the first."""
         from rareclass.core import diagnosis, planning
 
         if self.candidates != "auto":
-            return with_unique_names(_checked(Candidate.from_spec(spec, "Named.")) for spec in config.search.candidates)
-        first, *rest = planning.plan(diagnosis.diagnose(rows, config), config, rows.schema)
-        if config.search.extra:
-            rest = [_with(each, config.search.extra[0]) for each in rest]
+            return with_unique_names(_checked(Candidate.from_spec(spec, "Named.")) for spec in search.candidates)
+        limits, judging = settings.RegimeSettings(), settings.EvaluateSettings()
+        found = diagnosis.diagnose(rows, limits, judging, seed=seed, threads=threads)
+        first, *rest = planning.plan(found, search, rows.schema)
+        if search.extra:
+            rest = [_with(each, search.extra[0]) for each in rest]
         return with_unique_names([first, *rest])
 
     def _costs(self, rows: Rows) -> Any:
@@ -305,8 +309,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = settings.CostsSettings(false_negative=self.cost_false_negative, false_positive=self.cost_false_positive)
         return cost_arrays(given, float(np.average(rows.y, weights=rows.weight)))
 
-    def _config(self) -> settings.Config:
-        """The parameters as a configuration, which checks them."""
+    def _search(self) -> settings.SearchSettings:
+        """The parameters as the section of a configuration, which checks them."""
         if self.weighting == "amount":
             raise ValueError("weighting 'amount' needs data.amount of a run. Give the amounts as sample_weight instead")
         chain = [] if self.resample is None else self.resample
@@ -321,15 +325,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             names = [self.candidates] if isinstance(self.candidates, str) else list(self.candidates)
             search["candidates"] = [{"learner": name, **recipe} for name in names]
-        return settings.parse(
-            {
-                "name": "rareclassifier",
-                "data": {"path": "memory", "target": "y"},
-                "train": {"seed": _plain(self.random_state)},
-                "compute": {"threads": {None: 1, -1: None}.get(self.n_jobs, self.n_jobs)},
-                "search": search,
-            }
-        )
+        made: settings.SearchSettings = settings.parse_section("search", search)
+        return made
 
 
 def _plain(number: Any) -> Any:

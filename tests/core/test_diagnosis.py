@@ -39,7 +39,12 @@ def rows_of(n=2000, positives=100, *, shift=2.0, categorical=False, seed=0, days
 
 def plan_of(rows, settings=None):
     settings = settings or config()
-    return planning.plan(diagnosis.diagnose(rows, settings), settings, rows.schema)
+    found, by_amount = diagnose(rows, settings), settings.costs.amount_share is not None
+    return planning.plan(found, settings.search, rows.schema, by_amount=by_amount)
+
+
+def diagnose(rows, settings):
+    return diagnosis.diagnose(rows, settings.regime, settings.evaluate, seed=settings.train.seed)
 
 
 # --- shares and regimes -----------------------------------------------------------------------------------------------
@@ -153,7 +158,7 @@ def test_neighbourhoods_of_a_handful_are_not_judged():
 
 @pytest.mark.parametrize("positives", [0, 1, 5, 100, 2000])
 def test_every_diagnosis_is_finite_json_and_readable_lines(positives):
-    found = diagnosis.diagnose(rows_of(positives=positives, categorical=True, days=30), config())
+    found = diagnose(rows_of(positives=positives, categorical=True, days=30), config())
     text = json.dumps(found.to_json(), allow_nan=False)
     assert json.loads(text)["positives"] == positives
     lines = found.lines()
@@ -163,15 +168,15 @@ def test_every_diagnosis_is_finite_json_and_readable_lines(positives):
 
 def test_a_diagnosis_is_the_same_twice():
     rows = rows_of(categorical=True)
-    assert diagnosis.diagnose(rows, config()) == diagnosis.diagnose(rows, config())
+    assert diagnose(rows, config()) == diagnose(rows, config())
 
 
 def test_prevalence_that_moves_over_time_is_noted():
     rows = rows_of(4000, 0, days=10)
     rows.y[:400:4] = 1
     rows.y[2000::50] = 1
-    assert any("prevalence changes over time" in note for note in diagnosis.diagnose(rows, config()).notes)
-    steady = diagnosis.diagnose(rows_of(4000, 400, days=10), config())
+    assert any("prevalence changes over time" in note for note in diagnose(rows, config()).notes)
+    steady = diagnose(rows_of(4000, 400, days=10), config())
     assert not any("prevalence changes" in note for note in steady.notes)
 
 

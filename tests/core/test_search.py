@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rows_for_learning import make_rows
 
-from rareclass.config import parse
+from rareclass.config import SearchSettings
 from rareclass.core.candidates import Candidate
 from rareclass.core.search import (
     FoldWork,
@@ -16,7 +16,7 @@ from rareclass.core.search import (
     train_group,
     tune_hyperparameters,
 )
-from rareclass.core.selection import select
+from rareclass.core.selection import SelectionRules, select
 from rareclass.core.splitting import stratified_folds
 from rareclass.core.training import Effort, Trained, refit, train_candidate
 
@@ -26,10 +26,6 @@ WORK = FoldWork(ROWS, FOLDS, 0)
 ZERO = Candidate("xgboost", "xgboost", {"rounds": 40})
 LINEAR = Candidate("linear", "logistic_regression")
 FOREST = Candidate("forest", "random_forest", {"n_estimators": 20})
-
-
-def config(**search):
-    return parse({"name": "t", "data": {"path": "p", "target": "y"}, "search": search})
 
 
 class Clock:
@@ -45,7 +41,7 @@ class Clock:
 
 def group(candidates, *, seconds=1e9, clock=None, planned=None, **search):
     budget = GroupBudget(seconds, clock or Clock(), planned=planned)
-    return train_group(candidates, ROWS, FOLDS, config=config(**search), budget=budget)
+    return train_group(candidates, WORK, SearchSettings(**search), budget)
 
 
 def test_all_candidates_are_fitted_in_their_order_while_there_is_time():
@@ -117,7 +113,7 @@ def test_a_run_repeated_from_its_record_gives_the_same_model():
     assert [one.trial()["rounds"] for one in again] == [one.trial()["rounds"] for one in finished]
     scores = []
     for trained in (finished, again):
-        chosen = select(trained, ROWS, config=config(), seed=0)
+        chosen = select(trained, ROWS, SelectionRules(), seed=0)
         scores.append(refit(trained, chosen.weights, ROWS, seed=0).score(ROWS.x))
     np.testing.assert_array_equal(scores[0], scores[1])
 

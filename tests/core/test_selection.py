@@ -13,20 +13,28 @@ from rareclass.core.log_odds import expit, logit
 from rareclass.core.ranking import FastPrecision
 from rareclass.core.selection import (
     ENSEMBLES,
+    SelectionRules,
     equal_weights,
     greedy_weights,
     select,
     stacked_weights,
 )
-from rareclass.core.selection_metrics import metric_of
+from rareclass.core.selection_metrics import SelectionCriterion
 from rareclass.core.training import Trained
 from rareclass.errors import ConfigError, DataError
 
 ROWS = make_rows(4000, shift=-2.5)
 
 
-def config(**search):
-    return parse({"name": "t", "data": {"path": "p", "target": "y"}, "search": search})
+def rules(**sections):
+    """The rules of a configuration with these sections."""
+    config = parse({"name": "t", "data": {"path": "p", "target": "y"}, **sections})
+    return SelectionRules(
+        SelectionCriterion.of(config.search, config.threshold, config.costs),
+        config.search.ensemble,
+        config.regime,
+        config.evaluate.confidence,
+    )
 
 
 def scored(name, noise, *, seed=0, complete=True, rows=ROWS, signal=1.0):
@@ -37,7 +45,9 @@ def scored(name, noise, *, seed=0, complete=True, rows=ROWS, signal=1.0):
 
 
 def test_a_clearly_better_candidate_wins_with_its_evidence():
-    found = select([scored("zero", 3.0), scored("better", 1.5, seed=1)], ROWS, config=config(ensemble="none"), seed=0)
+    found = select(
+        [scored("zero", 3.0), scored("better", 1.5, seed=1)], ROWS, rules(search={"ensemble": "none"}), seed=0
+    )
     assert found.winner == "better"
     assert found.weights == {"better": 1.0}
     line = found.table[1]
@@ -49,7 +59,7 @@ def test_a_clearly_better_candidate_wins_with_its_evidence():
 
 def test_ties_go_to_candidate_0():
     equals = [scored(f"c{i}", 2.0, seed=i) for i in range(6)]
-    found = select(equals, ROWS, config=config(ensemble="none"), seed=0)
+    found = select(equals, ROWS, rules(search={"ensemble": "none"}), seed=0)
     assert found.winner == "c0"
     assert not any(line.significant for line in found.table)
 
@@ -59,13 +69,13 @@ def test_luck_among_many_candidates_is_not_taken_for_evidence():
     for trial in range(20):
         rows = make_rows(400, seed=trial)
         many = [scored(f"c{i}", 3.0, seed=100 * trial + i, rows=rows) for i in range(10)]
-        wins += select(many, rows, config=config(ensemble="none"), seed=0).winner != "c0"
+        wins += select(many, rows, rules(search={"ensemble": "none"}), seed=0).winner != "c0"
     assert wins <= 3
 
 
 def test_an_average_of_different_learners_beats_each_of_them():
     members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
-    found = select(members, ROWS, config=config(), seed=0)
+    found = select(members, ROWS, rules(), seed=0)
     assert found.winner == "ensemble-weighted"
     assert sum(found.weights.values()) == pytest.approx(1.0)
     assert set(found.weights) == {"c0", "c1", "c2"}
@@ -85,7 +95,7 @@ def nearly_equal(rows):
 
 def test_an_ensemble_that_is_ahead_by_a_trifle_is_taken_and_says_so():
     members = nearly_equal(ROWS)
-    found = select(members, ROWS, config=config(), seed=0)
+    found = select(members, ROWS, rules(), seed=0)
     line = found.table[-1]
     assert not line.significant
     assert line.ap.value > found.table[0].ap.value
@@ -102,7 +112,7 @@ def test_the_line_of_an_ensemble_is_about_candidate_0_and_the_reasons_about_the_
         Trained(Candidate(name, "xgboost"), expit(shared + more * rng.normal(size=len(ROWS))), complete=True)
         for name, more in blur.items()
     ]
-    found = select(members, ROWS, config=config(), seed=0)
+    found = select(members, ROWS, rules(), seed=0)
     line = found.table[-1]
     assert found.winner == "ensemble-weighted"
     assert line.difference.low > 0
@@ -112,14 +122,14 @@ def test_the_line_of_an_ensemble_is_about_candidate_0_and_the_reasons_about_the_
 
 
 def test_the_same_trifle_decides_nothing_with_few_positives_nor_when_a_kind_is_asked_for():
-    assert select(nearly_equal(ROWS), ROWS, config=config(ensemble="weighted"), seed=0).winner == "c0"
+    assert select(nearly_equal(ROWS), ROWS, rules(search={"ensemble": "weighted"}), seed=0).winner == "c0"
     few = ROWS.take(np.sort(np.r_[np.flatnonzero(ROWS.y == 0), np.flatnonzero(ROWS.y == 1)[20:35]]))
-    assert select(nearly_equal(few), few, config=config(), seed=0).winner == "c0"
+    assert select(nearly_equal(few), few, rules(), seed=0).winner == "c0"
 
 
 def test_an_ensemble_of_one_good_and_many_bad_candidates_is_declined():
     bad = [scored(f"bad{i}", 30.0, seed=i + 1) for i in range(4)]
-    found = select([scored("good", 1.0), *bad], ROWS, config=config(ensemble="voting"), seed=0)
+    found = select([scored("good", 1.0), *bad], ROWS, rules(search={"ensemble": "voting"}), seed=0)
     assert found.winner == "good"
     assert "does not beat good" in found.reasons[1]
 
@@ -127,7 +137,7 @@ def test_an_ensemble_of_one_good_and_many_bad_candidates_is_declined():
 @pytest.mark.parametrize("kind", ENSEMBLES)
 def test_every_kind_of_ensemble_can_be_asked_for(kind):
     members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
-    assert select(members, ROWS, config=config(ensemble=kind), seed=0).winner == f"ensemble-{kind}"
+    assert select(members, ROWS, rules(search={"ensemble": kind}), seed=0).winner == f"ensemble-{kind}"
 
 
 @pytest.mark.parametrize("learn", ENSEMBLES.values(), ids=ENSEMBLES)
@@ -159,16 +169,16 @@ def test_a_member_that_is_far_behind_gets_no_share_for_being_there():
 
 
 def test_unfinished_candidates_are_left_out_and_none_at_all_is_an_error():
-    found = select([scored("zero", 2.0), scored("late", 0.1, complete=False)], ROWS, config=config(), seed=0)
+    found = select([scored("zero", 2.0), scored("late", 0.1, complete=False)], ROWS, rules(), seed=0)
     assert [line.name for line in found.table] == ["zero"]
     with pytest.raises(DataError, match=r"search\.seconds"):
-        select([scored("late", 1.0, complete=False)], ROWS, config=config(), seed=0)
+        select([scored("late", 1.0, complete=False)], ROWS, rules(), seed=0)
 
 
 def test_only_rows_that_were_scored_are_compared():
     one = scored("zero", 2.0)
     one.oof[:1000] = np.nan
-    found = select([one], ROWS, config=config(), seed=0)
+    found = select([one], ROWS, rules(), seed=0)
     assert found.scored.sum() == len(ROWS) - 1000
     assert np.isnan(found.oof[:1000]).all()
     assert found.table[0].ap.rows == len(ROWS) - 1000
@@ -176,7 +186,7 @@ def test_only_rows_that_were_scored_are_compared():
 
 def test_the_same_seed_gives_the_same_table_and_it_is_json():
     members = [scored(f"c{i}", 2.5, seed=i) for i in range(3)]
-    first, again = (select(members, ROWS, config=config(), seed=4).to_json() for _ in range(2))
+    first, again = (select(members, ROWS, rules(), seed=4).to_json() for _ in range(2))
     assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
 
 
@@ -217,31 +227,17 @@ def brute_saving(rows, score, miss, alarm):
 def test_the_saving_and_the_recall_that_decide_are_those_of_the_best_of_all_thresholds():
     rows = ROWS.take(np.arange(300))
     score = scored("a", 3.0, rows=rows).oof
-    given = parse(
-        {
-            "name": "t",
-            "data": {"path": "p", "target": "y"},
-            "costs": {"false_negative": 7, "false_positive": 2},
-            "search": {"metric": "cost"},
-        }
-    )
-    found = metric_of(given, rows)
+    given = rules(costs={"false_negative": 7, "false_positive": 2}, search={"metric": "cost"})
+    found = given.criterion.on(rows)
     assert found.judge(rows, [score], 5, 0)[0][0] == pytest.approx(brute_saving(rows, score, 7, 2))
-    floor = parse(
-        {
-            "name": "t",
-            "data": {"path": "p", "target": "y"},
-            "threshold": {"min_precision": 0.6},
-            "search": {"metric": "recall_at_precision"},
-        }
-    )
+    floor = rules(threshold={"min_precision": 0.6}, search={"metric": "recall_at_precision"}).criterion.on(rows)
     recalls = []
     for cut in np.unique(score):
         flag = score >= cut
         if rows.y[flag].mean() >= 0.6:
             recalls.append(rows.y[flag].sum() / rows.positives)
-    assert metric_of(floor, rows).judge(rows, [score], 5, 0)[0][0] == pytest.approx(max(recalls))
-    assert metric_of(floor, rows).words == "recall at precision 0.6"
+    assert floor.judge(rows, [score], 5, 0)[0][0] == pytest.approx(max(recalls))
+    assert floor.words == "recall at precision 0.6"
 
 
 def test_what_is_asked_for_decides_and_not_the_ranking_as_a_whole():
@@ -253,12 +249,9 @@ def test_what_is_asked_for_decides_and_not_the_ranking_as_a_whole():
     members = [
         Trained(Candidate(name, "xgboost"), oof, complete=True) for name, oof in (("sharp", sharp), ("broad", broad))
     ]
-    raw = {"name": "t", "data": {"path": "p", "target": "y"}}
 
     def winner(search, **sections):
-        return select(
-            members, ROWS, config=parse({**raw, "search": {"ensemble": "none", **search}, **sections}), seed=0
-        )
+        return select(members, ROWS, rules(search={"ensemble": "none", **search}, **sections), seed=0)
 
     cheap = {"costs": {"false_negative": 100, "false_positive": 1}}
     assert average_precision_score(ROWS.y, broad) > average_precision_score(ROWS.y, sharp)
@@ -275,7 +268,7 @@ def test_what_is_asked_for_decides_and_not_the_ranking_as_a_whole():
 
 def test_recall_at_a_precision_needs_the_precision():
     with pytest.raises(ConfigError, match=r"Set threshold\.min_precision"):
-        config(metric="recall_at_precision")
+        rules(search={"metric": "recall_at_precision"})
 
 
 def lent(one):
@@ -288,7 +281,7 @@ FEW = make_rows(400, shift=-4.2)
 def test_a_neighbour_that_is_ahead_is_taken_where_positives_are_few():
     assert 10 <= FEW.positives < 60
     own, other = scored("zero", 4.0, rows=FEW), lent(scored("neighbour", 3.0, seed=1, rows=FEW))
-    found = select([own, other], FEW, config=config(ensemble="none"), seed=0)
+    found = select([own, other], FEW, rules(search={"ensemble": "none"}), seed=0)
     assert found.winner == "neighbour"
     assert found.transfer.startswith("used: neighbour, the best of 1 ways")
 
@@ -296,7 +289,7 @@ def test_a_neighbour_that_is_ahead_is_taken_where_positives_are_few():
 def test_a_neighbour_that_is_behind_is_dropped_from_the_average_too():
     own, second = scored("zero", 2.0, rows=FEW), scored("second", 2.0, seed=1, rows=FEW)
     other = lent(scored("neighbour", 2.6, seed=2, rows=FEW))
-    found = select([own, second, other], FEW, config=config(ensemble="voting"), seed=0)
+    found = select([own, second, other], FEW, rules(search={"ensemble": "voting"}), seed=0)
     assert "neighbour" not in found.weights
     assert found.transfer.startswith("dropped: neighbour")
     assert "neighbour" in [line.name for line in found.table]
@@ -305,25 +298,25 @@ def test_a_neighbour_that_is_behind_is_dropped_from_the_average_too():
 def test_a_neighbour_has_to_be_surely_better_where_positives_are_ample():
     assert ROWS.positives >= 300
     own, other = scored("zero", 2.0, seed=8), lent(scored("neighbour", 2.0, seed=3))
-    found = select([own, other], ROWS, config=config(ensemble="none"), seed=0)
+    found = select([own, other], ROWS, rules(search={"ensemble": "none"}), seed=0)
     assert found.table[1].value > found.table[0].value
     assert found.winner == "zero"
     assert "surely better" in found.transfer
-    better = select([own, lent(scored("neighbour", 1.0, seed=3))], ROWS, config=config(ensemble="none"), seed=0)
+    better = select([own, lent(scored("neighbour", 1.0, seed=3))], ROWS, rules(search={"ensemble": "none"}), seed=0)
     assert better.winner == "neighbour"
 
 
 def test_a_neighbour_is_held_against_what_would_be_taken_without_it():
     own, best = scored("zero", 4.0, rows=FEW), scored("better", 1.5, seed=1, rows=FEW)
-    found = select([own, best, lent(scored("neighbour", 3.0, seed=2, rows=FEW))], FEW, config=config(), seed=0)
+    found = select([own, best, lent(scored("neighbour", 3.0, seed=2, rows=FEW))], FEW, rules(), seed=0)
     assert "against better" in found.transfer
     assert found.transfer.startswith("dropped")
 
 
 def test_nothing_is_said_of_a_neighbour_that_nobody_named_and_every_comparison_is_counted():
     own = [scored("zero", 3.0), scored("better", 1.5, seed=1)]
-    alone = select(own, ROWS, config=config(ensemble="none"), seed=0)
+    alone = select(own, ROWS, rules(search={"ensemble": "none"}), seed=0)
     assert alone.transfer == ""
     assert "adjusted for 1 comparisons" in alone.reasons[0]
-    beside = select([*own, lent(scored("neighbour", 4.0, seed=2))], ROWS, config=config(ensemble="none"), seed=0)
+    beside = select([*own, lent(scored("neighbour", 4.0, seed=2))], ROWS, rules(search={"ensemble": "none"}), seed=0)
     assert "adjusted for 2 comparisons" in beside.reasons[0]

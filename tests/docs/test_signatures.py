@@ -38,6 +38,19 @@ def test_no_function_takes_more_than_seven_parameters() -> None:
     } == {}
 
 
+def test_the_core_is_given_sections_of_the_configuration_and_never_all_of_it() -> None:
+    everything = [
+        f"{name}: {node.name}"
+        for name, nodes in NODES.items()
+        if name.startswith("core/")
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if arg.annotation is not None and "Config" in ast.unparse(arg.annotation).replace(".", " ").split()
+    ]
+    assert everything == []
+
+
 def test_what_may_take_more_does() -> None:
     """An exception that is no longer needed is taken off the list."""
     for name, functions in ALLOWED.items():

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from rareclass.config import Config, RegimeSettings
+from rareclass.config import EvaluateSettings, RegimeSettings
 from rareclass.core.dataset import IntArray, Rows
 from rareclass.core.drawn import natural_sample
 from rareclass.core.estimate import Estimate, share_of
@@ -110,28 +110,29 @@ def regime(positives: int, bounds: RegimeSettings) -> Regime:
     return "scarce" if positives < bounds.scarce else "ample"
 
 
-def diagnose(rows: Rows, config: Config) -> Diagnosis:
+def diagnose(
+    rows: Rows, limits: RegimeSettings, evaluate: EvaluateSettings, *, seed: int = 0, threads: int = 1
+) -> Diagnosis:
     """Describe the imbalance of labelled rows. No row of the rare class is regime "none", not an error: `plan` raises.
 
     Neighbourhoods are judged for at most 500 rows of the rare class and 250 of the other, among at most 100,000 rows: a
     random thinning of both classes alike, so that the time hardly grows with the table.
     """
-    confidence = config.evaluate.confidence
-    threads = config.compute.processors()
+    confidence = evaluate.confidence
     count = rows.represented
     negatives = count - rows.positives
-    kinds, overlap, asked, reference = point_types(rows, seed=config.train.seed, threads=threads)
+    kinds, overlap, asked, reference = point_types(rows, seed=seed, threads=threads)
     found = Diagnosis(
         rows=count,
         positives=rows.positives,
         prevalence=share_of(rows.positives, count, confidence=confidence),
         ratio=negatives / rows.positives if rows.positives else float("inf"),
-        regime=regime(rows.positives, config.regime),
+        regime=regime(rows.positives, limits),
         features=len(rows.schema.features),
         categorical=int(rows.schema.categorical.sum()),
         missing=_missing_share(natural_sample(rows)),
         by_period=prevalence_by_period(rows, confidence=confidence),
-        by_segment=prevalence_by_segment(rows, config.evaluate.slices, confidence=confidence),
+        by_segment=prevalence_by_segment(rows, evaluate.slices, confidence=confidence),
         point_types=kinds,
         overlap=overlap,
         asked=asked,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rareclass.config import Config, ResampleStep, SearchSettings
+from rareclass.config import DataSettings, ResampleStep, SearchSettings
 from rareclass.core import without_labels
 from rareclass.core.candidates import Candidate, with_unique_names
 from rareclass.core.dataset import Rows, Schema
@@ -84,32 +84,40 @@ class Situation:
 
 
 def plan_for(
-    rows: Rows, folds: Sequence[Fold], found: Diagnosis, config: Config, lender: Lender | None = None
+    rows: Rows,
+    folds: Sequence[Fold],
+    found: Diagnosis,
+    search: SearchSettings,
+    *,
+    data: DataSettings,
+    by_amount: bool,
+    lender: Lender | None = None,
 ) -> tuple[Diagnosis, tuple[Candidate, ...]]:
     """Return what a run tries on development rows and their folds, with its regime: classifiers where every fold can
     teach and judge one, else detectors alone, whose regime is "none".
 
-    lender : of a related domain
+    data : for detectors · by_amount, lender : as of `plan`
 
     Raises as `plan`, but never for want of rows of the rare class.
     """
     if without_labels.teachable(rows, folds):
-        return found, plan(found, config, rows.schema, lender)
-    only = without_labels.candidate(config.data, config.search, rows.positives, without_labels.labelled(rows))
+        return found, plan(found, search, rows.schema, by_amount=by_amount, lender=lender)
+    only = without_labels.candidate(data, search, rows.positives, without_labels.labelled(rows))
     return in_regime(found, "none"), (only,)
 
 
-def plan(found: Diagnosis, config: Config, schema: Schema, lender: Lender | None = None) -> tuple[Candidate, ...]:
+def plan(
+    found: Diagnosis, search: SearchSettings, schema: Schema, *, by_amount: bool = False, lender: Lender | None = None
+) -> tuple[Candidate, ...]:
     """Return the candidates to try, candidate 0 (XGBoost on untouched rows) first, most promising next.
 
     `search.only` is all there is. `search.candidates` replaces everything after candidate 0 but what a ``lender``
     lends, `search.extra` comes before the rest; `search.trials` cuts the plan exactly, `search.seconds` drops the end
     that would hardly be reached (by a rough estimate: twice the budget). Raises NoPositivesError without a row of the
-    rare class, ConfigError for a recipe that does not exist.
+    rare class, ConfigError for a recipe that does not exist. by_amount : a missed row costs a share of its amount
     """
     if found.regime == "none":
         raise NoPositivesError(NO_POSITIVES)
-    search = config.search
     if search.only is not None:
         forced = Candidate.from_spec(search.only, "Forced by search.only: nothing was tried beside it.")
         check_recipe(forced)
@@ -118,7 +126,7 @@ def plan(found: Diagnosis, config: Config, schema: Schema, lender: Lender | None
     extra = [Candidate.from_spec(spec) for spec in search.extra]
     for candidate in (*asked, *extra):
         check_recipe(candidate)
-    situation = Situation(found, not schema.categorical.any(), config.costs.amount_share is not None)
+    situation = Situation(found, not schema.categorical.any(), by_amount)
     lent = [] if lender is None else with_neighbour(lender)
     ideas = with_unique_names(made for idea in CANDIDATE_RULES if (made := idea(situation)))
     rest = asked or within_budget(ideas, situation, search, len(extra) + len(lent))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rareclass.config import Config, ThresholdSettings
+from rareclass.config import ThresholdSettings
 from rareclass.core import calibration, thresholds
 from rareclass.core.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, Sample
 from rareclass.core.costs import CostArrays
@@ -324,15 +324,22 @@ def variant(rows: Rows, name: str, change: datetime | None, half_life: timedelta
 
 
 def choose_history(
-    rows: Rows, fit: Fit, *, config: Config, change: datetime | None, judge_share: float = 0.5, seed: int = 0
+    rows: Rows,
+    fit: Fit,
+    *,
+    windows: Sequence[str],
+    half_life: timedelta,
+    change: datetime | None,
+    bootstrap: Bootstrap,
+    judge_share: float = 0.5,
 ) -> History:
     """Choose how much history to learn from, forward in time on the newest rows.
 
     rows : all labelled rows, oldest first.  change : when the trouble began, None if nobody knows
+    windows : what is tried beside "all" (`retrain.windows`).  half_life : of the weight of a row, for "weighted"
     Each variant is fitted on rows before a cut and scored after it; the cut leaves ``judge_share`` of the positives
     since the change (or a tenth of all) to judge. 'all' stays unless another one is better in four of five resamples.
     """
-    half_life = 4 * config.monitor.window
     whole = History("all", rows, {}, "all history: nothing to choose from")
     if rows.time is None or not rows.positives:
         return whole
@@ -349,12 +356,12 @@ def choose_history(
     cut = rows.time[late[int(len(late) * (1 - judge_share))]]
     early, judge = rows.take(rows.time < cut), rows.take(rows.time >= cut)
     scores: dict[str, FloatArray] = {}
-    for name in dict.fromkeys(("all", *config.retrain.windows)):
+    for name in dict.fromkeys(("all", *windows)):
         part = variant(early, name, change, half_life)
         if part is not None and part.positives >= MIN_JUDGES and part.positives < len(part):
             scores[name] = fit(part)(judge.x)
-    table, better = _compared(judge, scores, Bootstrap.of(config.evaluate, seed))
-    allowed = [name for name in scores if name in config.retrain.windows or name == "all"]
+    table, better = _compared(judge, scores, bootstrap)
+    allowed = [name for name in scores if name in windows or name == "all"]
     chosen = max(allowed, key=lambda name: table[name].value if name == "all" or better[name] >= 0.8 else -1.0)
     final = variant(rows, chosen, change, half_life)
     assert final is not None

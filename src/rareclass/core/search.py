@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.config import Config, ResampleStep
+from rareclass.config import ResampleStep, SearchSettings
 from rareclass.core.candidates import Candidate
 from rareclass.core.costs import CostArrays
 from rareclass.core.dataset import Rows
@@ -35,6 +35,7 @@ class GroupBudget:
     clock: Callable[[], float]
     threads: int = 1
     planned: int | None = None
+    device: str = "cpu"
     progress: Progress = lambda message: None
 
 
@@ -53,14 +54,7 @@ class FoldWork:
 
 
 def train_group(
-    candidates: Sequence[Candidate],
-    dev: Rows,
-    folds: Sequence[Fold],
-    *,
-    config: Config,
-    budget: GroupBudget,
-    costs: CostArrays | None = None,
-    resampled: Rows | None = None,
+    candidates: Sequence[Candidate], work: FoldWork, search: SearchSettings, budget: GroupBudget
 ) -> list[Trained]:
     """Fit the candidates of one group in their order until the budget's seconds are spent.
 
@@ -72,14 +66,13 @@ def train_group(
     """
     clock, seconds, planned = budget.clock, budget.seconds, budget.planned
     start = clock()
-    counted = any(each is not None for each in (config.search.trials, config.search.replay, config.search.only))
+    counted = any(each is not None for each in (search.trials, search.replay, search.only))
     late = never if counted else lambda: clock() - start >= seconds
     left = None if counted else lambda: start + seconds - clock()
     hurried = bool(candidates and candidates[0].params)  # as it comes, for want of time: it has all there is
     share = ZERO_SHARE if len(candidates) > 1 and not hurried else 1.0
     zero_late = never if counted else lambda: clock() - start >= share * seconds
-    work = FoldWork(dev, folds, config.train.seed, costs, resampled)
-    effort = Effort(budget.threads, config.compute.device, late, left, clock=clock)
+    effort = Effort(budget.threads, budget.device, late, left, clock=clock)
     found: list[Trained] = []
     for position, candidate in enumerate(candidates):
         first = position == 0 and candidate.group == "none"
@@ -89,15 +82,14 @@ def train_group(
         own = replace(effort, out_of_time=zero_late, seconds_left=None, cut=True) if first else effort
         found.append(_trained(candidate, work, own))
     if candidates and candidates[0].group == "none":
-        trials = trials_left(config, planned or len(candidates))
+        trials = trials_left(search, planned or len(candidates))
         own = replace(effort, seconds_left=None)
         found += tune_hyperparameters(found, work, own, trials=trials, progress=budget.progress)
     return found
 
 
-def trials_left(config: Config, planned: int) -> int | None:
+def trials_left(search: SearchSettings, planned: int) -> int | None:
     """Return how many settings are tried after so many candidates; None for as many as time allows."""
-    search = config.search
     if not search.tune or search.replay is not None or search.only is not None:
         return 0
     return None if search.trials is None else max(0, search.trials - planned)

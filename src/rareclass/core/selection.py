@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rareclass.config import Config
+from rareclass.config import RegimeSettings
 from rareclass.core.bootstrap import bounded_estimate
 from rareclass.core.dataset import BoolArray, FloatArray, IntArray, Rows
 from rareclass.core.diagnosis import regime
@@ -25,7 +25,7 @@ from rareclass.core.jsonable import Jsonable, jsonable
 from rareclass.core.log_odds import expit, logit
 from rareclass.core.ranking import FastPrecision, average_precision, bootstrap_average_precision, curves
 from rareclass.core.search import leaders
-from rareclass.core.selection_metrics import SelectionMetric, metric_of
+from rareclass.core.selection_metrics import SelectionCriterion, SelectionMetric
 from rareclass.core.training import Trained, combine
 from rareclass.errors import DataError
 
@@ -133,7 +133,21 @@ class _Ground:
         )
 
 
-def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) -> Selection:
+@dataclass(frozen=True)
+class SelectionRules:
+    """How candidates are compared.
+
+    criterion : what decides · ensemble : `search.ensemble` · regime : how many positives are ample
+    confidence : of intervals and of what is significantly better
+    """
+
+    criterion: SelectionCriterion = field(default_factory=SelectionCriterion)
+    ensemble: str = "auto"
+    regime: RegimeSettings = field(default_factory=RegimeSettings)
+    confidence: float = 0.95
+
+
+def select(trained: Sequence[Trained], dev: Rows, rules: SelectionRules, *, seed: int) -> Selection:
     """Choose a candidate or a combination of some, by `search.metric` on the rows that all finished candidates scored.
 
     trained : in the order of the plan, candidate 0 first; those that did not finish are left out
@@ -146,9 +160,9 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     rows = dev.take(scored)
     ground = _Ground(
         rows,
-        metric_of(config, rows),
+        rules.criterion.on(rows),
         _resamples(rows.positives, len(done)),
-        config.evaluate.confidence,
+        rules.confidence,
         seed,
     )
     scores = {one.candidate.name: one.oof[scored] for one in done}
@@ -158,21 +172,21 @@ def select(trained: Sequence[Trained], dev: Rows, *, config: Config, seed: int) 
     best = _winner(own)
     reasons = [_why_single(own, best, ground.metric.words, compared=len(table) - 1)]
     lines = [line for line in table if line.name in lent]
-    won, said = _neighbour(ground, best, lines, scores, config) if lent else (None, "")
+    won, said = _neighbour(ground, best, lines, scores, rules) if lent else (None, "")
     if won is not None:
         best = won
     elif lent:  # what harms alone is no part of an average either
         done = [one for one in done if one.candidate.name not in lent]
     reasons += [said] if said else []
     weights, oof, crossed = {best: 1.0}, scores[best], {}
-    if config.search.ensemble != "none" and len(done) > 1:
-        line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, config)
+    if rules.ensemble != "none" and len(done) > 1:
+        line, found, combined, sure, note, judged = _ensemble(ground, done, scores, best, dev, rules)
         reasons.append(note)
         if line is not None:
             crossed = {line.name: judged}
             table = (*table, line)
             alone = next(each.value for each in table if each.name == best)
-            if adopted(line, sure, alone, rows, config.search.ensemble):
+            if adopted(line, sure, alone, rows, rules.ensemble):
                 if not sure:
                     reasons.append(
                         f"{line.name} is taken all the same: ahead, and averages of unlike learners are safer"
@@ -229,7 +243,7 @@ def _neighbour(
     rival: str,
     lent: Sequence[CandidateResult],
     scores: Mapping[str, FloatArray],
-    config: Config,
+    rules: SelectionRules,
 ) -> tuple[str | None, str]:
     """Return the candidate with a neighbour's labels that is taken, None where all of them are dropped, and why.
 
@@ -241,7 +255,7 @@ def _neighbour(
     values, draws = ground.judge([scores[lead.name], scores[rival]])
     found = ground.difference(values[0] - values[1], draws[0] - draws[1], compared=len(lent))
     positives = ground.rows.positives
-    ample = regime(positives, config.regime) == "ample"
+    ample = regime(positives, rules.regime) == "ample"
     paired = (
         f"{lead.name}, the best of {len(lent)} ways to use the neighbour's labels, against {rival}, which would be "
         f"taken without: {found.estimate} {ground.metric.words} on the same rows of the target, "
@@ -288,14 +302,14 @@ def _ensemble(
     scores: Mapping[str, FloatArray],
     best: str,
     dev: Rows,
-    config: Config,
+    rules: SelectionRules,
 ) -> tuple[CandidateResult | None, dict[str, float], FloatArray, bool, str, FloatArray]:
     """Return the ensemble's line, its weights and its scores, whether it beats ``best``, what is to be said about it,
     and the scores that it was judged by."""
     pool = [one.candidate.name for one in leaders(done, dev, MOST_MEMBERS)]
     pool = sorted({*pool, best}, key=list(scores).index)
     logits = np.stack([logit(scores[name]) for name in pool])
-    kind = "weighted" if config.search.ensemble == "auto" else config.search.ensemble
+    kind = "weighted" if rules.ensemble == "auto" else rules.ensemble
     learn = ENSEMBLES[kind]
     weights = learn(ground.rows.y, logits, ground.rows.weight)
     crossed = _cross_fitted(ground, logits, learn)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from rareclass.config import Config
+from rareclass.config import CostsSettings, SearchSettings, ThresholdSettings
 from rareclass.core.bootstrap import Resamples
 from rareclass.core.costs import cost_arrays
 from rareclass.core.dataset import FloatArray, Rows
@@ -45,19 +45,35 @@ class SelectionMetric:
         return exact, drawn
 
 
-def metric_of(config: Config, rows: Rows) -> SelectionMetric:
-    """Return what `search.metric` asks for on these rows."""
-    if config.search.metric == "cost":
-        return _saving(config, rows)
-    if config.search.metric == "recall_at_precision":
-        floor = float(config.threshold.min_precision or 0.0)
-        return SelectionMetric("recall_at_precision", f"recall at precision {floor:g}", (None, None), _recall_at(floor))
-    return SelectionMetric("average_precision", "AP", (None, None), ap_of_sums)
+@dataclass(frozen=True)
+class SelectionCriterion:
+    """What decides between candidates, whatever rows they are compared on: `search.metric`.
+
+    floor : the least precision of "recall_at_precision" · costs : of mistakes, for "cost"
+    """
+
+    metric: str = "average_precision"
+    floor: float = 0.0
+    costs: CostsSettings = field(default_factory=CostsSettings)
+
+    @staticmethod
+    def of(search: SearchSettings, threshold: ThresholdSettings, costs: CostsSettings) -> SelectionCriterion:
+        """Return the criterion that a configuration asks for."""
+        return SelectionCriterion(search.metric, float(threshold.min_precision or 0.0), costs)
+
+    def on(self, rows: Rows) -> SelectionMetric:
+        """Return the metric on these rows."""
+        if self.metric == "cost":
+            return _saving(self.costs, rows)
+        if self.metric == "recall_at_precision":
+            words = f"recall at precision {self.floor:g}"
+            return SelectionMetric(self.metric, words, (None, None), _recall_at(self.floor))
+        return SelectionMetric("average_precision", "AP", (None, None), ap_of_sums)
 
 
-def _saving(config: Config, rows: Rows) -> SelectionMetric:
+def _saving(asked: CostsSettings, rows: Rows) -> SelectionMetric:
     """What the best threshold saves against doing nothing, per 1,000 rows."""
-    costs = cost_arrays(config.costs, rows.weighted_prevalence, rows.amount)
+    costs = cost_arrays(asked, rows.weighted_prevalence, rows.amount)
     mass = np.ones(len(rows)) if rows.weight is None else rows.weight
     scale = 1000 * mass / mass.sum()
 

@@ -92,7 +92,7 @@ def version(config: Config, names: tuple[str, ...]) -> RareModel:
         training.train_candidate(dataclasses.replace(one, name=default_name(one)), dev, folds, seed=0)
         for one in recipes
     ]
-    chosen = selection.select(trained, dev, config=config, seed=0)
+    chosen = selection.select(trained, dev, steps.selection_rules(config), seed=0)
     if len(names) > 1:  # the blend whether it has won or not
         share = {one.candidate.name: 1 / len(names) for one in trained}
         scored = trained[0].scored

@@ -122,7 +122,7 @@ class Trained:
         folds = every[-folds:]
         money = costs.cost_arrays(config.costs, self.dev.prevalence, self.dev.amount)
         self.trained = [training.train_candidate(candidate, self.dev, folds, seed=0, costs=money)]
-        self.chosen = selection.select(self.trained, self.dev, config=config, seed=0)
+        self.chosen = selection.select(self.trained, self.dev, steps.selection_rules(config), seed=0)
         self.tuning = steps.tune_threshold(config, self.dev, self.chosen)
         self.recipe = steps.Recipe(self.trained, self.chosen, self.tuning)
         self.judged = steps.evaluate(config, self.dev, self.ingested.test, self.recipe)

@@ -204,7 +204,14 @@ def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Inges
     assert champion.model is not None
     rows = history_rows(monitor, champion, now)
     change = change_point(monitor, champion, now)
-    chosen = repair.choose_history(rows, quick_fit(config), config=config, change=change, seed=config.train.seed)
+    chosen = repair.choose_history(
+        rows,
+        quick_fit(config),
+        windows=config.retrain.windows,
+        half_life=4 * config.monitor.window,
+        change=change,
+        bootstrap=_bootstrap(config),
+    )
     numbers = {
         "history": chosen.chosen,
         "table": {name: value.to_json() for name, value in chosen.table.items()},

@@ -77,13 +77,13 @@ def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda st
     import numpy as np
 
     from rareclass.adapters import tables
-    from rareclass.core import diagnosis, planning
+    from rareclass.core import diagnosis
     from rareclass.core.splitting import Fold
 
     progress("ingest", f"reading {config.data.path}")
     known, warnings = tables.survey(config, progress=lambda message: progress("ingest", message))
     progress("diagnose", f"{len(known):,} rows")
-    found = diagnosis.diagnose(known, config)
+    found = steps.diagnosed(config, known)
     said = [each.message for each in warnings]
     try:
         rows, folds = _development(config, known)
@@ -91,8 +91,8 @@ def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda st
         everything = np.arange(len(known))
         rows, folds = known, (Fold(everything, everything),)
         said.append(f"a run would stop: {error}")
-    taught = found if rows is known else diagnosis.diagnose(rows, config)
-    planned, plan = planning.plan_for(rows, folds, taught, config)
+    taught = found if rows is known else steps.diagnosed(config, rows)
+    planned, plan = steps.planned(config, rows, folds, taught)
     return Report(diagnosis.in_regime(found, planned.regime), plan, said)
 
 

@@ -19,7 +19,7 @@ from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, 
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
 from rareclass.services.training import lending, scored
-from rareclass.services.training.steps import Progress, Run, silent
+from rareclass.services.training.steps import Progress, Run, criterion, silent
 
 if TYPE_CHECKING:
     from rareclass.adapters.tracking import Tracker
@@ -281,7 +281,6 @@ def _series(trace: Sequence[Mapping[str, float]]) -> dict[str, list[float]] | No
 def summarise(run: Run) -> dict[str, Any]:
     """Return the stable keys that other tools rely on."""
     from rareclass.core import advice, without_labels
-    from rareclass.core.selection_metrics import metric_of
 
     evaluation, judged = run.judged.evaluation, run.judged
     metrics = {
@@ -299,7 +298,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "uri": None,
             "selected": run.chosen.winner,
             "forced": run.config.search.only is not None,
-            "selected_by": metric_of(run.config, run.dev).words,
+            "selected_by": criterion(run.config).on(run.dev).words,
             "candidates": [
                 {
                     "name": each.name,

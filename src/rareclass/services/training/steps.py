@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rareclass
 from rareclass.config import Config, public
+from rareclass.core import candidates
 from rareclass.core.engines import ALONE, ComputeEngine
 from rareclass.errors import ConfigError, RareclassError
 
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from rareclass.core.importance import Importance
     from rareclass.core.model import RareModel
     from rareclass.core.search import GroupBudget
-    from rareclass.core.selection import Selection
+    from rareclass.core.selection import Selection, SelectionRules
+    from rareclass.core.selection_metrics import SelectionCriterion
+    from rareclass.core.splitting import Fold
     from rareclass.core.thresholds import TunedThreshold
     from rareclass.core.training import Trained
     from rareclass.core.transfer import Lender
@@ -173,16 +176,15 @@ def detect_imbalance(
 
     lender : of a related domain
     """
-    from rareclass.core import candidates, diagnosis, planning
 
     progress("detect_imbalance", "how rare, how hard, what is worth trying")
     known, folds, every = _development(config, train, validation)
-    found = diagnosis.diagnose(known, config)
+    found = diagnosed(config, known)
     wanted: Sequence[Candidate]
     if config.search.replay is not None:
         wanted = [replace(one, lender=lender) for one in _recorded(config.search.replay).candidates]
     else:
-        found, wanted = planning.plan_for(known, folds, found, config, lender)
+        found, wanted = planned(config, known, folds, found, lender)
         if found.regime == "none":
             progress("detect_imbalance", wanted[0].reason)
     if len(folds) < every:
@@ -191,6 +193,31 @@ def detect_imbalance(
         found = replace(found, notes=(*found.notes, fewer))
     groups = candidates.group_by_resampler(wanted)
     return Plan(found, groups, budgets(config, groups))
+
+
+def diagnosed(config: Config, rows: Rows) -> Diagnosis:
+    """Return what a run says of the imbalance of labelled rows."""
+    from rareclass.core import diagnosis
+
+    threads = config.compute.processors()
+    return diagnosis.diagnose(rows, config.regime, config.evaluate, seed=config.train.seed, threads=threads)
+
+
+def planned(
+    config: Config, rows: Rows, folds: Sequence[Fold], found: Diagnosis, lender: Lender | None = None
+) -> tuple[Diagnosis, tuple[Candidate, ...]]:
+    """Return what a run tries on development rows, with its regime; see `planning.plan_for`."""
+    from rareclass.core import planning
+
+    return planning.plan_for(
+        rows,
+        folds,
+        found,
+        config.search,
+        data=config.data,
+        by_amount=config.costs.amount_share is not None,
+        lender=lender,
+    )
 
 
 @dataclass(frozen=True)
@@ -261,7 +288,7 @@ def budget(config: Config, seconds: float, planned: int | None = None) -> GroupB
     """
     from rareclass.core.search import GroupBudget
 
-    return GroupBudget(seconds, time.monotonic, config.compute.processors(), planned)
+    return GroupBudget(seconds, time.monotonic, config.compute.processors(), planned, config.compute.device)
 
 
 def train(
@@ -276,16 +303,9 @@ def train(
     """Fit the candidates of one group on every fold, until the budget is spent; the first one is always finished."""
     from rareclass.core import search
 
-    trained = search.train_group(
-        members,
-        dev,
-        folds,
-        config=config,
-        costs=costs_of(config, dev, dev),
-        resampled=resampled,
-        budget=replace(may_spend, progress=lambda message: progress("train", message)),
-    )
-    return list(trained)
+    work = search.FoldWork(dev, folds, config.train.seed, costs_of(config, dev, dev), resampled)
+    budget = replace(may_spend, progress=lambda message: progress("train", message))
+    return search.train_group(members, work, config.search, budget)
 
 
 def tune(
@@ -301,7 +321,7 @@ def tune(
     from rareclass.core.training import Effort
 
     clock, start = may_spend.clock, may_spend.clock()
-    trials = search.trials_left(config, may_spend.planned or len(trained))
+    trials = search.trials_left(config.search, may_spend.planned or len(trained))
     effort = Effort(
         may_spend.threads,
         config.compute.device,
@@ -334,7 +354,22 @@ def select(config: Config, dev: Rows, trained: Sequence[Trained], progress: Prog
     if without_labels.alone(trained):
         return without_labels.chosen(trained)
     progress("select", f"{len(trained)} candidates, paired on the same rows")
-    return selection.select(trained, dev, config=config, seed=config.train.seed)
+    return selection.select(trained, dev, selection_rules(config), seed=config.train.seed)
+
+
+def selection_rules(config: Config) -> SelectionRules:
+    """Return how candidates are compared."""
+    from rareclass.core.selection import SelectionRules
+
+    evaluate = config.evaluate
+    return SelectionRules(criterion(config), config.search.ensemble, config.regime, evaluate.confidence)
+
+
+def criterion(config: Config) -> SelectionCriterion:
+    """Return what decides between candidates."""
+    from rareclass.core.selection_metrics import SelectionCriterion
+
+    return SelectionCriterion.of(config.search, config.threshold, config.costs)
 
 
 def tune_threshold(
