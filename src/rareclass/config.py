@@ -836,6 +836,13 @@ class LabelsSettings(Section):
 class ReviewSettings(Section):
     """Which rows a person looks at next (`rareclass review`)."""
 
+    labels: Literal["all", "chosen"] = Field(
+        "all",
+        description=(
+            "Where labels come from: all = a feed that brings one for every row; chosen = people who look at the rows "
+            "that `rareclass review` chose, so each counts by its inverse probability and others are left out"
+        ),
+    )
     window: Duration = Field(timedelta(days=1), description="Stretch of prediction time that rows are chosen from")
     budget: int = Field(30, ge=1, description="Rows to look at per window, on average")
     top: Share = Field(0.3, description="Share of the budget for the highest scores, which are taken for certain")
@@ -996,6 +1003,11 @@ class Config(Section):
         if self.split.kind == "grouped" and data.entity is None:
             raise ValueError(
                 "split.kind is 'grouped' but there is no entity column. Set data.entity, or split.kind: stratified"
+            )
+        if self.review.labels == "chosen" and self.labels.missing == "negative":
+            raise ValueError(
+                "review.labels: chosen says that only chosen rows are looked at, so a missing label means nothing. "
+                "Set labels.missing: unknown"
             )
         if self.search.metric == "recall_at_precision" and self.threshold.min_precision is None:
             raise ValueError(

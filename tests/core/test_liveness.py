@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import live_rows
 from rareclass.config import MonitorSettings
-from rareclass.core import liveness, ranking
+from rareclass.core import liveness, ranking, review
 
 NOW = live_rows.START + timedelta(days=56)
 
@@ -296,3 +296,92 @@ def test_a_label_that_never_came_is_a_negative_only_where_it_could_have_come_and
     np.testing.assert_array_equal(found, [1, 0, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(liveness.assumed(ts, label, propensity, now, None), label)
     assert np.isnan(label[1])  # the caller's own are left alone
+
+
+@pytest.fixture(scope="module")
+def busy() -> pd.DataFrame:
+    """So many rows that a week has a hundred of the rare class."""
+    return live_rows.stream("nothing", days=56, per_day=2500)[0]
+
+
+def reviewed(frame: pd.DataFrame, budget: float, seed: int = 0, **design: float) -> pd.DataFrame:
+    """The rows as the store gives them where ``budget`` rows a day are chosen to be looked at, and were."""
+    rng, parts = np.random.default_rng(seed), []
+    for _, day in frame.groupby(frame["ts"].dt.floor("D")):
+        found = review.chances(day["score"].to_numpy(), review.Design(budget, **design))
+        number = rng.random(len(day))
+        probability = np.where(number < found.total, found.total, np.nan)
+        parts.append(day.assign(review=probability, review_reason=found.reasons(number)))
+    rows = pd.concat(parts, ignore_index=True)
+    asked = rows["review"].notna()
+    return rows.assign(
+        label=rows["label"].where(asked),
+        label_observed_at=rows["label_observed_at"].where(asked),
+        propensity=rows["propensity"] * rows["review"].where(asked, 1.0),
+        answered=True,
+    )
+
+
+def test_labels_of_chosen_rows_say_what_all_labels_say(busy, reference):
+    everything = {window.start: window for window in evaluate(busy, reference).judged}
+    inside: dict[str, list[bool]] = {}
+    for seed in range(2):
+        rows = reviewed(busy, 60, seed)
+        found = evaluate(rows, reference)
+        assert not found.starved
+        for window in found.judged:
+            whole = everything[window.start]
+            assert window.labelled < window.rows / 2
+            assert window.coverage == 1
+            for name in ("ap", "prevalence", "precision", "recall", "score_ratio", "cost_per_1000", "ap_reference"):
+                one, truth = window.metric(name), whole.metric(name).value
+                inside.setdefault(name, []).append(one.low - 1e-9 <= truth <= one.high + 1e-9)
+            assert math.isfinite(window.metric("ap_weighted").value)
+            part = rows[rows["label"].notna() & (rows["ts"] >= window.start) & (rows["ts"] < window.end)]
+            assert part["label"].mean() > 1.5 * whole.metric("prevalence").value  # what the chosen rows alone say
+    assert len(inside["ap"]) >= 6
+    assert {name: np.mean(hits) for name, hits in inside.items() if np.mean(hits) < 0.75} == {}
+
+
+def test_a_window_of_which_no_row_or_hardly_any_was_looked_at_is_not_judged(busy, reference):
+    rows = reviewed(busy, 60)
+    none = rows.assign(review=np.nan, label=np.nan)
+    assert {window.reason for window in evaluate(none, reference).matured} == {
+        "none of its rows was chosen by `rareclass review`"
+    }
+    seen = np.random.default_rng(7).random(len(rows)) < 0.3
+    few = evaluate(rows.assign(label=rows["label"].where(seen)), reference)
+    assert all("rows that were chosen have been looked at" in window.reason for window in few.matured)
+    assert few.latest.coverage == pytest.approx(0.3, abs=0.1)
+    assert not few.judged
+
+
+def test_who_stops_half_way_down_the_list_leaves_precision_and_prevalence_right(busy, reference):
+    rows = reviewed(busy, 60)
+    seen = (rows["review_reason"] == review.TOP) | (np.random.default_rng(8).random(len(rows)) < 0.5)
+    whole, half = (evaluate(each, reference).latest for each in (busy, rows.assign(label=rows["label"].where(seen))))
+    assert half.judged
+    for name in ("prevalence", "precision", "ap"):
+        found = half.metric(name)
+        assert found.low <= whole.metric(name).value <= found.high
+
+
+def test_a_version_that_scored_in_the_shadow_of_the_choice_is_judged_by_weights(busy, reference):
+    window = evaluate(reviewed(busy, 60).assign(answered=False), reference).latest
+    assert "ap_weighted" not in window.metrics
+    assert window.metric("prevalence").value == pytest.approx(
+        evaluate(busy, reference).latest.metric("prevalence").value, rel=0.6
+    )
+
+
+def test_labels_that_came_for_alerts_only_show_precision_and_nothing_else(busy, reference):
+    whole = evaluate(busy, reference).latest
+    alerts = busy.assign(label=busy["label"].where(busy["decision"] >= 1))
+    found = evaluate(alerts, reference)
+    assert not found.judged
+    assert set(found.latest.metrics) == {"precision"}
+    assert found.latest.metric("precision").value == pytest.approx(whole.metric("precision").value)
+    assert "100% of the alerts and 0.0% of the other rows" in found.latest.reason
+    assert "rareclass review" in found.latest.reason
+    half = busy.assign(label=busy["label"].where(np.random.default_rng(0).random(len(busy)) < 0.5))
+    assert evaluate(half, reference).judged  # labels that are missing by chance say nothing else

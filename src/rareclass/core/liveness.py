@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,9 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rareclass.config import MonitorSettings
+from rareclass.core import review
 from rareclass.core.bootstrap import MIN_BLOCKS, interval
 from rareclass.core.dataset import FloatArray, IntArray
-from rareclass.core.estimate import Estimate, normal_quantile
+from rareclass.core.estimate import Estimate, normal_quantile, wilson
 from rareclass.core.jsonable import Jsonable, jsonable
 from rareclass.core.log_odds import expit, fit_logistic, logit
 from rareclass.core.moments import naive
@@ -32,6 +33,10 @@ CHUNKS = 12
 """Where a window spans too few days for a bootstrap over them, it is cut into this many stretches of time instead."""
 
 MISSING = Estimate(math.nan)
+LOOKED_AT = 0.5
+"""Share of the rows that were chosen to be looked at below which a window is not judged by those that were."""
+FEW = 20
+"""Alerts, and other rows, from which it is asked whether labels came for the ones rather than for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,9 @@ def evaluate(
 
     frame : request_id, ts (UTC), version, score, decision, weight, propensity, label (NaN = none yet),
         label_observed_at; optionally false_negative and false_positive per row. Rows of other versions and rows
-        from after ``now`` are left out, labels observed after ``now`` are not looked at.
+        from after ``now`` are left out, labels observed after ``now`` are not looked at. Where labels come from rows
+        that were chosen to be looked at also review (inclusion probability, NaN = not chosen; in ``propensity``
+        already), review_reason, and answered (False: scored in the shadow of another version, by which it was chosen)
     profile : the version's reference; without one nothing is a violation
     """
     now = naive(now)
@@ -290,6 +297,9 @@ class _Live:
     observed: NDArray[np.datetime64]
     miss: FloatArray | None
     alarm: FloatArray | None
+    review: FloatArray | None = None
+    reason: NDArray[np.object_] | None = None
+    answered: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ts)
@@ -334,11 +344,16 @@ def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings:
     index = np.flatnonzero(keep)
     if bool((np.diff(ts[index].astype(np.int64)) < 0).any()):
         index = index[np.argsort(ts[index], kind="stable")]
-    costs = [number(name)[index] if name in frame else None for name in ("false_negative", "false_positive")]
+    miss, alarm, asked = (
+        number(name)[index] if name in frame else None for name in ("false_negative", "false_positive", "review")
+    )
     observed = _times(frame["label_observed_at"])[index]
     label, propensity = number("label")[index], number("propensity", 1.0)[index]
     label = np.where(observed > moment, np.nan, label)
-    label = assumed(ts[index], label, propensity, now, settings.missing_negative_after)
+    if asked is None:
+        label = assumed(ts[index], label, propensity, now, settings.missing_negative_after)
+    else:  # that nobody looked at a row says nothing of it, and a label that came all the same is no sample
+        label = np.where(np.isnan(asked), np.nan, label)
     return _Live(
         index,
         ts[index],
@@ -348,7 +363,11 @@ def _prepared(frame: pd.DataFrame, version: str | None, now: datetime, settings:
         propensity,
         label,
         observed,
-        *costs,
+        miss,
+        alarm,
+        asked,
+        frame["review_reason"].to_numpy(object)[index] if "review" in frame else None,
+        frame["answered"].to_numpy(bool)[index] if "answered" in frame else None,
     )
 
 
@@ -377,10 +396,22 @@ def _window(
     labelled = ~np.isnan(rows.label) & (rows.propensity > 0)
     known = rows if bool(labelled.all()) else rows.take(labelled)
     y = known.label.astype(np.int64)
-    expected = float((rows.sampling * np.clip(rows.propensity, 0, 1)).sum())
+    expected = _expected(rows)
     reason = _why_not(state, y, settings.monitor.min_positives)
+    unlooked = _unlooked(rows, labelled) if state == "matured" else ""
+    selective = _selective(rows, labelled) if state == "matured" else ""
+    reason = unlooked or selective or reason
     metrics: dict[str, Estimate] = {}
-    if state == "matured" and len(y):
+    if rows.review is not None and len(y):
+        known = _for_those_not_looked_at(known, rows)
+    if state == "matured" and selective:
+        # what is known of alerts says how many of them are right, and nothing of what was missed
+        starts = _starts(known.ts)
+        counted = _counted(known, y, starts, _draws(len(starts), settings), settings)
+        metrics = {name: value for name, value in counted.items() if name == "precision"}
+    elif state == "matured" and len(y) and _by_own_score(rows):
+        metrics = _completed(rows, known, y, not reason, profile, settings)
+    elif state == "matured" and len(y):
         starts = _starts(known.ts)
         draws = _draws(len(starts), settings)
         metrics = _counted(known, y, starts, draws, settings)
@@ -406,7 +437,7 @@ def _window(
         rows=len(rows),
         labelled=len(y),
         positives=int(y.sum()),
-        coverage=min(1.0, float(known.sampling.sum()) / expected) if expected else math.nan,
+        coverage=min(1.0, float(rows.sampling[labelled].sum()) / expected) if expected else math.nan,
         unjudgeable=float((rows.sampling * (rows.propensity <= 0)).sum()) / total,
         mean_score=float((rows.sampling * rows.score).sum()) / total,
         alert_rate=float((rows.sampling * rows.decision).sum()) / total,
@@ -426,6 +457,106 @@ def _why_not(state: str, y: IntArray, min_positives: int) -> str:
     if y.sum() < min_positives:
         return f"{int(y.sum())} positives, {min_positives} needed"
     return "no negatives" if y.sum() == len(y) else ""
+
+
+def _expected(rows: _Live) -> float:
+    """Labels that may be expected, as rows: of those chosen to be looked at, or of all by their propensity."""
+    if rows.review is not None:
+        return float(rows.sampling[~np.isnan(rows.review) & (rows.propensity > 0)].sum())
+    return float((rows.sampling * np.clip(rows.propensity, 0, 1)).sum())
+
+
+def _unlooked(rows: _Live, labelled: NDArray[np.bool_]) -> str:
+    """Say so where too few of the rows to look at were looked at."""
+    if rows.review is None:
+        return ""
+    asked = int((~np.isnan(rows.review) & (rows.propensity > 0)).sum())
+    if asked == 0:
+        return "none of its rows was chosen by `rareclass review`"
+    seen = int(labelled.sum())
+    return "" if seen >= LOOKED_AT * asked else f"{seen} of {asked} rows that were chosen have been looked at"
+
+
+def _selective(rows: _Live, labelled: NDArray[np.bool_]) -> str:
+    """Say so where labels came for alerts rather than for other rows: what was missed is not seen then.
+
+    Source: verification bias (Begg and Greenes, Biometrics, 1983).
+    """
+    if rows.review is not None:
+        return ""
+    may, alert = rows.propensity > 0, rows.decision >= 1
+    counts = [(int((labelled & part & may).sum()), int((part & may).sum())) for part in (alert, ~alert)]
+    (caught, alerts), (others, rest) = counts
+    if min(alerts, rest) < FEW or caught / alerts <= 2 * others / rest:
+        return ""
+    if wilson(caught, alerts)[0] <= wilson(others, rest)[1]:
+        return ""
+    return (
+        f"labels came for {caught / alerts:.0%} of the alerts and {others / rest:.1%} of the other rows, so what was "
+        "missed is not seen. Choose rows with `rareclass review` and set review.labels: chosen, or, where no label "
+        "means 0, labels.missing: negative"
+    )
+
+
+def _for_those_not_looked_at(known: _Live, rows: _Live) -> _Live:
+    """Chosen rows of one kind that have a label stand for those of this kind that have none."""
+    assert rows.review is not None and rows.reason is not None and known.reason is not None  # noqa: PT018
+    asked = ~np.isnan(rows.review)
+    share = review.answered(np.ones(int(asked.sum())), rows.reason[asked], rows.label[asked])
+    of = dict(zip(rows.reason[asked], share, strict=True))
+    return replace(known, propensity=known.propensity * np.array([of[kind] for kind in known.reason]))
+
+
+def _by_own_score(rows: _Live) -> bool:
+    """Whether rows were chosen by the very scores that are judged: only then scores alone tell of the others."""
+    return rows.review is not None and (rows.answered is None or bool(rows.answered.all()))
+
+
+def _completed(
+    rows: _Live, known: _Live, y: IntArray, judged: bool, profile: Profile | None, settings: Settings
+) -> dict[str, Estimate]:
+    """Metrics of all rows from the labels of chosen ones: the labels that nobody has seen are drawn many times from
+    what the seen ones say about the scores (`core.review`); intervals are those of this window's rows.
+    """
+    ranks = profile is not None and profile.unjudged
+    label = np.where(rows.propensity > 0, rows.label, np.nan)
+    sampled = review.Sampled(rows.score, label, rows.decision, rows.sampling, ranks)
+    found = review.complete(sampled, draws=max(review.DRAWS, settings.monitor.bootstraps), seed=settings.seed)
+    n, alerts = float(found.rows.sum()), float(found.rows[1].sum())
+    miss, alarm, false = settings.false_negative, settings.false_positive, alerts - found.caught
+    sums = (
+        n,
+        found.total,
+        np.full(len(found.total), alerts),
+        found.caught,
+        float((rows.sampling * rows.score).sum()),
+        (found.total - found.caught) * miss + false * alarm,
+        found.caught * miss - false * alarm,
+    )
+    drawn = _ratios(sums, settings.beta)
+    starts = _starts(known.ts)
+    metrics: dict[str, Estimate] = {}
+    if rows.miss is not None:  # costs differ from row to row: by weights
+        counted = _counted(known, y, starts, _draws(len(starts), settings), settings)
+        metrics = {name: value for name, value in counted.items() if name.endswith("per_1000")}
+        drawn = {name: value for name, value in drawn.items() if not name.endswith("per_1000")}
+    enough = y.sum() >= settings.monitor.min_positives
+    for name, values in drawn.items():
+        if (enough or name in ("prevalence", "cost_per_1000", "saving_per_1000")) and np.isfinite(values).any():
+            metrics[name] = found.estimate(np.asarray(values), settings.confidence)
+    if not judged:
+        return metrics
+    metrics["ap"] = found.estimate(found.ap(), settings.confidence)
+    metrics["roc_auc"] = found.estimate(found.roc_auc(), settings.confidence)
+    weighted = review.horvitz_thompson_ap(known.score, y.astype(float), known.propensity, known.sampling)
+    metrics["ap_weighted"] = Estimate(weighted, positives=int(y.sum()), rows=len(y))
+    # given the score, being chosen says nothing more of the label: the line needs no weights
+    metrics |= _calibration(y, known.score, None, starts, settings.confidence)
+    if profile is not None and math.isfinite(profile.ap) and 0 < profile.prevalence < 1:
+        odds = profile.prevalence / (1 - profile.prevalence)
+        metrics["ap_reference"] = found.estimate(found.ap(odds), settings.confidence)
+        metrics["difference"] = _difference(metrics["ap_reference"], profile, settings.confidence)
+    return metrics
 
 
 def _counted(known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, settings: Settings) -> dict[str, Estimate]:
@@ -450,7 +581,7 @@ def _counted(known: _Live, y: IntArray, starts: IntArray, draws: FloatArray, set
     return found
 
 
-def _ratios(sums: FloatArray, beta: float) -> dict[str, Any]:
+def _ratios(sums: Any, beta: float) -> dict[str, Any]:
     n, positive, alerts, caught, score, cost, saved = sums
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
@@ -632,6 +763,6 @@ def _recent_coverage(rows: _Live, now: datetime, settings: Settings) -> tuple[fl
     start = end - max(settings.monitor.window / 2, grain)
     bounds = np.searchsorted(rows.ts, [np.datetime64(start, "us"), np.datetime64(end, "us")], side="right")
     part = rows.take(slice(*bounds))
-    expected = float((part.sampling * np.clip(part.propensity, 0, 1)).sum())
+    expected = _expected(part)
     seen = float(part.sampling[~np.isnan(part.label) & (part.propensity > 0)].sum())
     return (min(1.0, seen / expected) if expected else math.nan), len(part)

@@ -14,13 +14,17 @@ import pytest
 
 import live_rows
 from rareclass.adapters.registry import Registry
+from rareclass.adapters.reports.status import status_page
 from rareclass.adapters.store import Store
 from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config, parse
 from rareclass.core.triage import triage
+from rareclass.errors import ConfigError
 from rareclass.services import promotion
-from rareclass.services.live import monitor_app
+from rareclass.services.live import monitor_app, repair, review
 from rareclass.services.live.monitor import Monitor
+from rareclass.services.live.status import gather
+from rareclass.services.live.verdict import triage as triage_of
 
 NOW = (live_rows.START + timedelta(days=56)).replace(tzinfo=UTC)
 
@@ -336,3 +340,46 @@ def test_features_of_the_store_round_trip(config):
     table = features_of(live_rows.stored(frame, x, "m")["features"])
     assert np.allclose(encode(table, live_rows.SCHEMA), x, rtol=1e-4, equal_nan=True)
     assert Registry(config.tracking.uri).at("live", "champion").version == "1"
+
+
+def test_where_people_look_at_chosen_rows_only_their_labels_count_each_for_as_many_as_it_stands_for(tmp_path):
+    everything = make_config(tmp_path, "looked", monitor={"bootstraps": 60, "min_positives": 5, "windows": 1})
+    fill(everything, days=21)
+    register(everything, 0.0)
+    asked = everything.model_copy(update={"review": everything.review.model_copy(update={"labels": "chosen"})})
+    now = (live_rows.START + timedelta(days=21)).replace(tzinfo=UTC)
+    with Monitor(asked) as monitor:
+        live = monitor.evaluate(now).live["1"]
+        assert {window.reason for window in live.matured} == {"none of its rows was chosen by `rareclass review`"}
+        status = gather(monitor, monitor.evaluate(now), triage_of(asked, now))
+        assert "no row in view was chosen" in status_page("looked", status)
+        for day in range(7, 21):
+            review.draw(asked, now, budget=60, at=live_rows.START + timedelta(days=day), store=monitor.store)
+        recorded = monitor.store.reviews("looked", live_rows.START, now)
+        snapshot = monitor.evaluate(now)
+        status = gather(monitor, snapshot, triage_of(asked, now))
+        rows = repair.matured_rows(monitor, live_rows.model(0.0), now)
+    found = snapshot.live["1"]
+    with Monitor(everything) as monitor:
+        whole = monitor.evaluate(now).live["1"]
+    assert not found.starved
+    assert snapshot.estimated_prevalence is None
+    for mine, all_labels in zip(found.matured, whole.matured, strict=True):
+        inside = recorded["ts"].between(mine.start, mine.end, inclusive="left")
+        assert (mine.labelled, mine.coverage) == (inside.sum(), 1)
+        assert mine.labelled < all_labels.labelled / 4
+        estimate, truth = mine.metric("prevalence"), all_labels.metric("prevalence").value
+        assert estimate.low <= truth <= estimate.high
+    # a retrain weighs each by what it stands for
+    start = found.matured[0].start
+    inside = recorded["ts"].between(start, now.replace(tzinfo=None) - timedelta(days=7), inclusive="left")
+    np.testing.assert_allclose(np.sort(rows.weight), np.sort(1 / recorded["probability"][inside]))
+    assert status.chosen == recorded["ts"].ge(start).sum()
+    assert status.to_look_at == 0
+    assert "0 of" in status_page("looked", status)
+    assert "rows that were chosen have no label yet" in status_page("looked", status)
+
+
+def test_a_missing_label_cannot_mean_0_where_only_chosen_rows_are_looked_at(tmp_path):
+    with pytest.raises(ConfigError, match=r"Set labels\.missing: unknown"):
+        make_config(tmp_path, review={"labels": "chosen"}, labels={"missing": "negative"})

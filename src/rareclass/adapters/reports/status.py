@@ -74,6 +74,7 @@ class Status:
 
     next_steps : what to do, in sentences · waiting : the version that waits for a person's approval, in words
     left_out, due, owed, owed_since : as in the store's tally of the windows in view · log : None where no spool is here
+    by_review : only chosen rows are looked at;  chosen, to_look_at : such rows in view, and those without a label
     psi_bound : PSI from which the score has drifted
     """
 
@@ -89,6 +90,9 @@ class Status:
     due: int = 0
     owed: int = 0
     owed_since: datetime | None = None
+    by_review: bool = False
+    chosen: int = 0
+    to_look_at: int = 0
     log: LogState | None = None
     psi_bound: float = math.nan
     label_delay: timedelta = timedelta(0)
@@ -230,13 +234,23 @@ def _facts(status: Status, champion: Liveness | None) -> list[tuple[str, str]]:
             (
                 "Labels owed",
                 (
-                    f"{count(status.owed)} of {count(status.due)} rows in view that are old enough have none "
+                    f"{count(status.owed)} of {count(status.due)} {'chosen ' if status.by_review else ''}rows in view "
+                    "that are old enough have none "
                     f"({_percent(status.owed / status.due)}){since}"
                 ),
             )
         )
     else:
         facts.append(("Labels owed", "no row in view is old enough to have its label"))
+    if status.chosen or status.by_review:
+        facts.append(
+            (
+                "To look at",
+                f"{count(status.to_look_at)} of {count(status.chosen)} rows that were chosen have no label yet"
+                if status.chosen
+                else "no row in view was chosen: `rareclass review -c CONFIG OUT.csv`",
+            )
+        )
     if champion is not None and champion.last_label is not None:
         facts.append(("Newest label", f"{_ago(now - naive(champion.last_label))} ago"))
     if champion is not None and math.isfinite(champion.label_delay_p95):

@@ -16,6 +16,7 @@ from rareclass.adapters.tracking import Tracker
 from rareclass.config import Config
 from rareclass.core.jsonable import Jsonable
 from rareclass.errors import DataError, ModelError
+from rareclass.services.live import chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,9 +114,8 @@ def _window(store: Store, config: Config, version: str, now: datetime, *, mature
     Rows that stand for others (sampled log, control group) are drawn as often as they count: Evidently has no weights.
     """
     end = now - config.data.label_delay if matured else now
-    frame = store.window(
-        config.name, end - config.monitor.window, end, version=version, features=not matured, labels_until=now
-    )
+    start = end - config.monitor.window
+    frame = chosen.window(config, store, start, end, version=version, features=not matured, labels_until=now)
     frame = frame[frame["label"].notna() & (frame["propensity"] > 0)] if matured else frame[frame["features"].notna()]
     weight = frame["weight"] / frame["propensity"] if matured else frame["weight"]
     if len(frame) and not (weight == 1).all():

@@ -17,6 +17,7 @@ from rareclass.config import Config, GovernorSettings
 from rareclass.core.jsonable import dumps
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
+from rareclass.services.live import chosen
 from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
 from rareclass.services.live.verdict import triage
 from rareclass.services.training import results
@@ -564,7 +565,7 @@ def _paired(own: Monitor, version: str, champion: str, start: datetime, now: dat
 
     config = own.config
     settings = own.settings(now)
-    shadows = own.store.shadows(config.name, start, watching._after(now))
+    shadows = chosen.shadows(config, own.store, start, watching._after(now))
     rows = watching.beside(shadows, version, champion)
     found = liveness.paired(rows, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
     if found.judged or found.reason.startswith("cannot"):

@@ -17,6 +17,7 @@ import numpy as np
 
 from rareclass.config import Config, dump
 from rareclass.core.moments import naive
+from rareclass.services.live import chosen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ LOUD = 0.01
 """Share of the contributions to the golden rows from which a version leans on a feature."""
 ROLES = ("champion", "challenger", "previous")
 _COSTS = ("false_negative", "false_positive")
+_REVIEW = ("review", "review_reason")
 _LIVE_COLUMNS = (
     "request_id",
     "row",
@@ -113,8 +115,8 @@ class Monitor:
         delay = self.delay(now)
         start = liveness.boundaries(now, delay, config.monitor)[0][0]
         by_amount = config.costs.amount_share is not None
-        frame = self.store.window(config.name, start, _after(now), features=by_amount, labels_until=now)
-        shadows = self.store.shadows(config.name, start, _after(now))
+        frame = chosen.window(config, self.store, start, _after(now), features=by_amount, labels_until=now)
+        shadows = chosen.shadows(config, self.store, start, _after(now))
         if by_amount:
             frame, shadows = priced(config, frame, shadows)
         name = champion.version if champion is not None else _answering(frame)
@@ -185,7 +187,7 @@ class Monitor:
             return config.data.label_delay
         if self._delay[0] != now:
             start = liveness.boundaries(now, timedelta(0), config.monitor)[0][0] - 4 * config.monitor.window
-            frame = self.store.window(config.name, start, _after(now), labels_until=now)
+            frame = chosen.window(config, self.store, start, _after(now), labels_until=now)
             self._delay = now, liveness.learned_delay(frame, now)
         return self._delay[1]
 
@@ -317,7 +319,8 @@ class Monitor:
         from rareclass.core import unlabelled
         from rareclass.core.bootstrap import Bootstrap
 
-        if champion is None:
+        # chosen labels are few and of unequal weight: the windows' own prevalence has the interval that holds
+        if champion is None or chosen.by_review(self.config):
             return None
         mine = frame[(frame["version"].astype(str) == champion.version).to_numpy()]
         new = mine[(mine["ts"] > naive(now - self.config.monitor.window)).to_numpy()]
@@ -392,10 +395,10 @@ def own_rows(frame: pd.DataFrame, shadows: pd.DataFrame, version: str) -> pd.Dat
     """Return all rows a version scored, as the one that answered or in the shadow, in the shape of ``Store.window``."""
     import pandas as pd
 
-    columns = [*_LIVE_COLUMNS, *(name for name in _COSTS if name in frame and name in shadows)]
-    mine = frame.loc[(frame["version"].astype(str) == version).to_numpy(), columns]
+    columns = [*_LIVE_COLUMNS, *(name for name in (*_COSTS, *_REVIEW) if name in frame and name in shadows)]
+    mine = frame.loc[(frame["version"].astype(str) == version).to_numpy(), columns].assign(answered=True)
     beside = shadows[(shadows["version"].astype(str) == version).to_numpy() & shadows["score"].notna().to_numpy()]
-    parts = [part for part in (mine, beside[columns]) if len(part)]
+    parts = [part for part in (mine, beside[columns].assign(answered=False)) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else mine
 
 

@@ -19,6 +19,7 @@ from rareclass.core.moments import naive
 from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
+from rareclass.services.live import chosen
 from rareclass.services.live import monitor as watching
 from rareclass.services.live.learnable import mark_filtered, mark_outlying
 from rareclass.services.live.ledger import ACTOR, Action
@@ -301,8 +302,8 @@ def matured_rows(
 
     config = monitor.config
     start = start or liveness.boundaries(now, monitor.delay(now), config.monitor)[0][0]
-    frame = monitor.store.window(
-        config.name, start, now - monitor.delay(now), version=version, features=True, labels_until=now
+    frame = chosen.window(
+        config, monitor.store, start, now - monitor.delay(now), version=version, features=True, labels_until=now
     )
     return rows_of(config, model, with_known_truth(config, frame, now))
 
@@ -462,8 +463,8 @@ def scored_afterwards(
 ) -> pd.DataFrame | None:
     """Score stored features with a version that did not score them live, beside what the champion answered."""
     config = monitor.config
-    frame = monitor.store.window(
-        config.name, start, watching._after(now), version=champion, features=True, labels_until=now
+    frame = chosen.window(
+        config, monitor.store, start, watching._after(now), version=champion, features=True, labels_until=now
     )
     frame = frame[frame["features"].notna()]
     model = monitor.registry.load(monitor.registry.version(config.name, version))
@@ -505,9 +506,8 @@ def _matured(monitor: Monitor, champion: LoadedVersion, now: datetime) -> Mature
     config = monitor.config
     needed = config.costs.amount_share is not None
     start = liveness.boundaries(now, monitor.delay(now), config.monitor)[0][0]
-    frame = monitor.store.window(
-        config.name, start, now - monitor.delay(now), version=champion.version, features=needed, labels_until=now
-    )
+    end, version = now - monitor.delay(now), champion.version
+    frame = chosen.window(config, monitor.store, start, end, version=version, features=needed, labels_until=now)
     if not needed:
         frame = frame.assign(features="{}")
     frame = with_known_truth(config, frame, now)

@@ -14,6 +14,7 @@ from rareclass.config import Config
 from rareclass.core.moments import naive
 from rareclass.errors import RareclassError
 from rareclass.services import approval
+from rareclass.services.live import chosen
 from rareclass.services.live.governor import permitted
 from rareclass.services.serving.shipping import REJECTED, reused_ids, spools
 
@@ -33,7 +34,9 @@ def gather(monitor: Monitor, snapshot: Snapshot, verdict: Verdict) -> Status:
     windows = [window for live in snapshot.live.values() for window in live.windows]
     start = min((window.start for window in windows), default=naive(now))
     delay = monitor.delay(now)
-    tally = monitor.store.tally(config.name, start, now, due_before=now - delay)
+    by_review = chosen.by_review(config)
+    tally = monitor.store.tally(config.name, start, now, due_before=now - delay, reviews=by_review)
+    reviews = monitor.store.reviews(config.name, start, now)
     drift, problems = _drift(monitor, snapshot)
     asked = approval.status(entries)
     return Status(
@@ -49,6 +52,9 @@ def gather(monitor: Monitor, snapshot: Snapshot, verdict: Verdict) -> Status:
         due=tally.due,
         owed=tally.owed,
         owed_since=tally.owed_since,
+        by_review=by_review,
+        chosen=len(reviews),
+        to_look_at=int(reviews["label"].isna().sum()),
         log=log_state(config),
         psi_bound=config.monitor.psi,
         label_delay=delay,
