@@ -1,9 +1,12 @@
 """Rows that are put together without a copy where they can be, and with one where they cannot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rareclass.core.dataset import Feature, Rows, Schema, concatenate
+from rareclass.core.training import sampling_factor
 from rareclass.errors import DataError
 
 SCHEMA = Schema((Feature("a"), Feature("b")))
@@ -51,3 +54,22 @@ def test_a_mask_that_leaves_nothing_out_copies_nothing():
     rows = whole()
     assert rows.take(np.ones(12, dtype=bool)) is rows
     assert len(rows.take(np.arange(12) < 3)) == 3
+
+
+def test_rows_that_weigh_and_rows_that_do_not_are_stacked_with_their_weights():
+    plain, weighed = whole(3), replace(whole(2), weight=np.array([2.0, 40.0]), most=np.full(2, 5.0))
+    found = concatenate([plain, weighed])
+    np.testing.assert_array_equal(found.weight, [1, 1, 1, 2, 40])
+    np.testing.assert_array_equal(found.most, [np.inf, np.inf, np.inf, 5, 5])
+    assert concatenate([plain, plain]).weight is None
+
+
+def test_no_row_enters_a_fit_with_more_than_it_may_and_the_prior_is_corrected_for_it():
+    rows = replace(whole(4), weight=np.array([40.0, 1.0, 20.0, 2.0]), most=np.full(4, 5.0))
+    fit = rows.as_drawn()
+    np.testing.assert_array_equal(fit.weight, [5, 1, 5, 2])
+    assert fit.most is None
+    assert sampling_factor(rows, fit) == (10 / 60) / (3 / 3)
+    np.testing.assert_array_equal(rows.weight, [40, 1, 20, 2])
+    half = replace(rows, drawn=np.full(4, 0.5))
+    np.testing.assert_array_equal(half.as_drawn().weight, [5, 0.5, 5, 1])

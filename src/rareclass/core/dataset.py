@@ -307,6 +307,8 @@ class Rows:
     drawn : (n,) probability with which the row was drawn from a table larger than memory, by its class; ``weight``
         holds its inverse already, so that whatever is estimated with it is on the natural prevalence. None: the rows
         are all there are
+    most : (n,) weight with which a row enters a fit at most, however much it stands for in what is estimated; None:
+        no bound
     """
 
     schema: Schema
@@ -320,6 +322,7 @@ class Rows:
     fold: IntArray | None = None
     keep: BoolArray | None = None
     drawn: FloatArray | None = None
+    most: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -363,14 +366,18 @@ class Rows:
         return self if self.keep is None else self.take(self.keep)
 
     def as_drawn(self) -> Rows:
-        """Return the rows as a fit takes them: those that were drawn count as they are, and the fit is corrected for
-        that.
+        """Return the rows as a fit takes them: those that were drawn count as they are, none counts more than it may,
+        and the fit is corrected for that.
         """
-        if self.drawn is None:
+        if self.drawn is None and self.most is None:
             return self
-        weight = None if self.weight is None else self.weight * self.drawn
+        weight = self.weight
+        if weight is not None and self.drawn is not None:
+            weight = weight * self.drawn
+        if weight is not None and self.most is not None:
+            weight = np.minimum(weight, self.most)
         plain = weight is None or np.allclose(weight, 1.0)
-        return replace(self, drawn=None, weight=None if plain else weight)
+        return replace(self, drawn=None, most=None, weight=None if plain else weight)
 
     def block(self) -> NDArray[np.int64] | None:
         """(n,) bootstrap block: the day where there is time, else the entity, else None (rows are independent)."""
@@ -379,6 +386,10 @@ class Rows:
         if self.entity is not None:
             return np.unique(self.entity, return_inverse=True)[1].astype(np.int64)
         return None
+
+
+_WHOLE: dict[str, Any] = {"keep": True, "drawn": 1.0, "weight": 1.0, "most": np.inf}
+"""What rows without an array have of it, where they are stacked with rows that have one."""
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
@@ -394,12 +405,12 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     drawn = any(part.drawn is not None for part in parts)
     for name in (f.name for f in fields(first) if f.name != "schema"):
         found = [getattr(part, name) for part in parts]
-        # parts without these are kept whole; what was drawn from a larger table has weights, and others count as they
-        # are
-        if (name in ("keep", "drawn") and any(array is not None for array in found)) or (name == "weight" and drawn):
-            kind = bool if name == "keep" else np.float64
+        # parts without these are kept whole, and each of their rows counts once; what was drawn from a larger table
+        # has weights
+        some = any(array is not None for array in found)
+        if (name in _WHOLE and some) or (name == "weight" and drawn):
             found = [
-                np.ones(len(part), dtype=kind) if one is None else one for part, one in zip(parts, found, strict=True)
+                np.full(len(part), _WHOLE[name]) if one is None else one for part, one in zip(parts, found, strict=True)
             ]
         arrays[name] = None if any(array is None for array in found) else _joined(found)
     return Rows(schema=first.schema, **arrays)

@@ -319,8 +319,9 @@ def variant(rows: Rows, name: str, change: datetime | None, half_life: timedelta
         return rows.take(rows.time >= rows.time.max() - span / 3)
     age = (rows.time.max() - rows.time) / np.timedelta64(half_life)
     base = np.ones(len(rows)) if rows.weight is None else rows.weight
-    weight = base * np.exp2(-np.minimum(age, 20))
-    return replace(rows, weight=weight / weight.mean())
+    fading = np.exp2(-np.minimum(age, 20))
+    scale = fading / (base * fading).mean()
+    return replace(rows, weight=base * scale, most=None if rows.most is None else rows.most * scale)
 
 
 def choose_history(

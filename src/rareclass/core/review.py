@@ -38,6 +38,10 @@ TOP, UNCERTAIN, CONTROL = "top", "uncertain", "control"
 REASONS = (TOP, UNCERTAIN, CONTROL)
 """Why a row was chosen: among the highest scores, because its label is uncertain, or by an equal chance for all."""
 
+FIT_WEIGHT = 5.0
+"""Weight with which a chosen row enters a fit at most. What is judged with it keeps its own: one row that stands for
+hundreds pulls trees about (decision 0042)."""
+
 DRAWS = 400
 """Completions behind an interval."""
 

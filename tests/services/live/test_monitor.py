@@ -373,7 +373,10 @@ def test_where_people_look_at_chosen_rows_only_their_labels_count_each_for_as_ma
     # a retrain weighs each by what it stands for
     start = found.matured[0].start
     inside = recorded["ts"].between(start, now.replace(tzinfo=None) - timedelta(days=7), inclusive="left")
-    np.testing.assert_allclose(np.sort(rows.weight), np.sort(1 / recorded["probability"][inside]))
+    weight = np.sort(1 / recorded["probability"][inside])
+    np.testing.assert_allclose(np.sort(rows.weight), weight)
+    assert weight.max() > 5  # what it is judged by, and not what it is fitted with
+    np.testing.assert_allclose(np.sort(rows.as_drawn().weight), np.minimum(weight, 5))
     assert status.chosen == recorded["ts"].ge(start).sum()
     assert status.to_look_at == 0
     assert "0 of" in status_page("looked", status)

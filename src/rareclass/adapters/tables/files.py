@@ -34,7 +34,7 @@ _META = b"rareclass_schema"
 _ARRAYS = {
     "y": pa.int64(), "row_id": pa.uint64(), "time": pa.timestamp("us"), "entity": pa.uint64(),
     "amount": pa.float64(), "weight": pa.float64(), "fold": pa.int64(),
-    "keep": pa.bool_(), "drawn": pa.float64(),
+    "keep": pa.bool_(), "drawn": pa.float64(), "most": pa.float64(),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from rareclass.adapters import tracking
 from rareclass.config import Config, dump, public
 from rareclass.core import operating
 from rareclass.core.moments import naive
+from rareclass.core.review import FIT_WEIGHT
 from rareclass.errors import AlreadyDoneError, DataError, ModelError, NeedsApprovalError
 from rareclass.masking import masked
 from rareclass.services import promotion as promotion
@@ -281,6 +282,7 @@ def _content_hash(rows: Rows) -> str:
         amount=rows.amount,
         weight=rows.weight,
         keep=rows.keep,
+        most=rows.most,
     )
     rare, others = hashing.SetHash(), hashing.SetHash()
     rare.add(total[rows.y == 1])
@@ -360,7 +362,8 @@ def rows_of(config: Config, model: RareModel, frame: pd.DataFrame) -> Rows:
         if config.data.entity is not None and frame["entity"].notna().all()
         else None,
         amount=NUMBER.numbers(table[amount])[0] if amount in table else None,
-        weight=weight,
+        weight=None if (weight == 1).all() else weight,
+        most=np.full(len(frame), FIT_WEIGHT) if chosen.by_review(config) else None,
     )
     return mark_filtered(config, rows, readable, model.meta.get("positive"))
 
@@ -451,6 +454,7 @@ def quick_fit(config: Config) -> Any:
         if len(negatives) > QUICK_ROWS:
             kept = np.random.default_rng(config.train.seed).choice(negatives, QUICK_ROWS, replace=False)
             rows = rows.take(np.sort(np.concatenate([np.flatnonzero(rows.y == 1), kept])))
+        rows = rows.as_drawn()
         task = FitTask(rows, rows.weight, 120, seed=config.train.seed, threads=config.compute.processors())
         fitted = learners.fit("xgboost", task, {"eta": 0.1, "max_depth": 4})
         return fitted.score
