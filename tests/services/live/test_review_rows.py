@@ -193,6 +193,16 @@ def test_the_file_is_filled_in_and_imported_and_its_probabilities_are_not_read(
     assert "neither CSV nor Parquet" in said
 
 
+def test_a_parquet_file_may_be_filled_in_by_half(config: Config, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.parquet"
+    code, said = run("review", "-c", file, "--at", "2026-03-19", out)
+    assert code == 0, said
+    rows = pd.read_parquet(out)
+    rows.loc[rows.index[:4], "label"] = 1
+    rows.to_parquet(out)
+    assert labelling.import_labels(config, out, NOW).inserted == 4
+
+
 def test_options_that_do_not_go_together_are_refused(file: Path) -> None:
     for options, words in (
         (["--width", 0.2], "Add --plan"),

@@ -150,8 +150,10 @@ def candidates(store: Store, config: Config, start: datetime, end: datetime) -> 
 
 def shown(recorded: pd.DataFrame) -> pd.DataFrame:
     """Return the chosen rows that have no label, with an empty column for it."""
+    import pandas as pd
+
     rows = recorded[recorded["label"].isna().to_numpy()]
-    return rows[list(SHOWN)].assign(label="").reset_index(drop=True)
+    return rows[list(SHOWN)].assign(label=pd.array([None] * len(rows), dtype="Int64")).reset_index(drop=True)
 
 
 def waiting(config: Config, store: Store, now: datetime) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def writable(out: Path) -> None:
 
 def as_json(drawn: ReviewDraw) -> dict[str, Any]:
     """Return a draw for other programs."""
-    rows = drawn.open_rows.assign(ts=drawn.open_rows["ts"].map(lambda moment: f"{moment.isoformat()}Z"))
+    rows = drawn.open_rows.assign(ts=drawn.open_rows["ts"].map(lambda moment: f"{moment.isoformat()}Z"), label=None)
     said = {"start": drawn.start.isoformat(), "end": drawn.end.isoformat(), "budget": drawn.budget}
     return {**said, "predictions": drawn.rows, "chosen": drawn.chosen, "rows": rows.to_dict("records")}
 
