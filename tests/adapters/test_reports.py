@@ -96,6 +96,8 @@ def replayed() -> dict[str, Any]:
             "recall": 0.54,
             "cost": 478200.0,
             "drifted_features": ["temp"],
+            "regime": "ample",
+            "learned_positives": 3100,
         }
         for day in (1, 8, 15)
     ]
@@ -118,6 +120,7 @@ def replayed() -> dict[str, Any]:
         "step": "1w",
         "first": "xgboost",
         "label_delay": "1d",
+        "unlabelled": False,
         "periods": periods,
         "alerts": [{"time": "2013-07-08T00:00:00", "name": "RareclassFeatureDrift"}],
         "actions": actions,
