@@ -6,7 +6,7 @@ line and the aliases is made good by the next call, whatever that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +28,8 @@ MODES = ("immediate", "shadow")
 """What a person may ask for; ``manual`` comes from the configuration alone."""
 _EMPTY: Aliases = {"champion": None, "challenger": None, "previous": None}
 _TRIES = 5
+_MOVE = "move:"
+"""How the keys of moves begin: the next number is free for one writer only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,29 @@ class Move:
     aliases: Aliases
     reason: str
 
+    @staticmethod
+    def of(entry: LedgerEntry) -> Move:
+        """Return the move that a line of the ledger records."""
+        said = entry.payload
+        before, aliases = ({**_EMPTY, **said.get(name, {})} for name in ("before", "aliases"))
+        return Move(entry.kind, str(said["version"]), said["role"], _texts(before), _texts(aliases), entry.reason)
+
+    def payload(self) -> dict[str, Any]:
+        """Return what the ledger's line of the move says besides its kind and reason."""
+        return {"version": self.version, "role": self.role, "before": dict(self.before), "aliases": dict(self.aliases)}
+
     def __str__(self) -> str:
         was = f", was version {self.before['champion']}" if self.before["champion"] and self.role == "champion" else ""
         return f"version {self.version} is {self.role}{was}"
+
+
+def _texts(aliases: Aliases) -> Aliases:
+    return {alias: None if version is None else str(version) for alias, version in aliases.items()}
+
+
+def moves(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Return the lines that moved an alias, oldest first; `Move.of` reads one."""
+    return [entry for entry in entries if entry.key.startswith(_MOVE)]
 
 
 def register(
@@ -235,10 +257,9 @@ def rollback(
 
 def _predecessor(entries: list[LedgerEntry], number: str) -> str | None:
     """The version that was previous when ``number`` was last promoted to champion."""
-    for entry in reversed(entries):
-        if entry.kind == "promote" and entry.payload["version"] == number and entry.payload["role"] == "champion":
-            previous: str | None = entry.payload["aliases"]["previous"]
-            return previous
+    for move in (Move.of(entry) for entry in reversed(entries) if entry.kind == "promote"):
+        if move.version == number and move.role == "champion":
+            return move.aliases["previous"]
     return None
 
 
@@ -293,10 +314,10 @@ def checked_role(role: str) -> Literal["challenger", "previous"]:
     return cast("Literal['challenger', 'previous']", role)
 
 
-def current(entries: list[LedgerEntry]) -> Aliases:
+def current(entries: Iterable[LedgerEntry]) -> Aliases:
     """Return who is champion, challenger and previous by the ledger alone."""
-    moves = [entry for entry in entries if entry.key.startswith("move:")]
-    return {**_EMPTY, **moves[-1].payload["aliases"]} if moves else dict(_EMPTY)
+    made = moves(entries)
+    return Move.of(made[-1]).aliases if made else dict(_EMPTY)
 
 
 def _moved(
@@ -333,22 +354,16 @@ def _write(
     evidence: Mapping[str, Any] | None,
 ) -> bool:
     """Append the move as number ``count + 1``; False when somebody else was faster."""
-    payload = {
-        **(evidence or {}),
-        "version": move.version,
-        "role": move.role,
-        "before": dict(move.before),
-        "aliases": dict(move.aliases),
-    }
+    payload = {**(evidence or {}), **move.payload()}
     try:
-        store.append(name, f"move:{count + 1}", move.kind, actor or me(), move.reason, payload, now)
+        store.append(name, f"{_MOVE}{count + 1}", move.kind, actor or me(), move.reason, payload, now)
     except AlreadyDoneError:
         return False
     return True
 
 
 def _moves(store: Store, name: str) -> list[LedgerEntry]:
-    return [entry for entry in store.entries(name) if entry.key.startswith("move:")]
+    return moves(store.entries(name))
 
 
 def _follow(registry: Registry, name: str, entries: list[LedgerEntry]) -> Aliases:
@@ -356,7 +371,7 @@ def _follow(registry: Registry, name: str, entries: list[LedgerEntry]) -> Aliase
     if not entries:
         present = {alias: each.version for each in registry.versions(name) for alias in each.aliases}
         return {alias: present.get(alias) for alias in _EMPTY}
-    wanted = {**_EMPTY, **entries[-1].payload["aliases"]}
+    wanted = Move.of(entries[-1]).aliases
     registry.point(name, wanted)
     return wanted
 

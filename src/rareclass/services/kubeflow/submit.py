@@ -20,7 +20,7 @@ from rareclass.errors import ConfigError
 from rareclass.masking import masked_values
 from rareclass.services import promotion
 from rareclass.services.live import governor
-from rareclass.services.live.ledger import Action
+from rareclass.services.live.ledger import Action, RepairBegun
 from rareclass.services.training.steps import Progress, silent
 
 IMAGE = "rareclass/pipeline"
@@ -70,7 +70,8 @@ def retrain(config: Config, number: int, *, now: datetime, progress: Progress = 
 def _retrained(config: Config, number: int, verdict: Any, progress: Progress) -> Action:
     from rareclass.services.live import repair
 
-    reserved = next(e for e in promotion.history(config, kind="repair") if e.payload["number"] == number)
+    repairs = promotion.history(config, kind="repair")
+    reserved = next(entry for entry in repairs if RepairBegun.of(entry).number == number)
     # the moment of the decision, not of this attempt: a second attempt asks for the same rows
     asked = {"number": number, "now": reserved.at.isoformat(), "reason": reserved.reason}
     made = job(repair.judged_later(config), key=repair_key(config.name, number, reserved.at), repair=asked)

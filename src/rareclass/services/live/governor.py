@@ -18,7 +18,7 @@ from rareclass.core.jsonable import dumps
 from rareclass.errors import AlreadyDoneError, ConfigError, NeedsApprovalError, RareclassError
 from rareclass.services import promotion
 from rareclass.services.live import chosen
-from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action
+from rareclass.services.live.ledger import ACTOR, LEASE, MOVES, REPAIRS, Action, Paged, RepairBegun, RepairEnded
 from rareclass.services.live.verdict import triage
 from rareclass.services.training import results
 
@@ -135,7 +135,7 @@ def _carry_out(
     except RareclassError as error:
         action = Action(now, verdict.verdict, version, None, "failed", str(error))
     except BaseException as error:
-        if _begun(entries, number).payload.get("owner") is None:
+        if RepairBegun.of(_begun(entries, number)).owner is None:
             crash = Action(now, verdict.verdict, version, None, "failed", repr(error)[:200])
             _finish(config, crash, verdict, now, store, number)
         raise
@@ -189,7 +189,7 @@ def decide(config: Config, now: datetime, *, owner: str, monitor: Monitor | None
         left = _unfinished(own.store.entries(config.name), owner, now)
         if left is not None:
             verdict = _reserved(left)
-            return Turn(verdict.verdict, left.payload["number"], verdict, actions)
+            return Turn(verdict.verdict, RepairBegun.of(left).number, verdict, actions)
         verdict = triage(config, now, monitor=own)
         if verdict.verdict in REPAIRS:
             number, held = _reserve(config, verdict, now, own.store, owner)
@@ -235,7 +235,7 @@ def close(config: Config, owner: str, status: str, now: datetime) -> Action | No
         left = _unfinished(store.entries(config.name), owner, now)
         if left is None:
             return None
-        verdict, number = _reserved(left), left.payload["number"]
+        verdict, number = _reserved(left), RepairBegun.of(left).number
         action = Action(now, verdict.verdict, verdict.version or None, None, "failed", f"the workflow ended: {status}")
         _finish(config, action, verdict, now, store, number)
         return action
@@ -244,56 +244,50 @@ def close(config: Config, owner: str, status: str, now: datetime) -> Action | No
 def _numbered(config: Config, store: Store, number: int) -> tuple[Verdict, Action | None]:
     """The verdict behind a repair, and how it ended if it did. Raises ConfigError when there is no such repair."""
     entries = store.entries(config.name)
-    started = {entry.payload["number"]: entry for entry in entries if entry.kind == "repair"}
+    started = {RepairBegun.of(entry).number: entry for entry in entries if entry.kind == "repair"}
     if number not in started:
         known = ", ".join(str(each) for each in sorted(started)) or "none yet"
         raise ConfigError(f"'{config.name}' has no repair {number} in its ledger. Set --number to one of: {known}")
     verdict = _reserved(started[number])
-    ended = next((e for e in entries if e.kind == "outcome" and e.payload["number"] == number), None)
-    if ended is None:
-        return verdict, None
-    said = ended.payload
-    action = Action(
-        ended.at,
-        said["kind"],
-        said["from_version"],
-        said["to_version"],
-        said["outcome"],
-        said["reason"],
-        said["numbers"],
-    )
-    return verdict, action
+    ended = _ended(entries).get(number)
+    return verdict, None if ended is None else ended.action
+
+
+def _ended(entries: Sequence[LedgerEntry]) -> dict[int, RepairEnded]:
+    """Number of a repair -> how it ended."""
+    outcomes = (RepairEnded.of(entry) for entry in entries if entry.kind == "outcome")
+    return {outcome.number: outcome for outcome in outcomes}
 
 
 def _reserved(entry: LedgerEntry) -> Verdict:
     from rareclass.core.triage import Verdict
 
-    said = entry.payload
-    return Verdict(said["verdict"], (entry.reason,), said["evidence"], said["version"] or "", said["fingerprint"])
+    begun = RepairBegun.of(entry)
+    return Verdict(begun.verdict, (entry.reason,), begun.evidence, begun.version or "", begun.fingerprint)
 
 
 def _taken_over(entries: Sequence[LedgerEntry], number: int, verdict: Verdict) -> str | None:
     """The version that took over from the one that was to be repaired, since the repair began."""
     begun = _begun(entries, number)
-    moves = [entry for entry in entries if entry.id > begun.id and entry.kind == "promote" and entry.actor == ACTOR]
-    for move in moves:
-        if move.payload["role"] == "champion" and move.payload["before"]["champion"] == verdict.version:
-            return str(move.payload["version"])
+    later = [entry for entry in entries if entry.id > begun.id and entry.kind == "promote" and entry.actor == ACTOR]
+    for move in map(promotion.Move.of, later):
+        if move.role == "champion" and move.before["champion"] == verdict.version:
+            return move.version
     return None
 
 
 def _begun(entries: Sequence[LedgerEntry], number: int) -> LedgerEntry:
-    return next(entry for entry in entries if entry.kind == "repair" and entry.payload["number"] == number)
+    return next(entry for entry in entries if entry.kind == "repair" and RepairBegun.of(entry).number == number)
 
 
 def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:
-    ended = {entry.payload["number"] for entry in entries if entry.kind == "outcome"}
+    ended = _ended(entries)
     left = [
         entry
         for entry in entries
         if entry.kind == "repair"
-        and entry.payload.get("owner") == owner
-        and entry.payload["number"] not in ended
+        and RepairBegun.of(entry).owner == owner
+        and RepairBegun.of(entry).number not in ended
         and _aware(now) - _aware(entry.at) < LEASE
     ]
     return left[-1] if left else None
@@ -307,40 +301,32 @@ def permitted(
 ) -> tuple[bool, str]:
     """Say whether a repair may start, and why not. Reads the ledger only."""
     kind = verdict.verdict
-    starts = [entry for entry in entries if entry.kind == "repair" and entry.payload["verdict"] == kind]
-    outcomes = {entry.payload["number"]: entry for entry in entries if entry.kind == "outcome"}
+    repairs = [(entry, RepairBegun.of(entry)) for entry in entries if entry.kind == "repair"]
+    starts = [(_aware(entry.at), begun) for entry, begun in repairs if begun.verdict == kind]
+    outcomes = _ended(entries)
     now = _aware(now)
     running = [
-        entry
-        for entry in entries
-        if entry.kind == "repair" and entry.payload["number"] not in outcomes and now - _aware(entry.at) < LEASE
+        (entry, begun) for entry, begun in repairs if begun.number not in outcomes and now - _aware(entry.at) < LEASE
     ]
     if running:
-        return (
-            False,
-            f"one at a time: a {running[-1].payload['verdict']} is running since {running[-1].at:%Y-%m-%d %H:%M}",
-        )
-    if any(entry.payload["fingerprint"] == verdict.fingerprint for entry in starts):
+        entry, begun = running[-1]
+        return False, f"one at a time: a {begun.verdict} is running since {entry.at:%Y-%m-%d %H:%M}"
+    if any(begun.fingerprint == verdict.fingerprint for _, begun in starts):
         return False, f"this alert ({verdict.fingerprint}) was handled already"
     rest = governor.cooldown if kind == "retrain" else min(governor.cooldown, window)
-    if starts and now - _aware(starts[-1].at) < rest:
-        return (
-            False,
-            (
-                f"cooldown: the last {kind} was on {starts[-1].at:%Y-%m-%d}, rest until "
-                f"{_aware(starts[-1].at) + rest:%Y-%m-%d}"
-            ),
-        )
+    if starts and now - starts[-1][0] < rest:
+        last = starts[-1][0]
+        return False, f"cooldown: the last {kind} was on {last:%Y-%m-%d}, rest until {last + rest:%Y-%m-%d}"
     if kind != "retrain":
         return True, ""
-    month = [entry for entry in starts if now - _aware(entry.at) < timedelta(days=30)]
+    month = [at for at, _ in starts if now - at < timedelta(days=30)]
     if len(month) >= governor.max_per_month:
         return False, f"{len(month)} retrains in 30 days, {governor.max_per_month} allowed"
     waiting = challenger_of(entries)
     if waiting is not None:
         return False, f"version {waiting} is a challenger already and is still being judged on live labels"
     if verdict.evidence.get("graduates"):
-        return _worth_another_try(verdict, starts)
+        return _worth_another_try(verdict, [begun for _, begun in starts])
     useless = _useless(entries, outcomes, verdict.version, now)
     if useless >= governor.loop_guard:
         return (
@@ -350,7 +336,7 @@ def permitted(
     return True, ""
 
 
-def _worth_another_try(verdict: Verdict, starts: Sequence[LedgerEntry]) -> tuple[bool, str]:
+def _worth_another_try(verdict: Verdict, starts: Sequence[RepairBegun]) -> tuple[bool, str]:
     """Whether a version has met `GROWTH` times the positives that its next regime was tried with last.
 
     What failed for want of evidence then is no sign of a loop that does not help, so no guard stops it for good.
@@ -358,9 +344,7 @@ def _worth_another_try(verdict: Verdict, starts: Sequence[LedgerEntry]) -> tuple
     from rareclass.core.triage import GROWTH
 
     tried = [
-        entry.payload["evidence"]["new_positives"]
-        for entry in starts
-        if entry.payload["version"] == verdict.version and _graduates(entry)
+        begun.evidence["new_positives"] for begun in starts if begun.version == verdict.version and begun.graduates
     ]
     now, needed = verdict.evidence["new_positives"], math.ceil(GROWTH * tried[-1]) if tried else 0
     if now >= needed:
@@ -368,13 +352,8 @@ def _worth_another_try(verdict: Verdict, starts: Sequence[LedgerEntry]) -> tuple
     return False, f"the next regime was tried with {tried[-1]} new positives, will be with {needed}; there are {now}"
 
 
-def _graduates(entry: LedgerEntry) -> bool:
-    """Whether a repair began because labels had brought the next regime; entries of older releases do not say."""
-    return bool(entry.payload.get("evidence", {}).get("graduates"))
-
-
 def _useless(
-    entries: Sequence[LedgerEntry], outcomes: Mapping[int, LedgerEntry], version: str | None, now: datetime
+    entries: Sequence[LedgerEntry], outcomes: Mapping[int, RepairEnded], version: str | None, now: datetime
 ) -> int:
     """How many retrains in a row did not help, back to the last one that did or to the last act of a person.
 
@@ -383,58 +362,50 @@ def _useless(
     version : the one that ``now`` needs a retrain
     """
     person = max((entry.id for entry in entries if entry.kind in MOVES and entry.actor != ACTOR), default=0)
-    since = {
-        str(entry.payload["version"]): _aware(entry.at)
-        for entry in entries
-        if entry.kind == "promote" and entry.payload["role"] == "champion"
-    }
-    undone = {str(entry.payload["before"]["champion"]) for entry in entries if entry.kind == "rollback"}
+    promoted = [(_aware(entry.at), promotion.Move.of(entry)) for entry in entries if entry.kind == "promote"]
+    since = {move.version: at for at, move in promoted if move.role == "champion"}
+    undone = {promotion.Move.of(entry).before["champion"] for entry in entries if entry.kind == "rollback"}
     needed = {str(version): now}  # version -> when a retrain of it was needed first
     count = 0
     for entry in reversed(entries):
         if entry.id < person:
             break
-        if entry.kind != "repair" or entry.payload["verdict"] != "retrain":
+        if entry.kind != "repair":
             continue
-        outcome = outcomes.get(entry.payload["number"])
-        made = str(outcome.payload.get("to_version")) if outcome is not None else ""
+        begun = RepairBegun.of(entry)
+        if begun.verdict != "retrain":
+            continue
+        outcome = outcomes.get(begun.number)
+        made = "" if outcome is None else outcome.action.to_version or ""
         soon = made in since and made in needed and needed[made] - since[made] < SOON
         if made in since and made not in undone and not soon:
             break
-        if made not in since and _graduates(entry):  # it lacked evidence yet, not help
+        if made not in since and begun.graduates:  # it lacked evidence yet, not help
             continue
-        needed[str(entry.payload.get("version"))] = _aware(entry.at)
+        needed[str(begun.version)] = _aware(entry.at)
         count += 1
     return count
 
 
 def challenger_of(entries: Sequence[LedgerEntry]) -> str | None:
     """Return the version that is challenger by the ledger."""
-    moves = [entry for entry in entries if entry.key.startswith("move:")]
-    found = moves[-1].payload["aliases"].get("challenger") if moves else None
-    return None if found is None else str(found)
+    return promotion.current(entries)["challenger"]
 
 
 def _start(config: Config, verdict: Verdict, now: datetime, store: Store, owner: str | None = None) -> int | None:
     """Take the next number of the ledger: only one of two governors can."""
     number = 1 + sum(entry.kind == "repair" for entry in store.entries(config.name))
-    payload = {
-        "number": number,
-        "verdict": verdict.verdict,
-        "fingerprint": verdict.fingerprint,
-        "version": verdict.version,
-        "evidence": dict(verdict.evidence),
-        "owner": owner,
-    }
+    begun = RepairBegun(number, verdict.verdict, verdict.fingerprint, verdict.version, dict(verdict.evidence), owner)
+    reason = "; ".join(verdict.reasons)
     try:
-        store.append(config.name, f"repair:{number}", "repair", ACTOR, "; ".join(verdict.reasons), payload, now)
+        store.append(config.name, f"repair:{number}", "repair", ACTOR, reason, begun.to_json(), now)
     except AlreadyDoneError:
         return None
     return number
 
 
 def _finish(config: Config, action: Action, verdict: Verdict, now: datetime, store: Store, number: int) -> None:
-    payload = {**action.to_json(), "number": number, "verdict": verdict.verdict, "fingerprint": verdict.fingerprint}
+    payload = RepairEnded(number, verdict.verdict, verdict.fingerprint, action).to_json()
     with contextlib.suppress(AlreadyDoneError):
         store.append(config.name, f"outcome:{number}", "outcome", ACTOR, action.reason, payload, now)
 
@@ -442,11 +413,11 @@ def _finish(config: Config, action: Action, verdict: Verdict, now: datetime, sto
 def _page(config: Config, verdict: Verdict, now: datetime, store: Store) -> Action:
     reason = "; ".join(verdict.reasons)
     recent = [
-        entry for entry in store.entries(config.name, "page") if entry.payload["fingerprint"] == verdict.fingerprint
+        entry for entry in store.entries(config.name, "page") if Paged.of(entry).fingerprint == verdict.fingerprint
     ]
     if recent and _aware(now) - _aware(recent[-1].at) < config.governor.cooldown:
         return Action(now, "page", verdict.version, None, "already", reason)
-    payload = {"fingerprint": verdict.fingerprint, "version": verdict.version, "evidence": dict(verdict.evidence)}
+    payload = Paged(verdict.fingerprint, verdict.version, dict(verdict.evidence)).to_json()
     try:
         store.append(config.name, f"page:{verdict.fingerprint}:{len(recent) + 1}", "page", ACTOR, reason, payload, now)
     except AlreadyDoneError:
@@ -468,7 +439,7 @@ def challenge(config: Config, now: datetime, *, monitor: Monitor | None = None) 
     try:
         entries = own.store.entries(config.name)
         version, start = challenger_of(entries), _since(entries, "challenger")
-        champion = _aliases(entries).get("champion")
+        champion = promotion.current(entries).get("champion")
         if version is None or champion is None or start is None:
             return None
         found = _paired(own, version, champion, start, now, alpha=_spent(config, start, now, own.delay(now)))
@@ -506,9 +477,9 @@ def probation(config: Config, now: datetime, *, monitor: Monitor | None = None) 
     own, close = _monitor(config, monitor)
     try:
         entries = own.store.entries(config.name)
-        aliases, start = _aliases(entries), _since(entries, "champion")
+        aliases, start = promotion.current(entries), _since(entries, "champion")
         champion, previous = aliases.get("champion"), aliases.get("previous")
-        moves = [entry for entry in entries if entry.key.startswith("move:")]
+        moves = promotion.moves(entries)
         if champion is None or previous is None or start is None or (moves and moves[-1].kind == "rollback"):
             return None
         if _aware(now) - _aware(start) > config.promotion.probation + own.delay(now) + timedelta(days=1):
@@ -576,20 +547,11 @@ def _paired(own: Monitor, version: str, champion: str, start: datetime, now: dat
     return liveness.paired(afterwards, now=now, settings=settings, since=start, confidence=1 - 2 * alpha)
 
 
-def _aliases(entries: Sequence[LedgerEntry]) -> Mapping[str, str | None]:
-    moves = [entry for entry in entries if entry.key.startswith("move:")]
-    return (
-        {name: None if value is None else str(value) for name, value in moves[-1].payload["aliases"].items()}
-        if moves
-        else {}
-    )
-
-
 def _since(entries: Sequence[LedgerEntry], role: str) -> datetime | None:
     """When the present holder of a role got it."""
     start, holder = None, None
-    for entry in (entry for entry in entries if entry.key.startswith("move:")):
-        now = entry.payload["aliases"].get(role)
+    for entry in promotion.moves(entries):
+        now = promotion.Move.of(entry).aliases.get(role)
         if now != holder:
             start, holder = entry.at, now
     return start if holder is not None else None

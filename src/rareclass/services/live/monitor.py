@@ -18,6 +18,7 @@ import numpy as np
 from rareclass.config import Config, dump
 from rareclass.core.moments import naive
 from rareclass.services.live import chosen
+from rareclass.services.live.ledger import Rethresholded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -449,11 +450,9 @@ def features_of(texts: pd.Series[Any]) -> pd.DataFrame:
 
 def baseline(entries: Sequence[LedgerEntry], version: str | None, profile: Profile | None) -> float | None:
     """Prevalence that the thresholds in force were fitted at: of the last re-threshold of this version, or its own."""
-    for entry in reversed(entries):
-        if entry.kind == "rethreshold" and str(entry.payload.get("version")) == version:
-            found = entry.payload.get("prevalence")
-            if found:
-                return float(found)
+    for line in reversed(Rethresholded.of_version(entries, version)):
+        if line.prevalence:
+            return float(line.prevalence)
     return None if profile is None else profile.prevalence
 
 
@@ -486,10 +485,7 @@ def costs_moved(config: Config, model: RareModel | None, entries: Sequence[Ledge
     if model is None or config.threshold.objective not in ("auto", "cost"):
         return ""
     then: Mapping[str, Any] = (model.meta.get("config") or {}).get("costs") or {}
-    for entry in reversed(entries):
-        if entry.kind == "rethreshold" and str(entry.payload.get("version")) == version and entry.payload.get("costs"):
-            then = entry.payload["costs"]
-            break
+    then = next((line.costs for line in reversed(Rethresholded.of_version(entries, version)) if line.costs), then)
     now = dump(config)["costs"]
     names = ("false_negative", "false_positive", "amount_share")
     changed = [

@@ -23,7 +23,7 @@ from rareclass.services import promotion as promotion
 from rareclass.services.live import chosen
 from rareclass.services.live import monitor as watching
 from rareclass.services.live.learnable import mark_filtered, mark_outlying
-from rareclass.services.live.ledger import ACTOR, Action
+from rareclass.services.live.ledger import ACTOR, Action, Rethresholded
 from rareclass.services.training.steps import silent
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def follow(monitor: Monitor) -> None:
     entries = monitor.store.entries(monitor.config.name, "rethreshold")
     if version is None or known is None or known.model is None:
         return
-    if not any(str(entry.payload["version"]) == version.version for entry in entries):
+    if not Rethresholded.of_version(entries, version.version):
         return
     wanted = current_thresholds(monitor, known)
     tags = {f"{operating.TAG}.{name}": str(value) for name, value in wanted.items()}
@@ -104,11 +104,11 @@ def follow(monitor: Monitor) -> None:
 def current_thresholds(monitor: Monitor, known: LoadedVersion) -> dict[str, float]:
     """Return the cut-offs in force of a version whose tags may still have to follow the ledger."""
     assert known.model is not None
-    told: dict[str, float] = {}
-    for entry in monitor.store.entries(monitor.config.name, "rethreshold"):
-        if str(entry.payload["version"]) == known.version:
-            told.update(entry.payload["thresholds"])
-    return operating.in_force(known.model.thresholds, known.model.primary, told)
+    cut_offs: dict[str, float] = {}
+    entries = monitor.store.entries(monitor.config.name, "rethreshold")
+    for line in Rethresholded.of_version(entries, known.version):
+        cut_offs.update(line.thresholds)
+    return operating.in_force(known.model.thresholds, known.model.primary, cut_offs)
 
 
 def recalibrate(

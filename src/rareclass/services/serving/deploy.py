@@ -17,6 +17,7 @@ from rareclass.config import Config
 from rareclass.errors import AlreadyDoneError, ModelError, RareclassError, UnreachableError
 from rareclass.network import token
 from rareclass.retry import retry_until_deadline
+from rareclass.services import promotion
 from rareclass.services.training.steps import Progress, silent
 
 if TYPE_CHECKING:
@@ -159,6 +160,6 @@ def _record(
 
     payload = {"version": version, "before": before, "target": str(target)}
     with Store(config.store.url) as store:
-        moves = sum(entry.key.startswith("move:") for entry in store.entries(config.name))
+        moves = len(promotion.moves(store.entries(config.name)))
         with contextlib.suppress(AlreadyDoneError):
             store.append(config.name, f"{kind}:{target}:{version}:{moves}", kind, ACTOR, reason, payload, now)
