@@ -8,10 +8,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rareclass.adapters.store import LabelReport, Store, micros, to_micros
 from rareclass.adapters.tracking import untouched
@@ -22,7 +23,8 @@ from rareclass.errors import DataError, InputError, StoreError, nearest
 from rareclass.masking import masked
 from rareclass.services.serving.score import ASIDE
 
-COLUMNS = ("request_id", "row", "label", "observed_at", "source")
+MOST_TEXT, ROWS = 256, 2**31
+"""Characters of a posted id or source at most, and below what the place of a row in its request stays."""
 _TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -104,6 +106,19 @@ class Versions:
         )
 
 
+def _zero_or_one(label: object) -> object:
+    """A text is left to the schema of the version, which knows how the target is written."""
+    if isinstance(label, str) or (isinstance(label, int | float) and label in (0, 1)):
+        return label
+    raise ValueError("not 0 or 1")
+
+
+def _iso(text: str | None) -> str | None:
+    if text is not None:
+        datetime.fromisoformat(text)
+    return text
+
+
 def receive_labels(config: Config, payload: object, now: datetime, *, store: Store | None = None) -> LabelReport:
     """Take the labels of one POST: ``[{"request_id": ..., "label": 0 or 1, "row": 0, "observed_at": ..., "source":
     ...}]``.
@@ -132,45 +147,59 @@ def receive_labels(config: Config, payload: object, now: datetime, *, store: Sto
         raise InputError(str(error)) from None
 
 
+class PostedLabel(BaseModel):
+    """One label as clients send it; `_SAYS` holds what they read where a field does not fit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    request_id: str = Field(min_length=1, max_length=MOST_TEXT)
+    row: int = Field(0, ge=0, lt=ROWS)
+    label: Annotated[Any, AfterValidator(_zero_or_one)]
+    observed_at: Annotated[str | None, AfterValidator(_iso)] = None
+    source: str | None = Field(None, max_length=MOST_TEXT)
+
+
+_SAYS = {
+    "request_id": f"must be a text of 1 to {MOST_TEXT} characters",
+    "label": "must be 0 or 1; it is {given}",
+    "row": "must be a whole number from 0; it is {given}",
+    "observed_at": "must be an ISO 8601 time like 2026-03-01T12:00:00Z; it is {given}",
+    "source": f"must be a text of at most {MOST_TEXT} characters",
+}
+COLUMNS = tuple(PostedLabel.model_fields)
+
+
 def _checked(position: int, item: object, versions: Versions) -> dict[str, Any]:
     """Check one label of a POST."""
     if not isinstance(item, Mapping):
         raise InputError(f"labels[{position}] must be an object with request_id and label; it is {type(item).__name__}")
-    for name in item:
-        if name not in COLUMNS:
-            raise InputError(
-                f"labels[{position}] has an unknown field '{str(name)[:80]}'.{nearest(name, COLUMNS)} Known: "
-                f"{', '.join(COLUMNS)}"
-            )
-    identity, label, row = item.get("request_id"), item.get("label"), item.get("row", 0)
-    if not isinstance(identity, str) or not identity or len(identity) > 256:
-        raise InputError(f"labels[{position}].request_id must be a text of 1 to 256 characters")
-    if isinstance(label, str):
-        label = _of_text(position, label, versions)
-    if not isinstance(label, (int, float)) or label not in (0, 1):
-        raise InputError(f"labels[{position}].label must be 0 or 1; it is {str(label)[:80]!r}")
-    if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < 2**31:
-        raise InputError(f"labels[{position}].row must be a whole number from 0; it is {str(row)[:80]!r}")
-    source, observed = item.get("source"), item.get("observed_at")
-    if source is not None and (not isinstance(source, str) or len(source) > 256):
-        raise InputError(f"labels[{position}].source must be a text of at most 256 characters")
-    if observed is not None:
-        try:
-            datetime.fromisoformat(observed)
-        except (ValueError, TypeError):
-            raise InputError(
-                f"labels[{position}].observed_at must be an ISO 8601 time like 2026-03-01T12:00:00Z; "
-                f"it is {str(observed)[:80]!r}"
-            ) from None
-    return {"request_id": identity, "row": row, "label": int(label), "observed_at": observed, "source": source}
+    try:
+        posted = PostedLabel.model_validate(item)
+    except ValidationError as error:
+        raise InputError(f"labels[{position}]{_why(error, item)}") from None
+    if isinstance(posted.label, str):
+        return {**posted.model_dump(), "label": _of_text(position, posted.label, versions)}
+    return {**posted.model_dump(), "label": int(posted.label)}
 
 
-def _of_text(position: int, label: str, versions: Versions) -> float:
+def _why(error: ValidationError, item: Mapping[str, Any]) -> str:
+    """What is wrong with a label, in one line; a field that nobody knows first, as it may be another one misspelled."""
+    wrong = [str(fault["loc"][0]) for fault in error.errors(include_url=False, include_input=False)]
+    for name in wrong:
+        if name not in _SAYS:
+            return f" has an unknown field '{name[:80]}'.{nearest(name, COLUMNS)} Known: {', '.join(COLUMNS)}"
+    given = repr(str(item.get(wrong[0]))[:80])
+    return f".{wrong[0]} {_SAYS[wrong[0]].format(given=given)}"
+
+
+def _of_text(position: int, label: str, versions: Versions) -> int:
     try:
         [found] = versions.target().labels([label]).tolist()
     except DataError as error:
         raise InputError(f"labels[{position}].label must be 0 or 1; it is {label[:80]!r}: {error}") from None
-    return float(found)
+    if found not in (0, 1):
+        raise InputError(f"labels[{position}].label must be 0 or 1; it is {str(found)[:80]!r}")
+    return int(found)
 
 
 def _add(config: Config, rows: pd.DataFrame, now: datetime, store: Store | None, where: str) -> LabelReport:
@@ -301,7 +330,7 @@ def _request_fields(frame: pd.DataFrame, own: Mapping[str, str], where: str) -> 
             f"label file '{where}' has no column 'request_id'.{nearest('request_id', names)} It has: {', '.join(names)}"
         )
     row = NUMBER.numbers(frame[own["row"]])[0] if "row" in own else np.zeros(len(frame))
-    if (~np.isfinite(row) | (row < 0) | (row % 1 != 0) | (row >= 2**31)).any():
+    if (~np.isfinite(row) | (row < 0) | (row % 1 != 0) | (row >= ROWS)).any():
         raise DataError(
             f"label file '{where}' has a 'row' that is not a whole number from 0. Take the row's place in its request"
         )
