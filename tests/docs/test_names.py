@@ -42,3 +42,28 @@ def test_every_settings_section_says_that_it_is_one() -> None:
     assert [
         name for name in sections if not name.endswith(("Settings", "Step", "Spec", "Point", "Env", "Config"))
     ] == []
+
+
+SAYS_NOTHING = {"found", "each", "known", "one", "kept", "whole", "told"}
+"""A local is called after what it holds."""
+NOT_YET = {
+    "core/diagnosis.py", "core/liveness.py", "core/planning.py", "core/repair.py", "core/review.py", "core/search.py",
+    "core/selection.py", "core/selection_metrics.py", "core/training.py", "core/triage.py", "core/without_labels.py",
+}  # fmt: skip
+"""Modules of the core in which some locals still say nothing; no other may join them."""
+ELSEWHERE = ("adapters/registry.py", "adapters/reports/charts.py", "adapters/tables/sources.py")
+"""Modules of other folders in which every local says what it holds."""
+
+
+def test_locals_say_what_they_hold() -> None:
+    clean = [name for name in NODES if name.startswith("core/") and name not in NOT_YET]
+    assert len(clean) > 40
+    silent = {
+        f"{name}:{node.lineno} {node.id}"
+        for name in (*clean, *ELSEWHERE)
+        for function in NODES[name]
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in SAYS_NOTHING
+    }
+    assert silent == set()

@@ -96,9 +96,9 @@ class Registry:
         there.
         """
         self.clean(name)
-        for known in self.versions(name):
-            if known.run_id == run_id and known.hash == digest:
-                return known
+        for registered in self.versions(name):
+            if registered.run_id == run_id and registered.hash == digest:
+                return registered
         with self._translate_errors(name):
             self._ensure(name)
             made = self.client.create_model_version(
@@ -131,20 +131,22 @@ class Registry:
         """
         seconds = time.time() if now is None else now
         removed = []
-        for found in self._all(name):
-            if _complete(found):
+        for stored in self._all(name):
+            if _complete(stored):
                 continue
-            host, _, pid = found.tags.get(OWNER, "").rpartition(":")
+            host, _, pid = stored.tags.get(OWNER, "").rpartition(":")
             here = host == socket.gethostname() and pid.isdigit()
-            if (here and not _mlflow.alive(int(pid))) or seconds - found.creation_timestamp / 1000 > _ABANDONED_SECONDS:
+            if (
+                here and not _mlflow.alive(int(pid))
+            ) or seconds - stored.creation_timestamp / 1000 > _ABANDONED_SECONDS:
                 with self._translate_errors(name):
-                    self.client.delete_model_version(name, str(found.version))
-                removed.append(str(found.version))
+                    self.client.delete_model_version(name, str(stored.version))
+                removed.append(str(stored.version))
         return removed
 
     def versions(self, name: str) -> list[Version]:
         """List the complete versions, newest first; empty for an unknown model."""
-        return [_version(found) for found in self._all(name) if _complete(found)]
+        return [_version(stored) for stored in self._all(name) if _complete(stored)]
 
     def _all(self, name: str) -> list[Any]:
         with self._translate_errors(name):
@@ -156,26 +158,26 @@ class Registry:
                 if not token:
                     break
             aliases = self._aliases(name) if pages else {}
-        for found in pages:  # a search leaves aliases out
-            found._aliases = [alias for alias, version in aliases.items() if version == str(found.version)]
-        return sorted(pages, key=lambda found: -int(found.version))
+        for stored in pages:  # a search leaves aliases out
+            stored._aliases = [alias for alias, version in aliases.items() if version == str(stored.version)]
+        return sorted(pages, key=lambda stored: -int(stored.version))
 
     def _aliases(self, name: str) -> dict[str, str]:
         return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
 
     def version(self, name: str, number: str | int) -> Version:
         """Return one complete version. Raises ModelError with the ones there are."""
-        known = {each.version: each for each in self.versions(name)}
-        if str(number) not in known:
-            there = ", ".join(sorted(known, key=int)) or "none: `rareclass run` registers the first"
+        by_number = {version.version: version for version in self.versions(name)}
+        if str(number) not in by_number:
+            there = ", ".join(sorted(by_number, key=int)) or "none: `rareclass run` registers the first"
             raise ModelError(
                 f"model '{name}' has no version {number} in '{self.uri}'. Set the version to one of: {there}"
             )
-        return known[str(number)]
+        return by_number[str(number)]
 
     def at(self, name: str, alias: str) -> Version | None:
         """Return the version that an alias points to, None when there is none."""
-        return next((each for each in self.versions(name) if alias in each.aliases), None)
+        return next((version for version in self.versions(name) if alias in version.aliases), None)
 
     def point(self, name: str, targets: Mapping[str, str | None]) -> None:
         """Move aliases: {alias: version, or None to remove it}. Champion moves last, so a reader never sees it half
@@ -195,7 +197,7 @@ class Registry:
 
     def _point(self, name: str, targets: Mapping[str, str | None]) -> None:
         present = self._aliases(name)
-        for alias in sorted(targets, key=lambda each: each == "champion"):
+        for alias in sorted(targets, key=lambda role: role == "champion"):
             wanted = targets[alias]
             if wanted is None and alias in present:
                 self.client.delete_registered_model_alias(name, alias)
@@ -227,12 +229,14 @@ class Registry:
         name, alias, number = match.groups()
         if number is not None:
             return self.version(name, number)
-        found = self.at(name, alias)
-        if found is None:
-            known = self._aliases(name) if self._all(name) else {}
-            there = ", ".join(sorted(known)) or "none"
-            raise ModelError(f"model '{name}' has no '{alias}' in '{self.uri}'.{nearest(alias, known)} It has: {there}")
-        return found
+        version = self.at(name, alias)
+        if version is None:
+            aliases = self._aliases(name) if self._all(name) else {}
+            there = ", ".join(sorted(aliases)) or "none"
+            raise ModelError(
+                f"model '{name}' has no '{alias}' in '{self.uri}'.{nearest(alias, aliases)} It has: {there}"
+            )
+        return version
 
     def _translate_errors(self, name: str) -> Any:
         return _mlflow.translate_errors(f"the registry '{self.uri}' refused model '{name}'")
@@ -351,11 +355,11 @@ def _quality(metrics: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|",
     ]
     lines = []
-    for name, found in metrics.items():
-        if isinstance(found, Mapping) and found.get("value") is not None:
-            ends = [found.get("low"), found.get("high")]
+    for name, estimate in metrics.items():
+        if isinstance(estimate, Mapping) and estimate.get("value") is not None:
+            ends = [estimate.get("low"), estimate.get("high")]
             interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
-            lines.append(f"| {name} | {found['value']:.4g} | {interval} | {found.get('positives', '')} |")
+            lines.append(f"| {name} | {estimate['value']:.4g} | {interval} | {estimate.get('positives', '')} |")
     return [*head, *lines, ""]
 
 
@@ -399,19 +403,19 @@ def load_model(uri: str | Path, tracking_uri: str | None = None, *, expect: str 
 
 def _recorded(uri: str, folder: Path, tracking_uri: str | None) -> str | None:
     """Return the hash that the tracking store keeps of the run whose model this is; None where neither is known."""
-    known = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     run = re.search(r"(?:runs:/|/)([0-9a-f]{32})(?:/|$)", uri) or re.search(r"/([0-9a-f]{32})/artifacts/", str(folder))
-    if not known or run is None:
+    if not server or run is None:
         return None
     from mlflow.exceptions import MlflowException
 
     try:
-        return _mlflow.client(known).get_run(run.group(1)).data.tags.get(HASH)
+        return _mlflow.client(server).get_run(run.group(1)).data.tags.get(HASH)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # a run of another store
             return None
         raise ModelError(
-            f"the hash of '{uri}' cannot be asked for, so it is not loaded: {_mlflow.unusable(known)}"
+            f"the hash of '{uri}' cannot be asked for, so it is not loaded: {_mlflow.unusable(server)}"
         ) from None
 
 
@@ -471,24 +475,24 @@ def tracking_of(uri: str, tracking_uri: str | None) -> str:
 
     Raises ModelError without.
     """
-    found = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not found:
+    server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not server:
         raise ModelError(f"'{uri}' needs a registry. Pass -c CONFIG or --tracking-uri URI, or set MLFLOW_TRACKING_URI")
-    return found
+    return server
 
 
-def _complete(found: Any) -> bool:
-    return bool(found.tags.get(COMPLETE)) and found.tags.get(COMPLETE) == found.tags.get(HASH)
+def _complete(stored: Any) -> bool:
+    return bool(stored.tags.get(COMPLETE)) and stored.tags.get(COMPLETE) == stored.tags.get(HASH)
 
 
-def _version(found: Any) -> Version:
+def _version(stored: Any) -> Version:
     return Version(
-        name=found.name,
-        version=str(found.version),
-        uri=str(found.source),
-        run_id=str(found.run_id or ""),
-        hash=found.tags[HASH],
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        tags=dict(found.tags),
-        aliases=tuple(sorted(found.aliases or ())),
+        name=stored.name,
+        version=str(stored.version),
+        uri=str(stored.source),
+        run_id=str(stored.run_id or ""),
+        hash=stored.tags[HASH],
+        created=datetime.fromtimestamp(stored.creation_timestamp / 1000, UTC),
+        tags=dict(stored.tags),
+        aliases=tuple(sorted(stored.aliases or ())),
     )

@@ -46,19 +46,21 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
     where the intervals of all end below `WORTH` of the average precision they are held against.
     Intervals are Bonferroni's for their number.
     """
-    done = [one for one in trained if one.complete]
-    resampled = [one for one in done if one.candidate.group != "none"]
+    done = [fit for fit in trained if fit.complete]
+    resampled = [fit for fit in done if fit.candidate.group != "none"]
     if not resampled or done[0].candidate.group != "none":
         return Advice(
             UNKNOWN,
             "Should I resample? Not enough evidence: no candidate on resampled rows was finished beside the "
             "untouched one.",
         )
-    scored = np.logical_and.reduce([one.scored for one in done])
+    scored = np.logical_and.reduce([fit.scored for fit in done])
     rows = dev.take(scored)
-    values = {one.candidate.name: average_precision(rows.y, one.oof[scored], rows.weight) for one in done}
-    pairs = [(one, max(_plain(one, done), key=lambda each: values[each.candidate.name])) for one in resampled]
-    needed = {one.candidate.name: one.oof[scored] for pair in pairs for one in pair}
+    values = {fit.candidate.name: average_precision(rows.y, fit.oof[scored], rows.weight) for fit in done}
+    pairs = [
+        (sampled, max(_plain(sampled, done), key=lambda rival: values[rival.candidate.name])) for sampled in resampled
+    ]
+    needed = {fit.candidate.name: fit.oof[scored] for pair in pairs for fit in pair}
     drawn = dict(
         zip(
             needed,
@@ -73,9 +75,9 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
             strict=True,
         )
     )
-    found = []
-    for one, plain in pairs:
-        a, b = one.candidate.name, plain.candidate.name
+    comparisons = []
+    for resampled_fit, plain in pairs:
+        a, b = resampled_fit.candidate.name, plain.candidate.name
         difference = judge_difference(
             values[a] - values[b],
             drawn[a] - drawn[b],
@@ -84,20 +86,23 @@ def should_resample(trained: Sequence[Trained], dev: Rows, *, confidence: float 
             positives=rows.positives,
             rows=len(rows),
         )
-        found.append((a, b, difference.estimate))
-    a, b, best = max(found, key=lambda each: each[2].value)
-    negligible = all(each.high < WORTH * values[plain] for _, plain, each in found)
+        comparisons.append((a, b, difference.estimate))
+    a, b, best = max(comparisons, key=lambda compared: compared[2].value)
+    negligible = all(difference.high < WORTH * values[plain] for _, plain, difference in comparisons)
     answer = YES if best.low > 0 else NO if negligible else UNKNOWN
-    return Advice(answer, _sentence(answer, a, b, best, len(found)), a, b, best, len(found))
+    return Advice(answer, _sentence(answer, a, b, best, len(comparisons)), a, b, best, len(comparisons))
 
 
-def _plain(one: Trained, done: Sequence[Trained]) -> list[Trained]:
-    """Candidate 0, and the candidates that differ from ``one`` in nothing but that their rows are left as they are."""
-    return [done[0], *(each for each in done[1:] if each.candidate.group == "none" and _recipe(each) == _recipe(one))]
+def _plain(fit: Trained, done: Sequence[Trained]) -> list[Trained]:
+    """Candidate 0, and the candidates that differ from ``fit`` in nothing but that their rows are left as they are."""
+    return [
+        done[0],
+        *(other for other in done[1:] if other.candidate.group == "none" and _recipe(other) == _recipe(fit)),
+    ]
 
 
-def _recipe(one: Trained) -> tuple[Any, ...]:
-    made = one.candidate
+def _recipe(fit: Trained) -> tuple[Any, ...]:
+    made = fit.candidate
     return made.learner, sorted(made.params.items()), made.weighting, made.loss
 
 
@@ -108,9 +113,9 @@ def _sentence(answer: str, name: str, against: str, difference: Estimate, compar
         f"{best} differs from {against} by {number} average precision on the same held-out rows "
         f"({difference.positives:,} positives)"
     )
-    told = {
+    verdict = {
         YES: "Yes: ",
         NO: f"No: a gain of {WORTH:.0%} or more is ruled out; ",
         UNKNOWN: "Not enough evidence: the interval holds both no gain and one that would matter; ",
     }[answer]
-    return f"Should I resample? {told}{measured}."
+    return f"Should I resample? {verdict}{measured}."

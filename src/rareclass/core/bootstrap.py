@@ -141,19 +141,19 @@ class Resamples:
         if len(self.block) != self.n:
             raise DataError(f"{len(self.block)} blocks were given for {self.n} rows. Give one block per row")
         block = np.unique(self.block, return_inverse=True)[1].astype(np.int64)
-        found = int(block.max()) + 1 if self.n else 0
-        return None if found < MIN_BLOCKS or found == self.n else block
+        blocks = int(block.max()) + 1 if self.n else 0
+        return None if blocks < MIN_BLOCKS or blocks == self.n else block
 
     @property
     def few_blocks(self) -> str | None:
         """What is to be said of the intervals where the blocks are too few to be drawn, so that rows are; None
         otherwise.
         """
-        found = self.n if self.block is None else len(np.unique(self.block))
-        if self.block is None or found >= MIN_BLOCKS:
+        blocks = self.n if self.block is None else len(np.unique(self.block))
+        if self.block is None or blocks >= MIN_BLOCKS:
             return None
         return (
-            f"the rows lie on {found} days or entities, fewer than {MIN_BLOCKS}: rows are drawn one by one, "
+            f"the rows lie on {blocks} days or entities, fewer than {MIN_BLOCKS}: rows are drawn one by one, "
             "and intervals are too narrow where rows of one day or entity are alike"
         )
 
@@ -180,11 +180,11 @@ class Resamples:
     def chunks(self, width: int = 1) -> Iterator[FloatArray]:
         """Yield (c, units) draws per unit, ``n_boot`` lines in all; c is bounded so that c * width stays in memory."""
         step = max(1, min(_CHUNK // max(self.units, 1), WIDTH // max(width, 1)))
-        kept = self._kept
+        stored = self._kept
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.n_boot, step):
             size = min(step, self.n_boot - start)
-            lines = kept[start : start + size] if kept is not None else (self._draw(rng) for _ in range(size))
+            lines = stored[start : start + size] if stored is not None else (self._draw(rng) for _ in range(size))
             draws = np.empty((size, self.units))
             for position, line in enumerate(lines):
                 draws[position] = line
@@ -226,9 +226,9 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]
     (NaN, NaN) when fewer than half of the resamples could be judged. An end is infinite where so many values are: a
     ratio to what a resample holds none of has no bound.
     """
-    found = np.asarray(values, dtype=np.float64)
-    finite = found[~np.isnan(found)]
-    if len(finite) == 0 or 2 * len(finite) < len(found):
+    resampled = np.asarray(values, dtype=np.float64)
+    finite = resampled[~np.isnan(resampled)]
+    if len(finite) == 0 or 2 * len(finite) < len(resampled):
         return float("nan"), float("nan")
     tail = (1 - confidence) / 2
     with np.errstate(invalid="ignore"):
@@ -292,13 +292,13 @@ def unbiased_estimate(value: float, values: ArrayLike, confidence: float, positi
     """Return a distance from 0 that resampling makes larger (a calibration error),
     with percentiles less that excess.
     """
-    found = np.asarray(values, dtype=np.float64)
-    excess = float(np.nanmean(found)) - value if np.isfinite(found).any() else 0.0
-    moved = estimate(value, np.maximum(found - excess, 0.0), confidence, positives, rows)
+    resampled = np.asarray(values, dtype=np.float64)
+    excess = float(np.nanmean(resampled)) - value if np.isfinite(resampled).any() else 0.0
+    moved = estimate(value, np.maximum(resampled - excess, 0.0), confidence, positives, rows)
     return Estimate(moved.value, min(moved.low, value), max(moved.high, value), moved.positives, moved.rows)
 
 
 def _spread(values: ArrayLike) -> float:
-    found = np.asarray(values, dtype=np.float64)
-    finite = found[np.isfinite(found)]
+    resampled = np.asarray(values, dtype=np.float64)
+    finite = resampled[np.isfinite(resampled)]
     return float(finite.std(ddof=1)) if len(finite) > 1 else 0.0

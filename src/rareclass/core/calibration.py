@@ -294,10 +294,10 @@ def _fit_isotonic(z: FloatArray, y: IntArray, weight: FloatArray, offset: float)
     used = mass > 0
     x, mass, hits = x[used], mass[used], hits[used]
     starts = isotonic_regression(hits / mass, weights=mass).blocks[:-1]
-    size, found = np.add.reduceat(mass, starts), np.add.reduceat(hits, starts)
+    size, positives = np.add.reduceat(mass, starts), np.add.reduceat(hits, starts)
     centre = np.add.reduceat(mass * x, starts) / size
     # A step without positives (or of positives only) has no finite logit: half a row of the other kind gives it one.
-    rate = np.clip(found / size, np.minimum(0.5 / (size + 1), 0.5), 1 - 0.5 / (size + 1))
+    rate = np.clip(positives / size, np.minimum(0.5 / (size + 1), 0.5), 1 - 0.5 / (size + 1))
     knots = _rising(centre, np.maximum.accumulate(logit(rate, within=OPEN)))
     shape = Isotonic(offset, tuple(centre.tolist()), tuple(knots.tolist()))
     shift = _matching_shift(shape.on_logit(near), float(hits.sum() / mass.sum()), weight)
@@ -409,10 +409,10 @@ def _folds(y: IntArray, block: AnyArray | None, folds: int, seed: int) -> IntArr
         unit = np.unique(block, return_inverse=True)[1]
         if unit.max() + 1 >= 2 * folds:
             # Blocks are dealt by descending positives, so that no fold is left without.
-            found = np.bincount(unit, y)
-            order = np.lexsort((rng.random(len(found)), -found))
-            deal = np.empty(len(found), dtype=np.int64)
-            deal[order] = np.arange(len(found)) % folds
+            positives = np.bincount(unit, y)
+            order = np.lexsort((rng.random(len(positives)), -positives))
+            deal = np.empty(len(positives), dtype=np.int64)
+            deal[order] = np.arange(len(positives)) % folds
             return np.asarray(deal[unit], dtype=np.int64)
     fold = np.empty(len(y), dtype=np.int64)
     for label in (0, 1):
@@ -471,10 +471,10 @@ def label_shift_em(
     counts = counts[counts > 0]
     ratio = centre - float(logit(prevalence, within=OPEN))
     draws = np.random.default_rng(seed).multinomial(len(z), counts / len(z), size=n_boot)
-    found = _fixed_points(ratio, np.vstack([counts, draws]).astype(np.float64))
+    prevalences = _fixed_points(ratio, np.vstack([counts, draws]).astype(np.float64))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found[1:], [tail, 1 - tail])
-    return Estimate(float(found[0]), float(low), float(high), round(float(found[0]) * len(z)), len(z))
+    low, high = np.quantile(prevalences[1:], [tail, 1 - tail])
+    return Estimate(float(prevalences[0]), float(low), float(high), round(float(prevalences[0]) * len(z)), len(z))
 
 
 def _fixed_points(ratio: FloatArray, counts: FloatArray) -> FloatArray:

@@ -85,7 +85,7 @@ def default_name(candidate: Candidate) -> str:
 
 def with_unique_names(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Drop candidates that are equal but for name and reason, and number names that are taken."""
-    kept: list[Candidate] = []
+    distinct: list[Candidate] = []
     recipes: set[str] = set()
     names: set[str] = set()
     for candidate in candidates:
@@ -98,8 +98,8 @@ def with_unique_names(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
             name = f"{candidate.name} ({count})"
         recipes.add(recipe)
         names.add(name)
-        kept.append(replace(candidate, name=name))
-    return tuple(kept)
+        distinct.append(replace(candidate, name=name))
+    return tuple(distinct)
 
 
 def group_by_resampler(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:

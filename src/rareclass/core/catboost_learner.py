@@ -125,7 +125,7 @@ class GrowingSymmetricTrees:
         self.most, (self.step, self.least) = task.rounds or most, pace(float(settings["learning_rate"]))
         self.threads = threads_of_a_fit(len(task.rows), task.threads)
         self.levels = tuple(
-            len(each.categories) if each.kind == "categorical" else 0 for each in task.rows.schema.features
+            len(feature.categories) if feature.kind == "categorical" else 0 for feature in task.rows.schema.features
         )
         self._looking = None if watched is None else _Looking()
         options: dict[str, Any] = {

@@ -49,10 +49,10 @@ def check_rows(rows: Rows, data: DataSettings, content: AnyArray | None = None) 
     Returns the warnings. Raises DataError with one line for the first check whose severity is "error".
     """
     checks = data.checks
-    found = [*check_infinite(rows, checks), *check_all_missing(rows, checks)]
-    enforce(found)
-    found += [*check_identical(rows, checks, content), *check_leaks(rows, checks)]
-    return enforce(found)
+    findings = [*check_infinite(rows, checks), *check_all_missing(rows, checks)]
+    enforce(findings)
+    findings += [*check_identical(rows, checks, content), *check_leaks(rows, checks)]
+    return enforce(findings)
 
 
 def check_counted(
@@ -73,11 +73,11 @@ def check_counted(
     Returns the warnings. Raises DataError as ``check_rows`` does.
     """
     checks = data.checks
-    found = [*_infinite(((name, int(n)) for name, n in zip(names, infinite, strict=True) if n), rows, checks)]
-    found += _all_missing((name for name, n in zip(names, filled, strict=True) if not n), checks)
-    enforce(found)
-    found += _identical(*repeated, rows, by_time, checks)
-    return enforce(found)
+    findings = [*_infinite(((name, int(n)) for name, n in zip(names, infinite, strict=True) if n), rows, checks)]
+    findings += _all_missing((name for name, n in zip(names, filled, strict=True) if not n), checks)
+    enforce(findings)
+    findings += _identical(*repeated, rows, by_time, checks)
+    return enforce(findings)
 
 
 def _finding(checks: ChecksSettings, check: str, column: str | None, message: str) -> Iterator[Finding]:
@@ -206,10 +206,10 @@ def _identical(repeats: int, torn: int, rows: int, by_time: bool, checks: Checks
     if not repeats:
         return
     both = f", {torn:,} of them with both labels: no model can tell these apart" if torn else ""
-    kept = "Their times make them events of their own" if by_time else "They stay on one side of every split"
+    reason = "Their times make them events of their own" if by_time else "They stay on one side of every split"
     message = (
         f"{repeats:,} of {rows:,} rows equal another one in every feature{both}. "
-        f"{kept}; remove repeats in the source if they are not meant"
+        f"{reason}; remove repeats in the source if they are not meant"
     )
     yield from _finding(checks, "identical_rows", None, message)
 
@@ -225,9 +225,9 @@ def _repeated(x: FloatMatrix, content: AnyArray | None) -> tuple[IntArray, IntAr
         part = slice(start, start + _CHUNK)
         hashed = content_groups(x[part]) if content is None else content[part]
         place = np.minimum(np.searchsorted(again, hashed), len(again) - 1)
-        found = np.flatnonzero(again[place] == hashed)
-        index.append(found + start)
-        group.append(place[found])
+        repeats = np.flatnonzero(again[place] == hashed)
+        index.append(repeats + start)
+        group.append(place[repeats])
     return np.concatenate(index), np.concatenate(group)
 
 

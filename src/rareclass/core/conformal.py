@@ -59,15 +59,15 @@ class Conformal:
     def __call__(self, score: ArrayLike) -> FloatArray:
         """(n,) raw scores in [0, 1] -> (n,) 1 - p in (0, 1), in the same order."""
         raw = np.clip(np.asarray(score, dtype=np.float64), 0.0, _MOST)
-        u, (known, line) = -np.log1p(-raw), self._knots
-        log_p = np.interp(u, known, line) - np.maximum(u - known[-1], 0)
+        u, (knots, line) = -np.log1p(-raw), self._knots
+        log_p = np.interp(u, knots, line) - np.maximum(u - knots[-1], 0)
         return np.asarray(np.clip(-np.expm1(log_p), _LEAST, _MOST), dtype=np.float64)
 
     def inverse(self, p: ArrayLike) -> FloatArray:
         """(n,) deployed scores -> the (n,) raw scores behind them."""
         log_p = np.log1p(-np.clip(np.asarray(p, dtype=np.float64), 0.0, _MOST))
-        known, line = self._knots
-        u = np.interp(-log_p, -line, known) + np.maximum(line[-1] - log_p, 0)
+        knots, line = self._knots
+        u = np.interp(-log_p, -line, knots) + np.maximum(line[-1] - log_p, 0)
         return np.asarray(-np.expm1(-u))
 
     def to_json(self) -> dict[str, Any]:
@@ -107,8 +107,10 @@ def knots(count: int) -> IntArray:
 
 def p_values(held_out: ArrayLike, score: ArrayLike) -> FloatArray:
     """Return the (n,) usual conformal p-values of scores: (1 + held-out scores as high) / (1 + held out)."""
-    known = np.sort(np.asarray(held_out, dtype=np.float64))
-    return np.asarray((len(known) - np.searchsorted(known, np.asarray(score), side="left") + 1) / (len(known) + 1))
+    reference = np.sort(np.asarray(held_out, dtype=np.float64))
+    return np.asarray(
+        (len(reference) - np.searchsorted(reference, np.asarray(score), side="left") + 1) / (len(reference) + 1)
+    )
 
 
 @dataclass(frozen=True)

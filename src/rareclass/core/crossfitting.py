@@ -55,18 +55,18 @@ class CrossFitting:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the report shows: counts, metrics, slices and money; no scores of rows."""
-        found = self.evaluation
+        evaluation = self.evaluation
         return {
             "reason": self.reason,
             "repeats": self.repeats,
             "folds": self.folds,
             "rows": len(self.rows),
-            "positives": int(found.counts["positives"]),
-            "prevalence": found.counts["prevalence"],
-            "notes": list(found.notes),
-            "slices": [each.to_json() for each in found.slices],
-            "metrics": {name: each.to_json() for name, each in found.metrics.items()},
-            "money": found.money.to_json(),
+            "positives": int(evaluation.counts["positives"]),
+            "prevalence": evaluation.counts["prevalence"],
+            "notes": list(evaluation.notes),
+            "slices": [part.to_json() for part in evaluation.slices],
+            "metrics": {name: metric.to_json() for name, metric in evaluation.metrics.items()},
+            "money": evaluation.money.to_json(),
         }
 
 
@@ -126,7 +126,7 @@ def shifts(trained: Sequence[training.Trained], weights: Mapping[str, float]) ->
     on the prevalence of the rows they were fitted on.
     """
     return all(
-        bool(np.isfinite(one.negative_sampling_rate)) for one in trained if weights.get(one.candidate.name, 0.0) > 0
+        bool(np.isfinite(fit.negative_sampling_rate)) for fit in trained if weights.get(fit.candidate.name, 0.0) > 0
     )
 
 
@@ -150,14 +150,14 @@ def cross_fit(
         score, flagged = _repeat(rows, parts, procedure, config, seed + 7919 * number)
         scores.append(score)
         flags.append(flagged)
-    whole = np.stack(scores)
-    index = np.flatnonzero(np.isfinite(whole).all(axis=0)).astype(np.int64)
+    stacked = np.stack(scores)
+    index = np.flatnonzero(np.isfinite(stacked).all(axis=0)).astype(np.int64)
     if not rows.y[index].any():
         raise DataError("no positive lies in a window that could be calibrated on earlier ones")
-    score, flagged, judged = whole[:, index], np.stack(flags)[:, index], rows.take(index)
-    found = evaluation.pooled(judged, score, flagged, costs=procedure.costs(judged), config=config, seed=seed)
+    score, flagged, judged = stacked[:, index], np.stack(flags)[:, index], rows.take(index)
+    judgement = evaluation.pooled(judged, score, flagged, costs=procedure.costs(judged), config=config, seed=seed)
     count = sum(bool(np.isin(fold.score, index).any()) for fold in repeats[0])
-    return CrossFitting(index, score, flagged, count, found, reason(len(judged), count))
+    return CrossFitting(index, score, flagged, count, judgement, reason(len(judged), count))
 
 
 def _repeat(
@@ -169,15 +169,15 @@ def _repeat(
     the fit at hand would have said of them.
     """
     relative = np.full(len(rows), np.nan)
-    known: list[float] = []
+    offsets: list[float] = []
     for number, fold in enumerate(parts):
         train = rows.take(fold.train)
         prevalence = np.asarray(np.average(train.y, weights=train.weight))
-        known.append(float(logit(prevalence)) if procedure.shifts else 0.0)
+        offsets.append(float(logit(prevalence)) if procedure.shifts else 0.0)
         raw = procedure.fit(train, seed + number).score(rows.x[fold.score])
-        relative[fold.score] = logit(raw) - known[-1]
+        relative[fold.score] = logit(raw) - offsets[-1]
     score, flagged = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
-    for base, fold in zip(known, parts, strict=True):
+    for base, fold in zip(offsets, parts, strict=True):
         others = fold.train[np.isfinite(relative[fold.train])]
         learn = rows.take(others)
         if not 0 < learn.positives < len(learn):  # the first window of time: nothing to calibrate on yet

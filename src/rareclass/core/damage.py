@@ -94,21 +94,21 @@ def signs_of_damage(
     drifted: bool,
 ) -> tuple[str, ...]:
     """Why a column looks damaged rather than changed."""
-    found = []
+    signs = []
     if missing - unknown - max(profile.missing, profile.usual_missing) >= limits.missing_jump:
-        found.append(f"{missing:.0%} missing, {profile.missing:.0%} in the reference")
+        signs.append(f"{missing:.0%} missing, {profile.missing:.0%} in the reference")
     pooled = _pooled(profile, counts)
     if max(unknown, pooled) >= limits.unknown_share:
-        found.append(f"{max(unknown, pooled):.0%} of the values are unknown categories")
+        signs.append(f"{max(unknown, pooled):.0%} of the values are unknown categories")
     if not counts.sum() or not profile.rows:
-        return tuple(found)
+        return tuple(signs)
     if not profile.may_be_constant and (stuck := _stuck(profile, column, counts)):
-        found.append(stuck)
+        signs.append(stuck)
     elif drifted and profile.kind == "numeric" and (unit := suspected_unit(profile, column)):
-        found.append(unit)
+        signs.append(unit)
     elif drifted and _relabelled(profile, counts):
-        found.append("the categories kept their shares but changed their names")
-    return tuple(found)
+        signs.append("the categories kept their shares but changed their names")
+    return tuple(signs)
 
 
 def _pooled(profile: FeatureProfile, counts: FloatArray) -> float:

@@ -60,21 +60,21 @@ class Feature(Jsonable):
             with np.errstate(over="ignore"):
                 return numbers.astype(np.float32), np.zeros(len(numbers), dtype=bool)
         distinct, codes = factorize(pd.Series(values) if not isinstance(values, pd.Series) else values)
-        known = {level: at for at, level in enumerate(self.categories)}
+        code_of = {level: at for at, level in enumerate(self.categories)}
         pooled = float(len(self.categories) - 1) if self.categories[-1:] == (OTHER,) else np.nan
         table = np.full(len(distinct) + 1, np.nan, dtype=np.float32)
         unknown = np.zeros(len(distinct) + 1, dtype=bool)
         for position, value in enumerate(distinct):
-            text = self.level(value, known)
+            text = self.level(value, code_of)
             if text is not None:
-                table[position], unknown[position] = known.get(text, pooled), text not in known
+                table[position], unknown[position] = code_of.get(text, pooled), text not in code_of
         return table[codes], unknown[codes]
 
     def texts(self, values: Any) -> list[str | None]:
         """Return the text of each value of a categorical column, None where it is missing."""
         distinct, codes = factorize(as_series(values))
-        known = dict.fromkeys(self.categories)
-        table = [*(self.level(value, known) for value in distinct), None]
+        categories = dict.fromkeys(self.categories)
+        table = [*(self.level(value, categories) for value in distinct), None]
         return [table[code] for code in codes.tolist()]
 
     def level(self, value: object, known: Mapping[str, Any]) -> str | None:
@@ -183,7 +183,7 @@ class Schema(Jsonable):
     def exact(self) -> list[str]:
         """The columns whose values are text, whatever they look like: categories, target, entity, id, time."""
         roles = self.roles
-        named = [each.name for each in (roles.target, roles.time) if each is not None]
+        named = [role.name for role in (roles.target, roles.time) if role is not None]
         named += [name for name in (roles.entity, roles.id) if name is not None]
         return list(dict.fromkeys([f.name for f in self.features if f.kind == "categorical"] + named))
 
@@ -228,9 +228,11 @@ def infer_schema(frame: pd.DataFrame, *, categorical: Sequence[str] = (), max_ca
             reading = _reading_of_column(column)
             counts = pd.Series(reading.texts(column)).value_counts(dropna=True, sort=False)
             levels = sorted(counts.index, key=lambda level: (-int(counts[level]), str(level)))
-            kept = tuple(str(level) for level in levels[:max_categories])
+            categories = tuple(str(level) for level in levels[:max_categories])
             features.append(
-                Feature(str(name), "categorical", kept + ((OTHER,) if len(levels) > max_categories else ()), reading)
+                Feature(
+                    str(name), "categorical", categories + ((OTHER,) if len(levels) > max_categories else ()), reading
+                )
             )
         else:
             features.append(Feature(str(name)))
@@ -265,14 +267,14 @@ def encode(frame: pd.DataFrame, schema: Schema) -> FloatMatrix:
 
 def unknown_categories(frame: pd.DataFrame, schema: Schema) -> dict[str, tuple[int, str]]:
     """Return for each categorical column of ``frame`` how many values training did not keep, and one of them."""
-    found = {}
+    by_feature = {}
     for feature in schema.features:
         if feature.kind == "categorical" and feature.name in frame.columns:
             unknown = feature.read(frame[feature.name])[1]
             if unknown.any():
                 first = frame[feature.name].iloc[int(np.argmax(unknown))]
-                found[feature.name] = (int(unknown.sum()), str(feature.reading.text(first))[:40])
-    return found
+                by_feature[feature.name] = (int(unknown.sum()), str(feature.reading.text(first))[:40])
+    return by_feature
 
 
 def decode(matrix: FloatMatrix, schema: Schema) -> pd.DataFrame:
@@ -404,15 +406,16 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     arrays: dict[str, Any] = {}
     drawn = any(part.drawn is not None for part in parts)
     for name in (f.name for f in fields(first) if f.name != "schema"):
-        found = [getattr(part, name) for part in parts]
+        columns = [getattr(part, name) for part in parts]
         # parts without these are kept whole, and each of their rows counts once; what was drawn from a larger table
         # has weights
-        some = any(array is not None for array in found)
+        some = any(array is not None for array in columns)
         if (name in _WHOLE and some) or (name == "weight" and drawn):
-            found = [
-                np.full(len(part), _WHOLE[name]) if one is None else one for part, one in zip(parts, found, strict=True)
+            columns = [
+                np.full(len(part), _WHOLE[name]) if array is None else array
+                for part, array in zip(parts, columns, strict=True)
             ]
-        arrays[name] = None if any(array is None for array in found) else _joined(found)
+        arrays[name] = None if any(array is None for array in columns) else _joined(columns)
     return Rows(schema=first.schema, **arrays)
 
 

@@ -83,10 +83,10 @@ class Agreement(Jsonable):
         """One sentence for a report."""
         if not self.correlation:
             return "one detector alone: nothing to agree with"
-        found = list(self.correlation.values())
+        correlations = list(self.correlation.values())
         return (
-            f"the detectors' rankings of {self.rows:,} rows they were not fitted on correlate {min(found):.2f} to "
-            f"{max(found):.2f} "
+            f"the detectors' rankings of {self.rows:,} rows they were not fitted on correlate "
+            f"{min(correlations):.2f} to {max(correlations):.2f} "
             f"(Spearman), and of the most unusual hundredth a pair shares {min(self.top.values()):.0%} to "
             f"{max(self.top.values()):.0%}"
         )
@@ -101,7 +101,7 @@ class Detection(Fitted):
 
     def surprises(self, x: FloatMatrix) -> FloatArray:
         """Return (n, members) surprises of x (n, n_features)."""
-        return np.stack([each.surprise(each.fitted.score(x)) for each in self.members], axis=1)
+        return np.stack([member.surprise(member.fitted.score(x)) for member in self.members], axis=1)
 
     def score(self, x: FloatMatrix) -> FloatArray:
         """Return (n,) in [0, 1): 1 - exp(-mean surprise), which only ranks until it is calibrated (core.conformal)."""
@@ -141,7 +141,7 @@ def fit(
             )
     options: dict[str, Any] = {"seed": seed, "threads": threads, "contamination": contamination}
     parts = _held_out(np.arange(len(rows)) if drawn is None else drawn, seed)
-    scores, found = [], []
+    scores, fitted_members = [], []
     names = list(dict.fromkeys(members))
     for name in names:
         own = (params or {}).get(name)
@@ -150,9 +150,11 @@ def fit(
             for learned, held in parts
         ]
         scores.append(np.concatenate(judged))
-        found.append(DetectorMember(detectors.fit(name, rows, params=own, **options), Surprise.learn(scores[-1])))
+        fitted_members.append(
+            DetectorMember(detectors.fit(name, rows, params=own, **options), Surprise.learn(scores[-1]))
+        )
     agreement = _agreement(names, scores)
-    return Detection("detectors", negative_sampling_rate=math.nan, members=tuple(found), agreement=agreement)
+    return Detection("detectors", negative_sampling_rate=math.nan, members=tuple(fitted_members), agreement=agreement)
 
 
 def _held_out(row: IntArray, seed: int) -> list[tuple[IntArray, IntArray]]:
@@ -227,5 +229,5 @@ def fit_calibrated(rows: Rows, *, seed: int = 0, **options: Any) -> tuple[Detect
     for fold in range(int(part.max()) + 1) if part.max() else ():
         made = fit(rows.take(part != fold), seed=seed, **options)
         held.append(made.score(rows.x[part == fold][:_MOST_SCORED]))
-    whole = fit(rows, seed=seed, **options)
-    return whole, conformal.fit(np.concatenate(held) if held else whole.score(rows.x))
+    final = fit(rows, seed=seed, **options)
+    return final, conformal.fit(np.concatenate(held) if held else final.score(rows.x))

@@ -70,8 +70,8 @@ class Detected:
         """Return (n,) finite scores for x (n, n_features) float32: the higher, the more unusual."""
         step = 65_536
         parts = [self.unusual(self.space(x[start : start + step])) for start in range(0, len(x), step)]
-        found = np.concatenate(parts) if parts else np.empty(0)
-        return np.nan_to_num(found.astype(np.float64, copy=False), nan=0.0, posinf=1e300, neginf=-1e300)
+        scores = np.concatenate(parts) if parts else np.empty(0)
+        return np.nan_to_num(scores.astype(np.float64, copy=False), nan=0.0, posinf=1e300, neginf=-1e300)
 
     def unusual(self, z: FloatMatrix) -> FloatArray:
         """Return (n,) scores of rows of the space."""
@@ -348,9 +348,9 @@ def fit_mahalanobis(learning: Learning, params: Mapping[str, Any]) -> Mahalanobi
     from sklearn.covariance import LedoitWolf
 
     z = learning.z.astype(np.float64)
-    kept, held = np.ones(len(z), dtype=bool), max(LEAST_ROWS, round(float(params["support"]) * len(z)))
+    central, held = np.ones(len(z), dtype=bool), max(LEAST_ROWS, round(float(params["support"]) * len(z)))
     for _ in range(5):
-        part = z[kept]
+        part = z[central]
         centre = part.mean(axis=0)
         covariance = LedoitWolf(store_precision=False).fit(part).covariance_
         values, vectors = linalg.eigh(covariance)
@@ -358,9 +358,9 @@ def fit_mahalanobis(learning: Learning, params: Mapping[str, Any]) -> Mahalanobi
         distance = (((z - centre) @ factor) ** 2).sum(axis=1)
         nearest = np.zeros(len(z), dtype=bool)
         nearest[np.argsort(distance, kind="stable")[:held]] = True
-        if (nearest == kept).all():
+        if (nearest == central).all():
             break
-        kept = nearest
+        central = nearest
     return Mahalanobis("mahalanobis", learning.space, reference=len(z), centre=centre, factor=factor)
 
 
@@ -392,8 +392,8 @@ def fit_gmm(learning: Learning, params: Mapping[str, Any]) -> Mixture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = GaussianMixture(parts, reg_covar=1e-3, max_iter=50, random_state=learning.seed).fit(z)
-        if (found := float(made.bic(z))) < least:
-            best, least = made, found
+        if (criterion := float(made.bic(z))) < least:
+            best, least = made, criterion
     assert best is not None
     return Mixture(
         "gmm",
@@ -568,8 +568,8 @@ def fit(
 
 def _usual(score: FloatArray, contamination: float) -> AnyArray:
     """Positions of all rows but the most unusual share."""
-    kept = max(LEAST_ROWS, round((1 - contamination) * len(score)))
-    return np.sort(np.argsort(score, kind="stable")[:kept])
+    count = max(LEAST_ROWS, round((1 - contamination) * len(score)))
+    return np.sort(np.argsort(score, kind="stable")[:count])
 
 
 def _learning(x: FloatMatrix, space: Space, seed: int, threads: int) -> Learning:

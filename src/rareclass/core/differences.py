@@ -57,5 +57,5 @@ def judge_difference(
     spread, freedom = float(finite.std(ddof=1)), max(positives - 1, 1)
     width = float(t.ppf(0.5 + joint_level(confidence, compared) / 2, freedom)) * spread
     beyond = 2 * float(t.sf(abs(value) / spread, freedom)) if spread > 0 else float(value == 0)
-    found = Estimate(float(value), float(value - width), float(value + width), positives, rows)
-    return Difference(found, min(1.0, beyond * max(compared, 1)))
+    difference = Estimate(float(value), float(value - width), float(value + width), positives, rows)
+    return Difference(difference, min(1.0, beyond * max(compared, 1)))

@@ -32,7 +32,7 @@ def half_of_negatives(rows: Rows) -> Rows:
     rate.
     """
     drawn = np.ones(len(rows)) if rows.drawn is None else rows.drawn
-    kept = (rows.y == 1) | (unit(rows.row_id, _SALT + 1) < 0.5)
+    stays = (rows.y == 1) | (unit(rows.row_id, _SALT + 1) < 0.5)
     halved = np.where(rows.y == 1, drawn, drawn / 2)
     weight = np.ones(len(rows)) if rows.weight is None else rows.weight
-    return replace(rows, drawn=halved, weight=weight * drawn / halved).take(kept)
+    return replace(rows, drawn=halved, weight=weight * drawn / halved).take(stays)

@@ -127,16 +127,16 @@ def compare(
         if reference.name not in window.skip
     ]
     unknown = window.unknown or {}
-    found = tuple(
+    features = tuple(
         _compare_column(reference, column, weight, limits, unknown.get(reference.name, 0.0), judged)
         for reference, column in compared
     )
     if judged:
-        found = _without(found, compared, window.loud)
+        features = _without(features, compared, window.loud)
     score_drift = None
     if score is not None:
         score_drift = compare_scores(answered or profile.score, score, limits=limits, weight=weight)
-    return DriftReport(len(x), judged, found, score_drift)
+    return DriftReport(len(x), judged, features, score_drift)
 
 
 def compare_scores(

@@ -96,8 +96,8 @@ def ece(y: ArrayLike, score: ArrayLike, bins: int = _BINS, weight: ArrayLike | N
     labels, scores, weights = as_scores(y, score, weight)
     mass = np.ones(len(labels)) if weights is None else weights
     where = equal_mass_bins(scores, bins)
-    found, expected = np.bincount(where, mass * labels, bins), np.bincount(where, mass * scores, bins)
-    return float(np.abs(found - expected).sum() / mass.sum()) if len(labels) else math.nan
+    observed, expected = np.bincount(where, mass * labels, bins), np.bincount(where, mass * scores, bins)
+    return float(np.abs(observed - expected).sum() / mass.sum()) if len(labels) else math.nan
 
 
 def mean_score_ratio(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -277,7 +277,7 @@ def _precisions_per_day(sample: Sample, ks: Sequence[int], bootstrap: Bootstrap)
     if len(labels) == 0:
         return dict.fromkeys(ks, Estimate(math.nan))
     best, positives = _BestOfDays.of(labels, scores, weights, np.asarray(sample.time), sample.share), int(labels.sum())
-    found = dict.fromkeys(ks, Estimate(math.nan, positives=positives, rows=len(labels)))
+    by_k = dict.fromkeys(ks, Estimate(math.nan, positives=positives, rows=len(labels)))
     for k in ks:
         if best.told_from > k:
             continue
@@ -285,10 +285,10 @@ def _precisions_per_day(sample: Sample, ks: Sequence[int], bootstrap: Bootstrap)
         mean = float(by_day.mean())
         if len(by_day) > 1:
             drawn = bootstrap.of_rows(len(by_day)).sums(by_day) / len(by_day)
-            found[k] = estimate(mean, drawn, bootstrap.confidence, positives, len(labels))
+            by_k[k] = estimate(mean, drawn, bootstrap.confidence, positives, len(labels))
         else:
-            found[k] = Estimate(mean, positives=positives, rows=len(labels))
-    return found
+            by_k[k] = Estimate(mean, positives=positives, rows=len(labels))
+    return by_k
 
 
 def _since(running: FloatArray, first: IntArray, day: IntArray) -> FloatArray:
@@ -410,25 +410,25 @@ def levels(rows: Rows, name: str) -> list[tuple[str, BoolArray]]:
     """Return the levels of a column with the rows they hold, most frequent first; quartiles in their order."""
     position = rows.schema.names.index(name)
     values, feature = rows.x[:, position], rows.schema.features[position]
-    known = ~np.isnan(values)
-    found: list[tuple[str, BoolArray]]
+    there = ~np.isnan(values)
+    named: list[tuple[str, BoolArray]]
     if feature.kind == "categorical":
-        codes, counts = np.unique(values[known].astype(np.int64), return_counts=True)
+        codes, counts = np.unique(values[there].astype(np.int64), return_counts=True)
         best = codes[np.argsort(-counts, kind="stable")][:_MAX_LEVELS]
-        found = [(feature.categories[code], values == code) for code in best]
+        named = [(feature.categories[code], values == code) for code in best]
     else:
-        distinct = np.unique(values[known])
+        distinct = np.unique(values[there])
         if len(distinct) <= 5:
-            found = [(f"{value:g}", values == value) for value in distinct]
+            named = [(f"{value:g}", values == value) for value in distinct]
         else:
-            edges = np.unique(np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1]))
-            found = []
+            edges = np.unique(np.quantile(values[there], [0, 0.25, 0.5, 0.75, 1]))
+            named = []
             for i, (low, high) in enumerate(pairwise(edges)):
                 inside = (values >= low if i == 0 else values > low) & (values <= high)
-                found.append((f"{low:g} to {high:g}" if i == 0 else f"above {low:g} to {high:g}", inside))
-    if not known.all():
-        found.append(("missing", ~known))
-    return found
+                named.append((f"{low:g} to {high:g}" if i == 0 else f"above {low:g} to {high:g}", inside))
+    if not there.all():
+        named.append(("missing", ~there))
+    return named
 
 
 def _slice(
@@ -464,8 +464,8 @@ def _slice(
 
 def _mean_of(values: FloatArray) -> float:
     """Mean of the repeats that could be judged; NaN without any."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    judged = values[~np.isnan(values)]
+    return float(judged.mean()) if len(judged) else math.nan
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -692,17 +692,17 @@ class _Judge:
         for tp, fp, tie in table.resampled(self.resamples, columns=columns):
             drawn_ap.append(ap_of_sums(tp, fp))
             drawn_auc.append(auc_of_sums(tp, fp, tie))
-        found = {
+        estimates = {
             "ap": self._bounded(ap_of_sums(exact[0], exact[1]), np.concatenate(drawn_ap)),
             "roc_auc": self._bounded(auc_of_sums(*exact), np.concatenate(drawn_auc)),
         }
         prevalence = _mean(self.y.astype(np.float64), self.weight)
         if prevalence > 0:
-            ap = found["ap"]
-            found["ap_lift"] = Estimate(
+            ap = estimates["ap"]
+            estimates["ap_lift"] = Estimate(
                 ap.value / prevalence, ap.low / prevalence, ap.high / prevalence, ap.positives, ap.rows
             )
-        return found
+        return estimates
 
     def probabilities(self) -> Estimates:
         """Brier score, log loss, ECE and mean score / prevalence; the bins of ECE are those of the whole."""
@@ -729,9 +729,9 @@ class _Judge:
             }
 
         resampled = metrics(sums.drawn, _multiple)
-        found = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(sums.total).items()}
+        estimates = {name: self._estimate(value[0], resampled[name]) for name, value in metrics(sums.total).items()}
         options = (self.config.confidence, int(self.y.sum()), len(self.y))
-        return {**found, "ece": unbiased_estimate(found["ece"].value, resampled["ece"], *options)}
+        return {**estimates, "ece": unbiased_estimate(estimates["ece"].value, resampled["ece"], *options)}
 
     def decisions(self, flagged: BoolArray) -> tuple[Estimates, Money]:
         """Decision metrics, confusion and cost of flagged rows."""
@@ -745,7 +745,7 @@ class _Judge:
         sums = _Sums.of({**cells, "rows": mass, **_spent(self.y, flagged, self.costs, mass)}, self.resamples)
         resampled = confusion_metrics(**{name: sums.drawn[name] for name in cells})
         exact = confusion_metrics(**{name: sums.total[name][0] for name in cells})
-        found = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
+        estimates = {name: self._estimate(value, resampled[name]) for name, value in exact.items()}
         sizes = {
             "recall": rare.sum(),
             "specificity": (~rare).sum(),
@@ -753,19 +753,19 @@ class _Judge:
             "micro_f1": len(rare),
         }
         options = (self.config.confidence, int(rare.sum()), len(self.y))
-        for name in found.keys() & {*sizes, *_BOUNDED}:
+        for name in estimates.keys() & {*sizes, *_BOUNDED}:
             value = float(exact[name])
             if name in sizes:
-                found[name] = share_estimate(value, resampled[name], float(sizes[name]), *options)
+                estimates[name] = share_estimate(value, resampled[name], float(sizes[name]), *options)
             else:
-                found[name] = bounded_estimate(value, resampled[name], *options)
+                estimates[name] = bounded_estimate(value, resampled[name], *options)
         spent = _money(sums, self.costs, self.config.confidence, int(rare.sum()), len(self.y))
-        return {**found, "cost": spent.cost}, spent
+        return {**estimates, "cost": spent.cost}, spent
 
     def rescued(self, flagged: BoolArray) -> Estimate:
         """Positives that the untuned threshold misses and the tuned one finds."""
-        found = self.mass * ((self.y == 1) & flagged & (self.score < UNTUNED))
-        return self._estimate(found.sum(), self.resamples.sums(found))
+        caught = self.mass * ((self.y == 1) & flagged & (self.score < UNTUNED))
+        return self._estimate(caught.sum(), self.resamples.sums(caught))
 
 
 def _thinned(judge: _Judge, block: AnyArray | None, threshold: float, ratio: float | None, seed: int) -> Estimates:
@@ -794,14 +794,14 @@ def calibration_bins(
     bins = min(bins, len(rare) // 5)
     edges = np.unique(np.quantile(rare, np.arange(1, bins) / bins, method="inverted_cdf")) if bins > 1 else np.zeros(0)
     where = np.searchsorted(edges, scores, side="right")
-    found = []
+    cells = []
     for k in np.unique(where):
         inside = where == k
         size, hits = float(mass[inside].sum()), float((mass * labels)[inside].sum())
         if size == 0:
             continue
         low, high = wilson(hits, size)
-        found.append(
+        cells.append(
             {
                 "rows": int(inside.sum()),
                 "positives": int(labels[inside].sum()),
@@ -811,4 +811,4 @@ def calibration_bins(
                 "rate_high": high,
             }
         )
-    return tuple(found)
+    return tuple(cells)

@@ -49,10 +49,10 @@ CUT_POINTS = ("classes", "rows")
 
 def take_cut_points(settings: dict[str, Any]) -> str:
     """Take ``cut_points`` out of a learner's settings. Raises ConfigError for one that does not exist."""
-    found: str = settings.pop("cut_points", CUT_POINTS[0])
-    if found not in CUT_POINTS:
-        raise unknown("cut_points", found, CUT_POINTS, "candidates.params")
-    return found
+    placing: str = settings.pop("cut_points", CUT_POINTS[0])
+    if placing not in CUT_POINTS:
+        raise unknown("cut_points", placing, CUT_POINTS, "candidates.params")
+    return placing
 
 
 @dataclass(frozen=True)

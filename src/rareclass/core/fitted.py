@@ -55,14 +55,14 @@ def _margins(booster: Any, x: FloatMatrix) -> FloatArray:
 
     rows = np.ascontiguousarray(x, dtype=np.float32)
     array = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (rows.ctypes.data, *rows.shape)
-    shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.POINTER(ctypes.c_float)()
+    shape, dimensions, margins = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.POINTER(ctypes.c_float)()
     xgboost._check_call(
         xgboost._LIB.XGBoosterPredictFromDense(
-            booster.handle, array, _MARGINS, None, ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
+            booster.handle, array, _MARGINS, None, ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(margins)
         )
     )
     # the result belongs to the booster and lives until this thread's next call: copied at once
-    return np.frombuffer(ctypes.string_at(found, 4 * len(rows)), dtype=np.float32).astype(np.float64)
+    return np.frombuffer(ctypes.string_at(margins, 4 * len(rows)), dtype=np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Trees:
     @staticmethod
     def of(estimators: Any, value: Callable[[Any], FloatArray] = lambda tree: tree.value[:, 0, 1]) -> Trees:
         """Flatten fitted decision trees of scikit-learn. value : (nodes,) what the nodes of one tree say"""
-        trees = [each.tree_ for each in estimators]
+        trees = [estimator.tree_ for estimator in estimators]
         roots = np.cumsum([0, *(tree.node_count for tree in trees[:-1])]).astype(np.int64)
         at = [np.arange(tree.node_count) for tree in trees]
         leaf = np.concatenate([tree.children_left < 0 for tree in trees])
@@ -160,10 +160,10 @@ class Trees:
         threads = max(1, min(threads, len(self.roots)))
 
         def total(share: Any) -> FloatArray:
-            found = np.zeros(len(matrix))
+            scores = np.zeros(len(matrix))
             for tree in share:
-                found += tree.predict(matrix)[:, 1]
-            return found
+                scores += tree.predict(matrix)[:, 1]
+            return scores
 
         shares = [self._compiled[start::threads] for start in range(threads)]
         if threads == 1:
@@ -351,8 +351,8 @@ def catboost_rows(x: FloatMatrix, levels: tuple[int, ...]) -> Any:
         names = np.array([b"%d" % code for code in range(counts[column])] + [b"unknown", b"missing"], dtype=object)
         code, count = x[:, column], counts[column]
         missing = np.isnan(code)
-        known = np.where(missing, 0, code).astype(np.int64)
-        texts[:, place] = names[np.where(missing, count + 1, np.where((known < 0) | (known >= count), count, known))]
+        codes = np.where(missing, 0, code).astype(np.int64)
+        texts[:, place] = names[np.where(missing, count + 1, np.where((codes < 0) | (codes >= count), count, codes))]
     return FeaturesData(num_feature_data=values, cat_feature_data=texts)
 
 

@@ -124,11 +124,11 @@ class _Steps:
 
         Written in place: half of the time of a plain formula is its temporaries.
         """
-        gamma, one = self._gamma, np.float32(1)
+        gamma, unity = self._gamma, np.float32(1)
         u, small, log_p, p, q, focus = scratch[:, : len(z)]
         np.multiply(sign, z, out=u)
         np.exp(np.negative(np.abs(u, out=small), out=small), out=small)
-        np.add(small, one, out=focus)
+        np.add(small, unity, out=focus)
         np.subtract(np.minimum(u, np.float32(0), out=p), np.log(focus, out=log_p), out=log_p)
         large = np.reciprocal(focus, out=focus)
         small *= large
@@ -150,7 +150,7 @@ class _Steps:
         # focus * p * (gamma log p (q - gamma p) + (2 gamma + 1) q)
         np.subtract(q, np.multiply(p, gamma, out=hessian), out=hessian)
         hessian *= log_p
-        hessian += np.multiply(q, 2 * gamma + one, out=u)
+        hessian += np.multiply(q, 2 * gamma + unity, out=u)
         hessian *= np.multiply(focus, p, out=focus)
         floor = np.maximum(np.multiply(p, q, out=u), np.float32(_TINY), out=u)
         floor *= base

@@ -320,8 +320,8 @@ def _at_least(low: float, high: float, bound: float) -> Outcome:
 _SAYS: dict[Outcome, str] = {"pass": "", "fail": "", "undecided": "; the interval cannot decide"}
 
 
-def _numbers(found: Estimate) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def _numbers(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _absolute(evaluation: Evaluation, gate: config.GateSettings) -> Iterator[Rule]:
@@ -386,15 +386,15 @@ def _calibration_rule(evaluation: Evaluation, gate: config.GateSettings) -> Rule
 
 def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
     """Recall of a slice may be at most ``gap`` below the whole; only significant gaps count."""
-    whole = evaluation.metrics["recall"].value
-    judged = [found for found in evaluation.slices if found.positives >= MIN_SLICE_POSITIVES]
-    worse = [found for found in judged if found.recall.high < whole - gap]
-    for found in worse:
+    overall = evaluation.metrics["recall"].value
+    judged = [part for part in evaluation.slices if part.positives >= MIN_SLICE_POSITIVES]
+    worse = [part for part in judged if part.recall.high < overall - gap]
+    for part in worse:
         reason = (
-            f"recall of {found.column}={found.level} is {found.recall} ({found.positives} positives), more than "
-            f"{gap:g} below the whole, {whole:.3f} (gate.max_slice_recall_gap)"
+            f"recall of {part.column}={part.level} is {part.recall} ({part.positives} positives), more than "
+            f"{gap:g} below the whole, {overall:.3f} (gate.max_slice_recall_gap)"
         )
-        yield Rule(f"slice {found.column}={found.level}", "fail", reason, _numbers(found.recall))
+        yield Rule(f"slice {part.column}={part.level}", "fail", reason, _numbers(part.recall))
     if not judged:
         reason = (
             f"no slice could be judged (gate.max_slice_recall_gap): none has {MIN_SLICE_POSITIVES} positives among "
@@ -409,7 +409,7 @@ def _slice_rules(evaluation: Evaluation, gap: float) -> Iterator[Rule]:
             "pass",
             (
                 f"no slice of {len(judged)} has a recall significantly more than {gap:g} below the whole, "
-                f"{whole:.3f}{left}"
+                f"{overall:.3f}{left}"
             ),
         )
 
@@ -480,13 +480,13 @@ class _Pair:
         block, _ = self._own(left)
         drawn = self.bootstrap.of_rows(len(extra), block).sums(extra).ravel()
         value = float(extra.sum(axis=0).mean())
-        found = estimate(value, drawn, self.bootstrap.confidence, int(self.y[left].sum()), len(extra))
-        outcome: Outcome = "fail" if found.low > 0 else "pass"
-        amount = f"{_money(found.value)} [{_money(found.low)}, {_money(found.high)}] {costs.currency}"
+        extra_cost = estimate(value, drawn, self.bootstrap.confidence, int(self.y[left].sum()), len(extra))
+        outcome: Outcome = "fail" if extra_cost.low > 0 else "pass"
+        amount = f"{_money(extra_cost.value)} [{_money(extra_cost.low)}, {_money(extra_cost.high)}] {costs.currency}"
         verb = "costs significantly more than" if outcome == "fail" else "does not cost significantly more than"
         return Rule(
             "champion_cost",
             outcome,
             f"it {verb} {self.champion.name} on the same rows: difference {amount}",
-            _numbers(found),
+            _numbers(extra_cost),
         )

@@ -36,11 +36,11 @@ def mix(values: HashArray, salt: int = 0) -> HashArray:
 
 def unit(values: HashArray, salt: int = 0) -> NDArray[np.float64]:
     """Return (n,) numbers in [0, 1), uniform and independent of the row order."""
-    found = np.empty(len(values), dtype=np.float64)
+    numbers = np.empty(len(values), dtype=np.float64)
     for start in range(0, len(values), CHUNK):
-        found[start : start + CHUNK] = mix(values[start : start + CHUNK], salt) >> np.uint64(11)
-    found *= 2.0**-53
-    return found
+        numbers[start : start + CHUNK] = mix(values[start : start + CHUNK], salt) >> np.uint64(11)
+    numbers *= 2.0**-53
+    return numbers
 
 
 def name_hash(name: str) -> np.uint64:
@@ -99,11 +99,11 @@ def rows_hash(total: HashArray, **arrays: AnyArray | None) -> HashArray:
     """Return (n,) hash of rows: what is there of them besides the features, by name, on top of the features' own
     ``total``.
     """
-    found = total.copy()
+    hashes = total.copy()
     for name, values in arrays.items():
         if values is not None:
-            combine(found, plain_hash(values), f"__{name}")
-    return found
+            combine(hashes, plain_hash(values), f"__{name}")
+    return hashes
 
 
 class SetHash:
@@ -121,11 +121,11 @@ class SetHash:
     @staticmethod
     def joined(parts: Iterable[SetHash]) -> SetHash:
         """Return the hash of all rows of the parts."""
-        whole = SetHash()
+        union = SetHash()
         for part in parts:
-            whole.count += part.count
-            whole.sums = [(a + b) % 2**64 for a, b in zip(whole.sums, part.sums, strict=True)]
-        return whole
+            union.count += part.count
+            union.sums = [(a + b) % 2**64 for a, b in zip(union.sums, part.sums, strict=True)]
+        return union
 
     def hex(self, names: Sequence[str]) -> str:
         """Return the hash, with the names of the columns."""

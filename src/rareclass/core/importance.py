@@ -86,7 +86,7 @@ def permutation_importance(
     plain = np.asarray(score(x), dtype=np.float64)
     resamples = Resamples(len(sample), own, n_boot, seed)
     base = average_precision(sample.y, plain, weight)
-    found = []
+    judged = []
     for position in _screened(x, plain, width):
         feature = rows.schema.features[position]
         scrambled = np.stack(list(_scrambled(rows, x, position, score, repeats, seed)))
@@ -95,8 +95,8 @@ def permutation_importance(
         )
         lost = float(np.mean([base - average_precision(sample.y, line, weight) for line in scrambled]))
         ap_lost = estimate(lost, (drawn[0] - drawn[1:]).mean(axis=0), confidence, rows.positives, len(rows))
-        found.append(_Push(x, sample.y, position, feature, score, weight, resamples, confidence).judge(ap_lost))
-    return tuple(sorted(found, key=lambda each: -each.ap_lost.value))
+        judged.append(_Push(x, sample.y, position, feature, score, weight, resamples, confidence).judge(ap_lost))
+    return tuple(sorted(judged, key=lambda feature_loss: -feature_loss.ap_lost.value))
 
 
 def _screened(x: FloatMatrix, score: FloatArray, most: int) -> Sequence[int]:
@@ -105,11 +105,11 @@ def _screened(x: FloatMatrix, score: FloatArray, most: int) -> Sequence[int]:
         return range(x.shape[1])
     rank = np.argsort(np.argsort(score, kind="stable"), kind="stable") - (len(score) - 1) / 2
     tenth = np.argsort(np.argsort(x, axis=0, kind="stable"), axis=0, kind="stable") * 10 // len(x)
-    told = [
+    gains = [
         float((np.bincount(column, rank, 10) ** 2 / np.maximum(np.bincount(column, minlength=10), 1)).sum())
         for column in tenth.T
     ]
-    return [int(position) for position in np.argsort(-np.asarray(told), kind="stable")[:most]]
+    return [int(position) for position in np.argsort(-np.asarray(gains), kind="stable")[:most]]
 
 
 def _sample(rows: Rows, most: int, seed: int) -> tuple[IntArray, FloatArray]:
@@ -191,18 +191,18 @@ class _Push:
     def _levels(self) -> list[float]:
         column = self.x[:, self.position]
         there = ~np.isnan(column)
-        known, weight, rare = column[there], self.weight[there], self.y[there] == 1
-        if not len(known):
+        values, weight, rare = column[there], self.weight[there], self.y[there] == 1
+        if not len(values):
             return []
         if self.feature.kind == "categorical":
-            codes, place = np.unique(known, return_inverse=True)
+            codes, place = np.unique(values, return_inverse=True)
             return [float(code) for code in codes[np.argsort(-np.bincount(place, weight), kind="stable")][:_CATEGORIES]]
         mixed = weight / np.where(rare, weight[rare].sum(), weight[~rare].sum())
-        order = np.argsort(known, kind="stable")
+        order = np.argsort(values, kind="stable")
         share = np.cumsum(mixed[order]) / mixed.sum()
-        levels = np.unique(known[order][np.minimum(np.searchsorted(share, _LEVELS), len(known) - 1)])
+        levels = np.unique(values[order][np.minimum(np.searchsorted(share, _LEVELS), len(values) - 1)])
         if len(levels) < 2:  # one value in most rows
-            levels = np.unique([known.min(), levels[0], known.max()])
+            levels = np.unique([values.min(), levels[0], values.max()])
         return [float(level) for level in levels]
 
     def _text(self, value: float) -> str:

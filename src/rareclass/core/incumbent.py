@@ -74,5 +74,5 @@ def _ids_alike(model: RareModel, schema: Schema, data: DataSettings) -> bool:
     before = model.meta.get("config", {}).get("data", {})
     if any(before.get(role) != getattr(data, role) for role in ("id", "time", "entity")) and before:
         return False
-    kinds = [{feature.name: feature.kind for feature in each.features} for each in (model.schema, schema)]
+    kinds = [{feature.name: feature.kind for feature in side.features} for side in (model.schema, schema)]
     return data.id is not None or kinds[0] == kinds[1]

@@ -292,9 +292,9 @@ class RareModel:
         """
         if self.golden is None:
             return
-        found = self.score(self.golden)
+        scored = self.score(self.golden)
         worst = float(
-            np.max(np.abs(found - self.golden[golden_score(self.schema)].to_numpy(dtype=np.float64)), initial=0.0)
+            np.max(np.abs(scored - self.golden[golden_score(self.schema)].to_numpy(dtype=np.float64)), initial=0.0)
         )
         if not worst <= tolerance:
             raise ModelError(
@@ -367,9 +367,9 @@ class RareModel:
 
         source = Path(folder)
         files = _verified(source)
-        if expect is not None and (found := _digest_of(files)) != expect:
+        if expect is not None and (given := _digest_of(files)) != expect:
             raise ModelError(
-                f"the files at '{source}' are not the ones that were registered (hash {found[:12]}, registered "
+                f"the files at '{source}' are not the ones that were registered (hash {given[:12]}, registered "
                 f"{expect[:12]}). Register the model again"
             )
         parts = json.loads(files[_PARTS])
@@ -448,9 +448,10 @@ def _verified(source: Path) -> dict[str, bytes]:
 
 def _golden_json(golden: pd.DataFrame, schema: Schema) -> dict[str, Any]:
     """Golden rows with all digits of their numbers."""
-    known = {feature.name: feature for feature in schema.features}
+    features = {feature.name: feature for feature in schema.features}
     columns = [
-        known[name].logged(golden[name]) if name in known else golden[name].astype(float).tolist() for name in golden
+        features[name].logged(golden[name]) if name in features else golden[name].astype(float).tolist()
+        for name in golden
     ]
     return {"columns": list(golden.columns), "data": [list(row) for row in zip(*columns, strict=True)]}
 

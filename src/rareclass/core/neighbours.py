@@ -56,14 +56,14 @@ def distance_space(x: FloatMatrix, schema: Schema, *, scale: bool = True) -> Flo
 def _numeric_space(x: FloatMatrix, sample: FloatMatrix, scale: bool) -> FloatMatrix:
     space = np.array(x, dtype=np.float32, order="C")
     for column in range(x.shape[1]):
-        known = sample[:, column]
-        known = known[np.isfinite(known)]
+        finite = sample[:, column]
+        finite = finite[np.isfinite(finite)]
         values = space[:, column]
-        values[~np.isfinite(values)] = np.median(known) if len(known) else 0.0
-        if scale and len(known):
-            deviation = float(known.astype(np.float64).std())
+        values[~np.isfinite(values)] = np.median(finite) if len(finite) else 0.0
+        if scale and len(finite):
+            deviation = float(finite.astype(np.float64).std())
             if deviation > 0:
-                values -= np.float32(known.astype(np.float64).mean())
+                values -= np.float32(finite.astype(np.float64).mean())
                 values /= np.float32(deviation)
     return space
 
@@ -126,10 +126,10 @@ def _nearest_to_few(reference: FloatMatrix, queries: FloatMatrix, k: int) -> tup
         )
         # The k-th best may be ``lost`` too small, and a row within it ``lost`` too large: twice that keeps them all.
         for row, near in enumerate(value <= (bound + 2 * lost)[:, None]):
-            found = np.flatnonzero(near)
-            exact = np.square(reference[found].astype(np.float64) - queries[start + row]).sum(axis=1)
+            candidates = np.flatnonzero(near)
+            exact = np.square(reference[candidates].astype(np.float64) - queries[start + row]).sum(axis=1)
             order = np.argsort(exact, kind="stable")[:k]
-            distance[start + row], index[start + row] = np.sqrt(exact[order]), found[order]
+            distance[start + row], index[start + row] = np.sqrt(exact[order]), candidates[order]
     return distance, index
 
 
@@ -217,16 +217,16 @@ def _square_radius(own: FloatMatrix, other: FloatMatrix, pool: Executor) -> tupl
 
     def look(rows: IntArray) -> tuple[FloatArray, FloatArray]:
         asked = np.hstack([eyes[rows], np.ones((len(rows), 1), dtype=np.float32)])
-        best, found = np.full(len(rows), -np.inf, dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+        best, nearest_other = np.full(len(rows), -np.inf, dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
         for start in range(0, len(marks), _BLOCK):
             value = asked @ marks[start : start + _BLOCK].T
             place = value.argmax(axis=1)
             value = value[np.arange(len(rows)), place]
             better = value > best
-            best[better], found[better] = value[better], place[better] + start
+            best[better], nearest_other[better] = value[better], place[better] + start
         own_norm = np.einsum("ij,ij->i", asked[:, :-1], asked[:, :-1], dtype=np.float64)
         low = own_norm * (1 - slack) - 2 * best.astype(np.float64)
-        return np.maximum(low, 0), np.square(own[rows].astype(np.float64) - other[found]).sum(axis=1)
+        return np.maximum(low, 0), np.square(own[rows].astype(np.float64) - other[nearest_other]).sum(axis=1)
 
     parts = list(pool.map(look, np.array_split(np.arange(len(own)), 1 + len(own) // 1024)))
     return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
@@ -245,11 +245,11 @@ class _Sight:
         centred = own - own.mean(axis=0)
         norm = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
         reach = (square_radius * (1 - slack) - norm * (1 + slack)) / 2
-        one = np.ones((len(own), 1), dtype=np.float32)
+        ones = np.ones((len(own), 1), dtype=np.float32)
         half = norm[:, None] * (1 + slack) / 2
         self.k = k
-        self.eyes = np.hstack([centred, one, reach[:, None].astype(np.float32)])
-        self.marks = np.hstack([centred, -half.astype(np.float32), one])
+        self.eyes = np.hstack([centred, ones, reach[:, None].astype(np.float32)])
+        self.marks = np.hstack([centred, -half.astype(np.float32), ones])
 
     def look_in_cells(self, waiting: IntArray, rng: np.random.Generator, pool: Executor) -> IntArray:
         """Return the waiting rows that do not see k others in the cell, around random rows, that they are in."""

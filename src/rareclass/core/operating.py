@@ -21,7 +21,7 @@ def retuned(tags: Mapping[str, str]) -> dict[str, float]:
 
     Raises ModelError for a tag that is no cut-off.
     """
-    found = {}
+    cut_offs = {}
     for key, text in tags.items():
         if key != TAG and not key.startswith(f"{TAG}."):
             continue
@@ -31,8 +31,8 @@ def retuned(tags: Mapping[str, str]) -> dict[str, float]:
             value = -1.0
         if not 0 <= value <= 1:
             raise ModelError(f"the version's tag {key} is '{text}'. Set it to a number from 0 to 1, or delete it")
-        found[key[len(TAG) + 1 :]] = value
-    return found
+        cut_offs[key[len(TAG) + 1 :]] = value
+    return cut_offs
 
 
 def in_force(own: Mapping[str, float], primary: str, retuned: Mapping[str, float]) -> dict[str, float]:
@@ -40,11 +40,11 @@ def in_force(own: Mapping[str, float], primary: str, retuned: Mapping[str, float
 
     retuned : by operating point, '' for ``primary``; points that the version does not have are left out
     """
-    found = {name: float(value) for name, value in own.items()}
-    found.update({name: float(value) for name, value in retuned.items() if name in found})
+    cut_offs = {name: float(value) for name, value in own.items()}
+    cut_offs.update({name: float(value) for name, value in retuned.items() if name in cut_offs})
     if "" in retuned:
-        found[primary] = float(retuned[""])
-    return found
+        cut_offs[primary] = float(retuned[""])
+    return cut_offs
 
 
 def decides(
@@ -56,7 +56,7 @@ def decides(
     cutoffs : those in force;  where : the setting that an error names
     Raises ModelError when the version has no such point.
     """
-    name = next((each for each in asked if each), primary)
+    name = next((asked_name for asked_name in asked if asked_name), primary)
     if name not in cutoffs:
         raise unknown("operating point", name, cutoffs, where, ModelError)
     return name, float(cutoffs[name])

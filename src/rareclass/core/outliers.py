@@ -31,7 +31,7 @@ def leave_out(
         keep &= ~outlying
         yield "majority_outliers", outlying
     for rule in settings.outliers:
-        at = names.index(column_of(rule, [names[each] for each in numeric]))
+        at = names.index(column_of(rule, [names[position] for position in numeric]))
         outlying = outlying_in_column(x[:, at], y, train[keep[train]], rule) & keep
         keep &= ~outlying
         yield f"outliers of {rule.column}", outlying
@@ -58,13 +58,13 @@ def outlying_in_column(column: AnyArray, y: AnyArray, index: AnyArray, rule: Out
     stays.
     """
     label = int(rule.of == "rare")
-    known = column[index[y[index] == label]]
-    known = known[~np.isnan(known)]
+    values = column[index[y[index] == label]]
+    values = values[~np.isnan(values)]
     outlying = np.zeros(len(y), dtype=bool)
-    if len(known) and rule.above is not None:
-        outlying |= column > np.quantile(known, rule.above)
-    if len(known) and rule.below is not None:
-        outlying |= column < np.quantile(known, rule.below)
+    if len(values) and rule.above is not None:
+        outlying |= column > np.quantile(values, rule.above)
+    if len(values) and rule.below is not None:
+        outlying |= column < np.quantile(values, rule.below)
     return np.asarray(outlying & (y == label))
 
 

@@ -109,7 +109,7 @@ class PartitionCounts:
         Sweep
             Hits and false alarms at each cut-off, for thresholds.
         """
-        tp, fp = (np.concatenate([[0.0], np.cumsum(each[0])[:-1]]) for each in (self.tp, self.fp))
+        tp, fp = (np.concatenate([[0.0], np.cumsum(counts[0])[:-1]]) for counts in (self.tp, self.fp))
         cutoff = np.concatenate([[np.inf], self.cut])
         return Sweep(cutoff, tp, fp, float(self.tp[0].sum()), float(self.fp[0].sum()))
 
@@ -127,8 +127,8 @@ def cut_points(positives: Iterable[ArrayLike]) -> FloatArray:
     ndarray of shape (k,)
         Their distinct values, descending: what every partition is counted with.
     """
-    found = [np.asarray(each, dtype=np.float64).ravel() for each in positives]
-    return np.unique(np.concatenate([np.empty(0), *found]))[::-1]
+    parts = [np.asarray(part, dtype=np.float64).ravel() for part in positives]
+    return np.unique(np.concatenate([np.empty(0), *parts]))[::-1]
 
 
 def count_partition(
@@ -211,8 +211,8 @@ def poisson_weights(block: NDArray[np.int64], resamples: int, seed: int = 0) -> 
 
     bounds = poisson.cdf(np.arange(20), 1.0)
     ids = np.asarray(block).astype(np.int64).view(np.uint64)
-    found = np.empty((resamples, len(ids)))
+    weights = np.empty((resamples, len(ids)))
     for number in range(resamples):
         place = (mix(ids, (seed * 1_000_003 + number) * 2 + _SALT) >> np.uint64(11)) * 2.0**-53
-        found[number] = np.searchsorted(bounds, place, side="right")
-    return found
+        weights[number] = np.searchsorted(bounds, place, side="right")
+    return weights

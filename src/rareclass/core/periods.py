@@ -48,7 +48,7 @@ def by_period(
     rows, positives = np.bincount(code, natural), np.bincount(code, y if natural is None else y * natural)
     names, which = np.unique(part, return_inverse=True)
     most = np.stack([np.bincount(code, which == k, len(starts)) for k in range(len(names))]).argmax(axis=0)
-    found = [
+    periods = [
         Period(
             str(start.astype("datetime64[s]"))[: 13 if unit == "hour" else 10],
             share_of(round(float(hits)), round(float(size)), confidence),
@@ -56,7 +56,7 @@ def by_period(
         )
         for start, hits, size, k in zip(starts, positives, rows, most, strict=True)
     ]
-    return unit, tuple(found[-_MANY:])
+    return unit, tuple(periods[-_MANY:])
 
 
 def _cut(time: NDArray[np.datetime64]) -> tuple[str, NDArray[np.datetime64]]:

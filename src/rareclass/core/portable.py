@@ -50,7 +50,7 @@ def pack(value: Any, types: Iterable[type], name: str = "value", *, small: bool 
     types : dataclasses and pydantic models that may be in it · small : compress arrays, which takes longer. Raises
         TypeError for anything else that is not plain data.
     """
-    writer = _Writer({each.__name__: each for each in types}, name)
+    writer = _Writer({kind.__name__: kind for kind in types}, name)
     tree = writer.tree(value)
     files = {f"{name}.json": json.dumps(tree, allow_nan=False).encode(), **writer.files}
     if writer.arrays:
@@ -63,7 +63,7 @@ def pack(value: Any, types: Iterable[type], name: str = "value", *, small: bool 
 
 def unpack(files: Mapping[str, bytes], types: Iterable[type], name: str = "value") -> Any:
     """Return what `pack` was given. Raises ModelError for files that do not hold that."""
-    reader = _Reader({each.__name__: each for each in types}, files)
+    reader = _Reader({kind.__name__: kind for kind in types}, files)
     try:
         if f"{name}.npz" in files:
             with np.load(io.BytesIO(files[f"{name}.npz"]), allow_pickle=False) as arrays:
@@ -89,13 +89,13 @@ class _Writer:
         if type(value) is float:
             return value if math.isfinite(value) else {KIND: "float", "value": str(value)}
         if isinstance(value, list):
-            return [self.tree(each) for each in value]
+            return [self.tree(item) for item in value]
         if isinstance(value, tuple):
-            return {KIND: "tuple", "items": [self.tree(each) for each in value]}
+            return {KIND: "tuple", "items": [self.tree(item) for item in value]}
         if isinstance(value, Mapping):
             if all(isinstance(key, str) for key in value) and KIND not in value:
-                return {key: self.tree(each) for key, each in value.items()}
-            return {KIND: "dict", "items": [[self.tree(key), self.tree(each)] for key, each in value.items()]}
+                return {key: self.tree(item) for key, item in value.items()}
+            return {KIND: "dict", "items": [[self.tree(key), self.tree(item)] for key, item in value.items()]}
         if id(value) not in self._written:  # what several hold is written once; kept, so that its id stays its own
             self._written[id(value)] = value, self._object(value)
         return self._written[id(value)][1]
@@ -104,7 +104,7 @@ class _Writer:
         kind: str = type(value).__name__
         if self._types.get(kind) is type(value):
             if is_dataclass(value):
-                return {KIND: kind, **{each.name: self.tree(getattr(value, each.name)) for each in fields(value)}}
+                return {KIND: kind, **{item.name: self.tree(getattr(value, item.name)) for item in fields(value)}}
             model: Any = value
             return {KIND: kind, "model": model.model_dump(mode="json")}
         if isinstance(value, np.generic):
@@ -145,12 +145,12 @@ class _Reader:
 
     def value(self, tree: Any) -> Any:
         if isinstance(tree, list):
-            return [self.value(each) for each in tree]
+            return [self.value(item) for item in tree]
         if not isinstance(tree, dict):
             return tree
         kind = tree.get(KIND)
         if kind is None:
-            return {key: self.value(each) for key, each in tree.items()}
+            return {key: self.value(item) for key, item in tree.items()}
         if kind in self._types:
             return self._made(self._types[kind], tree)
         return self._plain(kind, tree)
@@ -158,7 +158,7 @@ class _Reader:
     def _made(self, of: type, tree: Mapping[str, Any]) -> Any:
         if not is_dataclass(of):
             return of.model_validate(tree["model"])  # type: ignore[attr-defined]
-        given = {_RENAMED.get(key, key): self.value(each) for key, each in tree.items() if key != KIND}
+        given = {_RENAMED.get(key, key): self.value(item) for key, item in tree.items() if key != KIND}
         check_fields(of, given, f"a part of the kind '{of.__name__}'")
         return of(**given)
 
@@ -166,9 +166,9 @@ class _Reader:
         if kind == "float":
             return float(tree["value"])
         if kind == "tuple":
-            return tuple(self.value(each) for each in tree["items"])
+            return tuple(self.value(item) for item in tree["items"])
         if kind == "dict":
-            return {self.value(key): self.value(each) for key, each in tree["items"]}
+            return {self.value(key): self.value(item) for key, item in tree["items"]}
         if kind == "array":
             return self.arrays[tree["key"]]
         if kind == "scalar":
@@ -265,16 +265,16 @@ def _estimator(content: bytes) -> Any:
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        found = skops.io.loads(content, trusted=list(TRUSTED))
+        estimator = skops.io.loads(content, trusted=list(TRUSTED))
     except UntrustedTypesFoundException as error:
         raise ValueError(f"it asks for classes that no learner needs: {' '.join(str(error).split())[:300]}") from None
-    for tree in _trees(found):
+    for tree in _trees(estimator):
         check_nodes(tree.children_left, tree.children_right, tree.feature, tree.n_features)
-    for iteration in getattr(found, "_predictors", ()):
-        for nodes in (each.nodes for each in iteration):
+    for iteration in getattr(estimator, "_predictors", ()):
+        for nodes in (predictor.nodes for predictor in iteration):
             left = np.where(nodes["is_leaf"], -1, nodes["left"].astype(np.int64))
-            check_nodes(left, nodes["right"].astype(np.int64), nodes["feature_idx"], found.n_features_in_)
-    return found
+            check_nodes(left, nodes["right"].astype(np.int64), nodes["feature_idx"], estimator.n_features_in_)
+    return estimator
 
 
 def _trees(estimator: Any) -> list[Any]:
@@ -282,4 +282,4 @@ def _trees(estimator: Any) -> list[Any]:
     if hasattr(estimator, "tree_"):
         return [estimator.tree_]
     inner = [*getattr(estimator, "estimators_", ()), *(step for _, step in getattr(estimator, "steps", ()))]
-    return [tree for each in inner for tree in _trees(each)]
+    return [tree for part in inner for tree in _trees(part)]

@@ -112,10 +112,10 @@ class Profile(Jsonable):
         def column(values: Mapping[str, Any]) -> FeatureProfile:
             return FeatureProfile(**_read(FeatureProfile, values))
 
-        known = _read(Profile, raw)
-        known["features"] = tuple(column(values) for values in raw["features"])
-        known["score"] = column(raw["score"])
-        return Profile(**known)
+        values_by_field = _read(Profile, raw)
+        values_by_field["features"] = tuple(column(values) for values in raw["features"])
+        values_by_field["score"] = column(raw["score"])
+        return Profile(**values_by_field)
 
 
 def reference_profile(
@@ -137,13 +137,13 @@ def reference_profile(
     ap_low, ap_high : interval of the reference's average precision, where it has been estimated
     ranks : the scores are a detector's
     """
-    known = np.isfinite(score)
-    y, s, weight = rows.y[known], score[known], None if rows.weight is None else rows.weight[known]
+    scored = np.isfinite(score)
+    y, s, weight = rows.y[scored], score[scored], None if rows.weight is None else rows.weight[scored]
     parts = _windows(rows.time, window)
     days = _windows(rows.time, min(window, timedelta(days=1)))
     names = zip(rows.schema.features, _columns(rows.x), strict=True)
     features = tuple(_profile_column(f.name, f.kind, f.categories, column, parts, days) for f, column in names)
-    score_parts = [part[known[part]] for part in parts]
+    score_parts = [part[scored[part]] for part in parts]
     prevalence = _mean(y.astype(np.float64), weight)
     alerts = (s >= threshold).astype(np.float64)
     caught = _mean(alerts * y, weight)
@@ -176,8 +176,8 @@ def score_reference(score: FloatArray, time: NDArray[np.datetime64], *, usual: f
     all where there are few distinct ones, and that is no drift.
     usual : how far windows of the training's reference lay from all of it
     """
-    found = _profile_column("score", "numeric", (), score.astype(np.float32), _windows(time, timedelta(days=1)), [])
-    return replace(found, usual_psi=max(found.usual_psi, usual))
+    profile = _profile_column("score", "numeric", (), score.astype(np.float32), _windows(time, timedelta(days=1)), [])
+    return replace(profile, usual_psi=max(profile.usual_psi, usual))
 
 
 def psi(reference: FloatArray, current: FloatArray) -> float:
@@ -306,7 +306,7 @@ def _usual(
     profile: FeatureProfile, column: Float32, counts: FloatArray, parts: list[NDArray[np.int64]]
 ) -> dict[str, Any]:
     """How far the reference's own windows lie from all of it, beyond what chance does."""
-    whole = coarse_counts(profile, counts)
+    reference = coarse_counts(profile, counts)
     missing, constant = _spells(column, parts, profile.missing)
     moved, constant = 0.0, constant or profile.low == profile.high
     for part in parts if len(parts) > 1 else ():
@@ -317,7 +317,7 @@ def _usual(
         seen = coarse_counts(
             profile, column_counts(values, np.asarray(profile.edges, np.float32), len(profile.categories), None)
         )
-        moved = max(moved, psi(whole, seen) - (len(whole) - 1) * (1 / len(present) + 1 / max(profile.rows, 1)))
+        moved = max(moved, psi(reference, seen) - (len(reference) - 1) * (1 / len(present) + 1 / max(profile.rows, 1)))
     return {"usual_psi": max(moved, 0.0), "usual_missing": missing, "may_be_constant": constant}
 
 
@@ -378,14 +378,14 @@ def _mean(values: FloatArray, weight: FloatArray | None) -> float:
     return float(np.average(values, weights=weight)) if len(values) else math.nan
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+def _ratio(part: float, total: float) -> float:
+    return part / total if total else math.nan
 
 
 def _read(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Pick a dataclass's fields from JSON: lists become tuples and null becomes NaN where a number is meant."""
     missing = {item.name: math.nan for item in fields(kind) if item.type == "float" and item.name in required(kind)}
-    found: dict[str, Any] = dict(missing)
+    values: dict[str, Any] = dict(missing)
     check_required(kind, missing | dict(raw), "the profile of the version")
     for item in fields(kind):
         if item.name not in raw:
@@ -395,5 +395,5 @@ def _read(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
             value = tuple(value)
         elif value is None and item.type == "float":
             value = math.nan
-        found[item.name] = value
-    return found
+        values[item.name] = value
+    return values

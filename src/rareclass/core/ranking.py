@@ -119,8 +119,8 @@ class RankingTable:
 
         def draw(seed: np.random.SeedSequence, size: int) -> list[FloatArray]:
             rng = np.random.default_rng(seed)
-            found = rng.binomial(n, positive.sum() / n, size) if n else np.zeros(size, dtype=np.int64)
-            return [_scatter(rng, found, positive), _scatter(rng, n - found, negative)]
+            hits = rng.binomial(n, positive.sum() / n, size) if n else np.zeros(size, dtype=np.int64)
+            return [_scatter(rng, hits, positive), _scatter(rng, n - hits, negative)]
 
         if len(sizes) == 1:
             yield draw(seeds[0], sizes[0])
@@ -185,10 +185,10 @@ def sweep(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Sw
 
 def ap_of_sums(tp: FloatArray, fp: FloatArray) -> FloatArray:
     """Average precision from (..., K + 1) positives and negatives by step; NaN without positives."""
-    found = np.cumsum(tp, axis=-1)
-    alerts = found + np.cumsum(fp, axis=-1)
-    precision = np.divide(found, alerts, out=np.zeros_like(found), where=alerts > 0)
-    total = found[..., -1]
+    caught = np.cumsum(tp, axis=-1)
+    alerts = caught + np.cumsum(fp, axis=-1)
+    precision = np.divide(caught, alerts, out=np.zeros_like(caught), where=alerts > 0)
+    total = caught[..., -1]
     hits = np.einsum("...k,...k->...", tp, precision)
     return np.asarray(np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0))
 
@@ -265,8 +265,8 @@ class FastPrecision:
             return float(np.mean(tp / (tp + fp)))
         hits, hit_mass, own = _weight_above(hits, self.weight[self.positive])
         rest, alarm_mass, _ = _weight_above(rest, self.weight[self.negative])
-        found, alarms = hit_mass[np.searchsorted(hits, hits)], alarm_mass[np.searchsorted(rest, hits)]
-        return float(np.average(found / (found + alarms), weights=own))
+        caught, alarms = hit_mass[np.searchsorted(hits, hits)], alarm_mass[np.searchsorted(rest, hits)]
+        return float(np.average(caught / (caught + alarms), weights=own))
 
 
 def _weight_above(score: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -286,14 +286,14 @@ def estimated_ap(score: FloatArray, weight: FloatArray | None = None) -> float:
         return math.nan
     if weight is None or bool((weight == weight[0]).all()):
         p = np.sort(score)[::-1]
-        found, flagged = np.cumsum(p), np.arange(1, len(p) + 1, dtype=np.float64)
+        expected, flagged = np.cumsum(p), np.arange(1, len(p) + 1, dtype=np.float64)
     else:
         order = np.argsort(-score)
         p = score[order]
-        found, flagged = np.cumsum(weight[order] * p), np.cumsum(weight[order])
+        expected, flagged = np.cumsum(weight[order] * p), np.cumsum(weight[order])
     last = np.append(p[1:] != p[:-1], True)  # equal scores are one cut-off
-    found, flagged = found[last], flagged[last]
-    return float((np.diff(found, prepend=0.0) * found / flagged).sum() / found[-1])
+    expected, flagged = expected[last], flagged[last]
+    return float((np.diff(expected, prepend=0.0) * expected / flagged).sum() / expected[-1])
 
 
 # ------------------------------------------------------------------------------------------- with resamples
@@ -406,9 +406,9 @@ class BlockRanking:
             _by_cut(y[a:b], score[a:b], None if weight is None else weight[a:b], cut)
             for a, b in zip(starts, ends, strict=True)
         ]
-        found, alarms, above, positives, negatives = (np.stack(part, axis=-1) for part in zip(*columns, strict=True))
-        at = np.diff(found, axis=0, prepend=0.0)
-        return BlockRanking(at, found, alarms, (alarms + above) / 2, np.stack([positives, negatives]))
+        hits, alarms, above, positives, negatives = (np.stack(part, axis=-1) for part in zip(*columns, strict=True))
+        at = np.diff(hits, axis=0, prepend=0.0)
+        return BlockRanking(at, hits, alarms, (alarms + above) / 2, np.stack([positives, negatives]))
 
     def ap(self, draws: FloatArray | None = None, odds: float | None = None) -> Any:
         """Average precision, of the whole or (R,) of resamples; with ``odds`` at these odds of a positive."""
@@ -419,10 +419,10 @@ class BlockRanking:
             positives, negatives = self.total @ part
             with np.errstate(divide="ignore", invalid="ignore"):
                 factor = 1.0 if odds is None else positives / (odds * np.maximum(negatives, 1e-12))
-                found, alarms = self.found @ part, (self.alarms @ part) * factor
-                alarms += found
-                np.divide(found, alarms, out=found, where=alarms > 0)
-                result[low : low + 32] = np.einsum("kr,kr->r", self.at @ part, found) / positives
+                hits, alarms = self.found @ part, (self.alarms @ part) * factor
+                alarms += hits
+                np.divide(hits, alarms, out=hits, where=alarms > 0)
+                result[low : low + 32] = np.einsum("kr,kr->r", self.at @ part, hits) / positives
         return result[0] if draws is None else result
 
     def roc_auc(self, draws: FloatArray | None = None) -> Any:
@@ -448,8 +448,8 @@ def _by_cut(y: IntArray, score: FloatArray, weight: FloatArray | None, cut: Floa
             ranked, below = mine[order], np.concatenate([[0.0], np.cumsum(weight[y == value][order])])
         sums += [below[-1] - below[np.searchsorted(ranked, cut, side=side)] for side in sides]  # type: ignore[call-overload]
         sums.append(below[-1])
-    found, positives, alarms, above, negatives = sums
-    return found, alarms, above, positives, negatives
+    hits, positives, alarms, above, negatives = sums
+    return hits, alarms, above, positives, negatives
 
 
 # ------------------------------------------------------------------------------------------------- curves

@@ -79,15 +79,15 @@ class Reading(Jsonable):
 
     def text(self, value: object) -> str | None:
         """Return one value as the text of a category, None where it is missing."""
-        found = plain_text(value)
-        if found is None or found in self.missing:
+        text = plain_text(value)
+        if text is None or text in self.missing:
             return None
         if self.kind == "number" and isinstance(value, (str, bytes)):
-            return _as_number(found, self.decimal, self.thousands)
+            return _as_number(text, self.decimal, self.thousands)
         if self.kind == "boolean":
-            low = found.lower()
-            return "True" if low in _TRUE else "False" if low in _FALSE else found
-        return found
+            low = text.lower()
+            return "True" if low in _TRUE else "False" if low in _FALSE else text
+        return text
 
     def number(self, text: str) -> float | None:
         """Return the number that a trimmed text is, NaN where it means missing, None where it is no number."""
@@ -108,9 +108,9 @@ class Reading(Jsonable):
         if pd.api.types.is_timedelta64_dtype(series.dtype):
             return series.dt.total_seconds().to_numpy(dtype=np.float64), {}
         if pd.api.types.is_numeric_dtype(series.dtype) and not isinstance(series.dtype, pd.CategoricalDtype):
-            found = series.to_numpy(dtype=np.float64, na_value=np.nan)
-            tokens = [each for each in map(number_of, self.missing) if each is not None]
-            return (np.where(np.isin(found, tokens), np.nan, found) if tokens else found), {}
+            numbers = series.to_numpy(dtype=np.float64, na_value=np.nan)
+            tokens = [token for token in map(number_of, self.missing) if token is not None]
+            return (np.where(np.isin(numbers, tokens), np.nan, numbers) if tokens else numbers), {}
         distinct, codes = factorize(series)
         table, wrong = np.full(len(distinct) + 1, np.nan), {}
         counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
@@ -173,7 +173,7 @@ class Target:
         text = self.reading.text(value)
         if text is None or not self.values or text in self.values:
             return text
-        return next((each for each in spellings(value) if each in self.values), text)
+        return next((spelling for spelling in spellings(value) if spelling in self.values), text)
 
     def _is_strange(self, text: str) -> bool:
         if not self.values or text in self.values:
@@ -181,12 +181,12 @@ class Target:
         return (
             len(self.values) == 2
             or same_word(text, self.positive)
-            or any(each.lower() == text.lower() for each in self.values)
+            or any(seen.lower() == text.lower() for seen in self.values)
         )
 
     def _refused(self, strange: Mapping[str, int]) -> DataError:
-        text = max(strange, key=lambda each: strange[each])
-        near = [each for each in self.values if each.lower() == text.lower()]
+        text = max(strange, key=lambda spelling: strange[spelling])
+        near = [seen for seen in self.values if seen.lower() == text.lower()]
         hint = f" Did you mean '{near[0]}'?" if near else nearest(text, self.values)
         listed = ", ".join(self.values[:10])
         are = "is no value" if len(strange) == 1 else "are no values"
@@ -200,15 +200,15 @@ def counted(values: Mapping[str, int], most: int = 3) -> str:
     return ", ".join(f"'{value[:40]}' ({count:,})" for value, count in ordered[:most]) + more
 
 
-def same_word(one: str, other: str) -> bool:
+def same_word(word: str, other: str) -> bool:
     """Whether two values of a target can only mean the same: they differ in capitals, or are one truth value as `true`
     and 1.
     """
-    one, other = one.lower(), other.lower()
-    if one == other:
+    word, other = word.lower(), other.lower()
+    if word == other:
         return True
-    letters = len(one) == len(other) == 1 and one.isalpha() and other.isalpha()  # `T` and `Y` may be codes
-    return not letters and any({one, other} <= words for words in _SAME)
+    letters = len(word) == len(other) == 1 and word.isalpha() and other.isalpha()  # `T` and `Y` may be codes
+    return not letters and any({word, other} <= words for words in _SAME)
 
 
 def reading_of(levels: Sequence[str], missing: tuple[str, ...] = ()) -> Reading:
@@ -251,8 +251,8 @@ def number_text(value: Any) -> str:
     if isinstance(value, (bool, np.bool_, int, np.integer)):
         return str(int(value))
     if isinstance(value, Decimal):
-        whole = value.is_finite() and value == value.to_integral_value()
-        return str(int(value)) if whole else format(value.normalize(), "f") if value.is_finite() else str(value)
+        integral = value.is_finite() and value == value.to_integral_value()
+        return str(int(value)) if integral else format(value.normalize(), "f") if value.is_finite() else str(value)
     if float(value).is_integer():
         return str(int(value))
     return str(value) if isinstance(value, np.floating) else repr(float(value))
@@ -260,14 +260,14 @@ def number_text(value: Any) -> str:
 
 def spellings(value: object) -> tuple[str, ...]:
     """The texts in which a value that is no text may have been written: 7.0 is 7 or 7.0, True is True or true."""
-    found = plain_text(value)
-    if found is None or isinstance(value, (str, bytes)):
+    text = plain_text(value)
+    if text is None or isinstance(value, (str, bytes)):
         return ()
     if isinstance(value, (bool, np.bool_)):
-        return (found, found.lower(), found.upper(), str(int(value)))
-    if isinstance(value, (int, float, np.number, Decimal)) and _WHOLE.fullmatch(found):
-        return (found, f"{found}.0")
-    return (found,)
+        return (text, text.lower(), text.upper(), str(int(value)))
+    if isinstance(value, (int, float, np.number, Decimal)) and _WHOLE.fullmatch(text):
+        return (text, f"{text}.0")
+    return (text,)
 
 
 def _as_number(text: str, decimal: str = ".", thousands: str = "") -> str:
@@ -297,10 +297,10 @@ def number_of(text: str, decimal: str = ".", thousands: str = "") -> float | Non
         return float(bare)
     mark = r"[ \u00a0\u202f]" if thousands == " " else re.escape(thousands)
     if thousands and re.search(mark, bare):
-        whole, point, rest = bare.partition(decimal)
-        if not re.fullmatch(rf"[+-]?\d{{1,3}}(?:{mark}\d{{3}})+", whole):
+        integer, point, rest = bare.partition(decimal)
+        if not re.fullmatch(rf"[+-]?\d{{1,3}}(?:{mark}\d{{3}})+", integer):
             return None
-        bare = re.sub(mark, "", whole) + point + rest
+        bare = re.sub(mark, "", integer) + point + rest
     if decimal != ".":
         if "." in bare:
             return None

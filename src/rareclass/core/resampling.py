@@ -118,21 +118,21 @@ def check_chain(chain: Sequence[ResampleStep]) -> None:
 
 
 def _check_params(name: str, params: Mapping[str, Any]) -> None:
-    known = {
+    defaults = {
         key: p.default for key, p in inspect.signature(RESAMPLERS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY
     }
     for key, value in params.items():
-        if key not in known:
-            allowed = f"It knows: {', '.join(sorted(known))}" if known else "It has no settings; take params out"
-            raise ConfigError(f"unknown setting '{key}' of resampler '{name}'.{nearest_name(key, known)} {allowed}")
-        kind = type(known[key])
+        if key not in defaults:
+            allowed = f"It knows: {', '.join(sorted(defaults))}" if defaults else "It has no settings; take params out"
+            raise ConfigError(f"unknown setting '{key}' of resampler '{name}'.{nearest_name(key, defaults)} {allowed}")
+        kind = type(defaults[key])
         fits = (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))) or (
             kind is float and type(value) is int
         )
         if not fits or (kind is not bool and value <= 0):
             wanted = {bool: "true or false", int: "a whole number above 0", float: "a number above 0"}[kind]
             raise ConfigError(
-                f"setting '{key}' of resampler '{name}' must be {wanted}, like {known[key]}; it is {value!r}"
+                f"setting '{key}' of resampler '{name}' must be {wanted}, like {defaults[key]}; it is {value!r}"
             )
 
 
@@ -160,8 +160,8 @@ def random_over(rows: Rows, task: ResamplingTask) -> Rows:
 
 def _equally_often(index: IntArray, more: int, rng: np.random.Generator) -> IntArray:
     """Return so many members of ``index``, all equally often, the remainder at random without replacement."""
-    whole, rest = divmod(more, len(index))
-    return np.concatenate([np.tile(index, whole), np.sort(rng.choice(index, rest, replace=False))])
+    times, rest = divmod(more, len(index))
+    return np.concatenate([np.tile(index, times), np.sort(rng.choice(index, rest, replace=False))])
 
 
 def random_under(rows: Rows, task: ResamplingTask) -> Rows:
@@ -170,9 +170,9 @@ def random_under(rows: Rows, task: ResamplingTask) -> Rows:
     wanted = task.majority(rows)
     if wanted == len(index):
         return rows
-    kept = rows.y == 1
-    kept[task.rng.choice(index, wanted, replace=False)] = True
-    return rows.take(np.flatnonzero(kept))
+    stays = rows.y == 1
+    stays[task.rng.choice(index, wanted, replace=False)] = True
+    return rows.take(np.flatnonzero(stays))
 
 
 # --- synthetic rows -------------------------------------------------------------------------------------------------
@@ -340,9 +340,9 @@ def _neighbours_in_group(space: FloatMatrix, group: IntArray, k: int, threads: i
     near = np.full((len(space), max(k, 1)), -1, dtype=np.int64)
     for value in np.unique(group):
         members = np.flatnonzero(group == value)
-        found = kneighbors_excluding_self(space[members], np.arange(len(members)), k, threads=threads)[1]
-        if found.shape[1]:
-            near[members] = members[found[:, np.arange(near.shape[1]) % found.shape[1]]]
+        neighbours = kneighbors_excluding_self(space[members], np.arange(len(members)), k, threads=threads)[1]
+        if neighbours.shape[1]:
+            near[members] = members[neighbours[:, np.arange(near.shape[1]) % neighbours.shape[1]]]
     return near
 
 
@@ -362,8 +362,8 @@ def _between(rows: Rows, index: IntArray, pairs: Pairs, near: IntArray) -> Rows:
 
 def _round_whole(made: FloatMatrix, x: FloatMatrix) -> None:
     """Round the columns of ``made``, in place, that hold whole numbers only in ``x``."""
-    whole = [j for j in range(x.shape[1]) if _is_whole(x[:, j])]
-    made[:, whole] = np.rint(made[:, whole])
+    integral = [j for j in range(x.shape[1]) if _is_whole(x[:, j])]
+    made[:, integral] = np.rint(made[:, integral])
 
 
 def _is_whole(column: FloatMatrix) -> bool:
@@ -410,9 +410,9 @@ def near_miss(rows: Rows, task: ResamplingTask, *, n_neighbors: int = 3, scale: 
         return rows
     space = distance_space(rows.x, rows.schema, scale=scale)
     distance = nearest(space[rows.y == 1], space[index], n_neighbors, threads=task.threads)[0].mean(axis=1)
-    kept = rows.y == 1
-    kept[index[np.argsort(distance, kind="stable")[:wanted]]] = True
-    return rows.take(np.flatnonzero(kept))
+    stays = rows.y == 1
+    stays[index[np.argsort(distance, kind="stable")[:wanted]]] = True
+    return rows.take(np.flatnonzero(stays))
 
 
 def smote_enn(

@@ -88,9 +88,9 @@ class NormalColumns:
         """Return the (n, m) float32 matrix of x (n, n_features): numeric columns first."""
         made = np.zeros((len(x), len(self.numeric)), dtype=np.float32)
         for place, (column, value, score) in enumerate(zip(self.numeric, self.value, self.score, strict=True)):
-            known = x[:, column].astype(np.float64)
+            values = x[:, column].astype(np.float64)
             if len(value):
-                made[:, place] = np.where(np.isnan(known), 0.0, _read(known, value, score))
+                made[:, place] = np.where(np.isnan(values), 0.0, _read(values, value, score))
         parts = [made]
         if len(self.flagged):
             parts.append(np.isnan(x[:, self.flagged]).astype(np.float32))
@@ -101,19 +101,19 @@ class NormalColumns:
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def _read(known: FloatArray, value: AnyArray, score: AnyArray) -> FloatArray:
+def _read(values: FloatArray, value: AnyArray, score: AnyArray) -> FloatArray:
     """Normal scores of values; a value beyond all that were seen is one score further out than the last."""
-    found = np.interp(known, value, score)
-    found = np.where(known > value[-1], np.maximum(score[-1], 0) + 1, found)
-    found = np.where(known < value[0], np.minimum(score[0], 0) - 1, found)
-    return np.clip(found, -_CLIP, _CLIP)
+    normal = np.interp(values, value, score)
+    normal = np.where(values > value[-1], np.maximum(score[-1], 0) + 1, normal)
+    normal = np.where(values < value[0], np.minimum(score[0], 0) - 1, normal)
+    return np.clip(normal, -_CLIP, _CLIP)
 
 
 def _normal_scores(column: FloatMatrix) -> tuple[AnyArray, AnyArray]:
     """(g,) of the distinct finite values, rising, and their normal scores, bounded."""
     value, score = normal_scores(column)
-    kept = np.unique(np.linspace(0, max(len(value) - 1, 0), _GRID).round().astype(np.int64))[: len(value)]
-    return value[kept], np.clip(score, -_CLIP, _CLIP)[kept]
+    grid = np.unique(np.linspace(0, max(len(value) - 1, 0), _GRID).round().astype(np.int64))[: len(value)]
+    return value[grid], np.clip(score, -_CLIP, _CLIP)[grid]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def fit_scarce(task: FitTask, params: Mapping[str, Any]) -> Scarce:
     ]
     share = float(params.get("share", shares(rows.positives, params)["share"]))
     described = describe(columns, novelty, unseen.x)
-    parts = [_part(share / len(few), True, each, described) for each in few]
+    parts = [_part(share / len(few), True, learner, described) for learner in few]
     if share < 1:
         ample = fit_xgboost(
             FitTask(rows, seed=task.seed, threads=task.threads), {**AMPLE, "rounds": min(rounds, AMPLE_ROUNDS)}

@@ -122,7 +122,9 @@ class GrowingHistograms:
 
         check_params("hist_gradient_boosting", params, HistGradientBoostingClassifier().get_params())
         schema = task.rows.schema
-        few = np.array([each.kind == "categorical" and len(each.categories) <= 255 for each in schema.features])
+        few = np.array(
+            [feature.kind == "categorical" and len(feature.categories) <= 255 for feature in schema.features]
+        )
         settings = hist_defaults(task.rows) | dict(params)
         settings |= {"categorical_features": few if few.any() else None, "random_state": task.seed}
         self.most, self.patience = task.rounds or int(settings["max_iter"]), int(settings["n_iter_no_change"])

@@ -107,10 +107,10 @@ def split(
 
 
 def _need_both(y: NDArray[Any], name: str, result: Split, positives: bool) -> None:
-    found = int(np.count_nonzero(y))
-    if found < len(y) and (found or not positives):
+    positive = int(np.count_nonzero(y))
+    if positive < len(y) and (positive or not positives):
         return
-    what = "no rows" if not len(y) else "no positive" if not found else "no negative"
+    what = "no rows" if not len(y) else "no positive" if not positive else "no negative"
     if result.dropped.get("seen_entities"):
         raise DataError(
             f"the {name} part has {what} left (of {len(y)} rows) after split.entities_apart took "
@@ -133,8 +133,8 @@ def _cut(time: TimeArray, y: NDArray[Any], share: float, days: bool) -> Any:
     if len(positive) and not (positive >= cut).any():
         rank = max(0, min(len(positive) - 1, int(len(positive) * (1 - share))))
         cut = np.partition(positive, rank)[rank]
-    whole = cut.astype("datetime64[D]").astype(time.dtype)
-    return whole if days and (time < whole).any() else cut
+    midnight = cut.astype("datetime64[D]").astype(time.dtype)
+    return midnight if days and (time < midnight).any() else cut
 
 
 def _by_time(y: NDArray[Any], time: TimeArray, config: settings.SplitSettings, delay: timedelta) -> Split:
@@ -167,10 +167,10 @@ def _by_time(y: NDArray[Any], time: TimeArray, config: settings.SplitSettings, d
 
 
 def _gap_too_long(delay: timedelta, span: np.timedelta64) -> DataError:
-    whole = float(span / np.timedelta64(1, "D"))
+    span_days = float(span / np.timedelta64(1, "D"))
     return DataError(
         f"the gap of one label delay ({settings.format_duration(delay)}) leaves no rows before it: "
-        f"the data span {whole:.1f} days. "
+        f"the data span {span_days:.1f} days. "
         "Set data.label_delay lower, or bring a longer history"
     )
 
@@ -203,8 +203,8 @@ def _salt(seed: int, attempt: int) -> int:
 def _without_known(parts: Split, y: NDArray[Any], entity: HashArray) -> Split:
     """Drop test rows of entities that are positive in training or validation rows (Fraud Detection Handbook, ch. 5)."""
     seen = np.concatenate([parts.train, parts.validation])
-    known = np.unique(entity[seen[y[seen] == 1]])
-    keep = ~np.isin(entity[parts.test], known)
+    caught = np.unique(entity[seen[y[seen] == 1]])
+    keep = ~np.isin(entity[parts.test], caught)
     dropped = {**parts.dropped, "known_entities": int((~keep).sum())}
     return Split(parts.train, parts.validation, parts.test[keep], parts.kind, dropped, parts.boundaries)
 
@@ -311,8 +311,8 @@ def as_split(folds: Sequence[Fold], rows: Rows, config: settings.SplitSettings, 
 
 def _folds_apart(folds: Sequence[Fold], y: IntArray, entity: HashArray) -> tuple[Fold, ...]:
     """Drop the scored rows of entities that a fold was fitted on, and folds that have none left."""
-    kept = (Fold(f.train, f.score[~np.isin(entity[f.score], entity[f.train])], f.repeat) for f in folds)
-    apart = tuple(fold for fold in kept if len(fold.score))
+    disjoint = (Fold(f.train, f.score[~np.isin(entity[f.score], entity[f.train])], f.repeat) for f in folds)
+    apart = tuple(fold for fold in disjoint if len(fold.score))
     if not any(y[fold.score].any() for fold in apart):
         raise DataError(
             "split.entities_apart leaves no positive of a new entity in the validation windows. "
@@ -322,8 +322,8 @@ def _folds_apart(folds: Sequence[Fold], y: IntArray, entity: HashArray) -> tuple
 
 
 def _unknown_only(fold: Fold, y: IntArray, entity: HashArray) -> Fold:
-    known = np.unique(entity[fold.train[y[fold.train] == 1]])
-    keep = ~np.isin(entity[fold.score], known)
+    caught = np.unique(entity[fold.train[y[fold.train] == 1]])
+    keep = ~np.isin(entity[fold.score], caught)
     usable = keep if y[fold.score[keep]].any() else np.ones(len(keep), dtype=bool)
     return Fold(fold.train, fold.score[usable], fold.repeat)
 
@@ -391,14 +391,14 @@ def stratified_folds(y: IntArray, keys: HashArray, *, folds: int, repeats: int =
             "two are needed "
             "for cross-fitting. Bring more labelled positives, or set split.test lower"
         )
-    found = []
+    made = []
     for repeat in range(repeats):
         order = np.lexsort((mix(distinct, _salt(seed, 7919 + repeat)), -size, -positives))
         fold_of_unit = np.empty(len(distinct), dtype=np.int64)
         fold_of_unit[order] = _deal(len(distinct), count)
         fold_of = fold_of_unit[code]
-        found += [Fold(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k), repeat) for k in range(count)]
-    return tuple(found)
+        made += [Fold(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k), repeat) for k in range(count)]
+    return tuple(made)
 
 
 def _deal(length: int, folds: int) -> IntArray:

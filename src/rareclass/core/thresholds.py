@@ -39,8 +39,8 @@ class Counts:
 
     def at(self, index: int) -> Counts:
         """The counts at one cut-off."""
-        one = np.s_[..., index : index + 1]
-        return replace(self, tp=self.tp[one], fp=self.fp[one], cost=None if self.cost is None else self.cost[one])
+        place = np.s_[..., index : index + 1]
+        return replace(self, tp=self.tp[place], fp=self.fp[place], cost=None if self.cost is None else self.cost[place])
 
     @property
     def alerts(self) -> FloatArray:
@@ -333,12 +333,12 @@ def tune(
         values = [task.objective.value(held), held.precision, held.recall]
         drawn.append(np.stack([thresholds[task.choose(counts)], *(v[:, 0] for v in values)]))
     draws = np.concatenate(drawn, axis=1)
-    found = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
+    reached = [values[chosen] for values in (task.objective.value(exact), exact.precision, exact.recall)]
     positives, rows = int(table.y.sum()), len(table.y)
-    worth = estimate(float(found[0]), draws[1], confidence, positives, rows)
+    worth = estimate(float(reached[0]), draws[1], confidence, positives, rows)
     precision, recall = (
         share_estimate(float(v), line, size, confidence, positives, rows)
-        for v, line, size in zip(found[1:], draws[2:], (float(exact.alerts[chosen]), positives), strict=True)
+        for v, line, size in zip(reached[1:], draws[2:], (float(exact.alerts[chosen]), positives), strict=True)
     )
     low, high = interval(draws[0], confidence)
     feasible = not task.constraints or float(task.violation(exact)[chosen]) == 0
@@ -514,9 +514,9 @@ def _best_under(task: _Task, exact: Counts, name: str, others: Sequence[str]) ->
     if not open_.any():
         return ""
     under = f" with {' and '.join(_asked(*item) for item in bounds.items())}" if bounds else ""
-    one = CONSTRAINTS[name]
-    reached = one.value(exact, task.days)[open_]
-    return one.best.format(under=under, best=reached.min() if one.most else reached.max())
+    constraint = CONSTRAINTS[name]
+    reached = constraint.value(exact, task.days)[open_]
+    return constraint.best.format(under=under, best=reached.min() if constraint.most else reached.max())
 
 
 def tune_points(

@@ -73,17 +73,17 @@ class TimeReading:
         """
         series = as_series(values)
         if pd.api.types.is_datetime64_any_dtype(series.dtype):
-            found, missing = _of_stamps(series), series.isna().to_numpy()
+            stamps, missing = _of_stamps(series), series.isna().to_numpy()
         elif pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype):
-            found, missing = self._of_numbers(series), series.isna().to_numpy()
+            stamps, missing = self._of_numbers(series), series.isna().to_numpy()
         else:
             distinct, codes = factorize(series)
             table, gone = self._of_objects(distinct)
-            found, missing = table[codes], gone[codes]
+            stamps, missing = table[codes], gone[codes]
         if self.calendar and not self.given:
             first = np.datetime64("1900-01-01", "us") if self.unit in LAYOUTS else _FIRST
-            found = np.where((found >= first) & (found < _LAST), found, _NAT)
-        return found, np.isnat(found) & ~missing
+            stamps = np.where((stamps >= first) & (stamps < _LAST), stamps, _NAT)
+        return stamps, np.isnat(stamps) & ~missing
 
     def _of_objects(self, distinct: Sequence[Any]) -> tuple[TimeArray, BoolArray]:
         """The times of distinct values of any type, and which are missing; one entry more for a missing value."""
@@ -106,39 +106,39 @@ class TimeReading:
         return table, gone
 
     def _of_text(self, texts: Sequence[str]) -> TimeArray:
-        found = np.full(len(texts), _NAT)
+        stamps = np.full(len(texts), _NAT)
         if self.format and self.format not in ORDERS:
             return _utc(pd.to_datetime(pd.Series(texts, dtype=object), format=self.format, utc=True, errors="coerce"))
         digits = np.array([_is_digits(text) for text in texts], dtype=bool)
         if digits.any():
             numbers = pd.Series([int(text) for text, is_digit in zip(texts, digits, strict=True) if is_digit])
-            found[digits] = self._of_numbers(numbers)
+            stamps[digits] = self._of_numbers(numbers)
         # where the column was numbers, its texts are, too: of a CSV that is read as text (1792368000.0, -5)
         other = np.array([bool(self.unit) and bool(_NUMBER.fullmatch(text)) for text in texts], dtype=bool) & ~digits
         if other.any():
             floats = [float(text) for text, is_number in zip(texts, other, strict=True) if is_number]
-            found[other] = self._of_numbers(pd.Series(floats))
+            stamps[other] = self._of_numbers(pd.Series(floats))
         rest = np.flatnonzero(~digits & ~other)
         if len(rest):
-            found[rest] = self._of_words(pd.Series([texts[int(at)] for at in rest], dtype=object))
-        return found
+            stamps[rest] = self._of_words(pd.Series([texts[int(at)] for at in rest], dtype=object))
+        return stamps
 
     def _of_words(self, texts: pd.Series[Any]) -> TimeArray:
         dates = texts.str.match(_DATE.pattern).to_numpy(dtype=bool)
-        found = np.full(len(texts), _NAT)
+        stamps = np.full(len(texts), _NAT)
         if (~dates).any():
             other = texts[~dates]
-            found[~dates] = _utc(pd.to_datetime(other, format="ISO8601", utc=True, errors="coerce"))
-            left = np.flatnonzero(~dates)[np.isnat(found[~dates])]
+            stamps[~dates] = _utc(pd.to_datetime(other, format="ISO8601", utc=True, errors="coerce"))
+            left = np.flatnonzero(~dates)[np.isnat(stamps[~dates])]
             named = [
                 at for at in left if re.search(r"[A-Za-z]{3}", texts.iloc[at]) and re.search(r"\d", texts.iloc[at])
             ]
             if named:  # the month is a word: no order to be mistaken in
                 words = pd.to_datetime(texts.iloc[named], format="mixed", utc=True, errors="coerce")
-                found[named] = _utc(words)
+                stamps[named] = _utc(words)
         if dates.any() and self.order:
-            found[dates] = _ordered(texts[dates], self.order == "day-first")
-        return found
+            stamps[dates] = _ordered(texts[dates], self.order == "day-first")
+        return stamps
 
     def _of_numbers(self, series: pd.Series[Any]) -> TimeArray:
         numbers, valid, fraction = _whole(series)
@@ -146,21 +146,21 @@ class TimeReading:
             texts = [str(number) if good else "" for number, good in zip(numbers, valid & ~fraction, strict=True)]
             return self._of_text(texts)
         unit = self.unit
-        found = np.full(len(numbers), _NAT)
+        stamps = np.full(len(numbers), _NAT)
         if unit in LAYOUTS:
             valid &= ~fraction
-            found[valid] = _laid_out(numbers[valid], unit)
+            stamps[valid] = _laid_out(numbers[valid], unit)
         elif unit == "order":
             valid &= ~fraction
-            found[valid] = numbers[valid].astype("datetime64[D]").astype("datetime64[us]")
+            stamps[valid] = numbers[valid].astype("datetime64[D]").astype("datetime64[us]")
         elif unit in COUNTS:
-            found[valid] = _counted(series, numbers, fraction, unit, self.origin)[valid]
+            stamps[valid] = _counted(series, numbers, fraction, unit, self.origin)[valid]
         else:
             for name in EPOCHS if not unit else (unit,):
                 low, high = (-(2**63), 2**63 - 1) if self.given and unit else _RANGES[name]
                 inside = valid & (numbers >= low) & (numbers < high)
-                found[inside] = _epoch(series, numbers, fraction, name)[inside]
-        return found
+                stamps[inside] = _epoch(series, numbers, fraction, name)[inside]
+        return stamps
 
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
@@ -187,8 +187,8 @@ def _whole(series: pd.Series[Any]) -> tuple[IntArray, BoolArray, BoolArray]:
         return series.fillna(0).to_numpy(dtype=np.int64, na_value=0), valid, np.zeros(len(series), dtype=bool)
     floats = series.to_numpy(dtype=np.float64, na_value=np.nan)
     valid = np.isfinite(floats) & (np.abs(floats) < 2.0**62)
-    whole = np.floor(np.where(valid, floats, 0))
-    return whole.astype(np.int64), valid, valid & (floats != whole)
+    floor = np.floor(np.where(valid, floats, 0))
+    return floor.astype(np.int64), valid, valid & (floats != floor)
 
 
 def _epoch(series: pd.Series[Any], numbers: IntArray, fraction: BoolArray, unit: str) -> TimeArray:
@@ -260,9 +260,9 @@ def _ordered(texts: pd.Series[Any], day_first: bool) -> TimeArray:
     hour = np.where(half == "", hour, hour % 12 + np.where(half == "p", 12, 0))
     seconds = parts["s"].fillna("0").str.replace(",", ".").astype(np.float64).to_numpy()
     day, month = (first, second) if day_first else (second, first)
-    found = _composed(year, month, day, hour, minute, np.rint(seconds * 1e6).astype(np.int64))
+    local = _composed(year, month, day, hour, minute, np.rint(seconds * 1e6).astype(np.int64))
     offset = parts["z"].fillna("").map(_offset).to_numpy(dtype="timedelta64[m]")
-    return np.where(wrong, _NAT, found - offset)
+    return np.where(wrong, _NAT, local - offset)
 
 
 def _offset(zone: str) -> np.timedelta64:
@@ -349,12 +349,12 @@ class TimeSurvey:
 
     def _add_dates(self, texts: Sequence[str]) -> None:
         for text in texts:
-            found = _DATE.match(text)
-            if found is not None:
+            match = _DATE.match(text)
+            if match is not None:
                 self.example = self.example or text
                 self.dates += 1
-                self.first_large += int(found["a"]) > 12
-                self.second_large += int(found["b"]) > 12
+                self.first_large += int(match["a"]) > 12
+                self.second_large += int(match["b"]) > 12
 
     def done(self) -> TimeReading:
         """Return how the column is read. Raises DataError with what to set where the values leave it open."""

@@ -45,7 +45,7 @@ def tradeoff(
     cost = missed.sum() + np.cumsum(change)
     low, high = _bands(bins, alarmed - missed, missed, len(cuts), resamples, confidence)
     hits, alerts = (np.bincount(bins, part, len(cuts) + 1)[: len(cuts)].cumsum() for part in (mass * labels, mass))
-    found: dict[str, list[float | None]] = {
+    curves: dict[str, list[float | None]] = {
         "threshold": cuts.tolist(),
         "cost": cost.tolist(),
         "cost_low": low,
@@ -54,8 +54,8 @@ def tradeoff(
         "precision": (hits / alerts).tolist(),
     }
     positives = float((mass * labels).sum())
-    found["recall"] = (hits / positives).tolist() if positives else [None] * len(cuts)
-    return found
+    curves["recall"] = (hits / positives).tolist() if positives else [None] * len(cuts)
+    return curves
 
 
 def _cuts(scores: FloatArray) -> FloatArray:

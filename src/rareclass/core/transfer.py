@@ -50,10 +50,10 @@ class LentModel(Fitted):
     @staticmethod
     def of(scorer: Any, own: Schema, target: Schema, names: Mapping[str, str]) -> LentModel:
         """own : schema that the model reads · names : column of the target -> the model's name of it."""
-        known = {names.get(feature.name, feature.name): at for at, feature in enumerate(target.features)}
+        places = {names.get(feature.name, feature.name): at for at, feature in enumerate(target.features)}
         columns, codes = [], []
         for feature in own.features:
-            at = known.get(feature.name, -1)
+            at = places.get(feature.name, -1)
             if at >= 0 and target.features[at].kind != feature.kind:
                 at = -1
             columns.append(at)
@@ -102,8 +102,8 @@ class Widened(Fitted):
         """Of the target's columns; None where what the source says has a part that is no column's."""
         if self.source is not None:
             return None
-        found = self.inner.contributions(widened(x, None))
-        return None if found is None else found[:, :-1]
+        contributions = self.inner.contributions(widened(x, None))
+        return None if contributions is None else contributions[:, :-1]
 
 
 FITTED: tuple[type, ...] = (LentModel, Widened)
@@ -151,8 +151,8 @@ class Lender:
         assert self.rows is not None
         if self.rows.time is None or rows.time is None or not len(rows):
             return self.rows, np.ones(len(self.rows), dtype=bool)
-        known = np.asarray(self.rows.time <= rows.time.max())
-        return self.rows.take(known), known
+        earlier = np.asarray(self.rows.time <= rows.time.max())
+        return self.rows.take(earlier), earlier
 
     def source(self, rows: Rows) -> Fitted | None:
         """Return what scores as the source did when ``rows`` were known; None while it had rows of one class only."""
@@ -273,10 +273,10 @@ def source_model(lender: Lender, rows: Rows, weight: FloatArray | None) -> Loan:
 
 def _pooled(lender: Lender, rows: Rows, weight: FloatArray | None, times: float | FloatArray) -> Loan:
     assert lender.rows is not None
-    lent, known = lender.until(rows)
-    made = np.concatenate([(np.ones(len(known)) * times)[known], _known(rows, weight)])
-    kept = None if np.all(made == 1) else made
-    return Loan(replace(concatenate([lent, rows]), weight=kept), kept)
+    lent, earlier = lender.until(rows)
+    made = np.concatenate([(np.ones(len(earlier)) * times)[earlier], _known(rows, weight)])
+    weights = None if np.all(made == 1) else made
+    return Loan(replace(concatenate([lent, rows]), weight=weights), weights)
 
 
 TRANSFERS: dict[str, Transfer] = {
@@ -327,15 +327,15 @@ def importance_weights(rows: Rows, target: Rows, *, seed: int, threads: int = 1)
     rng = np.random.default_rng(seed)
     theirs = target if len(target) <= _FIT_ROWS else target.take(np.sort(rng.permutation(len(target))[:_FIT_ROWS]))
     shared = np.asarray(~np.isnan(rows.x).all(axis=0))
-    schema = Schema(tuple(feature for feature, known in zip(rows.schema.features, shared, strict=True) if known))
+    schema = Schema(tuple(feature for feature, filled in zip(rows.schema.features, shared, strict=True) if filled))
     x = np.concatenate([rows.x[:, shared], theirs.x[:, shared]])
     y = np.r_[np.zeros(len(rows)), np.ones(len(theirs))].astype(np.int64)
     part = rng.permutation(len(y)) % _DOMAIN_FOLDS
     odds = np.empty(len(y))
     for fold in range(_DOMAIN_FOLDS):
         seen = np.flatnonzero(part != fold)
-        known = Rows(schema, x[seen], y[seen], np.zeros(len(seen), dtype=np.uint64))
-        fitted = fit_xgboost(FitTask(known, rounds=_DOMAIN_ROUNDS, seed=seed + fold, threads=threads), _DOMAIN_PARAMS)
+        both = Rows(schema, x[seen], y[seen], np.zeros(len(seen), dtype=np.uint64))
+        fitted = fit_xgboost(FitTask(both, rounds=_DOMAIN_ROUNDS, seed=seed + fold, threads=threads), _DOMAIN_PARAMS)
         odds[part == fold] = logit(fitted.score(x[part == fold]))
     made = np.clip(np.exp(odds[: len(rows)]) * len(rows) / len(theirs), _LEAST, _MOST)
     return made / made.mean(), float(roc_auc(y, odds))
@@ -346,12 +346,12 @@ def of_strangers(rows: Rows, target: Sequence[Rows]) -> Rows:
     own = [part.entity for part in target if part.entity is not None]
     if rows.entity is None or not own:
         return rows
-    known = np.isin(rows.entity, np.concatenate(own))
-    return rows.take(~known) if known.any() else rows
+    owned = np.isin(rows.entity, np.concatenate(own))
+    return rows.take(~owned) if owned.any() else rows
 
 
 def without_twins(rows: Rows, target: Sequence[Rows]) -> Rows:
     """Return the rows that equal no row of the target in every feature: what judges may not be learned from."""
-    known = np.concatenate([content_groups(part.x) for part in target])
-    twin = np.isin(content_groups(rows.x), known)
+    own = np.concatenate([content_groups(part.x) for part in target])
+    twin = np.isin(content_groups(rows.x), own)
     return rows.take(~twin) if twin.any() else rows

@@ -42,17 +42,19 @@ def prevalence(
     z, truth, mass, _ = calibration._pooled(logit(labelled, within=OPEN), y, mass, np.zeros(len(y), dtype=np.int64))
     seed = bootstrap.seed
     rng = np.random.default_rng(seed)
-    found, draws = math.nan, []
+    estimated, draws = math.nan, []
     for number in range(DRAWS + 1):
         drawn = mass if number == 0 else rng.gamma(np.maximum(mass, 1e-9))
         line = calibration.METHODS["platt"](z, truth, drawn, 0.0)
         share = float((drawn * truth).sum() / drawn.sum())
         estimate = calibration.label_shift_em(line(score), share, n_boot=1, seed=seed + number)
         if number == 0:
-            found = estimate.value
+            estimated = estimate.value
         else:
             draws.append(estimate.low)  # of one resample of the rows
-    if found * len(score) < 1:
+    if estimated * len(score) < 1:
         return None
     low, high = np.quantile(draws, bootstrap.levels)
-    return Estimate(found, float(min(low, found)), float(max(high, found)), round(found * len(score)), len(score))
+    return Estimate(
+        estimated, float(min(low, estimated)), float(max(high, estimated)), round(estimated * len(score)), len(score)
+    )

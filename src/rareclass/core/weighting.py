@@ -121,5 +121,5 @@ def weigh(rows: Rows, name: str, costs: CostArrays | None = None) -> Weights:
     """
     if name not in WEIGHTINGS:
         raise unknown("weighting", name, WEIGHTINGS, "candidates.weighting")
-    found = WEIGHTINGS[name](rows, costs)
-    return found if rows.weight is None else Weights(found.weight * rows.weight, found.negative_sampling_rate)
+    weights = WEIGHTINGS[name](rows, costs)
+    return weights if rows.weight is None else Weights(weights.weight * rows.weight, weights.negative_sampling_rate)

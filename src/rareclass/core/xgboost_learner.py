@@ -139,7 +139,7 @@ class GrowingTrees:
         self.threads, self.done = threads_of_a_fit(len(task.rows), task.threads), 0
         self.objective = focal_objective(gamma, alpha, self.threads) if task.loss == "focal" else None
         self.most, (self.step, self.least) = task.rounds or most, pace(float(settings["eta"]))
-        self.types = tuple("c" if each else "q" for each in task.rows.schema.categorical)
+        self.types = tuple("c" if categorical else "q" for categorical in task.rows.schema.categorical)
         # as many threads as asked for also while the matrices are built: by default every processor would spin
         with xgb.config_context(nthread=self.threads, verbosity=0), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -167,11 +167,11 @@ class GrowingTrees:
     def log_odds(self) -> FloatArray:
         """Return (n,) log-odds of the watched rows; only trees that are new are asked."""
         assert self.watched is not None
-        known = self.margin if self.looked else None
+        margin = self.margin if self.looked else None
         options = {"iteration_range": (self.looked, self.done), "predict_type": "margin", "validate_features": False}
 
         def look(part: slice, x: FloatMatrix) -> FloatArray:
-            before = None if known is None else known[part]
+            before = None if margin is None else margin[part]
             return np.asarray(self.booster.inplace_predict(x, base_margin=before, **options))
 
         self.margin = self.watched.each(look).astype(np.float32)

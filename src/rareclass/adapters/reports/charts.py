@@ -44,18 +44,18 @@ def roc(details: Details) -> Any:
 
 def calibration(details: Details) -> Any:
     """Observed rate against mean score in bins of equally many positives, with Wilson intervals; both on log scales."""
-    bins = [each for each in details["evaluation"]["calibration"] if each["positives"] and each["mean_score"]]
-    ends = [each[key] for each in bins for key in ("mean_score", "rate_low", "rate_high") if each[key]]
+    bins = [cell for cell in details["evaluation"]["calibration"] if cell["positives"] and cell["mean_score"]]
+    ends = [cell[key] for cell in bins for key in ("mean_score", "rate_low", "rate_high") if cell[key]]
     low, high = (min(ends), max(ends)) if ends else (0.01, 1.0)
     figure = _figure()
     figure.add_scatter(x=[low, high], y=[low, high], name="perfect", **_dotted())
     figure.add_scatter(
-        x=[each["mean_score"] for each in bins],
-        y=[each["rate"] for each in bins],
+        x=[cell["mean_score"] for cell in bins],
+        y=[cell["rate"] for cell in bins],
         mode="lines+markers",
         name="model",
         line={"color": BLUE},
-        error_y=_bars([(each["rate"], each["rate_low"], each["rate_high"]) for each in bins]),
+        error_y=_bars([(cell["rate"], cell["rate_low"], cell["rate_high"]) for cell in bins]),
     )
     styled(figure, "Calibration", "mean score", "observed rate")
     return figure.update_layout(xaxis={"type": "log", **_POWERS}, yaxis={"type": "log", **_POWERS})
@@ -64,51 +64,54 @@ def calibration(details: Details) -> Any:
 def candidates(details: Details) -> Any:
     """Held-out average precision of the candidates, the selected one marked."""
     summary = details["summary"]
-    found = [each for each in summary["candidates"] if each["ap"] is not None][:_SHOWN][::-1]
+    shown = [candidate for candidate in summary["candidates"] if candidate["ap"] is not None][:_SHOWN][::-1]
     figure = _figure()
     figure.add_scatter(
-        x=[each["ap"] for each in found],
-        y=[_short(each["name"]) for each in found],
+        x=[candidate["ap"] for candidate in shown],
+        y=[_short(candidate["name"]) for candidate in shown],
         mode="markers",
         showlegend=False,
-        marker={"color": [ORANGE if each["name"] == summary["selected"] else BLUE for each in found], "size": 9},
-        error_x=_bars([(each["ap"], each["ap_low"], each["ap_high"]) for each in found]),
+        marker={
+            "color": [ORANGE if candidate["name"] == summary["selected"] else BLUE for candidate in shown],
+            "size": 9,
+        },
+        error_x=_bars([(candidate["ap"], candidate["ap_low"], candidate["ap_high"]) for candidate in shown]),
     )
     return styled(figure, "Candidates", "held-out average precision", "")
 
 
 def importance(details: Details) -> Any:
     """Average precision lost with each feature scrambled, the greatest on top; grey where the interval holds 0."""
-    found = details["importance"][:_SHOWN][::-1]
-    lost = [each["ap_lost"] for each in found]
-    sure = [each["low"] is not None and each["low"] > 0 for each in lost]
+    columns = details["importance"][:_SHOWN][::-1]
+    losses = [column["ap_lost"] for column in columns]
+    sure = [loss["low"] is not None and loss["low"] > 0 for loss in losses]
     arrows = {"up": "▲ ", "down": "▼ ", "turns": "⇅ ", "category": "", "none": ""}
     figure = _figure()
     figure.add_bar(
-        x=[each["value"] for each in lost],
-        y=[arrows[each["direction"]] + _short(each["feature"]) for each in found],
+        x=[loss["value"] for loss in losses],
+        y=[arrows[column["direction"]] + _short(column["feature"]) for column in columns],
         orientation="h",
-        marker={"color": [BLUE if each else GREY for each in sure]},
+        marker={"color": [BLUE if certain else GREY for certain in sure]},
         showlegend=False,
-        error_x=_bars([(each["value"], each["low"], each["high"]) for each in lost]),
+        error_x=_bars([(loss["value"], loss["low"], loss["high"]) for loss in losses]),
     )
     return styled(figure, "What drives the scores", "average precision lost without it", "", bargap=0.35)
 
 
 def tradeoff(details: Details) -> Any:
     """Cost and alerts against the threshold; the one in use with the interval it was tuned to."""
-    found, evaluation = details["tradeoff"], details["evaluation"]
+    curves, evaluation = details["tradeoff"], details["evaluation"]
     point = details["points"][evaluation["primary"]]
     unit = evaluation["money"]["currency"]
-    across = found["threshold"]
+    across = curves["threshold"]
     figure = _figure()
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-    figure.add_scatter(x=across, y=found["cost_high"], **band)
-    figure.add_scatter(x=across, y=found["cost_low"], fill="tonexty", fillcolor=_SHADE, **band)
-    figure.add_scatter(x=across, y=found["cost"], name=f"cost ({unit})", mode="lines", line={"color": BLUE})
+    figure.add_scatter(x=across, y=curves["cost_high"], **band)
+    figure.add_scatter(x=across, y=curves["cost_low"], fill="tonexty", fillcolor=_SHADE, **band)
+    figure.add_scatter(x=across, y=curves["cost"], name=f"cost ({unit})", mode="lines", line={"color": BLUE})
     figure.add_scatter(
         x=across,
-        y=found["alerts"],
+        y=curves["alerts"],
         name=_alerts(details),
         mode="lines",
         yaxis="y2",
@@ -135,30 +138,30 @@ def periods(details: Details) -> Any:
     figure = _figure()
     colours = {"train": GREY, "validation": BLUE, "test": ORANGE}
     for part, colour in colours.items():
-        found = [each for each in details["periods"]["periods"] if each["part"] == part]
-        shares = [each["prevalence"] for each in found]
+        shown = [period for period in details["periods"]["periods"] if period["part"] == part]
+        shares = [period["prevalence"] for period in shown]
         figure.add_scatter(
-            x=[each["start"] for each in found],
-            y=[each["value"] for each in shares],
+            x=[period["start"] for period in shown],
+            y=[share["value"] for share in shares],
             mode="markers",
             name=part,
             marker={"color": colour, "size": 7},
-            error_y=_bars([(each["value"], each["low"], each["high"]) for each in shares]),
+            error_y=_bars([(share["value"], share["low"], share["high"]) for share in shares]),
         )
     return styled(figure, f"Prevalence by {details['periods']['unit']}", "", "share of the rare class")
 
 
 def prequential(details: Details) -> Any:
     """Average precision of the recipe in window after window, each time fitted on what came before."""
-    found = details["summary"]["prequential"]
+    windows = details["summary"]["prequential"]
     figure = _figure()
     figure.add_scatter(
-        x=[each["from"][:10] for each in found],
-        y=[each["ap"]["value"] for each in found],
+        x=[window["from"][:10] for window in windows],
+        y=[window["ap"]["value"] for window in windows],
         mode="lines+markers",
         showlegend=False,
         line={"color": BLUE},
-        error_y=_bars([(each["ap"]["value"], each["ap"]["low"], each["ap"]["high"]) for each in found]),
+        error_y=_bars([(window["ap"]["value"], window["ap"]["low"], window["ap"]["high"]) for window in windows]),
     )
     return styled(figure, "Fitted again before each window", "window begins", "average precision")
 
@@ -173,14 +176,14 @@ def _dotted() -> dict[str, Any]:
     return {"mode": "lines", "line": {"color": GREY, "dash": "dot"}}
 
 
-def _bars(found: list[tuple[float | None, float | None, float | None]]) -> dict[str, Any]:
+def _bars(estimates: list[tuple[float | None, float | None, float | None]]) -> dict[str, Any]:
     """Error bars from values with their intervals; none where there is no interval."""
     return {
         "type": "data",
         "color": GREY,
         "thickness": 1.2,
-        "array": [0 if value is None or high is None else max(0.0, high - value) for value, _, high in found],
-        "arrayminus": [0 if value is None or low is None else max(0.0, value - low) for value, low, _ in found],
+        "array": [0 if value is None or high is None else max(0.0, high - value) for value, _, high in estimates],
+        "arrayminus": [0 if value is None or low is None else max(0.0, value - low) for value, low, _ in estimates],
     }
 
 

@@ -70,7 +70,7 @@ def conditions(
     raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str
 ) -> list[list[tuple[str, str, Any]]]:
     """Return a filter as or-ed lists of and-ed conditions. Raises ConfigError for unknown columns and operators."""
-    return [[_condition(each, columns, setting) for each in group] for group in filter_groups(raw)]
+    return [[_condition(condition, columns, setting) for condition in group] for group in filter_groups(raw)]
 
 
 def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: str) -> tuple[str, str, Any]:
@@ -86,7 +86,7 @@ def _condition(raw: Sequence[Any], columns: Mapping[str, pa.DataType], setting: 
             raise ConfigError(
                 f"{setting}: ['{column}', '{operator}', ...] needs a list of values, like [A, B]; it has {value!r}"
             )
-        return column, operator, [_typed(each, columns[column]) for each in value]
+        return column, operator, [_typed(member, columns[column]) for member in value]
     typed = _typed(value, columns[column])
     if operator in ("<", ">", "<=", ">=") and typed is not value and isinstance(typed, str):
         raise ConfigError(
@@ -114,13 +114,13 @@ def expression(groups: list[list[tuple[str, str, Any]]]) -> Any:
 
     A missing value meets no condition.
     """
-    either = [reduce(and_, (_one(each) for each in group)) for group in groups]
+    either = [reduce(and_, (_one(condition) for condition in group)) for group in groups]
     return reduce(or_, either) if either else None
 
 
 def _one(condition: tuple[str, str, Any]) -> Any:
-    found = pq.filters_to_expression([condition])
-    return found & ds.field(condition[0]).is_valid() if condition[1] == "not in" else found
+    matching = pq.filters_to_expression([condition])
+    return matching & ds.field(condition[0]).is_valid() if condition[1] == "not in" else matching
 
 
 def missing_column(name: str, columns: Mapping[str, Any], setting: str) -> DataError:
@@ -131,8 +131,8 @@ def missing_column(name: str, columns: Mapping[str, Any], setting: str) -> DataE
 
 
 def _contained(name: str, columns: Mapping[str, Any]) -> str:
-    found = [each for each in columns if name.lower() in each.lower() or each.lower() in name.lower()]
-    return f" Did you mean '{found[0]}'?" if found else ""
+    near = [column for column in columns if name.lower() in column.lower() or column.lower() in name.lower()]
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _wrong_filter(error: BaseException) -> DataError:
@@ -194,26 +194,26 @@ def _parquet(path: str, filesystem: pafs.FileSystem, names: list[str]) -> Source
 def _row_groups(path: str, data: ds.Dataset, rows: int) -> list[Source]:
     """Return consecutive row groups as sources of about so many rows each, or of one group where that is larger."""
     columns = dict(zip(data.schema.names, data.schema.types, strict=True))
-    found: list[Source] = []
+    halves: list[Source] = []
     held: list[Any] = []
     counts: list[int] = []
 
     def close() -> None:
         if held:
             part = ds.FileSystemDataset([*held], data.schema, data.format, data.filesystem)
-            found.append(Source(path, columns, sum(counts), ScanDataset(part)))
+            halves.append(Source(path, columns, sum(counts), ScanDataset(part)))
         held.clear()
         counts.clear()
 
     for piece in data.get_fragments():
         for group in piece.split_by_row_group():
-            count = sum(each.num_rows for each in group.row_groups)
+            count = sum(row_group.num_rows for row_group in group.row_groups)
             if counts and sum(counts) + count > rows:
                 close()
             held.append(group)
             counts.append(count)
     close()
-    return found
+    return halves
 
 
 def conformed(batch: pa.RecordBatch, wanted: Sequence[str], columns: Mapping[str, pa.DataType]) -> pa.RecordBatch:
@@ -247,14 +247,14 @@ def scan_batches(batches: Callable[[Sequence[str]], Batches], columns: Mapping[s
         plain = not groups and not extra
         for batch in batches(wanted):
             try:
-                found = (
+                filtered = (
                     [batch]
                     if plain
                     else ds.dataset(batch).to_table(columns=chosen, filter=expression(groups)).to_batches()
                 )
             except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid) as error:
                 raise _wrong_filter(error) from None
-            for part in found:
+            for part in filtered:
                 yield from (part.slice(at, BATCH) for at in range(0, part.num_rows, BATCH))
 
     return scan
@@ -283,9 +283,9 @@ def _locate(path: str) -> tuple[pafs.FileSystem, list[str]]:
     exists = filesystem.get_file_info(inside).type != pafs.FileType.NotFound
     if not exists and any(char in inside for char in "*?["):
         root = inside[: re.search(r"[*?\[]", inside).start()].rpartition("/")[0] or "."  # type: ignore[union-attr]
-        found = _listed(filesystem, root) if filesystem.get_file_info(root).type == pafs.FileType.Directory else []
+        listed = _listed(filesystem, root) if filesystem.get_file_info(root).type == pafs.FileType.Directory else []
         pattern = _glob(inside)
-        names = sorted(name for name in found if pattern.fullmatch(name) or pattern.fullmatch(f"./{name}"))
+        names = sorted(name for name in listed if pattern.fullmatch(name) or pattern.fullmatch(f"./{name}"))
     else:
         info = filesystem.get_file_info(inside)
         if info.type == pafs.FileType.NotFound:
@@ -320,8 +320,8 @@ def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _listed(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
-    files = [info.path for info in found if info.type == pafs.FileType.File]
+    entries = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
+    files = [info.path for info in entries if info.type == pafs.FileType.File]
     return [
         name for name in files if not any(part.startswith(("_", ".")) for part in Path(name).relative_to(folder).parts)
     ]
@@ -330,9 +330,9 @@ def _listed(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 def _glob(pattern: str) -> re.Pattern[str]:
     """``**`` crosses folders, ``*`` and ``?`` do not."""
     pieces = re.split(r"(\*\*/?|\*|\?|\[[^\]]*\])", pattern)
-    known = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    patterns = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     return re.compile(
-        "".join(known.get(piece) or (piece if piece.startswith("[") else re.escape(piece)) for piece in pieces)
+        "".join(patterns.get(piece) or (piece if piece.startswith("[") else re.escape(piece)) for piece in pieces)
     )
 
 
@@ -518,8 +518,8 @@ def select(
     names: Sequence[str], body: str, groups: Sequence[Sequence[tuple[str, str, Any]]], dialect: Dialect = ANSI
 ) -> str:
     """Return the SELECT of some columns of a query, for the rows that meet the conditions."""
-    either = [" AND ".join(_clause(each, dialect) for each in group) for group in groups]
-    where = " WHERE " + " OR ".join(f"({each})" for each in either) if either else ""
+    either = [" AND ".join(_clause(condition, dialect) for condition in group) for group in groups]
+    where = " WHERE " + " OR ".join(f"({clause})" for clause in either) if either else ""
     return f"SELECT {', '.join(map(dialect.name, names))} FROM ({body}) AS source{where}"  # noqa: S608
 
 
@@ -562,6 +562,6 @@ def floats(column: pa.Array) -> Any:
         column = pc.cast(column, pa.float64(), safe=False)
     if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
         scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[column.type.unit]
-        whole = pc.cast(column, pa.int32() if pa.types.is_time32(column.type) else pa.int64())
-        column = pc.divide(pc.cast(whole, pa.float64(), safe=False), scale)
+        integers = pc.cast(column, pa.int32() if pa.types.is_time32(column.type) else pa.int64())
+        column = pc.divide(pc.cast(integers, pa.float64(), safe=False), scale)
     return pc.cast(column, pa.float32(), safe=False).to_numpy(zero_copy_only=False)
