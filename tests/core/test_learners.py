@@ -164,7 +164,7 @@ def test_files_that_ask_for_anything_but_a_learner_make_nothing(tmp_path):
         {"value.json": b'{"$": "skops", "file": "a"}', "a": pickle.dumps(Harm())},
         {"value.json": b'{"$": "skops", "file": "a"}', "a": skops.io.dumps(classifier)},
     ):
-        with pytest.raises(ModelError, match=r"not what this rareclass writes"):
+        with pytest.raises(ModelError, match=r"not what this rareclass writes|which this rareclass does not know"):
             portable.unpack(files, SAVED)
     assert not marker.exists()
     with pytest.raises(TypeError, match="without code"):

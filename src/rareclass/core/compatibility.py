@@ -39,5 +39,8 @@ def check_required(kind: Any, raw: Mapping[str, Any], part: str) -> None:
 
 
 def newer(what: str) -> ModelError:
-    """The error for a version that a newer release wrote."""
-    return ModelError(f"{what}: a newer rareclass wrote the version. Upgrade rareclass here, or train with this one")
+    """The error for a version that a newer release wrote, or nobody of ours."""
+    return ModelError(
+        f"{what}: a newer rareclass, or something else, wrote the version. "
+        "Upgrade rareclass here, or train with this one"
+    )
