@@ -111,7 +111,13 @@ def regime(positives: int, bounds: RegimeSettings) -> Regime:
 
 
 def diagnose(
-    rows: Rows, limits: RegimeSettings, evaluate: EvaluateSettings, *, seed: int = 0, threads: int = 1
+    rows: Rows,
+    limits: RegimeSettings,
+    evaluate: EvaluateSettings,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    part: Diagnosis | None = None,
 ) -> Diagnosis:
     """Describe the imbalance of labelled rows. No row of the rare class is regime "none", not an error: `plan` raises.
 
@@ -121,7 +127,10 @@ def diagnose(
     confidence = evaluate.confidence
     count = rows.represented
     negatives = count - rows.positives
-    kinds, overlap, asked, reference = point_types(rows, seed=seed, threads=threads)
+    if part is None:
+        kinds, overlap, asked, reference = point_types(rows, seed=seed, threads=threads)
+    else:
+        kinds, overlap, asked, reference = part.point_types, part.overlap, part.asked, part.reference
     found = Diagnosis(
         rows=count,
         positives=rows.positives,

@@ -83,7 +83,6 @@ def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda st
     progress("ingest", f"reading {config.data.path}")
     known, warnings = tables.survey(config, progress=lambda message: progress("ingest", message))
     progress("diagnose", f"{len(known):,} rows")
-    found = steps.diagnosed(config, known)
     said = [each.message for each in warnings]
     try:
         rows, folds = _development(config, known)
@@ -91,7 +90,8 @@ def diagnose(config: Config, *, progress: Callable[[str, str], None] = lambda st
         everything = np.arange(len(known))
         rows, folds = known, (Fold(everything, everything),)
         said.append(f"a run would stop: {error}")
-    taught = found if rows is known else steps.diagnosed(config, rows)
+    taught = steps.diagnosed(config, rows)
+    found = taught if rows is known else steps.diagnosed(config, known, taught)
     planned, plan = steps.planned(config, rows, folds, taught)
     return Report(diagnosis.in_regime(found, planned.regime), plan, said)
 

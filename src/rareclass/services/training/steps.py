@@ -195,12 +195,12 @@ def detect_imbalance(
     return Plan(found, groups, budgets(config, groups))
 
 
-def diagnosed(config: Config, rows: Rows) -> Diagnosis:
-    """Return what a run says of the imbalance of labelled rows."""
+def diagnosed(config: Config, rows: Rows, part: Diagnosis | None = None) -> Diagnosis:
+    """Return what a run says of the imbalance of labelled rows; see `diagnosis.diagnose`."""
     from rareclass.core import diagnosis
 
     threads = config.compute.processors()
-    return diagnosis.diagnose(rows, config.regime, config.evaluate, seed=config.train.seed, threads=threads)
+    return diagnosis.diagnose(rows, config.regime, config.evaluate, seed=config.train.seed, threads=threads, part=part)
 
 
 def planned(
