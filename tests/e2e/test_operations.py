@@ -152,7 +152,10 @@ def test_old_predictions_are_deleted_by_the_schedule_and_the_ledger_says_so(answ
 
 
 def test_what_is_erased_is_gone_from_database_and_spools_and_the_ledger_proves_it(answered: list[str]) -> None:
-    marker, tables = answered[0], ("predictions", "prediction_keys", "shadow_scores", "labels", "label_history")
+    marker, tables = (
+        answered[0],
+        ("predictions", "prediction_keys", "shadow_scores", "labels", "label_history", "reviews"),
+    )
     before = int(sql("SELECT count(*) FROM ledger WHERE kind = 'erasure'"))
     assert int(sql(f"SELECT count(*) FROM predictions WHERE request_id = '{marker}'")) > 0
     forget = ("rareclass", "forget", "-c", "/config/config.yaml", "--request-id", marker)
