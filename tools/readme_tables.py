@@ -79,11 +79,12 @@ def printed(found: dict[str, Any]) -> str:
     return "\n\n".join([*shown, caption(found)])
 
 
-def summary(results: Path, only: Sequence[tuple[str, str]] | None = None) -> str | None:
+def summary(results: Path, only: Sequence[tuple[str, str]] | None = None, told: str = "") -> str | None:
     """The claims of every benchmark that has results (or those asked for), with the load it ran under; None without
     any.
 
-    only : (benchmark, words of the claim), in the order to show; a claim that has no results is left out
+    only : (benchmark, words of the claim), in the order to show
+    told : what stands there now; of it a claim that has no results keeps its line
     """
     lines = [
         "| benchmark | claim | ours | peer | ratio | goal | met | size, load |",
@@ -98,6 +99,10 @@ def summary(results: Path, only: Sequence[tuple[str, str]] | None = None) -> str
                 f"| {found['benchmark']} | {each['claim']} | {values} | {'yes' if each['met'] else '**no**'} | {ran} |"
             )
     head, claimed = lines[:2], lines[2:]
+    measured = {file.stem for file in results.glob("*.json")}
+    kept = [line for line in told.splitlines() if (cell := line.split("|")[1:2]) and cell[0].strip() not in measured]
+    claimed += [line for line in kept if line not in head and line.startswith("| ")] if claimed else []
+    claimed.sort(key=lambda line: line.split("|")[1])
     if only is not None:
         chosen = [
             [line for line in claimed if line.startswith(f"| {name} |") and words in line] for name, words in only
@@ -112,7 +117,7 @@ def filled(text: str, results: Path) -> str:
     def section(match: re.Match[str]) -> str:
         head, name, kind, _, end = match.groups()
         if name in ("summary", "headlines"):
-            table = summary(results, HEADLINES if name == "headlines" else None)
+            table = summary(results, HEADLINES if name == "headlines" else None, match[4])
             return match[0] if table is None else f"{head}\n{table}\n\n{end}"
         file = results / f"{name}.json"
         if not file.is_file():

@@ -67,6 +67,14 @@ def test_headlines_are_the_claims_that_are_named_in_their_order(tool: ModuleType
     assert tool.summary(results, [("fast", "seconds")]).count("| fast |") == 1
 
 
+def test_a_headline_that_was_not_measured_again_keeps_its_line(tool: ModuleType, results: Path) -> None:
+    old = "| slow | minutes | 1 | 2 | 2 | 1 | yes | full, 1.0 |\n| fast | seconds | 9 | 9 | 1 | 1 | yes | full, 1.0 |\n"
+    text = tool.summary(results, [("slow", "minutes"), ("fast", "seconds")], old)
+    assert text.splitlines()[2] == old.splitlines()[0]
+    assert "| fast | seconds | 0.25 |" in text.splitlines()[3]
+    assert text.count("| fast |") == 1
+
+
 def test_a_section_without_results_stays_as_it_is(tool: ModuleType, results: Path) -> None:
     text = "<!-- bench:slow -->\nold\n<!-- /bench -->"
     assert tool.filled(text, results) == text
