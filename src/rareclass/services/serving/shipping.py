@@ -40,6 +40,9 @@ from rareclass.errors import RareclassError, StoreRefusedError
 _LOG = logging.getLogger(__name__)
 REJECTED, REUSED = "rejected.jsonl", "reused"
 _PURGE_SECONDS = 60.0
+_FULL = 1 << 20
+"""Bytes of a batch from which the next one is read at once. Fewer are left to add up for a moment: each batch costs the
+store and the checkpoint a sync, which a server that writes to the same disk has to wait for."""
 _BACKOFF = (0.1, 10.0)  # seconds: first and longest pause while the store is down
 
 
@@ -337,11 +340,10 @@ class Shipper:
                     self.shipped_rows += fresh
                     self.damaged_bytes += batch.damaged_bytes
                     self.last_error, self.last_success, pause = None, self._clock(), _BACKOFF[0]
-                    if batch.records:
-                        continue
-                    if ending:
+                    if ending and not batch.records:
                         return
-                    self._wake.wait(self._poll)
+                    if not ending and sum(map(len, batch.records)) < _FULL:
+                        self._wake.wait(self._poll)
                 except Exception as error:  # whatever it is: the spool keeps the records, and trying again is safe
                     known = isinstance(error, RareclassError | OSError)
                     reason = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
