@@ -212,6 +212,9 @@ def test_positives_are_counted_after_a_moment_up_to_another_and_as_far_as_they_w
     assert store.positives("fraud", T0, end - timedelta(hours=1), labels_until=late) == 2
     assert store.positives("fraud", T0, end, labels_until=early) == 2
     assert store.positives("other", T0, end, labels_until=late) == 0
+    picked = predictions(8)[["request_id", "row", "ts"]].iloc[[1, 2, 4]]
+    store.add_reviews(picked.assign(probability=0.5, reason="uncertain", at=late), model="fraud")
+    assert store.positives("fraud", T0, end, labels_until=late, reviews=True) == 1
 
 
 def test_labels_sent_twice_change_nothing(store: Store) -> None:

@@ -95,6 +95,18 @@ class Tally:
     owed_since: datetime | None
 
 
+def _with_labels(source: Any, *, reviews: bool = False) -> tuple[Any, list[Any]]:
+    """Join what holds predictions with their labels, and with the record of rows to look at; return it and the columns
+    of those.
+    """
+    joined = sa.outerjoin(source, LABELS, same(PREDICTIONS, LABELS, KEY))
+    columns = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
+    if reviews:
+        joined = sa.outerjoin(joined, REVIEWS, same(PREDICTIONS, REVIEWS, KEY))
+        columns += [REVIEWS.c.probability.label("review"), REVIEWS.c.reason.label("review_reason")]
+    return joined, columns
+
+
 class Store(Database):
     """Predictions, shadow scores, labels and the ledger in one database."""
 
@@ -239,9 +251,8 @@ class Store(Database):
         """
         r, p = REVIEWS, PREDICTIONS
         mine = [p.c[name] for name in ("request_id", "row", "ts", "version", "score", "decision", "threshold")]
-        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
         # ts as well: PostgreSQL then reads one partition per row
-        joined = sa.join(r, p, sa.and_(same(r, p, KEY), r.c.ts == p.c.ts)).outerjoin(LABELS, same(p, LABELS, KEY))
+        joined, late = _with_labels(sa.join(r, p, sa.and_(same(r, p, KEY), r.c.ts == p.c.ts)))
         columns = [*mine, r.c.probability, r.c.reason, r.c.at, *late]
         query = sa.select(*columns).select_from(joined).where(*between(r, model, start, end, None))
         with self.transaction() as connection:
@@ -284,12 +295,8 @@ class Store(Database):
         names = ["request_id", "row", "ts", "version", "operating_point", "score", "decision", "threshold"]
         names += ["weight", "propensity", "entity"] + (["features"] if features else [])
         chosen = between(PREDICTIONS, model, start, end, version)
-        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
         hidden = [LABELS.c.confirmed_at, LABELS.c.received_at] if labels_until is not None else []
-        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
-        if reviews:
-            joined = sa.outerjoin(joined, REVIEWS, same(PREDICTIONS, REVIEWS, KEY))
-            late += [REVIEWS.c.probability.label("review"), REVIEWS.c.reason.label("review_reason")]
+        joined, late = _with_labels(PREDICTIONS, reviews=reviews)
         query = sa.select(*(PREDICTIONS.c[name] for name in names), *late, *hidden).select_from(joined).where(*chosen)
         with self.transaction() as connection:
             frame = self.read(connection, query.order_by(PREDICTIONS.c.ts))
@@ -307,12 +314,16 @@ class Store(Database):
         with self.transaction() as connection:
             return to_moment(connection.execute(sa.select(sa.func.min(p.ts)).where(*where)).scalar())
 
-    def positives(self, model: str, start: Any, end: Any, *, labels_until: Any) -> int:
-        """Count the predictions with start < ts <= end whose label, observed by ``labels_until``, is the rare class."""
+    def positives(self, model: str, start: Any, end: Any, *, labels_until: Any, reviews: bool = False) -> int:
+        """Count the predictions with start < ts <= end whose label, observed by ``labels_until``, is the rare class.
+
+        reviews : only those that were chosen to be looked at
+        """
         p, label = PREDICTIONS.c, LABELS.c
         where = [p.model == model, p.ts > to_micros(start), p.ts <= to_micros(end), label.label == 1]
         where += [label.observed_at <= to_micros(labels_until)]
-        joined = sa.join(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        where += [REVIEWS.c.probability.is_not(None)] if reviews else []
+        joined, _ = _with_labels(PREDICTIONS, reviews=reviews)
         with self.transaction() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(joined).where(*where)).scalar() or 0)
 
@@ -335,12 +346,8 @@ class Store(Database):
         s, p = SHADOWS, PREDICTIONS
         mine = [s.c[name] for name in ("request_id", "row", "ts", "version", "role", "score", "decision", "error")]
         theirs = [p.c[name].label(f"champion_{name}") for name in ("version", "score", "decision")]
-        late = [LABELS.c.label, LABELS.c.observed_at.label("label_observed_at")]
         # ts as well: both carry the time of the request, and PostgreSQL then reads one partition per row
-        joined = sa.join(s, p, sa.and_(same(s, p, KEY), s.c.ts == p.c.ts)).outerjoin(LABELS, same(p, LABELS, KEY))
-        if reviews:
-            joined = joined.outerjoin(REVIEWS, same(p, REVIEWS, KEY))
-            late += [REVIEWS.c.probability.label("review"), REVIEWS.c.reason.label("review_reason")]
+        joined, late = _with_labels(sa.join(s, p, sa.and_(same(s, p, KEY), s.c.ts == p.c.ts)), reviews=reviews)
         where = [*between(s, model, start, end, version), p.c.model == model, p.c.ts >= to_micros(start)]
         where += [p.c.ts < to_micros(end)] + ([s.c.role == role] if role is not None else [])
         query = sa.select(*mine, *theirs, p.c.weight, p.c.propensity, *late).select_from(joined).where(*where)
@@ -356,9 +363,8 @@ class Store(Database):
         """
         p, late = PREDICTIONS.c, to_micros(due_before)
         due = sa.and_(p.ts < late, p.propensity > 0)
-        joined = sa.outerjoin(PREDICTIONS, LABELS, same(PREDICTIONS, LABELS, KEY))
+        joined, _ = _with_labels(PREDICTIONS, reviews=reviews)
         if reviews:
-            joined = sa.outerjoin(joined, REVIEWS, same(PREDICTIONS, REVIEWS, KEY))
             due = sa.and_(due, REVIEWS.c.probability.is_not(None))
         owed = sa.and_(due, LABELS.c.label.is_(None))
         numbers = (

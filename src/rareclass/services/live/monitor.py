@@ -340,11 +340,12 @@ class Monitor:
         """
         delay, until = self.delay(now), None if champion is None else champion.trained_until
         if champion is not None and until is not None and self._growing(champion):
-            return self.store.positives(self.config.name, until, now - delay, labels_until=now)
-        mature = (frame["ts"] <= naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
+            mature, by_review = now - delay, chosen.by_review(self.config)
+            return self.store.positives(self.config.name, until, mature, labels_until=now, reviews=by_review)
+        counted = (frame["ts"] <= naive(now - delay)).to_numpy() & (frame["label"] == 1).to_numpy()
         if until is not None:
-            mature &= (frame["ts"] > naive(until)).to_numpy()
-        return int(mature.sum())
+            counted &= (frame["ts"] > naive(until)).to_numpy()
+        return int(counted.sum())
 
     def _growing(self, champion: LoadedVersion) -> bool:
         """Whether more positives would bring the version another regime."""
