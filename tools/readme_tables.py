@@ -100,15 +100,20 @@ def summary(results: Path, only: Sequence[tuple[str, str]] | None = None, told: 
             )
     head, claimed = lines[:2], lines[2:]
     measured = {file.stem for file in results.glob("*.json")}
-    kept = [line for line in told.splitlines() if (cell := line.split("|")[1:2]) and cell[0].strip() not in measured]
-    claimed += [line for line in kept if line not in head and line.startswith("| ")] if claimed else []
-    claimed.sort(key=lambda line: line.split("|")[1])
+    if claimed:
+        rows = [line for line in told.splitlines() if line.startswith("| ") and line not in head]
+        claimed = sorted([*claimed, *(row for row in rows if _name(row) not in measured)], key=_name)
     if only is not None:
         chosen = [
             [line for line in claimed if line.startswith(f"| {name} |") and words in line] for name, words in only
         ]
         claimed = [matching[0] for matching in chosen if matching]
     return "\n".join([*head, *claimed]) if claimed else None
+
+
+def _name(row: str) -> str:
+    """The benchmark that a line of a summary is of."""
+    return row.split("|")[1].strip()
 
 
 def filled(text: str, results: Path) -> str:

@@ -63,8 +63,8 @@ def sets(*values: str) -> tuple[str, ...]:
     return tuple(word for each in values for word in ("--set", each))
 
 
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["helm", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def helm(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["helm", *arguments], cwd=ROOT, input=given, capture_output=True, text=True, check=False)
 
 
 def kubectl(*arguments: str, given: str | None = None, check: bool = True) -> str:

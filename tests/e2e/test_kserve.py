@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from kube import (
     BACKEND,
     RELEASE,
-    ROOT,
     SPACE,
     available,
     got,
@@ -227,14 +225,8 @@ def listener() -> Iterator[str]:
         **{name: {"enabled": False} for name in ("serving", "monitor", "mlflow", "alerts", "dashboards", "retrain")},
         "jobs": {"retention": {"enabled": False}},
     }
-    done = subprocess.run(
-        ["helm", "install", HEARD, "helm/rareclass", "-n", SPACE, "-f", "-", "--timeout", "10m", "--wait"],
-        cwd=ROOT,
-        input=json.dumps(values),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("install", HEARD, "helm/rareclass", "-n", SPACE, "-f", "-", "--timeout", "10m", "--wait")
+    done = helm(*words, given=json.dumps(values))
     assert done.returncode == 0, done.stderr
     yield f"http://any:{TOKEN}@{HEARD}-listen.{SPACE}:8095/"
     helm("uninstall", HEARD, "-n", SPACE)

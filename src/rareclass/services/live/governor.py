@@ -244,13 +244,18 @@ def close(config: Config, owner: str, status: str, now: datetime) -> Action | No
 def _numbered(config: Config, store: Store, number: int) -> tuple[Verdict, Action | None]:
     """The verdict behind a repair, and how it ended if it did. Raises ConfigError when there is no such repair."""
     entries = store.entries(config.name)
-    started = {RepairBegun.of(entry).number: entry for entry in entries if entry.kind == "repair"}
+    started = {begun.number: entry for entry, begun in _repairs(entries)}
     if number not in started:
         known = ", ".join(str(each) for each in sorted(started)) or "none yet"
         raise ConfigError(f"'{config.name}' has no repair {number} in its ledger. Set --number to one of: {known}")
     verdict = _reserved(started[number])
     ended = _ended(entries).get(number)
     return verdict, None if ended is None else ended.action
+
+
+def _repairs(entries: Sequence[LedgerEntry]) -> list[tuple[LedgerEntry, RepairBegun]]:
+    """The lines that began a repair, oldest first, each with what it says."""
+    return [(entry, RepairBegun.of(entry)) for entry in entries if entry.kind == "repair"]
 
 
 def _ended(entries: Sequence[LedgerEntry]) -> dict[int, RepairEnded]:
@@ -277,18 +282,15 @@ def _taken_over(entries: Sequence[LedgerEntry], number: int, verdict: Verdict) -
 
 
 def _begun(entries: Sequence[LedgerEntry], number: int) -> LedgerEntry:
-    return next(entry for entry in entries if entry.kind == "repair" and RepairBegun.of(entry).number == number)
+    return next(entry for entry, begun in _repairs(entries) if begun.number == number)
 
 
 def _unfinished(entries: Sequence[LedgerEntry], owner: str, now: datetime) -> LedgerEntry | None:
     ended = _ended(entries)
     left = [
         entry
-        for entry in entries
-        if entry.kind == "repair"
-        and RepairBegun.of(entry).owner == owner
-        and RepairBegun.of(entry).number not in ended
-        and _aware(now) - _aware(entry.at) < LEASE
+        for entry, begun in _repairs(entries)
+        if begun.owner == owner and begun.number not in ended and _aware(now) - _aware(entry.at) < LEASE
     ]
     return left[-1] if left else None
 
@@ -301,7 +303,7 @@ def permitted(
 ) -> tuple[bool, str]:
     """Say whether a repair may start, and why not. Reads the ledger only."""
     kind = verdict.verdict
-    repairs = [(entry, RepairBegun.of(entry)) for entry in entries if entry.kind == "repair"]
+    repairs = _repairs(entries)
     starts = [(_aware(entry.at), begun) for entry, begun in repairs if begun.verdict == kind]
     outcomes = _ended(entries)
     now = _aware(now)

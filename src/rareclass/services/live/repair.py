@@ -206,7 +206,7 @@ def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Inges
     assert champion.model is not None
     rows = history_rows(monitor, champion, now)
     change = change_point(monitor, champion, now)
-    chosen = repair.choose_history(
+    history = repair.choose_history(
         rows,
         quick_fit(config),
         windows=config.retrain.windows,
@@ -215,12 +215,12 @@ def relearned(config: Config, now: datetime, *, monitor: Monitor) -> tuple[Inges
         bootstrap=_bootstrap(config),
     )
     numbers = {
-        "history": chosen.chosen,
-        "table": {name: value.to_json() for name, value in chosen.table.items()},
-        "rows": len(chosen.rows),
-        "reason": chosen.reason,
+        "history": history.chosen,
+        "table": {name: value.to_json() for name, value in history.table.items()},
+        "rows": len(history.rows),
+        "reason": history.reason,
     }
-    return ingested_rows(config, chosen.rows, champion.model), numbers
+    return ingested_rows(config, history.rows, champion.model), numbers
 
 
 def ingested_rows(config: Config, rows: Rows, model: RareModel) -> Ingested:

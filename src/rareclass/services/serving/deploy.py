@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rareclass.adapters import cluster
@@ -118,13 +119,8 @@ def smoke(config: Config, service: str, model: RareModel, version: str, *, progr
     bearer = token(os.environ, config.serve.token_env)
     for attempt in range(SMOKES):
         body = {**request(model, rows), "id": f"smoke-{version}-{attempt}"}
-        answer = retry_until_deadline(
-            lambda body=body: cluster.ask(url, body, token=bearer),  # type: ignore[misc]
-            SILENCE,
-            on=UnreachableError,
-            pause=PAUSE,
-            log=False,
-        )
+        asking = partial(cluster.ask, url, body, token=bearer)
+        answer = retry_until_deadline(asking, SILENCE, on=UnreachableError, pause=PAUSE, log=False)
         if answer.get("model_version") != version:
             raise ModelError(f"{service} answers with version {answer.get('model_version')}, not {version}")
         score = next(each["data"] for each in answer["outputs"] if each["name"] == "score")
