@@ -200,7 +200,7 @@ def replayed(replay: Mapping[str, Any]) -> None:
     peers = {
         "never": "never retraining",
         "weekly": "retraining every week",
-        "waited": "waiting for 250 positives, then retraining every week",
+        "waited": f"waiting for {money.get('waited_for')} positives, then retraining every week",
     }
     for peer, words in peers.items():
         if money.get(peer) is not None:

@@ -462,15 +462,20 @@ def _why_not(state: str, y: IntArray, min_positives: int) -> str:
 def _expected(rows: _Live) -> float:
     """Labels that may be expected, as rows: of those chosen to be looked at, or of all by their propensity."""
     if rows.review is not None:
-        return float(rows.sampling[~np.isnan(rows.review) & (rows.propensity > 0)].sum())
+        return float(rows.sampling[_asked(rows.review, rows.propensity)].sum())
     return float((rows.sampling * np.clip(rows.propensity, 0, 1)).sum())
+
+
+def _asked(chance: FloatArray, propensity: FloatArray) -> NDArray[np.bool_]:
+    """(n,) where a row was chosen to be looked at and can have a label."""
+    return np.asarray(~np.isnan(chance) & (propensity > 0))
 
 
 def _unlooked(rows: _Live, labelled: NDArray[np.bool_]) -> str:
     """Say so where too few of the rows to look at were looked at."""
     if rows.review is None:
         return ""
-    asked = int((~np.isnan(rows.review) & (rows.propensity > 0)).sum())
+    asked = int(_asked(rows.review, rows.propensity).sum())
     if asked == 0:
         return "none of its rows was chosen by `rareclass review`"
     seen = int(labelled.sum())

@@ -445,18 +445,21 @@ def _period(
 
 def _regime(config: Config, model: RareModel) -> str:
     """The regime that a version learned in."""
-    from rareclass.core import diagnosis, without_labels
+    from rareclass.core import diagnosis
 
-    if model.meta.get("score") == without_labels.SCALE:
-        return "none"
-    return diagnosis.regime(model.meta["trained"]["positives"], config.regime)
+    return "none" if _unjudged(model) else diagnosis.regime(model.meta["trained"]["positives"], config.regime)
+
+
+def _unjudged(model: RareModel) -> bool:
+    """Whether a version is a detector, whose ranks no label has judged."""
+    from rareclass.core.profile import Profile
+
+    return Profile.from_json(model.profile).unjudged
 
 
 def _promised_ap(score: Any, model: RareModel) -> float | None:
     """What the scores alone promise; None without rows, and for a detector, whose ranks promise nothing."""
-    from rareclass.core.profile import Profile
-
-    if not len(score) or Profile.from_json(model.profile).unjudged:
+    if not len(score) or _unjudged(model):
         return None
     return ranking.estimated_ap(score)
 
@@ -501,17 +504,17 @@ def _money(config: Config, first: RareModel, played: _Played, decisions: Any, pr
         "ours": _cost(config, later, truth, decisions, first),
         "never": None,
         "weekly": None,
-        **({"waited": None} if config.replay.unlabelled else {}),
+        **({"waited": None, "waited_for": WAITED_FOR} if config.replay.unlabelled else {}),
     }
     if not config.replay.peers:
         return found
     progress("replay", "the peers: never retrain, retrain every week")
     original = first.decide(first.score(later))
     found["never"] = _cost(config, later, truth, original, first)
-    weekly = _weekly(config, played, first)
+    weekly, positives = _weekly(config, played, first)
     found["weekly"] = _cost(config, later, truth, weekly, first)
-    if config.replay.unlabelled:
-        found["waited"] = _cost(config, later, truth, _weekly(config, played, first, wait=WAITED_FOR), first)
+    if config.replay.unlabelled:  # who waits flags nothing before, and does the same from then on
+        found["waited"] = _cost(config, later, truth, weekly & (positives >= WAITED_FOR), first)
     peers = [peer for peer in PEERS if found.get(peer) is not None]
     return {**found, **{f"saved_vs_{peer}": found[peer] - found["ours"] for peer in peers}}
 
@@ -524,25 +527,24 @@ def _first(config: Config) -> RareModel:
     return load_model(version.uri, config.tracking.uri, expect=version.hash)
 
 
-def _weekly(config: Config, played: _Played, first: RareModel, *, wait: int | None = None) -> Any:
-    """Decisions of a team that fits the same default learner on all labelled rows every week.
+def _weekly(config: Config, played: _Played, first: RareModel) -> tuple[Any, Any]:
+    """Decisions of a team that fits the same default learner on all labelled rows every week, and how many positives
+    were labelled when each was made.
 
-    With ``wait`` it flags nothing before there are so many labelled positives; else the first version decides while
-    they are too few for it.
-
-    Each week a first fit on all but the newest four labelled weeks tunes calibrator and threshold on those, then all
-    rows are fitted. Negatives beyond a bound are thinned, and the scores corrected for it.
+    The first version decides while they are too few for it. Each week a first fit on all but the newest four labelled
+    weeks tunes calibrator and threshold on those, then all rows are fitted. Negatives beyond a bound are thinned, and
+    the scores corrected for it.
     """
     from rareclass.core import calibration, costs, thresholds
 
     history, later, truth, start = played.history, played.later, played.truth, played.start
     everything = pd.concat([history, later], ignore_index=True)
     x, stamps = first.matrix(everything), everything["__ts"].to_numpy()
-    y = np.concatenate([_truth_of(history[config.data.target], first, config), truth])
-    if config.replay.unlabelled:
-        y[: len(history)] = np.nan
+    unknown = config.replay.unlabelled
+    past = np.full(len(history), np.nan) if unknown else _truth_of(history[config.data.target], first, config)
+    y = np.concatenate([past, truth])
     amount = _amounts(config, everything) if config.data.amount else None
-    decided = np.zeros(len(later), dtype=bool)
+    decided, positives = np.zeros(len(later), dtype=bool), np.zeros(len(later), dtype=np.int64)
     for step in _steps(later["__ts"], start, timedelta(days=7)):
         if step.rows.start == step.rows.stop:
             continue
@@ -550,8 +552,7 @@ def _weekly(config: Config, played: _Played, first: RareModel, *, wait: int | No
         newest = stamps > np.datetime64(step.start - config.data.label_delay - TUNING, "us")
         tune, fit = np.flatnonzero(ready & newest), np.flatnonzero(ready & ~newest)
         rows = later.iloc[step.rows]
-        if wait is not None and y[ready].sum() < wait:
-            continue
+        positives[step.rows] = y[ready].sum()
         if min(y[tune].sum(), y[fit].sum()) < 10:
             decided[step.rows] = first.decide(first.score(rows))
             continue
@@ -575,7 +576,7 @@ def _weekly(config: Config, played: _Played, first: RareModel, *, wait: int | No
         decided[step.rows] = (
             fitted.calibrator(both(x[len(history) + step.rows.start : len(history) + step.rows.stop])) >= point.value
         )
-    return decided
+    return decided, positives
 
 
 def _amounts(config: Config, rows: pd.DataFrame) -> Any:

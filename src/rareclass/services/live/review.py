@@ -20,6 +20,7 @@ import numpy as np
 
 from rareclass.adapters.store import Store
 from rareclass.config import Config, format_duration
+from rareclass.core.jsonable import jsonable
 from rareclass.core.moments import naive
 from rareclass.core.review import REASONS
 from rareclass.errors import AlreadyDoneError, DataError, InputError
@@ -28,7 +29,7 @@ from rareclass.services.actor import me
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rareclass.core.dataset import FloatArray
+    from rareclass.core.dataset import FloatArray, IntArray
     from rareclass.core.review import Design
 
 EPOCH = datetime(1970, 1, 1)
@@ -64,16 +65,21 @@ def window_of(config: Config, now: datetime, at: datetime | None = None) -> tupl
     rows that are still to come would have no chance.
     """
     length, now = config.review.window, naive(now)
-    if at is None:
-        end = EPOCH + ((now - EPOCH) // length) * length
-        return end - length, end
-    start = EPOCH + ((naive(at) - EPOCH) // length) * length
+    moment = now - length if at is None else naive(at)
+    start = EPOCH + ((moment - EPOCH) // length) * length
     if start + length > now:
         raise InputError(
-            f"the window of {naive(at):%Y-%m-%d %H:%M} lasts until {start + length:%Y-%m-%d %H:%M}: its rows are still "
+            f"the window of {moment:%Y-%m-%d %H:%M} lasts until {start + length:%Y-%m-%d %H:%M}: its rows are still "
             "coming. Choose from it once it is over, or set review.window shorter"
         )
     return start, start + length
+
+
+def window_numbers(config: Config, frame: pd.DataFrame) -> IntArray:
+    """Return the number of the window, counted from 1970, that each of (n,) rows lies in."""
+    length = np.timedelta64(int(config.review.window.total_seconds() * 1e6), "us")
+    since = frame["ts"].to_numpy("datetime64[us]") - np.datetime64(EPOCH, "us")
+    return np.asarray(since // length, dtype=np.int64)
 
 
 def design_of(config: Config, budget: float) -> Design:
@@ -160,12 +166,15 @@ def waiting(config: Config, store: Store, now: datetime) -> dict[str, Any]:
     """Return the chosen rows in the monitor's view that have no label, the newest window first."""
     start = naive(now) - (config.monitor.windows + 1) * config.monitor.window
     rows = shown(store.reviews(config.name, start, naive(now) + timedelta(microseconds=1)))
-    length = np.timedelta64(int(config.review.window.total_seconds() * 1e6), "us")
-    place = (rows["ts"].to_numpy("datetime64[us]") - np.datetime64(EPOCH, "us")) // length
-    rows = rows.iloc[np.argsort(-place.astype(np.int64), kind="stable")]
-    listed = rows.head(MOST).assign(ts=rows["ts"].map(lambda moment: f"{moment.isoformat()}Z"), label=None)
-    listed["threshold"] = listed["threshold"].astype(object).where(listed["threshold"].notna(), None)
-    return {"model": config.name, "open": len(rows), "rows": listed.to_dict("records")}
+    rows = rows.iloc[np.argsort(-window_numbers(config, rows), kind="stable")]
+    return {"model": config.name, "open": len(rows), "rows": _listed(rows.head(MOST))}
+
+
+def _listed(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows to look at for other programs: times as ISO text, what is missing as None."""
+    stamped = rows.assign(ts=rows["ts"].map(lambda moment: f"{moment.isoformat()}Z"))
+    records: list[dict[str, Any]] = jsonable(stamped.to_dict("records"))
+    return records
 
 
 def write(drawn: ReviewDraw, out: Path) -> None:
@@ -188,9 +197,8 @@ def writable(out: Path) -> None:
 
 def as_json(drawn: ReviewDraw) -> dict[str, Any]:
     """Return a draw for other programs."""
-    rows = drawn.open_rows.assign(ts=drawn.open_rows["ts"].map(lambda moment: f"{moment.isoformat()}Z"), label=None)
     said = {"start": drawn.start.isoformat(), "end": drawn.end.isoformat(), "budget": drawn.budget}
-    return {**said, "predictions": drawn.rows, "chosen": drawn.chosen, "rows": rows.to_dict("records")}
+    return {**said, "predictions": drawn.rows, "chosen": drawn.chosen, "rows": _listed(drawn.open_rows)}
 
 
 def said_of_draw(config: Config, drawn: ReviewDraw, out: Path | None) -> list[str]:
@@ -290,11 +298,10 @@ def _probabilities(config: Config, frame: pd.DataFrame, budget: int) -> FloatArr
     """(n,) inclusion probabilities of rows of several review windows, each with the budget."""
     from rareclass.core.review import chances
 
-    length = np.timedelta64(int(config.review.window.total_seconds() * 1e6), "us")
-    place = (frame["ts"].to_numpy("datetime64[us]") - np.datetime64(EPOCH, "us")) // length
-    score, total = frame["score"].to_numpy(float), np.zeros(len(frame))
-    for each in np.unique(place):
-        total[place == each] = chances(score[place == each], design_of(config, budget)).total
+    number, score, total = window_numbers(config, frame), frame["score"].to_numpy(float), np.zeros(len(frame))
+    for window in np.unique(number):
+        mine = number == window
+        total[mine] = chances(score[mine], design_of(config, budget)).total
     return total
 
 
